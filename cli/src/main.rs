@@ -1,0 +1,3 @@
+//! The flashpan command.
+
+fn main() {}

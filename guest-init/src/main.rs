@@ -1,0 +1,3 @@
+//! Static PID 1 of the guest: mounts, agent.
+
+fn main() {}

@@ -1,0 +1,1 @@
+//! Guest kernel configurations: build, cache, compare.

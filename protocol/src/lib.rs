@@ -1,0 +1,1 @@
+//! Wire formats of flashpan: host to guest agent, supervisor to VMM.

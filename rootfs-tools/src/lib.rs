@@ -1,0 +1,1 @@
+//! Root file systems: EROFS images, initramfs, built-in root.

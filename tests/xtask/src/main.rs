@@ -1,0 +1,3 @@
+//! Development commands: lab, tests, benchmarks.
+
+fn main() {}

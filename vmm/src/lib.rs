@@ -1,0 +1,1 @@
+//! KVM, guest memory, boot protocol, vCPUs, event loop, control socket.

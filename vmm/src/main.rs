@@ -1,0 +1,3 @@
+//! The jailed VMM process.
+
+fn main() {}
