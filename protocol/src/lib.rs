@@ -1,1 +1,19 @@
-//! Wire formats of flashpan: host to guest agent, supervisor to VMM.
+//! The two wire formats of flashpan.
+//!
+//! * [`agent`]: between the supervisor on the host and the agent in the guest,
+//!   over vsock streams, framed by [`frame`].
+//! * [`control`]: between the supervisor and the VMM process, over a
+//!   `SOCK_SEQPACKET` socket pair that also carries file descriptors.
+//!
+//! [`phase`] holds the vocabulary of the boot timeline and the two I/O ports
+//! through which a guest marks phases and ends the VM.
+//!
+//! Messages are [postcard](https://docs.rs/postcard); every connection starts
+//! with a versioned hello and every message has a maximum length, so neither
+//! side trusts the other's lengths. Nothing here does I/O beyond
+//! [`std::io::Read`] and [`std::io::Write`].
+
+pub mod agent;
+pub mod control;
+pub mod frame;
+pub mod phase;

@@ -1,0 +1,208 @@
+//! Round trips, and what broken or hostile input does: never a panic, never a
+//! wrong message, never more memory than was sent.
+#![allow(clippy::unwrap_used, clippy::cast_possible_truncation, missing_docs)]
+
+use flashpan_protocol::agent::{
+    Bytes, Command, ExecInput, ExecOutput, ExecRequest, ExitStatus, GuestMessage, HostMessage,
+    MAX_FRAME, StartFailure, StartFailureKind, TerminalSize,
+};
+use flashpan_protocol::control::{self, Console, DiskSpec, Event, Request, VmSpec};
+use flashpan_protocol::frame::{Decoder, FrameError, encode, from_bytes};
+use proptest::prelude::*;
+
+fn bytes() -> impl Strategy<Value = Bytes> {
+    proptest::collection::vec(any::<u8>(), 0..64).prop_map(Bytes::from)
+}
+
+fn terminal() -> impl Strategy<Value = TerminalSize> {
+    (any::<u16>(), any::<u16>()).prop_map(|(rows, columns)| TerminalSize { rows, columns })
+}
+
+fn request() -> impl Strategy<Value = ExecRequest> {
+    let command = prop_oneof![
+        proptest::collection::vec(bytes(), 0..8).prop_map(Command::Argv),
+        bytes().prop_map(Command::Shell),
+    ];
+    (
+        command,
+        proptest::collection::vec((bytes(), bytes()), 0..8),
+        proptest::option::of(bytes()),
+        proptest::option::of(".{0,20}"),
+        any::<bool>(),
+        proptest::option::of(terminal()),
+        any::<bool>(),
+    )
+        .prop_map(
+            |(command, env, working_dir, user, stdin, terminal, linger)| ExecRequest {
+                command,
+                env,
+                working_dir,
+                user,
+                stdin,
+                terminal,
+                linger,
+            },
+        )
+}
+
+fn input() -> impl Strategy<Value = ExecInput> {
+    prop_oneof![
+        request().prop_map(|r| ExecInput::Start(Box::new(r))),
+        proptest::collection::vec(any::<u8>(), 0..2048).prop_map(ExecInput::Stdin),
+        Just(ExecInput::StdinEof),
+        any::<i32>().prop_map(ExecInput::Signal),
+        terminal().prop_map(ExecInput::Resize),
+        any::<u32>().prop_map(|grace_ms| ExecInput::Cancel { grace_ms }),
+    ]
+}
+
+fn output() -> impl Strategy<Value = ExecOutput> {
+    prop_oneof![
+        any::<u32>().prop_map(|pid| ExecOutput::Started { pid }),
+        ".{0,40}".prop_map(|message| ExecOutput::StartFailed(StartFailure {
+            kind: StartFailureKind::NotFound,
+            message
+        })),
+        proptest::collection::vec(any::<u8>(), 0..2048).prop_map(ExecOutput::Stdout),
+        proptest::collection::vec(any::<u8>(), 0..2048).prop_map(ExecOutput::Stderr),
+        any::<u32>().prop_map(ExecOutput::StdinCredit),
+        any::<u8>().prop_map(|c| ExecOutput::Exited(ExitStatus::Code(c))),
+        any::<i32>().prop_map(|s| ExecOutput::Exited(ExitStatus::Signal(s))),
+    ]
+}
+
+fn spec() -> impl Strategy<Value = VmSpec> {
+    (
+        any::<u8>(),
+        any::<u32>(),
+        any::<bool>(),
+        ".{0,64}",
+        proptest::collection::vec((any::<bool>(), ".{0,20}"), 0..8),
+    )
+        .prop_map(|(vcpus, memory_mib, rng, kernel_args, disks)| VmSpec {
+            vcpus,
+            memory_mib,
+            boot_protocol: control::BootProtocol::Auto,
+            initramfs: true,
+            console: Console::Panic,
+            kernel_args,
+            disks: disks
+                .into_iter()
+                .map(|(read_only, id)| DiskSpec { read_only, id })
+                .collect(),
+            rng,
+        })
+}
+
+proptest! {
+    /// Whatever the pieces in which a stream arrives, the messages are the same.
+    #[test]
+    fn frames_survive_any_fragmentation(
+        messages in proptest::collection::vec(input(), 1..6),
+        piece in 1_usize..97,
+    ) {
+        let stream: Vec<u8> =
+            messages.iter().flat_map(|m| encode(m, MAX_FRAME).unwrap()).collect();
+        let mut decoder = Decoder::new(MAX_FRAME);
+        let mut seen = Vec::new();
+        for part in stream.chunks(piece) {
+            decoder.extend(part);
+            while let Some(message) = decoder.next_message::<ExecInput>().unwrap() {
+                seen.push(message);
+            }
+        }
+        prop_assert_eq!(seen, messages);
+        prop_assert!(decoder.is_empty());
+    }
+
+    #[test]
+    fn exec_output_round_trips(message in output()) {
+        let frame = encode(&message, MAX_FRAME).unwrap();
+        prop_assert_eq!(from_bytes::<ExecOutput>(&frame[4..]).unwrap(), message);
+    }
+
+    #[test]
+    fn control_round_trips(spec in spec()) {
+        let message = Request::Boot(Box::new(spec));
+        let packet = control::encode(&message).unwrap();
+        prop_assert_eq!(control::decode::<Request>(&packet).unwrap(), message);
+    }
+
+    /// A packet cut anywhere is an error, not another message.
+    #[test]
+    fn truncated_packets_are_refused(spec in spec(), cut in any::<prop::sample::Index>()) {
+        let packet = control::encode(&Request::Boot(Box::new(spec))).unwrap();
+        let short = &packet[..cut.index(packet.len())];
+        prop_assert!(control::decode::<Request>(short).is_err());
+    }
+
+    #[test]
+    fn random_bytes_never_panic(bytes in proptest::collection::vec(any::<u8>(), 0..512)) {
+        let _ = control::decode::<Request>(&bytes);
+        let _ = control::decode::<Event>(&bytes);
+        let _ = from_bytes::<GuestMessage>(&bytes);
+        let _ = from_bytes::<HostMessage>(&bytes);
+        let mut decoder = Decoder::new(MAX_FRAME);
+        decoder.extend(&bytes);
+        while let Ok(Some(_)) = decoder.next_message::<ExecInput>() {}
+    }
+}
+
+#[test]
+fn a_frame_over_the_limit_is_refused_by_its_prefix_alone() {
+    let mut decoder = Decoder::new(16);
+    decoder.extend(&17_u32.to_le_bytes());
+    let error = decoder.next_message::<ExecInput>().unwrap_err();
+    assert!(
+        matches!(error, FrameError::TooLong { len: 17, max: 16 }),
+        "{error}"
+    );
+}
+
+#[test]
+fn a_message_over_the_limit_is_not_sent() {
+    let error = encode(&ExecInput::Stdin(vec![0; 100]), 50).unwrap_err();
+    assert!(
+        matches!(error, FrameError::TooLong { max: 50, .. }),
+        "{error}"
+    );
+}
+
+#[test]
+fn bytes_after_a_message_are_an_error() {
+    let mut packet = control::encode(&Request::Kill).unwrap();
+    packet.push(0);
+    assert!(matches!(
+        control::decode::<Request>(&packet),
+        Err(FrameError::Trailing(1))
+    ));
+}
+
+#[test]
+fn a_stream_that_ends_inside_a_frame_is_told_from_one_that_ends_between() {
+    let frame = encode(&ExecInput::Signal(15), MAX_FRAME).unwrap();
+    let mut decoder = Decoder::new(MAX_FRAME);
+    let mut whole = frame.as_slice();
+    assert!(
+        decoder
+            .read_message::<ExecInput>(&mut whole)
+            .unwrap()
+            .is_some()
+    );
+    assert!(
+        decoder
+            .read_message::<ExecInput>(&mut whole)
+            .unwrap()
+            .is_none()
+    );
+    let mut cut = &frame[..frame.len() - 1];
+    let error = decoder.read_message::<ExecInput>(&mut cut).unwrap_err();
+    assert!(matches!(error, FrameError::Truncated), "{error}");
+}
+
+#[test]
+fn shell_codes_follow_the_shell() {
+    assert_eq!(ExitStatus::Code(42).shell_code(), 42);
+    assert_eq!(ExitStatus::Signal(9).shell_code(), 137);
+    assert_eq!(ExitStatus::Signal(-1).shell_code(), 255);
+}
