@@ -1,1 +1,18 @@
-//! virtio-mmio transport and devices, without KVM.
+//! Devices of the virtual machine, without KVM and without an async runtime.
+//!
+//! Four things are kept apart (design decision 2):
+//!
+//! * the **transport** ([`transport`]) is the virtio-mmio register file and its
+//!   status machine; it knows no device;
+//! * a **device** ([`virtio::VirtioDevice`]) has features, configuration bytes
+//!   and a number of queues; queues *move in* at activation and come back at
+//!   reset;
+//! * a **handler** is queue + guest memory + back end → completions, pure, and
+//!   tested against a mock driver;
+//! * a **subscriber** maps readiness of file descriptors to handler calls.
+//!
+//! Every virtio device folder has the same files: `mod.rs` (constants and
+//! errors), `device.rs`, `handler.rs`, `subscriber.rs`, `metrics.rs`.
+
+pub mod state;
+pub mod virtio;
