@@ -1,1 +1,3 @@
 //! Root file systems: EROFS images, initramfs, built-in root.
+
+pub mod initramfs;
