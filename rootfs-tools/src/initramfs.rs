@@ -180,7 +180,7 @@ impl Archive {
     pub fn finish(mut self) -> Vec<u8> {
         self.raw(
             "TRAILER!!!",
-            &Header {
+            Header {
                 links: 1,
                 ..Header::default()
             },
@@ -201,7 +201,7 @@ impl Archive {
         self.last_inode += 1;
         self.raw(
             name,
-            &Header {
+            Header {
                 inode: self.last_inode,
                 ..header
             },
