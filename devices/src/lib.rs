@@ -14,5 +14,7 @@
 //! Every virtio device folder has the same files: `mod.rs` (constants and
 //! errors), `device.rs`, `handler.rs`, `subscriber.rs`, `metrics.rs`.
 
+pub mod bus;
 pub mod state;
+pub mod transport;
 pub mod virtio;
