@@ -57,7 +57,7 @@ impl Kernel {
     }
 
     pub(crate) fn image(&self) -> PathBuf {
-        self.directory.join("vmlinuz")
+        self.directory.join("vmlinux")
     }
 
     /// The initramfs with our modules, busybox and the agent, as bytes.
@@ -98,9 +98,9 @@ fn fetch(cache: &Path, place: &Path) -> Result<()> {
     let kept = work.join("kept");
     fs::create_dir(&kept)?;
     let version = package.trim_start_matches("linux-image-");
-    fs::rename(
-        tree.join("boot").join(format!("vmlinuz-{version}")),
-        kept.join("vmlinuz"),
+    keep_kernel(
+        &tree.join("boot").join(format!("vmlinuz-{version}")),
+        &kept.join("vmlinux"),
     )?;
     let mut modules = HashMap::new();
     find_modules(&tree.join("lib/modules"), &mut modules)?;
@@ -120,6 +120,32 @@ fn fetch(cache: &Path, place: &Path) -> Result<()> {
     }
     fs::remove_dir_all(&work)?;
     Ok(())
+}
+
+/// Keeps the kernel unpacked: emulated, it would take three seconds to unpack
+/// itself. QEMU starts the ELF file by its PVH entry.
+fn keep_kernel(image: &Path, place: &Path) -> Result<()> {
+    let image = fs::read(image)?;
+    let payload = xz_payload(&image).context("the kernel is not an xz-compressed bzImage")?;
+    let packed = place.with_extension("xz");
+    fs::write(&packed, payload)?;
+    packages::run(Command::new("xz").arg("-d").arg(&packed))
+}
+
+/// The compressed kernel in a bzImage, found by its header
+/// (Documentation/arch/x86/boot.rst: setup_sects, payload_offset, payload_length).
+fn xz_payload(image: &[u8]) -> Option<&[u8]> {
+    let number = |at: usize| {
+        let bytes = image.get(at..at + 4)?.try_into().ok()?;
+        usize::try_from(u32::from_le_bytes(bytes)).ok()
+    };
+    let setup = (usize::from(*image.get(0x1f1)?) + 1) * 512;
+    let start = setup.checked_add(number(0x248)?)?;
+    // The last four bytes are the unpacked size and no part of the stream.
+    let end = start.checked_add(number(0x24c)?)?.checked_sub(4)?;
+    image
+        .get(start..end)
+        .filter(|payload| payload.starts_with(b"\xfd7zXZ\0"))
 }
 
 fn list(directory: &Path) -> Result<Vec<PathBuf>> {
@@ -200,5 +226,18 @@ mod tests {
         assert_eq!(depends(module).unwrap(), ["kvm", "irq_bypass"]);
         assert!(depends(b"x\0depends=\0").unwrap().is_empty());
         assert!(depends(b"no module").is_err());
+    }
+
+    #[test]
+    fn the_payload_is_where_the_header_says() {
+        let mut image = vec![0; 0x400];
+        image[0x1f1] = 1;
+        image[0x248..0x24c].copy_from_slice(&8u32.to_le_bytes());
+        image[0x24c..0x250].copy_from_slice(&11u32.to_le_bytes());
+        assert_eq!(xz_payload(&image), None);
+        image.extend_from_slice(b"........\xfd7zXZ\0.SIZE");
+        assert_eq!(xz_payload(&image), Some(b"\xfd7zXZ\0.".as_slice()));
+        image.truncate(0x40a);
+        assert_eq!(xz_payload(&image), None);
     }
 }

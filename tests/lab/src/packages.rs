@@ -10,7 +10,7 @@ use std::sync::Once;
 use anyhow::{Context, Result, bail};
 
 /// What the lab runs on, QEMU apart, which has a version to watch.
-pub const LAB: &[&str] = &["busybox-static", "e2fsprogs"];
+pub const LAB: &[&str] = &["busybox-static", "e2fsprogs", "xz-utils"];
 
 /// The oldest QEMU whose emulated nested virtualisation is sound.
 const QEMU_MAJOR: u32 = 10;

@@ -24,7 +24,7 @@ use crate::wire::PORT_NAME;
 const KERNEL_COMMAND_LINE: &str = "console=ttyS0 quiet mitigations=off panic=-1 nokaslr audit=0";
 
 /// How much of the console is kept for the report when the lab dies.
-const CONSOLE_LINES: usize = 30;
+const CONSOLE_LINES: usize = 60;
 
 /// A QEMU process, killed when this is dropped.
 #[derive(Debug)]
