@@ -2,7 +2,9 @@
 
 pub mod cache;
 pub mod directory;
+pub mod disk;
 pub mod erofs;
 pub mod initramfs;
+pub mod probe;
 mod sparse;
 pub mod tree;

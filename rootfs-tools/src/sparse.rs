@@ -43,6 +43,13 @@ pub(crate) struct At<'a> {
     pub(crate) offset: u64,
 }
 
+impl<'a> At<'a> {
+    /// The start of a file.
+    pub(crate) fn start(file: &'a File) -> Self {
+        Self { file, offset: 0 }
+    }
+}
+
 impl Copier {
     pub(crate) fn new() -> Self {
         Self {
@@ -196,16 +203,7 @@ mod tests {
                 ..Copier::new()
             };
             let mut told = 0;
-            let (from, to) = (
-                At {
-                    file: &source,
-                    offset: 0,
-                },
-                At {
-                    file: &target,
-                    offset: 0,
-                },
-            );
+            let (from, to) = (At::start(&source), At::start(&target));
             copier
                 .copy(from, to, 8 * MIB, &mut |bytes| told += bytes)
                 .unwrap();
@@ -237,10 +235,7 @@ mod tests {
     #[test]
     fn a_source_that_ends_early_is_an_error() {
         let (source, target) = (holey(), tempfile::tempfile().unwrap());
-        let to = At {
-            file: &target,
-            offset: 0,
-        };
+        let to = At::start(&target);
         for (offset, length) in [(1, 8 * MIB), (8 * MIB - 10, 11)] {
             let from = At {
                 file: &source,

@@ -129,13 +129,7 @@ impl<'a> Writer<'a> {
                 let file = source
                     .open()
                     .map_err(|error| self.no_source(placed, error))?;
-                self.file(
-                    placed,
-                    At {
-                        file: &file,
-                        offset: 0,
-                    },
-                )?;
+                self.file(placed, At::start(&file))?;
                 source
                     .verify(&file)
                     .map_err(|error| self.no_source(placed, error))
