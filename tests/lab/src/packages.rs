@@ -9,6 +9,30 @@ use std::sync::Once;
 
 use anyhow::{Context, Result, bail};
 
+/// What the guest kernel is built with, and from.
+pub const KERNEL: &[&str] = &[
+    "linux-source-6.12",
+    "bc",
+    "bison",
+    "cpio",
+    "flex",
+    "gcc",
+    "libelf-dev",
+    "libssl-dev",
+    "make",
+    "perl",
+    "xz-utils",
+];
+
+/// What root file systems for the demonstration and the tests are made with.
+pub const ROOTFS: &[&str] = &[
+    "busybox-static",
+    "ca-certificates",
+    "e2fsprogs",
+    "erofs-utils",
+    "mmdebstrap",
+];
+
 /// What the lab runs on, QEMU apart, which has a version to watch.
 pub const LAB: &[&str] = &["busybox-static", "e2fsprogs", "xz-utils"];
 
@@ -18,6 +42,7 @@ const QEMU_PACKAGE: &str = "qemu-system-x86";
 
 /// The file that we add to apt's sources where backports are needed.
 const BACKPORTS: &str = "/etc/apt/sources.list.d/flashpan-backports.sources";
+const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
 
 /// Says what is being done, on standard error: standard output is the command's.
 pub fn say(text: &str) {
@@ -124,7 +149,7 @@ pub fn ensure_qemu() -> Result<()> {
     let codename = codename();
     if codename == "bookworm" {
         let suite = "bookworm-backports";
-        if nix::unistd::geteuid().is_root() && !has_suite(suite) {
+        if nix::unistd::geteuid().is_root() && mirror(suite).is_none() {
             add_suite(&codename, suite)?;
         }
         install(&[QEMU_PACKAGE], Some(suite))
@@ -160,29 +185,38 @@ fn codename() -> String {
     line.unwrap_or_default().trim_matches('"').to_owned()
 }
 
-fn has_suite(suite: &str) -> bool {
-    ask("apt-cache", &["policy"]).contains(&format!("n={suite},"))
-        || ask("apt-get", &["indextargets", "--format", "$(SUITE)"])
-            .lines()
-            .any(|line| line == suite)
+/// The releases in apt's sources, each with its mirror.
+fn sources() -> Vec<(String, String)> {
+    let text = ask(
+        "apt-get",
+        &[
+            "indextargets",
+            "--format",
+            "$(RELEASE) $(REPO_URI)",
+            "Created-By: Packages",
+        ],
+    );
+    text.lines()
+        .filter_map(|line| line.split_once(' '))
+        .map(|(a, b)| (a.into(), b.into()))
+        .collect()
 }
 
-/// Adds a suite with the mirror that the machine's sources name for its own.
+/// The mirror that the machine's sources name for a release of Debian.
+#[must_use]
+pub fn mirror(release: &str) -> Option<String> {
+    sources()
+        .into_iter()
+        .find_map(|(name, mirror)| (name == release).then_some(mirror))
+}
+
+/// Adds a suite, from the mirror that the machine has its own release from.
 fn add_suite(codename: &str, suite: &str) -> Result<()> {
-    let sites = ask(
-        "apt-get",
-        &["indextargets", "--format", "$(SUITE) $(SITE) $(SIGNED_BY)"],
-    );
-    let site = sites
-        .lines()
-        .filter_map(|line| line.strip_prefix(codename)?.strip_prefix(' '))
-        .next()
+    let mirror = mirror(codename)
         .with_context(|| format!("apt's sources name no mirror for {codename}; add {suite}"))?;
-    let mut words = site.split(' ');
-    let mirror = words.next().unwrap_or_default();
     let mut text = format!("Types: deb\nURIs: {mirror}\nSuites: {suite}\nComponents: main\n");
-    if let Some(key) = words.next().filter(|key| Path::new(key).is_absolute()) {
-        text.push_str(&format!("Signed-By: {key}\n"));
+    if Path::new(KEYRING).exists() {
+        text.push_str(&format!("Signed-By: {KEYRING}\n"));
     }
     say(&format!(
         "adding {suite} from {mirror} to apt's sources: {BACKPORTS}"
