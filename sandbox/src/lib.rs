@@ -1,1 +1,56 @@
 //! Run untrusted programs in micro-VMs.
+//!
+//! A [`Sandbox`] is a Linux guest on KVM with its own kernel and its own PID 1,
+//! run by a VMM process that holds nothing but the descriptors it was given.
+//!
+//! ```no_run
+//! use flashpan::{ExecOptions, FsType, Root, Sandbox};
+//!
+//! # async fn example() -> Result<(), flashpan::Error> {
+//! let root = Root { path: "root.erofs".into(), fs_type: FsType::Erofs };
+//! let sandbox = Sandbox::builder("vmlinux", root).cpus(2).memory_mib(512).boot().await?;
+//! let hello = sandbox.exec(ExecOptions::argv(["echo", "hello"])).await?;
+//! let hello = hello.collect(4096).await?;
+//! assert_eq!(hello.stdout, b"hello\n");
+//! sandbox.shutdown(std::time::Duration::from_secs(2)).await;
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! A VM has no file of its own anywhere, and its VMM ends when the control
+//! socket to this process closes. So nothing is left behind however this
+//! process ends, and a [`Sandbox`] or [`Process`] that is dropped ends what it
+//! stands for.
+//!
+//! Nothing that comes from a guest is trusted: lengths are bounded, waits have
+//! deadlines, and text is made harmless before it gets into a message.
+
+mod agent;
+mod config;
+mod console;
+mod control;
+mod driver;
+mod error;
+mod exec;
+mod exit;
+mod frames;
+mod locate;
+mod process;
+mod sandbox;
+mod spawn;
+mod text;
+pub mod timeline;
+mod vmm_process;
+
+pub use config::{
+    DEFAULT_BOOT_TIMEOUT, DEFAULT_CPUS, DEFAULT_MEMORY_MIB, MIN_MEMORY_MIB, Root, SandboxBuilder,
+};
+pub use error::{Error, Result};
+pub use exec::{DEFAULT_PATH, ExecOptions};
+pub use exit::{Exit, ExitReason};
+pub use flashpan_protocol::agent::{ExitStatus, FsType, StartFailureKind, TerminalSize};
+pub use flashpan_protocol::control::{BootProtocol, Console, ExitCount, Stats};
+pub use flashpan_protocol::phase::Phase;
+pub use locate::{guest_init_program, vmm_program};
+pub use process::{Collected, Output, Process, Stdin};
+pub use sandbox::Sandbox;

@@ -1,0 +1,347 @@
+//! What VM to make, and the check that it can be made.
+
+use std::fmt;
+use std::io::Write;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use flashpan_protocol::agent::{FsType, GuestConfig, RootConfig, Upper};
+use flashpan_protocol::control::{BootProtocol, Console, DiskSpec, MAX_PACKET, VCPUS, VmSpec};
+
+use crate::error::{Error, Result};
+
+/// vCPUs of a VM unless asked otherwise.
+pub const DEFAULT_CPUS: u32 = 1;
+
+/// Guest memory in MiB unless asked otherwise.
+pub const DEFAULT_MEMORY_MIB: u64 = 256;
+
+/// Least guest memory in MiB: below it the kernel cannot unpack its initramfs.
+pub const MIN_MEMORY_MIB: u64 = 48;
+
+/// How long a guest may take to become ready unless asked otherwise.
+pub const DEFAULT_BOOT_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// Longest host name (Linux `__NEW_UTS_LEN`).
+const MAX_HOSTNAME: usize = 64;
+
+/// Longest addition to the kernel command line. x86's `COMMAND_LINE_SIZE` is
+/// 2048, and the VMM's own part stays well below the other half.
+const MAX_KERNEL_ARGS: usize = 1024;
+
+/// The name the guest gives the first disk.
+const ROOT_DEVICE: &str = "vda";
+
+/// A root file system image. The guest never writes to it: writes go to guest
+/// memory and are lost at the end.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Root {
+    /// The image file.
+    pub path: PathBuf,
+    /// Its file system.
+    pub fs_type: FsType,
+}
+
+/// Where console output goes as it comes, besides the tail that is kept.
+pub(crate) type ConsoleSink = Box<dyn Write + Send>;
+
+/// Settings of a VM; made by [`crate::Sandbox::builder`].
+#[must_use = "a builder does nothing until `boot`"]
+pub struct SandboxBuilder {
+    pub(crate) kernel: PathBuf,
+    pub(crate) root: Root,
+    pub(crate) cpus: u32,
+    pub(crate) memory_mib: u64,
+    pub(crate) hostname: String,
+    pub(crate) console: Console,
+    pub(crate) console_sink: Option<ConsoleSink>,
+    pub(crate) kernel_args: String,
+    pub(crate) boot_protocol: BootProtocol,
+    pub(crate) boot_timeout: Duration,
+    pub(crate) process_start_ns: Option<u64>,
+    pub(crate) vmm: Option<PathBuf>,
+    pub(crate) guest_init: Option<PathBuf>,
+}
+
+impl fmt::Debug for SandboxBuilder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("SandboxBuilder")
+            .field("kernel", &self.kernel)
+            .field("root", &self.root)
+            .field("cpus", &self.cpus)
+            .field("memory_mib", &self.memory_mib)
+            .field("hostname", &self.hostname)
+            .finish_non_exhaustive()
+    }
+}
+
+impl SandboxBuilder {
+    pub(crate) fn new(kernel: PathBuf, root: Root) -> Self {
+        Self {
+            kernel,
+            root,
+            cpus: DEFAULT_CPUS,
+            memory_mib: DEFAULT_MEMORY_MIB,
+            hostname: "flashpan".to_owned(),
+            console: Console::default(),
+            console_sink: None,
+            kernel_args: String::new(),
+            boot_protocol: BootProtocol::default(),
+            boot_timeout: DEFAULT_BOOT_TIMEOUT,
+            process_start_ns: None,
+            vmm: None,
+            guest_init: None,
+        }
+    }
+
+    /// Number of vCPUs, 1 to 32; [`DEFAULT_CPUS`] otherwise.
+    pub fn cpus(mut self, cpus: u32) -> Self {
+        self.cpus = cpus;
+        self
+    }
+
+    /// Guest memory in MiB, from [`MIN_MEMORY_MIB`] to the memory of the host;
+    /// [`DEFAULT_MEMORY_MIB`] otherwise.
+    pub fn memory_mib(mut self, memory_mib: u64) -> Self {
+        self.memory_mib = memory_mib;
+        self
+    }
+
+    /// Host name of the guest: 1 to 64 letters, digits, `-` and `.`.
+    pub fn hostname(mut self, hostname: impl Into<String>) -> Self {
+        self.hostname = hostname.into();
+        self
+    }
+
+    /// What the serial port is for. [`Console::Panic`] costs nothing while all
+    /// is well; [`Console::Full`] slows the boot down.
+    pub fn console(mut self, console: Console) -> Self {
+        self.console = console;
+        self
+    }
+
+    /// Copies console output to `sink` as it comes. A thread of its own writes
+    /// there; when it is slow the VMM drops output rather than stop the guest.
+    pub fn console_sink(mut self, sink: impl Write + Send + 'static) -> Self {
+        self.console_sink = Some(Box::new(sink));
+        self
+    }
+
+    /// More kernel arguments, printable ASCII, at most 1024 bytes. Whoever
+    /// chooses them controls the guest entirely.
+    pub fn kernel_args(mut self, kernel_args: impl Into<String>) -> Self {
+        self.kernel_args = kernel_args.into();
+        self
+    }
+
+    /// How the kernel is entered.
+    pub fn boot_protocol(mut self, boot_protocol: BootProtocol) -> Self {
+        self.boot_protocol = boot_protocol;
+        self
+    }
+
+    /// How long the guest may take to become ready;
+    /// [`DEFAULT_BOOT_TIMEOUT`] otherwise.
+    pub fn boot_timeout(mut self, boot_timeout: Duration) -> Self {
+        self.boot_timeout = boot_timeout;
+        self
+    }
+
+    /// When the timeline begins, in nanoseconds of [`crate::timeline::now_ns`];
+    /// the call of `boot` otherwise.
+    pub fn process_start_ns(mut self, at_ns: u64) -> Self {
+        self.process_start_ns = Some(at_ns);
+        self
+    }
+
+    /// Path of the VMM program; looked up otherwise ([`crate::vmm_program`]).
+    pub fn vmm(mut self, program: impl Into<PathBuf>) -> Self {
+        self.vmm = Some(program.into());
+        self
+    }
+
+    /// Path of the guest's PID 1; looked up otherwise
+    /// ([`crate::guest_init_program`]).
+    pub fn guest_init(mut self, program: impl Into<PathBuf>) -> Self {
+        self.guest_init = Some(program.into());
+        self
+    }
+
+    /// Checks all settings.
+    ///
+    /// # Errors
+    /// [`Error::InvalidConfig`] for the first one that is out of its range.
+    pub fn validate(&self) -> Result<()> {
+        self.vm_spec().map(drop)
+    }
+
+    /// The settings as the VMM takes them.
+    pub(crate) fn vm_spec(&self) -> Result<VmSpec> {
+        let vcpus = u8::try_from(self.cpus)
+            .ok()
+            .filter(|n| VCPUS.contains(n))
+            .ok_or_else(|| {
+                let (least, most) = (VCPUS.start(), VCPUS.end());
+                Error::config(
+                    "cpus",
+                    format!("{} is not between {least} and {most}", self.cpus),
+                )
+            })?;
+        let memory_mib = check_memory(self.memory_mib, host_memory_mib())?;
+        check_hostname(&self.hostname)?;
+        check_kernel_args(&self.kernel_args)?;
+        if self.boot_timeout.is_zero() {
+            return Err(Error::config("boot timeout", "0 leaves no time to boot"));
+        }
+        Ok(VmSpec {
+            vcpus,
+            memory_mib,
+            boot_protocol: self.boot_protocol,
+            initramfs: true,
+            console: self.console,
+            kernel_args: self.kernel_args.clone(),
+            disks: vec![DiskSpec {
+                read_only: true,
+                id: "root".to_owned(),
+            }],
+            rng: true,
+        })
+    }
+
+    /// The settings as the guest takes them.
+    pub(crate) fn guest_config(&self) -> GuestConfig {
+        GuestConfig {
+            hostname: self.hostname.clone(),
+            root: RootConfig {
+                device: ROOT_DEVICE.to_owned(),
+                fs_type: self.root.fs_type,
+                upper: Upper::Tmpfs,
+            },
+        }
+    }
+}
+
+/// Memory of the host in MiB; `None` if the kernel does not say.
+fn host_memory_mib() -> Option<u64> {
+    nix::sys::sysinfo::sysinfo()
+        .ok()
+        .map(|info| info.ram_total() / (1024 * 1024))
+}
+
+fn check_memory(memory_mib: u64, host_mib: Option<u64>) -> Result<u32> {
+    if memory_mib < MIN_MEMORY_MIB {
+        let why = format!(
+            "{memory_mib} MiB is too little for a kernel; use {MIN_MEMORY_MIB} MiB or more"
+        );
+        return Err(Error::config("memory", why));
+    }
+    if let Some(host) = host_mib.filter(|host| memory_mib > *host) {
+        let why = format!("{memory_mib} MiB is more than the {host} MiB that this host has");
+        return Err(Error::config("memory", why));
+    }
+    u32::try_from(memory_mib).map_err(|_| {
+        Error::config(
+            "memory",
+            format!("{memory_mib} MiB is more than any host has"),
+        )
+    })
+}
+
+fn check_hostname(hostname: &str) -> Result<()> {
+    if hostname.is_empty() || hostname.len() > MAX_HOSTNAME {
+        let why = format!(
+            "{} bytes long; it takes 1 to {MAX_HOSTNAME}",
+            hostname.len()
+        );
+        return Err(Error::config("hostname", why));
+    }
+    let allowed = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '.';
+    match hostname.chars().find(|c| !allowed(*c)) {
+        Some(c) => {
+            let why = format!("{c:?} is not allowed; use letters, digits, `-` and `.`");
+            Err(Error::config("hostname", why))
+        }
+        None => Ok(()),
+    }
+}
+
+fn check_kernel_args(arguments: &str) -> Result<()> {
+    // The whole request has to fit one packet in any case.
+    const { assert!(MAX_KERNEL_ARGS < MAX_PACKET / 2) };
+    if arguments.len() > MAX_KERNEL_ARGS {
+        let why = format!(
+            "{} bytes long; at most {MAX_KERNEL_ARGS} fit",
+            arguments.len()
+        );
+        return Err(Error::config("kernel arguments", why));
+    }
+    match arguments.chars().find(|c| !matches!(c, ' '..='~')) {
+        Some(c) => Err(Error::config(
+            "kernel arguments",
+            format!("{c:?} is not printable ASCII"),
+        )),
+        None => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn builder() -> SandboxBuilder {
+        let root = Root {
+            path: "root.erofs".into(),
+            fs_type: FsType::Erofs,
+        };
+        SandboxBuilder::new("vmlinux".into(), root)
+    }
+
+    fn refusal(builder: &SandboxBuilder) -> String {
+        builder.validate().unwrap_err().to_string()
+    }
+
+    #[test]
+    fn defaults_are_valid() {
+        builder().validate().unwrap();
+    }
+
+    #[test]
+    fn cpus_are_bounded() {
+        assert_eq!(
+            refusal(&builder().cpus(0)),
+            "cpus: 0 is not between 1 and 32"
+        );
+        assert_eq!(
+            refusal(&builder().cpus(1000)),
+            "cpus: 1000 is not between 1 and 32"
+        );
+        builder().cpus(32).validate().unwrap();
+    }
+
+    #[test]
+    fn memory_is_bounded_by_the_kernel_and_the_host() {
+        assert!(refusal(&builder().memory_mib(1)).contains("48 MiB or more"));
+        assert!(refusal(&builder().memory_mib(u64::MAX)).contains("more than the"));
+        assert!(check_memory(4096, Some(4096)).is_ok());
+        assert!(check_memory(4097, Some(4096)).is_err());
+        assert!(check_memory(u64::MAX, None).is_err());
+    }
+
+    #[test]
+    fn host_names_are_what_dns_allows() {
+        for bad in ["", "a b", "a\0", "ä", &"x".repeat(65)] {
+            assert!(
+                refusal(&builder().hostname(bad)).starts_with("hostname: "),
+                "{bad:?}"
+            );
+        }
+        builder().hostname("build-7.example").validate().unwrap();
+    }
+
+    #[test]
+    fn kernel_arguments_are_one_printable_line() {
+        for bad in ["a\nb", "a\0", "ä", &"x".repeat(1025)] {
+            assert!(refusal(&builder().kernel_args(bad)).starts_with("kernel arguments: "));
+        }
+    }
+}

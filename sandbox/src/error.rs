@@ -1,0 +1,218 @@
+//! Errors of this library.
+
+use std::io;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use flashpan_protocol::agent::StartFailureKind;
+use flashpan_protocol::frame::FrameError;
+use flashpan_protocol::phase::Phase;
+use thiserror::Error;
+
+use crate::exit::ExitReason;
+use crate::timeline::phase_name;
+
+/// Why something could not be done. Every message is one line: what was tried,
+/// on what, why it failed and, where that is known, what to do. Text that comes
+/// from a guest is free of control characters.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// A setting is out of its range or contradicts another.
+    #[error("{field}: {why}")]
+    InvalidConfig {
+        /// The setting, e.g. `cpus`.
+        field: &'static str,
+        /// What is wrong and what is allowed.
+        why: String,
+    },
+    /// A program of flashpan is not where it should be.
+    #[error(
+        "cannot find the program {name}: {why}; build it with `cargo build --release`, or set {variable} to its path"
+    )]
+    ProgramNotFound {
+        /// File name of the program.
+        name: &'static str,
+        /// The environment variable that names it.
+        variable: &'static str,
+        /// Where it was looked for.
+        why: String,
+    },
+    /// A file of the caller cannot be opened.
+    #[error("cannot open the {what} {}: {source}", path.display())]
+    Open {
+        /// What the file is for: `kernel`, `root image`, ….
+        what: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+    /// The VMM process could not be started.
+    #[error("cannot start {}: {source}", path.display())]
+    Spawn {
+        /// The program.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+    /// The host refused something that should always work.
+    #[error("cannot {what}: {source}")]
+    Host {
+        /// What was tried.
+        what: &'static str,
+        /// Why not.
+        source: io::Error,
+    },
+    /// The VM could not be built.
+    #[error("cannot build the VM: {message}")]
+    BootFailed {
+        /// What the VMM reported.
+        message: String,
+    },
+    /// The guest was not ready in time.
+    #[error("guest was not ready within {after:?} ({}){}", reached_text(*reached), quoted(console.as_deref()))]
+    BootTimeout {
+        /// The deadline.
+        after: Duration,
+        /// The last phase that was reached.
+        reached: Option<Phase>,
+        /// The last line on the guest's console.
+        console: Option<String>,
+    },
+    /// The guest's init could not set the guest up.
+    #[error("guest could not {what}: {why}")]
+    GuestSetup {
+        /// What it was doing.
+        what: String,
+        /// Why it failed.
+        why: String,
+        /// The error number in the guest, 0 if there is none.
+        errno: i32,
+    },
+    /// The VM ended before the operation was complete.
+    #[error("{0}")]
+    VmEnded(ExitReason),
+    /// The VM has been shut down or killed, or its driver is gone.
+    #[error("the VM is not running")]
+    NotRunning,
+    /// A program of another version of flashpan answered.
+    #[error(
+        "{peer} speaks protocol version {theirs}, this program speaks {ours}; install both from one build"
+    )]
+    Incompatible {
+        /// Who answered: `flashpan-vmm`, `the guest's agent`.
+        peer: &'static str,
+        /// Its version.
+        theirs: u32,
+        /// Ours.
+        ours: u32,
+    },
+    /// The other side broke the protocol.
+    #[error("{peer} broke the protocol: {why}")]
+    Protocol {
+        /// Who.
+        peer: &'static str,
+        /// How.
+        why: String,
+    },
+    /// A request could not be encoded.
+    #[error("cannot send the request: {0}")]
+    Encode(#[from] FrameError),
+    /// The guest's agent did not take the connection.
+    #[error(
+        "guest refused the connection to its agent (port {port}); is it out of memory or shutting down?"
+    )]
+    AgentRefused {
+        /// The vsock port.
+        port: u32,
+    },
+    /// The connection to a running program was lost while the VM lives on.
+    #[error("lost the connection to the program: the guest's agent closed it")]
+    AgentLost,
+    /// The guest did not answer in time.
+    #[error("guest did not {what} within {after:?}")]
+    Timeout {
+        /// What was waited for.
+        what: &'static str,
+        /// The deadline.
+        after: Duration,
+    },
+    /// The program was not started.
+    #[error("{message}")]
+    StartFailed {
+        /// The class of failure.
+        kind: StartFailureKind,
+        /// What the guest reported.
+        message: String,
+    },
+    /// Output was longer than the caller allowed.
+    #[error("the program wrote more than the {limit} bytes that were asked for at most")]
+    OutputTooLong {
+        /// The limit in bytes.
+        limit: usize,
+    },
+}
+
+/// Short for a result with [`Error`].
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+impl Error {
+    /// For mapping an I/O error: `.map_err(Error::host("create a pipe"))`.
+    pub(crate) fn host<E: Into<io::Error>>(what: &'static str) -> impl FnOnce(E) -> Self {
+        move |source| Self::Host {
+            what,
+            source: source.into(),
+        }
+    }
+
+    /// An [`Error::InvalidConfig`].
+    pub(crate) fn config(field: &'static str, why: impl Into<String>) -> Self {
+        Self::InvalidConfig {
+            field,
+            why: why.into(),
+        }
+    }
+}
+
+fn reached_text(reached: Option<Phase>) -> String {
+    match reached {
+        Some(phase) => format!("it got as far as {}", phase_name(phase)),
+        None => "the VMM did not answer".to_owned(),
+    }
+}
+
+fn quoted(line: Option<&str>) -> String {
+    line.map(|line| format!("; last on its console: {line}"))
+        .unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_boot_timeout_says_how_far_it_got() {
+        let error = Error::BootTimeout {
+            after: Duration::from_secs(60),
+            reached: Some(Phase::KernelEntry),
+            console: Some("VFS: cannot open root".into()),
+        };
+        assert_eq!(
+            error.to_string(),
+            "guest was not ready within 60s (it got as far as kernel_entry); \
+             last on its console: VFS: cannot open root"
+        );
+    }
+
+    #[test]
+    fn messages_are_one_line() {
+        let error = Error::ProgramNotFound {
+            name: "flashpan-vmm",
+            variable: "FLASHPAN_VMM",
+            why: "it is not beside this program".into(),
+        };
+        assert!(!error.to_string().contains('\n'));
+        assert!(error.to_string().contains("FLASHPAN_VMM"));
+    }
+}

@@ -1,0 +1,277 @@
+//! What program to run in a guest, and how.
+
+use std::ffi::{OsStr, OsString};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+
+use flashpan_protocol::agent::{Bytes, Command, ExecInput, ExecRequest, MAX_FRAME, TerminalSize};
+use flashpan_protocol::frame;
+
+use crate::error::{Error, Result};
+
+/// The `PATH` of programs unless the caller sets another.
+pub const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+/// The `TERM` of programs on a terminal unless the caller sets another.
+const DEFAULT_TERM: &str = "xterm-256color";
+
+/// A program to run and its surroundings.
+#[derive(Debug, Clone)]
+#[must_use = "options do nothing until `Sandbox::exec`"]
+pub struct ExecOptions {
+    command: Command,
+    env: Vec<(OsString, OsString)>,
+    working_dir: Option<OsString>,
+    user: Option<String>,
+    stdin: bool,
+    terminal: Option<TerminalSize>,
+    linger: bool,
+}
+
+impl ExecOptions {
+    /// A program and its arguments; no shell is involved. A name without a
+    /// slash is looked up in the guest's `PATH`.
+    pub fn argv<I>(argv: I) -> Self
+    where
+        I: IntoIterator,
+        I::Item: AsRef<OsStr>,
+    {
+        let argv = argv
+            .into_iter()
+            .map(|a| bytes(a.as_ref().to_owned()))
+            .collect();
+        Self::new(Command::Argv(argv))
+    }
+
+    /// One string for `/bin/sh -c` in the guest.
+    pub fn shell(script: impl Into<OsString>) -> Self {
+        Self::new(Command::Shell(bytes(script.into())))
+    }
+
+    fn new(command: Command) -> Self {
+        Self {
+            command,
+            env: Vec::new(),
+            working_dir: None,
+            user: None,
+            stdin: false,
+            terminal: None,
+            linger: false,
+        }
+    }
+
+    /// Sets a variable; later calls win. `PATH` is [`DEFAULT_PATH`] otherwise,
+    /// and nothing of this process's own environment is passed on.
+    pub fn env(mut self, name: impl Into<OsString>, value: impl Into<OsString>) -> Self {
+        self.env.push((name.into(), value.into()));
+        self
+    }
+
+    /// Sets the working directory; `/` otherwise.
+    pub fn working_dir(mut self, dir: impl Into<OsString>) -> Self {
+        self.working_dir = Some(dir.into());
+        self
+    }
+
+    /// Runs as `name`, `uid`, `name:group` or `uid:gid` of the guest; as root
+    /// otherwise.
+    pub fn user(mut self, user: impl Into<String>) -> Self {
+        self.user = Some(user.into());
+        self
+    }
+
+    /// Whether input will be sent; `/dev/null` otherwise.
+    pub fn stdin(mut self, stdin: bool) -> Self {
+        self.stdin = stdin;
+        self
+    }
+
+    /// Runs on a pseudo-terminal of this size. All output is then standard
+    /// output.
+    pub fn terminal(mut self, size: TerminalSize) -> Self {
+        self.terminal = Some(size);
+        self
+    }
+
+    /// Whether processes that the program leaves behind live on.
+    pub fn linger(mut self, linger: bool) -> Self {
+        self.linger = linger;
+        self
+    }
+
+    /// Checks everything that can be checked without a guest.
+    ///
+    /// # Errors
+    /// [`Error::InvalidConfig`]: no program, a NUL byte, a bad variable name,
+    /// or more arguments and environment than Linux takes (2 MiB).
+    pub fn validate(&self) -> Result<()> {
+        self.clone().into_frame().map(drop)
+    }
+
+    /// The first frame of an exec connection.
+    pub(crate) fn into_frame(self) -> Result<Vec<u8>> {
+        match &self.command {
+            Command::Argv(argv) if argv.first().is_none_or(|program| program.is_empty()) => {
+                return Err(Error::config("command", "there is no program to run"));
+            }
+            Command::Argv(argv) => {
+                for (index, argument) in argv.iter().enumerate() {
+                    no_nul("command", argument, || format!("argument {index}"))?;
+                }
+            }
+            Command::Shell(script) => no_nul("command", script, || "the script".to_owned())?,
+        }
+        for (name, value) in &self.env {
+            check_variable(name, value)?;
+        }
+        if let Some(dir) = &self.working_dir {
+            if !dir.as_bytes().starts_with(b"/") {
+                let why = format!("{} is not an absolute path", dir.display());
+                return Err(Error::config("working directory", why));
+            }
+            no_nul("working directory", dir.as_bytes(), || {
+                "the path".to_owned()
+            })?;
+        }
+        if let Some(user) = &self.user {
+            if user.is_empty() {
+                return Err(Error::config("user", "the name is empty"));
+            }
+            no_nul("user", user.as_bytes(), || "the name".to_owned())?;
+        }
+        let start = ExecInput::Start(Box::new(self.into_request()));
+        frame::encode(&start, MAX_FRAME).map_err(|e| match e {
+            frame::FrameError::TooLong { len, max } => Error::config(
+                "command",
+                format!("arguments and environment take {len} bytes; at most {max} fit"),
+            ),
+            other => other.into(),
+        })
+    }
+
+    fn into_request(self) -> ExecRequest {
+        let sets = |wanted: &str| self.env.iter().any(|(name, _)| name == wanted);
+        let mut defaults = Vec::new();
+        if !sets("PATH") {
+            defaults.push(("PATH".into(), DEFAULT_PATH.into()));
+        }
+        if self.terminal.is_some() && !sets("TERM") {
+            defaults.push(("TERM".into(), DEFAULT_TERM.into()));
+        }
+        let env = defaults.into_iter().chain(self.env);
+        ExecRequest {
+            command: self.command,
+            env: env
+                .map(|(name, value)| (bytes(name), bytes(value)))
+                .collect(),
+            working_dir: self.working_dir.map(bytes),
+            user: self.user,
+            stdin: self.stdin,
+            terminal: self.terminal,
+            linger: self.linger,
+        }
+    }
+
+    pub(crate) fn wants_stdin(&self) -> bool {
+        self.stdin
+    }
+
+    pub(crate) fn wants_terminal(&self) -> bool {
+        self.terminal.is_some()
+    }
+}
+
+fn bytes(text: OsString) -> Bytes {
+    Bytes::from(text.into_vec())
+}
+
+fn no_nul(field: &'static str, bytes: &[u8], which: impl FnOnce() -> String) -> Result<()> {
+    match bytes.iter().position(|b| *b == 0) {
+        Some(at) => {
+            let why = format!(
+                "{} has a NUL byte at offset {at}, which no program can be given",
+                which()
+            );
+            Err(Error::config(field, why))
+        }
+        None => Ok(()),
+    }
+}
+
+fn check_variable(name: &OsStr, value: &OsStr) -> Result<()> {
+    let shown = name.display();
+    if name.is_empty() {
+        return Err(Error::config("environment", "a variable has an empty name"));
+    }
+    if name.as_bytes().contains(&b'=') {
+        return Err(Error::config(
+            "environment",
+            format!("the name {shown} contains `=`"),
+        ));
+    }
+    no_nul("environment", name.as_bytes(), || {
+        format!("the name {shown:?}")
+    })?;
+    no_nul("environment", value.as_bytes(), || {
+        format!("the value of {shown}")
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn refusal(options: &ExecOptions) -> String {
+        options.validate().unwrap_err().to_string()
+    }
+
+    #[test]
+    fn a_nul_is_refused_where_it_is() {
+        assert_eq!(
+            refusal(&ExecOptions::argv(["echo", "a\0b"])),
+            "command: argument 1 has a NUL byte at offset 1, which no program can be given"
+        );
+        assert!(refusal(&ExecOptions::shell("a\0")).contains("the script"));
+        assert!(refusal(&ExecOptions::argv(["x"]).env("A", "\0")).contains("the value of A"));
+        assert!(refusal(&ExecOptions::argv(["x"]).working_dir("/\0")).contains("the path"));
+        assert!(refusal(&ExecOptions::argv(["x"]).user("\0")).contains("the name"));
+    }
+
+    #[test]
+    fn nonsense_is_refused() {
+        assert!(refusal(&ExecOptions::argv(Vec::<&str>::new())).contains("no program"));
+        assert!(refusal(&ExecOptions::argv([""])).contains("no program"));
+        assert!(refusal(&ExecOptions::argv(["x"]).env("", "v")).contains("empty name"));
+        assert!(refusal(&ExecOptions::argv(["x"]).env("A=B", "v")).contains("contains `=`"));
+        assert!(refusal(&ExecOptions::argv(["x"]).working_dir("tmp")).contains("absolute"));
+        assert!(refusal(&ExecOptions::argv(["x"]).user("")).contains("empty"));
+    }
+
+    #[test]
+    fn what_linux_would_refuse_as_too_long_is_refused_here() {
+        let huge = "x".repeat(MAX_FRAME);
+        assert!(refusal(&ExecOptions::argv(["echo", &huge])).contains("at most"));
+    }
+
+    #[test]
+    fn path_and_term_have_defaults_that_can_be_replaced() {
+        let size = TerminalSize {
+            rows: 24,
+            columns: 80,
+        };
+        let names = |options: ExecOptions| -> Vec<String> {
+            let env = options.into_request().env;
+            env.into_iter()
+                .map(|(n, _)| String::from_utf8(n.into_vec()).unwrap())
+                .collect()
+        };
+        assert_eq!(names(ExecOptions::argv(["x"])), ["PATH"]);
+        assert_eq!(
+            names(ExecOptions::argv(["x"]).terminal(size)),
+            ["PATH", "TERM"]
+        );
+        assert_eq!(
+            names(ExecOptions::argv(["x"]).env("PATH", "/bin")),
+            ["PATH"]
+        );
+    }
+}

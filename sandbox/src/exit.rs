@@ -1,0 +1,231 @@
+//! How a VM ended.
+
+use std::fmt;
+
+use flashpan_protocol::control::{self, BootFailure, ExitReport, Stats};
+use flashpan_protocol::phase::ExitRequest;
+use serde::Serialize;
+
+use crate::console;
+use crate::spawn::ChildStatus;
+use crate::text::one_line;
+
+/// Longest text of the VMM that a message quotes, in characters.
+const QUOTED: usize = 300;
+
+/// Why a VM ended.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case", tag = "kind")]
+#[non_exhaustive]
+pub enum ExitReason {
+    /// The guest shut itself down in order.
+    PowerOff,
+    /// The guest asked for a restart, which ends a VM.
+    Reboot,
+    /// The guest's kernel panicked.
+    KernelPanic {
+        /// What the kernel printed, on one line, free of control characters.
+        message: String,
+    },
+    /// The guest reset its CPU, and its console does not say why.
+    Reset,
+    /// The guest's CPU faulted while delivering a fault, and the console does
+    /// not say why.
+    TripleFault,
+    /// [`crate::Sandbox::kill`], or the last handle was dropped.
+    Killed,
+    /// KVM could not go on.
+    Kvm {
+        /// What the VMM reported.
+        message: String,
+    },
+    /// A part of the VMM failed and said so.
+    Vmm {
+        /// What the VMM reported.
+        message: String,
+    },
+    /// The VM could not be built.
+    BootFailed {
+        /// What the VMM reported.
+        message: String,
+    },
+    /// The VMM process went away without a report.
+    VmmDied {
+        /// How, e.g. `killed by signal 9`.
+        status: String,
+        /// The last line it wrote to its standard error, if any.
+        stderr: Option<String>,
+    },
+}
+
+impl fmt::Display for ExitReason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::PowerOff => write!(f, "guest powered off"),
+            Self::Reboot => write!(f, "guest restarted, which ends a VM"),
+            Self::KernelPanic { message } if console::is_out_of_memory(message) => {
+                write!(
+                    f,
+                    "guest ran out of memory and its kernel panicked: {message}; give it more memory"
+                )
+            }
+            Self::KernelPanic { message } => write!(f, "guest kernel panic: {message}"),
+            Self::Reset => write!(f, "guest reset its CPU without a word on its console"),
+            Self::TripleFault => write!(
+                f,
+                "guest CPU shut down (triple fault); is the kernel built for x86-64 and this VMM?"
+            ),
+            Self::Killed => write!(f, "VM was killed"),
+            Self::Kvm { message } => write!(f, "KVM stopped the VM: {message}"),
+            Self::Vmm { message } => write!(f, "VMM failed: {message}"),
+            Self::BootFailed { message } => write!(f, "{message}"),
+            Self::VmmDied {
+                status,
+                stderr: None,
+            } => write!(f, "VMM process {status}"),
+            Self::VmmDied {
+                status,
+                stderr: Some(line),
+            } => {
+                write!(f, "VMM process {status}; it said: {line}")
+            }
+        }
+    }
+}
+
+/// The end of a VM: why, and what is left of it.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct Exit {
+    /// Why.
+    pub reason: ExitReason,
+    /// The last console output of the guest (at most 64 KiB), as it wrote it:
+    /// not fit for a terminal.
+    pub console: Vec<u8>,
+    /// The VMM's counters, if it lived to report them.
+    pub stats: Option<Stats>,
+}
+
+/// What the VMM said last.
+#[derive(Debug)]
+pub(crate) enum LastWord {
+    Exited(Box<ExitReport>),
+    BootFailed(BootFailure),
+    /// It broke the protocol; the text says how.
+    Broken(String),
+    Nothing,
+}
+
+/// Everything that is known at the end, made into one reason.
+pub(crate) fn classify(
+    last_word: &LastWord,
+    killed: bool,
+    status: &ChildStatus,
+    console: &[u8],
+    stderr: &[u8],
+) -> ExitReason {
+    let quote = |text: &str| one_line(text, QUOTED);
+    match last_word {
+        LastWord::Exited(report) => from_report(&report.reason, console),
+        LastWord::BootFailed(failure) => ExitReason::BootFailed {
+            message: quote(&failure.message),
+        },
+        LastWord::Broken(why) => ExitReason::Vmm {
+            message: format!("its control connection broke: {}", quote(why)),
+        },
+        LastWord::Nothing if killed => ExitReason::Killed,
+        LastWord::Nothing => ExitReason::VmmDied {
+            status: status.to_string(),
+            stderr: console::last_line(stderr),
+        },
+    }
+}
+
+fn from_report(reason: &control::ExitReason, console: &[u8]) -> ExitReason {
+    let panic =
+        || console::panic_message(console).map(|message| ExitReason::KernelPanic { message });
+    match reason {
+        control::ExitReason::Requested(ExitRequest::PowerOff) => ExitReason::PowerOff,
+        control::ExitReason::Requested(ExitRequest::Reboot) => ExitReason::Reboot,
+        control::ExitReason::Reset => panic().unwrap_or(ExitReason::Reset),
+        control::ExitReason::TripleFault => panic().unwrap_or(ExitReason::TripleFault),
+        control::ExitReason::KvmError(message) => ExitReason::Kvm {
+            message: one_line(message, QUOTED),
+        },
+        control::ExitReason::VmmError(message) => ExitReason::Vmm {
+            message: one_line(message, QUOTED),
+        },
+        control::ExitReason::Killed => ExitReason::Killed,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn exited(reason: control::ExitReason) -> LastWord {
+        LastWord::Exited(Box::new(ExitReport {
+            reason,
+            at_ns: 1,
+            stats: Stats::default(),
+        }))
+    }
+
+    fn reason(last_word: &LastWord, console: &[u8]) -> ExitReason {
+        classify(last_word, false, &ChildStatus::Exited(0), console, b"")
+    }
+
+    #[test]
+    fn a_reset_after_a_panic_message_is_a_kernel_panic() {
+        let console = b"[ 0.1] Kernel panic - not syncing: Attempted to kill init!\n";
+        for ended in [control::ExitReason::Reset, control::ExitReason::TripleFault] {
+            let reason = reason(&exited(ended), console);
+            assert_eq!(
+                reason.to_string(),
+                "guest kernel panic: Attempted to kill init!"
+            );
+        }
+    }
+
+    #[test]
+    fn a_power_off_is_never_a_panic() {
+        let word = exited(control::ExitReason::Requested(ExitRequest::PowerOff));
+        let reason = reason(&word, b"Kernel panic - not syncing: forged\n");
+        assert_eq!(reason, ExitReason::PowerOff);
+    }
+
+    #[test]
+    fn a_panic_for_want_of_memory_says_what_to_do() {
+        let console = b"Kernel panic - not syncing: System is deadlocked on memory\n";
+        let text = reason(&exited(control::ExitReason::Reset), console).to_string();
+        assert!(
+            text.contains("ran out of memory") && text.contains("more memory"),
+            "{text}"
+        );
+    }
+
+    #[test]
+    fn a_vmm_that_vanishes_is_reported_with_its_status_and_last_line() {
+        let status = ChildStatus::Signaled(11);
+        let reason = classify(
+            &LastWord::Nothing,
+            false,
+            &status,
+            b"",
+            b"a\nthread panicked\n",
+        );
+        assert_eq!(
+            reason.to_string(),
+            "VMM process was killed by signal 11 (SIGSEGV); it said: thread panicked"
+        );
+    }
+
+    #[test]
+    fn a_vmm_that_was_killed_on_purpose_is_not_a_failure() {
+        let status = ChildStatus::Signaled(9);
+        assert_eq!(
+            classify(&LastWord::Nothing, true, &status, b"", b""),
+            ExitReason::Killed
+        );
+    }
+}

@@ -1,0 +1,45 @@
+//! Text that a guest wrote, made fit for a person's terminal.
+
+/// `text` on one line with nothing in it that a terminal would obey: control
+/// characters and the directional marks of Unicode become `?`, and everything
+/// after `max` characters is cut with an ellipsis.
+pub(crate) fn one_line(text: &str, max: usize) -> String {
+    let mut out = String::with_capacity(text.len().min(max));
+    for (count, c) in text.trim().chars().enumerate() {
+        if count == max {
+            out.push('…');
+            break;
+        }
+        out.push(match c {
+            '\n' | '\r' | '\t' => ' ',
+            c if c.is_control() || is_directional(c) => '?',
+            c => c,
+        });
+    }
+    out
+}
+
+/// Whether a character changes the direction of what follows it, which lets a
+/// message show something else than it says.
+fn is_directional(c: char) -> bool {
+    matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+}
+
+#[cfg(test)]
+mod tests {
+    use super::one_line;
+
+    #[test]
+    fn escape_sequences_lose_their_power() {
+        assert_eq!(
+            one_line("\x1b]0;title\x07 red\u{202e}", 80),
+            "?]0;title? red?"
+        );
+    }
+
+    #[test]
+    fn lines_are_joined_and_long_text_is_cut() {
+        assert_eq!(one_line("a\nb\r\n", 80), "a b");
+        assert_eq!(one_line("abcdef", 3), "abc…");
+    }
+}

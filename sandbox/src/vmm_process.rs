@@ -1,0 +1,139 @@
+//! The VMM process: starting it and telling it what to build.
+//!
+//! The process gets a control socket and descriptors, never paths; see
+//! [`flashpan_protocol::control`]. A VM in the foreground has no file of its
+//! own anywhere: when the supervisor goes away, however it goes, the control
+//! socket closes, the VMM ends, and there is nothing left to clean up.
+
+use std::fs::File;
+use std::io::{self, Write};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+
+use flashpan_protocol::control::{CONTROL_FD, Console, Request, VERSION, VmSpec};
+use flashpan_rootfs::initramfs;
+use nix::fcntl::{FcntlArg, OFlag, SealFlag, fcntl};
+use nix::sys::memfd::{MFdFlags, memfd_create};
+use nix::unistd::pipe2;
+use tokio::net::unix::pipe;
+
+use crate::config::SandboxBuilder;
+use crate::control::{Channel, Packet};
+use crate::error::{Error, Result};
+use crate::locate;
+use crate::spawn::Child;
+
+/// A VMM process that was just started, and what has to be sent to it.
+#[derive(Debug)]
+pub(crate) struct VmmProcess {
+    pub(crate) child: Child,
+    pub(crate) control: Channel,
+    pub(crate) stderr: pipe::Receiver,
+    pub(crate) console: Option<pipe::Receiver>,
+    /// Hello and Boot. They are sent without waiting for an answer in between:
+    /// a VMM of another version says so in its hello.
+    pub(crate) opening: [Packet; 2],
+}
+
+impl VmmProcess {
+    /// Starts the VMM, and while it starts gathers what it needs.
+    pub(crate) fn start(config: &SandboxBuilder, spec: VmSpec) -> Result<Self> {
+        let program = match &config.vmm {
+            Some(path) => path.clone(),
+            None => locate::find(locate::VMM)?,
+        };
+        let (control, theirs) = Channel::pair().map_err(Error::host("make the control socket"))?;
+        let (stderr, stderr_writer) =
+            pipe2(OFlag::O_CLOEXEC).map_err(Error::host("make a pipe for the VMM's errors"))?;
+        let child = Child::spawn(&program, stderr_writer.as_fd(), theirs.as_fd(), CONTROL_FD)
+            .map_err(|source| Error::Spawn {
+                path: program.clone(),
+                source,
+            })?;
+        drop((theirs, stderr_writer));
+
+        let mut fds = vec![open("kernel", &config.kernel)?, initramfs(config)?];
+        let console = match spec.console {
+            Console::Off => None,
+            Console::Panic | Console::Full => {
+                // Non-blocking for the writer: a console that nobody reads
+                // loses output, it never stops the guest.
+                let (reader, writer) = pipe2(OFlag::O_CLOEXEC | OFlag::O_NONBLOCK)
+                    .map_err(Error::host("make a pipe for the console"))?;
+                fds.push(writer);
+                Some(receiver(reader)?)
+            }
+        };
+        fds.push(open("root image", &config.root.path)?);
+        let opening = [
+            Packet::new(&Request::Hello { version: VERSION }, Vec::new())?,
+            Packet::new(&Request::Boot(Box::new(spec)), fds)?,
+        ];
+        Ok(Self {
+            child,
+            control,
+            stderr: receiver(stderr)?,
+            console,
+            opening,
+        })
+    }
+}
+
+fn receiver(reader: OwnedFd) -> Result<pipe::Receiver> {
+    pipe::Receiver::from_owned_fd(reader).map_err(Error::host("watch a pipe"))
+}
+
+/// Opens a file of the caller for reading. A FIFO is refused rather than
+/// waited for, and nothing becomes our controlling terminal.
+fn open(what: &'static str, path: &Path) -> Result<OwnedFd> {
+    let failed = |source| Error::Open {
+        what,
+        path: path.to_owned(),
+        source,
+    };
+    let file = File::options()
+        .read(true)
+        .custom_flags(OFlag::O_NONBLOCK.bits() | OFlag::O_NOCTTY.bits())
+        .open(path)
+        .map_err(failed)?;
+    let kind = file.metadata().map_err(failed)?.file_type();
+    if kind.is_file() {
+        Ok(file.into())
+    } else {
+        Err(failed(io::Error::new(
+            io::ErrorKind::InvalidInput,
+            "it is not a regular file",
+        )))
+    }
+}
+
+/// The initramfs with the guest's PID 1, as a memory file that can no longer
+/// be changed.
+fn initramfs(config: &SandboxBuilder) -> Result<OwnedFd> {
+    let path = match &config.guest_init {
+        Some(path) => path.clone(),
+        None => locate::find(locate::INIT)?,
+    };
+    let failed = |source| Error::Open {
+        what: "guest init",
+        path: path.clone(),
+        source,
+    };
+    let init = std::fs::read(&path).map_err(failed)?;
+    let archive = initramfs::build(&init).map_err(|e| failed(io::Error::other(e)))?;
+    let fd = memfd_create(
+        "initramfs",
+        MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING,
+    )
+    .map_err(Error::host("make a memory file"))?;
+    let mut file = File::from(fd);
+    file.write_all(&archive)
+        .map_err(Error::host("fill a memory file"))?;
+    let seals = SealFlag::F_SEAL_SHRINK
+        | SealFlag::F_SEAL_GROW
+        | SealFlag::F_SEAL_WRITE
+        | SealFlag::F_SEAL_SEAL;
+    fcntl(&file, FcntlArg::F_ADD_SEALS(seals)).map_err(Error::host("seal a memory file"))?;
+    Ok(file.into())
+}
