@@ -14,7 +14,9 @@
 //! Every virtio device folder has the same files: `mod.rs` (constants and
 //! errors), `device.rs`, `handler.rs`, `subscriber.rs`, `metrics.rs`.
 
+pub mod block;
 pub mod bus;
+pub mod ring;
 pub mod state;
 pub mod transport;
 pub mod virtio;

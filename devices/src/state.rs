@@ -7,9 +7,13 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 use virtio_queue::QueueState;
 
+use crate::block::BlockState;
+
 /// The own state of a device, by kind.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum DeviceState {
+    /// A disk.
+    Block(BlockState),
     /// An entropy device, which has none.
     Entropy,
 }
@@ -19,6 +23,7 @@ impl DeviceState {
     #[must_use]
     pub fn kind(&self) -> &'static str {
         match self {
+            Self::Block(_) => "block",
             Self::Entropy => "entropy",
         }
     }

@@ -216,3 +216,16 @@ pub trait VirtioDevice: Send {
     /// queues back.
     fn reset(&mut self) -> Vec<Queue>;
 }
+
+/// Reads from a configuration space that is `config`: for
+/// [`VirtioDevice::read_config`]. Bytes past its end are left alone, which the
+/// transport has zeroed.
+pub fn read_bytes(config: &[u8], offset: u64, data: &mut [u8]) {
+    let Ok(offset) = usize::try_from(offset) else {
+        return;
+    };
+    let rest = config.get(offset..).unwrap_or_default();
+    for (to, from) in data.iter_mut().zip(rest) {
+        *to = *from;
+    }
+}

@@ -1,0 +1,82 @@
+//! The block device (virtio 1.2 §5.2): a raw file or block device of the host
+//! as a disk of the guest.
+//!
+//! I/O is synchronous and goes straight between the file and guest memory, one
+//! system call for a request with up to 256 segments. A queue that keeps coming
+//! gives way to other devices after [`BUDGET`].
+
+mod device;
+mod disk;
+mod handler;
+mod metrics;
+mod request;
+
+use std::io;
+
+use thiserror::Error;
+
+use crate::ring::{Budget, KickSubscriber};
+
+pub use device::{Block, BlockState};
+pub use metrics::{BlockMetrics, BlockStatistics};
+
+/// Waits for the kicks of a [`Block`].
+pub type BlockSubscriber = KickSubscriber<Block>;
+
+/// Device type (virtio 1.2 §5.2.1).
+pub const DEVICE_TYPE: u32 = 2;
+
+/// Unit of capacities and positions, in bytes (virtio 1.2 §5.2.4).
+pub const SECTOR: u64 = 512;
+
+/// Descriptors of the queue.
+pub const QUEUE_SIZE: u16 = 256;
+
+/// Data segments of a request: what the queue can hold beside header and
+/// status.
+pub const SEG_MAX: u32 = QUEUE_SIZE as u32 - 2;
+
+/// Sectors of one discarded range, a little below 2 GiB. Taking space from a
+/// file is cheap however much it is.
+pub const MAX_DISCARD_SECTORS: u32 = 0x3f_ffff;
+
+/// Ranges of one discard request.
+pub const MAX_DISCARD_SEGMENTS: u32 = 16;
+
+/// Sectors of the one range of a write-zeroes request: 16 MiB, because on some
+/// file systems the zeroes have to be written.
+pub const MAX_WRITE_ZEROES_SECTORS: u32 = 0x8000;
+
+/// What discarded ranges should be aligned to, in sectors: the block size of
+/// the host's file systems.
+pub const DISCARD_ALIGNMENT: u32 = 8;
+
+/// Length of the answer to `VIRTIO_BLK_T_GET_ID` (virtio 1.2 §5.2.6).
+pub const ID_LEN: usize = 20;
+
+/// What is served before the other devices of the loop get their turn.
+pub const BUDGET: Budget = Budget {
+    chains: 64,
+    bytes: 8 << 20,
+};
+
+/// Why a file cannot be a disk.
+#[derive(Debug, Error)]
+pub enum BlockError {
+    /// Its size cannot be found out.
+    #[error("could not find out the size of the disk '{id}': {error}")]
+    Size {
+        /// Which disk.
+        id: String,
+        /// Why.
+        error: io::Error,
+    },
+    /// It is not a whole number of sectors: part of it could not be reached.
+    #[error("the disk '{id}' has {size} bytes, which is not a multiple of {SECTOR}: pad the file")]
+    PartialSector {
+        /// Which disk.
+        id: String,
+        /// Its size in bytes.
+        size: u64,
+    },
+}

@@ -1,0 +1,276 @@
+//! The device's side of a split virtqueue (virtio 1.2 §2.7).
+//!
+//! `virtio-queue` keeps the queue's registers, positions and notification
+//! rules. Descriptor chains are walked here, because its iterator *ends* at a
+//! descriptor that breaks the rules, as it does after the last one: a chain
+//! that was cut short cannot be told from a short chain. Here every rule has an
+//! error, a chain is read exactly once, and its buffers are checked before the
+//! device sees it.
+
+mod buffers;
+mod chain;
+mod kick;
+
+use std::sync::atomic::Ordering;
+
+use thiserror::Error;
+use virtio_bindings::virtio_ring::{VIRTIO_RING_F_INDIRECT_DESC, VRING_AVAIL_F_NO_INTERRUPT};
+use virtio_queue::{Queue, QueueState, QueueT};
+use vm_memory::{Bytes, GuestAddress};
+
+use crate::virtio::{GuestRam, Interrupt};
+
+pub use buffers::Buffers;
+pub use chain::Chain;
+pub use kick::{KickSubscriber, Kicked};
+
+/// A rule that the driver broke. The queue cannot be trusted any more: the
+/// device asks to be reset (`DEVICE_NEEDS_RESET`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
+pub enum RingError {
+    /// More chains available than the queue has room for (virtio 1.2 §2.7.6).
+    #[error("the available index is more than the queue's size ahead")]
+    AvailIndexJump,
+    /// A head that is not in the descriptor table.
+    #[error("the head of a chain is outside the descriptor table")]
+    HeadOutOfRange,
+    /// A `next` that is not in the descriptor table (virtio 1.2 §2.7.5).
+    #[error("a chain leads outside the descriptor table")]
+    NextOutOfRange,
+    /// A chain longer than the queue (virtio 1.2 §2.7.5.3.1), or a loop
+    /// (§2.7.5.2).
+    #[error("a chain has more descriptors than the queue")]
+    TooManyDescriptors,
+    /// A chain of more than 2^32 bytes (virtio 1.2 §2.7.5.2).
+    #[error("a chain describes more than 4 GiB")]
+    TooManyBytes,
+    /// A table or buffer outside guest memory.
+    #[error("a descriptor points outside guest memory")]
+    OutsideMemory,
+    /// A readable buffer after a writable one (virtio 1.2 §2.7.4.2).
+    #[error("a chain has a readable buffer after a writable one")]
+    ReadableAfterWritable,
+    /// An indirect table although the feature was not negotiated
+    /// (virtio 1.2 §2.7.5.3.1).
+    #[error("an indirect descriptor without VIRTIO_F_INDIRECT_DESC")]
+    IndirectNotNegotiated,
+    /// An indirect table in an indirect table (virtio 1.2 §2.7.5.3.1).
+    #[error("an indirect descriptor in an indirect table")]
+    NestedIndirect,
+    /// `INDIRECT` and `NEXT` in one descriptor (virtio 1.2 §2.7.5.3.1).
+    #[error("an indirect descriptor that continues")]
+    IndirectWithNext,
+    /// An indirect table that is empty or not a whole number of descriptors.
+    #[error("an indirect table of a length that cannot be")]
+    IndirectLength,
+    /// A request without the parts that every request of the device has.
+    #[error("a request is too short for the device to answer")]
+    ShortRequest,
+    /// The ring itself could not be accessed.
+    #[error("the ring is not accessible")]
+    Inaccessible,
+}
+
+/// What may be done for one kick before other devices get their turn.
+#[derive(Debug, Clone, Copy)]
+pub struct Budget {
+    /// Number of chains.
+    pub chains: u32,
+    /// Bytes described by them.
+    pub bytes: u64,
+}
+
+/// How a run over a queue ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Progress {
+    /// Nothing is available: the driver will kick.
+    Drained,
+    /// The budget is spent: come back without waiting for a kick.
+    Yielded,
+    /// The driver broke a rule: nothing more until it resets the device.
+    Broken(RingError),
+}
+
+/// A live queue.
+#[derive(Debug)]
+pub struct Ring {
+    queue: Queue,
+    indirect: bool,
+}
+
+impl Ring {
+    /// Takes over `queue` as the transport handed it out, with the negotiated
+    /// `features`.
+    #[must_use]
+    pub fn new(queue: Queue, features: u64) -> Self {
+        Self {
+            queue,
+            indirect: features & 1 << VIRTIO_RING_F_INDIRECT_DESC != 0,
+        }
+    }
+
+    /// The queue, for the transport.
+    #[must_use]
+    pub fn into_queue(self) -> Queue {
+        self.queue
+    }
+
+    /// The queue's state.
+    #[must_use]
+    pub fn state(&self) -> QueueState {
+        self.queue.state()
+    }
+
+    /// Takes the next available chain into `chain`; false if there is none.
+    ///
+    /// # Errors
+    /// If the driver broke a rule.
+    pub fn pop<'m>(
+        &mut self,
+        memory: &'m GuestRam,
+        chain: &mut Chain<'m>,
+    ) -> Result<bool, RingError> {
+        let size = self.queue.size();
+        let available = self
+            .queue
+            .avail_idx(memory, Ordering::Acquire)
+            .map_err(|_| RingError::Inaccessible)?;
+        let position = self.queue.next_avail();
+        let pending = available.0.wrapping_sub(position);
+        if pending == 0 {
+            return Ok(false);
+        }
+        if pending > size {
+            return Err(RingError::AvailIndexJump);
+        }
+        // struct virtq_avail: flags, idx, ring[] (virtio 1.2 §2.7.6).
+        let entry = position
+            .checked_rem(size)
+            .and_then(|slot| self.queue.avail_ring().checked_add(4 + 2 * u64::from(slot)))
+            .ok_or(RingError::Inaccessible)?;
+        let head = memory
+            .load::<u16>(GuestAddress(entry), Ordering::Relaxed)
+            .map_err(|_| RingError::Inaccessible)?;
+        self.queue.set_next_avail(position.wrapping_add(1));
+        chain.walk(memory, &self.queue, u16::from_le(head), self.indirect)?;
+        Ok(true)
+    }
+
+    /// Undoes the last `count` calls of [`Self::pop`] that took a chain: those
+    /// chains are available as before.
+    pub fn put_back(&mut self, count: u16) {
+        let position = self.queue.next_avail().wrapping_sub(count);
+        self.queue.set_next_avail(position);
+    }
+
+    /// Gives the chain that began at `head` back, with `len` bytes written to
+    /// its writable part, counted from its start (virtio 1.2 §2.7.8.2).
+    ///
+    /// # Errors
+    /// If the used ring cannot be written.
+    pub fn complete(&mut self, memory: &GuestRam, head: u16, len: u32) -> Result<(), RingError> {
+        self.queue
+            .add_used(memory, head, len)
+            .map_err(|_| RingError::Inaccessible)
+    }
+
+    /// Asks the driver not to kick: its chains will be found.
+    ///
+    /// # Errors
+    /// If the used ring cannot be written.
+    pub fn disable_kicks(&mut self, memory: &GuestRam) -> Result<(), RingError> {
+        self.queue
+            .disable_notification(memory)
+            .map_err(|_| RingError::Inaccessible)
+    }
+
+    /// Asks the driver to kick at its next chain. True if chains became
+    /// available meanwhile, for which it will not.
+    ///
+    /// # Errors
+    /// If the rings cannot be accessed.
+    pub fn enable_kicks(&mut self, memory: &GuestRam) -> Result<bool, RingError> {
+        self.queue
+            .enable_notification(memory)
+            .map_err(|_| RingError::Inaccessible)
+    }
+
+    /// Whether the driver wants an interrupt for what was completed since the
+    /// last call (virtio 1.2 §2.7.7.2).
+    ///
+    /// # Errors
+    /// If the available ring cannot be read.
+    pub fn wants_interrupt(&mut self, memory: &GuestRam) -> Result<bool, RingError> {
+        let wanted = self
+            .queue
+            .needs_notification(memory)
+            .map_err(|_| RingError::Inaccessible)?;
+        // Without EVENT_IDX virtio-queue always says yes: the flag is ours.
+        if !wanted || self.queue.event_idx_enabled() {
+            return Ok(wanted);
+        }
+        let flags = memory
+            .load::<u16>(GuestAddress(self.queue.avail_ring()), Ordering::Relaxed)
+            .map_err(|_| RingError::Inaccessible)?;
+        Ok(u32::from(u16::from_le(flags)) & VRING_AVAIL_F_NO_INTERRUPT == 0)
+    }
+
+    /// Serves available chains until there are none or `budget` is spent.
+    /// `handle` answers one chain and returns the bytes it wrote, see
+    /// [`Self::complete`].
+    ///
+    /// The driver is interrupted once, at the end. A broken rule is answered
+    /// with `DEVICE_NEEDS_RESET`, after which this does nothing.
+    pub fn serve<'m>(
+        &mut self,
+        memory: &'m GuestRam,
+        interrupt: &Interrupt,
+        budget: Budget,
+        handle: impl FnMut(&mut Chain<'m>) -> Result<u32, RingError>,
+    ) -> Progress {
+        if !self.queue.ready() || interrupt.is_reset_needed() {
+            return Progress::Drained;
+        }
+        let served = self.try_serve(memory, budget, handle);
+        let told = self.wants_interrupt(memory).map(|wanted| {
+            if wanted {
+                // Fails only if the counter is full: the line is up already.
+                let _ = interrupt.signal_used();
+            }
+        });
+        match told.and(served) {
+            Ok(progress) => progress,
+            Err(error) => {
+                interrupt.needs_reset();
+                Progress::Broken(error)
+            }
+        }
+    }
+
+    fn try_serve<'m>(
+        &mut self,
+        memory: &'m GuestRam,
+        budget: Budget,
+        mut handle: impl FnMut(&mut Chain<'m>) -> Result<u32, RingError>,
+    ) -> Result<Progress, RingError> {
+        let mut chain = Chain::new();
+        let (mut chains, mut bytes) = (0, 0u64);
+        loop {
+            self.disable_kicks(memory)?;
+            while self.pop(memory, &mut chain)? {
+                bytes = bytes.saturating_add(chain.bytes());
+                let head = chain.head();
+                let len = handle(&mut chain)?;
+                self.complete(memory, head, len)?;
+                chains += 1;
+                if chains >= budget.chains || bytes >= budget.bytes {
+                    // Kicks stay disabled: the caller comes back by itself.
+                    return Ok(Progress::Yielded);
+                }
+            }
+            if !self.enable_kicks(memory)? {
+                return Ok(Progress::Drained);
+            }
+        }
+    }
+}
