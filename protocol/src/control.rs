@@ -155,6 +155,8 @@ pub struct VmSpec {
     pub disks: Vec<DiskSpec>,
     /// Whether a virtio-rng device is attached.
     pub rng: bool,
+    /// Whether guest memory is a memfd that other processes can be given.
+    pub shared_memory: bool,
 }
 
 /// How a kernel is entered.

@@ -91,6 +91,7 @@ fn spec() -> impl Strategy<Value = VmSpec> {
                 .map(|(read_only, id)| DiskSpec { read_only, id })
                 .collect(),
             rng,
+            shared_memory: rng,
         })
 }
 
