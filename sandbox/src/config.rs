@@ -205,6 +205,7 @@ impl SandboxBuilder {
                 id: "root".to_owned(),
             }],
             rng: true,
+            shared_memory: false,
         })
     }
 

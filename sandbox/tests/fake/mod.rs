@@ -1,0 +1,386 @@
+//! A VMM and a guest agent made of a few lines: they speak the real protocols
+//! over the real sockets, from a process of their own.
+
+use std::fs::File;
+use std::io::{IoSlice, IoSliceMut, Read, Write};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::net::UnixStream;
+use std::time::Duration;
+
+use flashpan_protocol::agent::{
+    BOOT_PORT, Command, EXEC_PORT, ExecInput, ExecOutput, ExecRequest, ExitStatus, GuestMessage,
+    HostMessage, MAGIC, MAX_DATA, MAX_FRAME, StartFailure, StartFailureKind, VERSION,
+};
+use flashpan_protocol::control::{
+    self, BootFailure, BootFailureKind, CONTROL_FD, Event, ExitReason, ExitReport, MAX_PACKET,
+    Request, Stamp, Stats, VmSpec,
+};
+use flashpan_protocol::frame::{self, Decoder};
+use flashpan_protocol::phase::{ExitRequest, Phase};
+use nix::fcntl::{Flock, FlockArg};
+use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, recvmsg, sendmsg};
+
+/// The control socket of a VMM.
+struct Control(OwnedFd);
+
+impl Control {
+    fn send(&self, event: &Event, fd: Option<RawFd>) {
+        self.send_bytes(&control::encode(event).unwrap(), fd);
+    }
+
+    fn send_bytes(&self, bytes: &[u8], fd: Option<RawFd>) {
+        let fds: Vec<RawFd> = fd.into_iter().collect();
+        let rights = [ControlMessage::ScmRights(&fds)];
+        let ancillary = if fds.is_empty() { &[][..] } else { &rights[..] };
+        let io = [IoSlice::new(bytes)];
+        sendmsg::<()>(
+            self.0.as_raw_fd(),
+            &io,
+            ancillary,
+            MsgFlags::MSG_NOSIGNAL,
+            None,
+        )
+        .unwrap();
+    }
+
+    fn receive(&self) -> Option<(Request, Vec<OwnedFd>)> {
+        let mut buffer = vec![0; MAX_PACKET];
+        let mut ancillary = nix::cmsg_space!([RawFd; 32]);
+        let mut io = [IoSliceMut::new(&mut buffer)];
+        let flags = MsgFlags::MSG_CMSG_CLOEXEC;
+        let message =
+            recvmsg::<()>(self.0.as_raw_fd(), &mut io, Some(&mut ancillary), flags).unwrap();
+        let mut fds = Vec::new();
+        for part in message.cmsgs().unwrap() {
+            if let ControlMessageOwned::ScmRights(numbers) = part {
+                // SAFETY: just installed by the kernel for this process.
+                fds.extend(
+                    numbers
+                        .into_iter()
+                        .map(|n| unsafe { OwnedFd::from_raw_fd(n) }),
+                );
+            }
+        }
+        let length = message.bytes;
+        (length > 0).then(|| (control::decode(&buffer[..length]).unwrap(), fds))
+    }
+
+    /// Speaks the last word and ends the process.
+    fn exit(&self, reason: ExitReason) -> ! {
+        let report = ExitReport {
+            reason,
+            at_ns: 9,
+            stats: Stats::default(),
+        };
+        self.send(&Event::Exited(Box::new(report)), None);
+        std::process::exit(0)
+    }
+}
+
+/// What the process does after it was started as the VMM of `scenario`.
+pub fn main(scenario: &str) -> ! {
+    check_descriptors();
+    // SAFETY: the supervisor placed the control socket there for this process.
+    let control = Control(unsafe { OwnedFd::from_raw_fd(CONTROL_FD) });
+    assert_eq!(
+        control.receive().unwrap().0,
+        Request::Hello {
+            version: control::VERSION
+        }
+    );
+    let version = if scenario == "other-version" {
+        999
+    } else {
+        control::VERSION
+    };
+    if scenario == "garbage" {
+        control.send_bytes(&[0xff; 100], None);
+    }
+    control.send(
+        &Event::Hello {
+            version,
+            pid: std::process::id(),
+        },
+        None,
+    );
+    let (Request::Boot(spec), mut fds) = control.receive().unwrap() else {
+        panic!("no Boot")
+    };
+    assert_eq!(fds.len(), 4, "kernel, initramfs, console, root");
+    let (_root, mut console, initramfs, kernel) = (
+        fds.pop().unwrap(),
+        File::from(fds.pop().unwrap()),
+        File::from(fds.pop().unwrap()),
+        File::from(fds.pop().unwrap()),
+    );
+    check_initramfs(initramfs);
+    // Whoever can lock the kernel knows that this process is gone.
+    let _lock = Flock::lock(kernel.try_clone().unwrap(), FlockArg::LockExclusive).unwrap();
+    match scenario {
+        "boot-failed" => {
+            let message = format!("not a kernel ({} MiB asked for)", spec.memory_mib);
+            let kind = BootFailureKind::Kernel;
+            control.send(&Event::BootFailed(BootFailure { kind, message }), None);
+            std::process::exit(1)
+        }
+        "crash" => {
+            eprintln!("first line\nlast words");
+            std::process::exit(3)
+        }
+        "panic" => {
+            console
+                .write_all(b"[ 1.0] Kernel panic - not syncing: VFS: no root\n")
+                .unwrap();
+            control.exit(ExitReason::Reset)
+        }
+        "silent" => {
+            control.send(
+                &Event::Phase(Stamp {
+                    phase: Phase::KernelEntry,
+                    at_ns: 5,
+                }),
+                None,
+            );
+            console.write_all(b"booting...\n").unwrap();
+            serve(&control, scenario, &spec)
+        }
+        // Hears nothing, and does not end when it is asked to.
+        "deaf" => {
+            call_home(&control, scenario);
+            loop {
+                std::thread::park();
+            }
+        }
+        _ => {
+            call_home(&control, scenario);
+            serve(&control, scenario, &spec)
+        }
+    }
+}
+
+/// Nothing but standard streams and the control socket may be open, and the
+/// environment has only what the wrapper script adds.
+fn check_descriptors() {
+    let open: Vec<RawFd> = (4..256)
+        .filter(|fd| {
+            let flags = nix::fcntl::fcntl(
+                // SAFETY: F_GETFD on a closed number is an error, no more.
+                unsafe { std::os::fd::BorrowedFd::borrow_raw(*fd) },
+                nix::fcntl::FcntlArg::F_GETFD,
+            );
+            // What this process opened for itself is close-on-exec.
+            flags.is_ok_and(|flags| flags & 1 == 0)
+        })
+        .collect();
+    assert!(open.is_empty(), "inherited descriptors {open:?}");
+    for name in ["HOME", "PATH_OF_THE_EMBEDDER"] {
+        assert!(std::env::var_os(name).is_none(), "inherited {name}");
+    }
+}
+
+fn check_initramfs(mut file: File) {
+    assert!(file.write(b"x").is_err(), "the initramfs can be written to");
+    let mut start = [0; 6];
+    std::io::Seek::rewind(&mut file).unwrap();
+    file.read_exact(&mut start).unwrap();
+    assert_eq!(&start, b"070701");
+}
+
+/// PID 1 connects to the supervisor.
+fn call_home(control: &Control, scenario: &str) {
+    let (ours, theirs) = UnixStream::pair().unwrap();
+    control.send(
+        &Event::Incoming {
+            id: 7,
+            port: BOOT_PORT + 1,
+        },
+        Some(theirs.as_raw_fd()),
+    );
+    assert_eq!(control.receive().unwrap().0, Request::Reject { id: 7 });
+    control.send(
+        &Event::Incoming {
+            id: 8,
+            port: BOOT_PORT,
+        },
+        Some(theirs.as_raw_fd()),
+    );
+    assert_eq!(control.receive().unwrap().0, Request::Accept { id: 8 });
+    let scenario = scenario.to_owned();
+    std::thread::spawn(move || init(ours, &scenario));
+}
+
+/// Serves the control socket until it closes.
+fn serve(control: &Control, scenario: &str, spec: &VmSpec) -> ! {
+    while let Some((request, mut fds)) = control.receive() {
+        match request {
+            Request::Connect { id, port } => {
+                assert_eq!(port, EXEC_PORT);
+                let stream = UnixStream::from(fds.pop().unwrap());
+                stream.set_nonblocking(false).unwrap();
+                if scenario == "refuse" {
+                    control.send(&Event::Refused { id }, None);
+                } else {
+                    control.send(&Event::Connected { id }, None);
+                    std::thread::spawn(move || agent(stream));
+                }
+            }
+            Request::Stats => {
+                let vmm_resident_kib = u64::from(spec.memory_mib);
+                let stats = Stats {
+                    vmm_resident_kib,
+                    ..Stats::default()
+                };
+                control.send(&Event::Stats(Box::new(stats)), None);
+            }
+            Request::Kill => control.exit(ExitReason::Killed),
+            other => panic!("unexpected {other:?}"),
+        }
+    }
+    std::process::exit(0)
+}
+
+/// The guest's PID 1.
+fn init(mut stream: UnixStream, scenario: &str) {
+    let mut decoder = Decoder::new(MAX_FRAME);
+    let version = if scenario == "other-agent" {
+        5
+    } else {
+        VERSION
+    };
+    let hello = GuestMessage::Hello {
+        magic: MAGIC,
+        version,
+        kernel_release: "6.12.0-fake".into(),
+    };
+    frame::write(&mut stream, &hello, MAX_FRAME).unwrap();
+    let Ok(Some(HostMessage::Hello { .. })) = decoder.read_message(&mut stream) else {
+        return;
+    };
+    let config = decoder.read_message(&mut stream).unwrap();
+    let Some(HostMessage::Configure(config)) = config else {
+        panic!("no Configure")
+    };
+    assert_eq!(config.hostname, "fake");
+    if scenario == "setup-failed" {
+        let what = "mount the root image /dev/vda".into();
+        let failed = GuestMessage::Failed {
+            what,
+            why: "bad\x1b[1m magic".into(),
+            errno: 22,
+        };
+        frame::write(&mut stream, &failed, MAX_FRAME).unwrap();
+    }
+    let warning = GuestMessage::Warning("no entropy\nyet".into());
+    frame::write(&mut stream, &warning, MAX_FRAME).unwrap();
+    frame::write(&mut stream, &GuestMessage::Ready, MAX_FRAME).unwrap();
+    match decoder.read_message(&mut stream) {
+        Ok(Some(HostMessage::Shutdown { .. })) if scenario != "stubborn" => {
+            // SAFETY: the descriptor stays open until the process ends.
+            let control = Control(unsafe { OwnedFd::from_raw_fd(CONTROL_FD) });
+            control.exit(ExitReason::Requested(ExitRequest::PowerOff))
+        }
+        Ok(_) => loop {
+            std::thread::park();
+        },
+        Err(e) => panic!("{e}"),
+    }
+}
+
+/// The guest's agent on one exec connection; programs are named after what
+/// they do.
+fn agent(mut stream: UnixStream) {
+    let mut decoder = Decoder::new(MAX_FRAME);
+    let Ok(Some(ExecInput::Start(request))) = decoder.read_message(&mut stream) else {
+        panic!("no Start")
+    };
+    let ExecRequest {
+        command: Command::Argv(argv),
+        ..
+    } = *request
+    else {
+        panic!("no argv")
+    };
+    let argv: Vec<&str> = argv
+        .iter()
+        .map(|a| std::str::from_utf8(a).unwrap())
+        .collect();
+    let mut say = {
+        let mut stream = stream.try_clone().unwrap();
+        move |message: &ExecOutput| frame::write(&mut stream, message, MAX_FRAME).is_ok()
+    };
+    if argv[0] == "missing" {
+        let message = "missing: not found in PATH".into();
+        let kind = StartFailureKind::NotFound;
+        say(&ExecOutput::StartFailed(StartFailure { kind, message }));
+        return;
+    }
+    say(&ExecOutput::Started { pid: 42 });
+    let mut hear = move || {
+        decoder
+            .read_message::<ExecInput>(&mut stream)
+            .ok()
+            .flatten()
+    };
+    match argv.as_slice() {
+        ["exit", code] => {
+            say(&ExecOutput::Exited(ExitStatus::Code(code.parse().unwrap())));
+        }
+        ["both"] => {
+            say(&ExecOutput::Stdout(b"out".to_vec()));
+            say(&ExecOutput::Stderr(b"err".to_vec()));
+            say(&ExecOutput::Exited(ExitStatus::Code(0)));
+        }
+        ["cat"] => {
+            while let Some(ExecInput::Stdin(bytes)) = hear() {
+                let credit = u32::try_from(bytes.len()).unwrap();
+                say(&ExecOutput::Stdout(bytes));
+                say(&ExecOutput::StdinCredit(credit));
+            }
+            say(&ExecOutput::Exited(ExitStatus::Code(0)));
+        }
+        // Reads no input, but obeys signals.
+        ["sleep"] => loop {
+            match hear() {
+                Some(ExecInput::Signal(signal)) => {
+                    say(&ExecOutput::Exited(ExitStatus::Signal(signal)));
+                    return;
+                }
+                Some(ExecInput::Stdin(_)) => {}
+                other => panic!("unexpected {other:?}"),
+            }
+        },
+        ["closes-input"] => {
+            say(&ExecOutput::StdinClosed);
+            assert_eq!(hear(), Some(ExecInput::StdinEof));
+            say(&ExecOutput::Exited(ExitStatus::Code(0)));
+        }
+        // Writes until nobody listens, and notes it in a file.
+        ["flood", note] => {
+            while say(&ExecOutput::Stdout(vec![b'x'; MAX_DATA])) {}
+            std::fs::write(note, "cancelled").unwrap();
+        }
+        ["flood-then-obey"] => {
+            let mut stopped = false;
+            std::thread::spawn(move || {
+                while !stopped {
+                    stopped = !say(&ExecOutput::Stdout(vec![b'x'; MAX_DATA]));
+                }
+            });
+            let Some(ExecInput::Signal(2)) = hear() else {
+                panic!("no signal")
+            };
+            std::process::exit(77)
+        }
+        ["too-much-credit"] => {
+            say(&ExecOutput::StdinCredit(1));
+            std::thread::sleep(Duration::MAX);
+        }
+        ["too-long-output"] => {
+            say(&ExecOutput::Stdout(vec![0; MAX_DATA + 1]));
+            std::thread::sleep(Duration::MAX);
+        }
+        ["hang-up"] => {}
+        ["crash-the-vmm"] => std::process::exit(9),
+        other => panic!("no such program {other:?}"),
+    }
+}

@@ -1,0 +1,429 @@
+//! The life of a VM as its owner sees it, against a fake VMM in a process of
+//! its own.
+#![allow(
+    missing_docs,
+    unreachable_pub,
+    unsafe_code,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing
+)]
+
+mod fake;
+
+use std::fs::File;
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use flashpan::{
+    Error, ExecOptions, ExitReason, ExitStatus, FsType, Phase, Process, Root, Sandbox,
+    SandboxBuilder, StartFailureKind,
+};
+use nix::fcntl::{Flock, FlockArg};
+use nix::sys::stat::Mode;
+use nix::unistd::mkfifo;
+use tempfile::TempDir;
+use tokio::time::timeout;
+
+/// Longer than anything here takes on the slowest machine.
+const LONG: Duration = Duration::from_secs(60);
+
+#[test]
+#[ignore = "the entry of the fake VMM's process, not a test"]
+fn fake_vmm() {
+    fake::main(&std::env::var("FLASHPAN_FAKE_VMM").expect("started by fake/vmm.sh"));
+}
+
+/// A directory with everything that a VM of `scenario` needs.
+struct World {
+    dir: TempDir,
+    scenario: &'static str,
+}
+
+impl World {
+    fn new(scenario: &'static str) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        symlink(
+            std::env::current_exe().unwrap(),
+            dir.path().join("test-program"),
+        )
+        .unwrap();
+        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fake/vmm.sh");
+        symlink(script, dir.path().join(scenario)).unwrap();
+        for file in ["vmlinux", "root.erofs", "init"] {
+            std::fs::write(dir.path().join(file), file).unwrap();
+        }
+        Self { dir, scenario }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    fn builder(&self) -> SandboxBuilder {
+        let root = Root {
+            path: self.path("root.erofs"),
+            fs_type: FsType::Erofs,
+        };
+        Sandbox::builder(self.path("vmlinux"), root)
+            .vmm(self.path(self.scenario))
+            .guest_init(self.path("init"))
+            .hostname("fake")
+    }
+
+    async fn boot(&self) -> Sandbox {
+        self.builder().boot().await.unwrap()
+    }
+
+    async fn boot_error(&self) -> Error {
+        self.builder().boot().await.unwrap_err()
+    }
+
+    /// Returns when no process has the kernel open and locked any more.
+    async fn vmm_is_gone(&self) {
+        let kernel = File::open(self.path("vmlinux")).unwrap();
+        let locked = tokio::task::spawn_blocking(move || {
+            drop(Flock::lock(kernel, FlockArg::LockExclusive).unwrap());
+        });
+        timeout(LONG, locked)
+            .await
+            .expect("the VMM lives on")
+            .unwrap();
+    }
+}
+
+async fn run(sandbox: &Sandbox, argv: &[&str]) -> Process {
+    sandbox
+        .exec(ExecOptions::argv(argv).stdin(true))
+        .await
+        .unwrap()
+}
+
+#[tokio::test]
+async fn a_program_runs_and_its_streams_and_status_come_back() {
+    let world = World::new("normal");
+    let sandbox = world.boot().await;
+    let both = run(&sandbox, &["both"]).await;
+    assert_eq!(both.pid(), 42);
+    let both = both.collect(100).await.unwrap();
+    assert_eq!(
+        (&both.stdout[..], &both.stderr[..]),
+        (&b"out"[..], &b"err"[..])
+    );
+    for code in [0, 1, 42, 255] {
+        let mut process = run(&sandbox, &["exit", &code.to_string()]).await;
+        assert_eq!(process.wait().await.unwrap(), ExitStatus::Code(code));
+        assert_eq!(
+            process.wait().await.unwrap(),
+            ExitStatus::Code(code),
+            "asked twice"
+        );
+    }
+    assert_eq!(sandbox.kill().await.reason, ExitReason::Killed);
+}
+
+#[tokio::test]
+async fn megabytes_go_through_stdin_and_stdout_unchanged() {
+    let world = World::new("normal");
+    let sandbox = world.boot().await;
+    let mut process = run(&sandbox, &["cat"]).await;
+    let mut stdin = process.stdin.take().unwrap();
+    let data: Vec<u8> = (0..4_000_000_u32)
+        .map(|n| n.to_le_bytes()[(n % 3) as usize])
+        .collect();
+    let sent = data.clone();
+    let writer = tokio::spawn(async move { stdin.write_all(&sent).await.unwrap() });
+    let got = process.collect(data.len()).await.unwrap();
+    writer.await.unwrap();
+    assert!(got.stdout == data, "{} bytes came back", got.stdout.len());
+    assert_eq!(got.status, ExitStatus::Code(0));
+}
+
+#[tokio::test]
+async fn a_signal_overtakes_input_that_the_program_does_not_read() {
+    let world = World::new("normal");
+    let sandbox = world.boot().await;
+    let mut process = run(&sandbox, &["sleep"]).await;
+    let mut stdin = process.stdin.take().unwrap();
+    let writer = tokio::spawn(async move { stdin.write_all(&vec![0; 10 << 20]).await });
+    process.signal(15).await.unwrap();
+    assert_eq!(process.wait().await.unwrap(), ExitStatus::Signal(15));
+    let error = writer.await.unwrap().unwrap_err();
+    assert_eq!(error.kind(), std::io::ErrorKind::BrokenPipe);
+}
+
+#[tokio::test]
+async fn a_signal_goes_out_while_output_is_held_back() {
+    let world = World::new("normal");
+    let sandbox = world.boot().await;
+    // Nobody reads the output, so the pipe is full all the way to the guest.
+    let process = run(&sandbox, &["flood-then-obey"]).await;
+    process.signal(2).await.unwrap();
+    let ExitReason::VmmDied { status, .. } = &sandbox.wait().await.reason else {
+        panic!()
+    };
+    assert_eq!(status, "exited with status 77");
+}
+
+#[tokio::test]
+async fn closed_input_is_an_error_for_the_writer() {
+    let world = World::new("normal");
+    let sandbox = world.boot().await;
+    let mut process = run(&sandbox, &["closes-input"]).await;
+    let mut stdin = process.stdin.take().unwrap();
+    timeout(LONG, stdin.closed()).await.unwrap();
+    assert!(stdin.write_all(b"x").await.is_err());
+    drop(stdin);
+    assert_eq!(process.wait().await.unwrap(), ExitStatus::Code(0));
+}
+
+#[tokio::test]
+async fn dropping_a_process_ends_the_program_and_nothing_else() {
+    let world = World::new("normal");
+    let sandbox = world.boot().await;
+    let note = world.path("note");
+    mkfifo(&note, Mode::S_IRWXU).unwrap();
+    let process = run(&sandbox, &["flood", note.to_str().unwrap()]).await;
+    drop(process);
+    let noted = tokio::task::spawn_blocking(move || std::fs::read_to_string(note).unwrap());
+    let noted = timeout(LONG, noted)
+        .await
+        .expect("the agent did not see the connection close");
+    assert_eq!(noted.unwrap(), "cancelled");
+    let mut process = run(&sandbox, &["exit", "5"]).await;
+    assert_eq!(process.wait().await.unwrap(), ExitStatus::Code(5));
+}
+
+#[tokio::test]
+async fn a_program_that_cannot_start_says_why() {
+    let world = World::new("normal");
+    let sandbox = world.boot().await;
+    match sandbox
+        .exec(ExecOptions::argv(["missing"]))
+        .await
+        .unwrap_err()
+    {
+        Error::StartFailed {
+            kind: StartFailureKind::NotFound,
+            message,
+        } => {
+            assert_eq!(message, "missing: not found in PATH");
+        }
+        other => panic!("{other}"),
+    }
+}
+
+#[tokio::test]
+async fn an_agent_that_breaks_the_protocol_is_found_out() {
+    let world = World::new("normal");
+    let sandbox = world.boot().await;
+    for (program, expected) in [
+        ("too-much-credit", "granted more input"),
+        ("too-long-output", "bytes of output in one message"),
+    ] {
+        let error = run(&sandbox, &[program]).await.wait().await.unwrap_err();
+        assert!(
+            matches!(error, Error::Protocol { .. }),
+            "{program}: {error}"
+        );
+        assert!(error.to_string().contains(expected), "{error}");
+    }
+    let error = run(&sandbox, &["hang-up"]).await.wait().await.unwrap_err();
+    assert!(matches!(error, Error::AgentLost), "{error}");
+}
+
+#[tokio::test]
+async fn a_refused_connection_is_an_error() {
+    let world = World::new("refuse");
+    let sandbox = world.boot().await;
+    let error = sandbox.exec(ExecOptions::argv(["x"])).await.unwrap_err();
+    assert!(matches!(error, Error::AgentRefused { .. }), "{error}");
+}
+
+#[tokio::test]
+async fn a_vmm_that_dies_under_a_program_is_its_reason() {
+    let world = World::new("normal");
+    let sandbox = world.boot().await;
+    let error = run(&sandbox, &["crash-the-vmm"])
+        .await
+        .wait()
+        .await
+        .unwrap_err();
+    assert!(
+        error
+            .to_string()
+            .starts_with("VMM process exited with status 9"),
+        "{error}"
+    );
+    let error = sandbox.exec(ExecOptions::argv(["x"])).await.unwrap_err();
+    assert!(matches!(error, Error::VmEnded(_)), "{error}");
+}
+
+#[tokio::test]
+async fn shutdown_asks_the_guest_first() {
+    let world = World::new("normal");
+    let sandbox = world.boot().await;
+    let exit = timeout(LONG, sandbox.shutdown(Duration::from_secs(1)))
+        .await
+        .unwrap();
+    assert_eq!(exit.reason, ExitReason::PowerOff);
+    assert!(
+        sandbox
+            .timeline()
+            .since_start(Phase::AgentConnected)
+            .is_some()
+    );
+}
+
+#[tokio::test]
+async fn counters_and_warnings_can_be_asked_for() {
+    let world = World::new("normal");
+    let sandbox = world.builder().memory_mib(64).boot().await.unwrap();
+    assert_eq!(sandbox.stats().await.unwrap().vmm_resident_kib, 64);
+    assert_eq!(sandbox.take_warnings(), ["no entropy yet"]);
+    assert!(sandbox.take_warnings().is_empty(), "a warning came twice");
+}
+
+#[tokio::test]
+async fn dropping_a_sandbox_ends_its_vmm() {
+    let world = World::new("normal");
+    drop(world.boot().await);
+    world.vmm_is_gone().await;
+}
+
+#[test]
+fn dropping_the_runtime_ends_its_vmms() {
+    let world = World::new("normal");
+    let runtime = || {
+        tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .unwrap()
+    };
+    let first = runtime();
+    let sandbox = first.block_on(world.boot());
+    drop(first);
+    // Reaped, not only killed: no zombie may be left either.
+    runtime().block_on(world.vmm_is_gone());
+    drop(sandbox);
+}
+
+#[tokio::test]
+async fn a_boot_that_is_given_up_ends_its_vmm() {
+    let world = World::new("silent");
+    let boot = world.builder().boot();
+    assert!(timeout(Duration::from_millis(300), boot).await.is_err());
+    world.vmm_is_gone().await;
+}
+
+#[tokio::test]
+async fn a_vmm_that_does_not_listen_is_killed() {
+    let world = World::new("deaf");
+    let sandbox = world.boot().await;
+    let exit = timeout(LONG, sandbox.kill()).await.unwrap();
+    assert_eq!(exit.reason, ExitReason::Killed);
+    world.vmm_is_gone().await;
+}
+
+#[tokio::test]
+async fn a_boot_that_takes_too_long_says_how_far_it_got() {
+    let world = World::new("silent");
+    let error = world
+        .builder()
+        .boot_timeout(Duration::from_secs(2))
+        .boot()
+        .await
+        .unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "guest was not ready within 2s (it got as far as kernel_entry); \
+         last on its console: booting..."
+    );
+    world.vmm_is_gone().await;
+}
+
+#[tokio::test]
+async fn every_failure_to_boot_has_its_reason() {
+    for (scenario, expected) in [
+        (
+            "boot-failed",
+            "cannot build the VM: not a kernel (256 MiB asked for)",
+        ),
+        (
+            "crash",
+            "VMM process exited with status 3; it said: last words",
+        ),
+        ("panic", "guest kernel panic: VFS: no root"),
+        (
+            "setup-failed",
+            "guest could not mount the root image /dev/vda: bad?[1m magic",
+        ),
+        (
+            "other-version",
+            "flashpan-vmm speaks protocol version 999, this program speaks 1",
+        ),
+        (
+            "other-agent",
+            "the guest's init speaks protocol version 5, this program speaks 1",
+        ),
+        ("garbage", "malformed message"),
+    ] {
+        let world = World::new(scenario);
+        let error = world.boot_error().await.to_string();
+        assert!(error.contains(expected), "{scenario}: {error}");
+        world.vmm_is_gone().await;
+    }
+}
+
+#[tokio::test]
+async fn console_output_reaches_the_sink_before_the_end() {
+    let world = World::new("panic");
+    let (mut reader, writer) = std::io::pipe().unwrap();
+    world
+        .builder()
+        .console_sink(writer)
+        .boot()
+        .await
+        .unwrap_err();
+    let mut text = String::new();
+    std::io::Read::read_to_string(&mut reader, &mut text).unwrap();
+    assert_eq!(text, "[ 1.0] Kernel panic - not syncing: VFS: no root\n");
+}
+
+#[tokio::test]
+async fn files_that_cannot_be_used_are_named() {
+    let world = World::new("normal");
+    for (file, what) in [
+        ("vmlinux", "kernel"),
+        ("root.erofs", "root image"),
+        ("init", "guest init"),
+    ] {
+        let path = world.path(file);
+        let saved = world.path("saved");
+        std::fs::rename(&path, &saved).unwrap();
+        let error = world.boot_error().await.to_string();
+        let expected = format!("cannot open the {what} {}: ", path.display());
+        assert!(error.starts_with(&expected), "{error}");
+
+        std::fs::create_dir(&path).unwrap();
+        let error = world.boot_error().await.to_string();
+        assert!(
+            error.contains("not a regular file") || error.contains("directory"),
+            "{error}"
+        );
+        std::fs::remove_dir(&path).unwrap();
+        std::fs::rename(&saved, &path).unwrap();
+    }
+    let error = world
+        .builder()
+        .vmm("/nowhere/vmm")
+        .boot()
+        .await
+        .unwrap_err();
+    assert!(
+        error.to_string().starts_with("cannot start /nowhere/vmm: "),
+        "{error}"
+    );
+}
