@@ -6,12 +6,20 @@ use std::process::ExitCode;
 
 use anyhow::{Result, bail};
 
+mod demo;
+mod deny;
 mod lab;
+mod setup;
+mod step;
+mod test;
 
 const HELP: &str = "\
 Development commands.
 
+  cargo xtask demo                        boot VMs, from nothing to a program's output
+  cargo xtask test [--unit|--e2e] [WHAT]  everything that has to be green
   cargo xtask lab [OPTIONS] -- COMMAND…   run a command in the emulated host
+  cargo xtask setup                       install, or name, the packages all this needs
 ";
 
 fn main() -> ExitCode {
@@ -28,7 +36,10 @@ fn main() -> ExitCode {
 
 fn dispatch(command: &str, arguments: Vec<OsString>) -> Result<u8> {
     match command {
+        "demo" => demo::demo(),
+        "test" => test::test(&arguments),
         "lab" => lab::lab(arguments),
+        "setup" => setup::setup().map(|()| 0),
         // Not for people: this program as PID 1 of the lab.
         "lab-agent" => flashpan_lab::agent::serve().map(|()| 0),
         "" | "help" | "--help" | "-h" => {

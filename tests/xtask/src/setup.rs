@@ -1,0 +1,186 @@
+//! `cargo xtask setup`, and what the demonstration and the tests run on: our
+//! programs, a guest kernel, a Debian root file system, and a place for VMs.
+
+use std::ffi::OsString;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result, bail};
+use flashpan_lab::packages;
+
+use crate::step;
+
+/// The release of Debian whose root file system is tried.
+const DEBIAN: &str = "bookworm";
+/// What the tests run in it: a language with a big runtime, and an editor.
+const DEBIAN_PACKAGES: &str = "python3,vim-tiny";
+/// Where it comes from when the machine is no Debian of that release.
+const DEBIAN_MIRROR: &str = "http://deb.debian.org/debian";
+
+/// Installs, or names, every package that any of our commands needs.
+pub(crate) fn setup() -> Result<()> {
+    step::say("packages of the distribution");
+    let all = [packages::KERNEL, packages::ROOTFS, packages::LAB].concat();
+    packages::ensure(&all)?;
+    packages::ensure_qemu()?;
+    eprintln!("    all there");
+    Ok(())
+}
+
+/// Where VMs run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Place {
+    /// Here: KVM runs an ordinary guest.
+    Here,
+    /// In the lab.
+    Lab,
+}
+
+/// Everything that a VM is made of.
+#[derive(Debug)]
+pub(crate) struct Guest {
+    /// Our program.
+    pub(crate) flashpan: PathBuf,
+    /// The guest kernel.
+    pub(crate) kernel: PathBuf,
+    /// Debian's root file system, as an EROFS image.
+    pub(crate) debian: PathBuf,
+    /// The same as a directory.
+    pub(crate) debian_directory: PathBuf,
+    /// Where VMs run on this machine.
+    pub(crate) place: Place,
+}
+
+impl Guest {
+    /// Builds or finds it all.
+    pub(crate) fn prepare() -> Result<Self> {
+        let built = step::build(
+            "our programs, with all optimisations",
+            &["build", "--release"],
+        )?;
+        let flashpan = built
+            .into_iter()
+            .find_map(|(name, path)| (name == "flashpan").then_some(path))
+            .context("cargo built no program `flashpan`")?;
+        let kernel = kernel(&flashpan)?;
+        let (debian_directory, debian) = debian()?;
+        let place = place(&flashpan)?;
+        Ok(Self {
+            flashpan,
+            kernel,
+            debian,
+            debian_directory,
+            place,
+        })
+    }
+
+    /// A command line that is run where VMs can be.
+    pub(crate) fn command<I>(&self, timeout: u32, words: I) -> Result<Command>
+    where
+        I: IntoIterator<Item = OsString>,
+    {
+        let mut words = words.into_iter();
+        let mut command = match self.place {
+            Place::Lab => {
+                let limit = timeout.to_string();
+                let head = ["lab", "--timeout", &limit, "--"];
+                step::ourselves(head.map(OsString::from).into_iter().chain(words))?
+            }
+            Place::Here => {
+                let mut command = Command::new(words.next().context("no command")?);
+                command.args(words);
+                command
+            }
+        };
+        command.env("FLASHPAN_TEST_BIN", &self.flashpan);
+        command.env("FLASHPAN_TEST_KERNEL", &self.kernel);
+        command.env("FLASHPAN_TEST_DEBIAN", &self.debian);
+        command.env("FLASHPAN_TEST_DEBIAN_DIR", &self.debian_directory);
+        Ok(command)
+    }
+}
+
+/// The guest kernel; minutes when it is not in the cache yet.
+fn kernel(flashpan: &Path) -> Result<PathBuf> {
+    step::say("the guest kernel (about ten minutes on two CPUs, unless it is cached)");
+    let output = step::read(Command::new(flashpan).args(["kernel", "build"]))?;
+    let path = PathBuf::from(output.lines().last().unwrap_or_default());
+    if !path.is_file() {
+        bail!("`flashpan kernel build` did not end with the path of a kernel: {output}");
+    }
+    eprintln!("    {}", path.display());
+    Ok(path)
+}
+
+/// Debian's root file system in the user's cache, as a directory and an image.
+fn debian() -> Result<(PathBuf, PathBuf)> {
+    let cache = flashpan_lab::cache_directory()?.join("lab");
+    let directory = cache.join(format!("debian-{DEBIAN}"));
+    let image = cache.join(format!("debian-{DEBIAN}.erofs"));
+    // The image is made last and in one step: where it is, all is well.
+    if !image.is_file() {
+        fs::create_dir_all(&cache)?;
+        if directory.exists() {
+            fs::remove_dir_all(&directory)?;
+        }
+        let mirror = packages::mirror(DEBIAN).unwrap_or_else(|| DEBIAN_MIRROR.to_owned());
+        let mut mmdebstrap = Command::new("mmdebstrap");
+        mmdebstrap.args(["--quiet", "--variant=minbase"]);
+        mmdebstrap
+            .arg(format!("--include={DEBIAN_PACKAGES}"))
+            .arg(DEBIAN);
+        mmdebstrap.arg(&directory).arg(mirror);
+        step::run("a Debian root file system with mmdebstrap", &mut mmdebstrap)?;
+        let work = image.with_extension("new");
+        let mut mkfs = Command::new("mkfs.erofs");
+        mkfs.arg("--quiet").arg(&work).arg(&directory);
+        step::run("its EROFS image", &mut mkfs)?;
+        fs::rename(&work, &image)?;
+    }
+    Ok((directory, image))
+}
+
+/// Asks `flashpan doctor` whether an ordinary guest runs here.
+fn place(flashpan: &Path) -> Result<Place> {
+    let output = Command::new(flashpan).args(["doctor", "--json"]).output();
+    let output = output.with_context(|| format!("cannot start {}", flashpan.display()))?;
+    let report = serde_json::from_slice(&output.stdout).unwrap_or_default();
+    let place = if runs_guests(&report) {
+        Place::Here
+    } else {
+        Place::Lab
+    };
+    match place {
+        Place::Here => step::say("KVM runs ordinary guests here: no lab is needed"),
+        Place::Lab => step::say("KVM does not run an ordinary guest here: VMs run in the lab"),
+    }
+    Ok(place)
+}
+
+/// Whether the report has a check of that name that passed.
+fn runs_guests(report: &serde_json::Value) -> bool {
+    let checks = report.get("checks").and_then(serde_json::Value::as_array);
+    checks.into_iter().flatten().any(|check| {
+        check.get("name").is_some_and(|name| name == "guest")
+            && check.get("status").is_some_and(|status| status == "ok")
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_passed_guest_check_keeps_us_out_of_the_lab() {
+        let report = |status: &str| {
+            serde_json::json!({"checks": [
+                {"name": "kvm", "status": "ok"},
+                {"name": "guest", "status": status},
+            ]})
+        };
+        assert!(runs_guests(&report("ok")));
+        assert!(!runs_guests(&report("failed")));
+        assert!(!runs_guests(&serde_json::Value::Null));
+    }
+}
