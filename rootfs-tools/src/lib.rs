@@ -1,5 +1,6 @@
 //! Root file systems: EROFS images, initramfs, built-in root.
 
+pub mod builtin;
 pub mod cache;
 pub mod directory;
 pub mod disk;
