@@ -16,7 +16,9 @@
 
 pub mod block;
 pub mod bus;
+pub mod legacy;
 pub mod ring;
+pub mod rng;
 pub mod state;
 pub mod transport;
 pub mod virtio;

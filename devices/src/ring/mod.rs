@@ -66,6 +66,9 @@ pub enum RingError {
     /// A request without the parts that every request of the device has.
     #[error("a request is too short for the device to answer")]
     ShortRequest,
+    /// A readable buffer for a device that only writes.
+    #[error("a readable buffer where the device only writes")]
+    UnexpectedReadable,
     /// The ring itself could not be accessed.
     #[error("the ring is not accessible")]
     Inaccessible,
