@@ -1,1 +1,16 @@
-//! End-to-end tests that boot real VMs.
+//! What the end-to-end tests are written with.
+//!
+//! `cargo xtask test --e2e` runs them where VMs run, which may be the lab, and
+//! tells them by the environment what to test with ([`fixtures`]). [`Home`] is
+//! a home of its own for a test, in which and around which nothing may be left;
+//! [`Flashpan`] is a run of our program in it.
+
+// A helper of tests fails as tests do: by a panic that says what is wrong.
+#![allow(clippy::panic, clippy::expect_used, clippy::unwrap_used)]
+
+pub mod fixtures;
+mod flashpan;
+mod home;
+
+pub use flashpan::{Finished, Flashpan, Running};
+pub use home::Home;

@@ -5,7 +5,6 @@ use std::fs;
 use std::io;
 use std::path::Path;
 use std::process::{Command, Stdio};
-use std::sync::Once;
 
 use anyhow::{Context, Result, bail};
 
@@ -127,15 +126,10 @@ fn install(packages: &[&str], suite: Option<&str>) -> Result<()> {
     run(apt.args(packages))
 }
 
-/// `apt-get update`, once; a fresh machine has no lists at all.
+/// A fresh machine has no lists at all, and old lists name what is gone.
 fn refresh_lists() -> Result<()> {
-    static ONCE: Once = Once::new();
-    let mut result = Ok(());
-    ONCE.call_once(|| {
-        say("refreshing the package lists");
-        result = run(Command::new("apt-get").args(["-q", "-o", "Dpkg::Use-Pty=0", "update"]));
-    });
-    result
+    say("refreshing the package lists");
+    run(Command::new("apt-get").args(["-q", "-o", "Dpkg::Use-Pty=0", "update"]))
 }
 
 /// Sees to it that QEMU is installed and new enough.

@@ -1,0 +1,258 @@
+//! A run of our program, with its input, its output, and a limit on its time.
+
+use std::ffi::{OsStr, OsString};
+use std::io::{Read, Write};
+use std::process::{Child, Command, Stdio};
+use std::sync::mpsc;
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use crate::{Home, fixtures};
+
+/// Long enough for any single boot, even emulated and beside 19 others.
+const PATIENCE: Duration = Duration::from_secs(180);
+
+/// A command line of `flashpan` that is about to be run.
+#[derive(Debug)]
+pub struct Flashpan {
+    command: Command,
+    input: Vec<u8>,
+    patience: Duration,
+}
+
+impl Flashpan {
+    /// `flashpan` with these arguments.
+    pub fn new<S: AsRef<OsStr>>(home: &Home, arguments: impl IntoIterator<Item = S>) -> Self {
+        let mut command = Command::new(fixtures::flashpan());
+        command.args(arguments).envs(home.environment());
+        Self {
+            command,
+            input: Vec::new(),
+            patience: PATIENCE,
+        }
+    }
+
+    /// `flashpan run` with our kernel, these options, and a command for the guest.
+    pub fn run<S: AsRef<OsStr>, C: AsRef<OsStr>>(
+        home: &Home,
+        options: impl IntoIterator<Item = S>,
+        command: impl IntoIterator<Item = C>,
+    ) -> Self {
+        let mut words = vec![
+            OsString::from("run"),
+            "--kernel".into(),
+            fixtures::kernel().into_os_string(),
+        ];
+        words.extend(options.into_iter().map(|word| word.as_ref().to_owned()));
+        words.push("--".into());
+        words.extend(command.into_iter().map(|word| word.as_ref().to_owned()));
+        Self::new(home, words)
+    }
+
+    /// Gives it this on standard input, and then the end of it.
+    #[must_use]
+    pub fn input(mut self, bytes: Vec<u8>) -> Self {
+        self.input = bytes;
+        self
+    }
+
+    /// Sets an environment variable of the program itself.
+    #[must_use]
+    pub fn env(mut self, name: &str, value: impl AsRef<OsStr>) -> Self {
+        self.command.env(name, value);
+        self
+    }
+
+    /// How long it may take before the test fails.
+    #[must_use]
+    pub fn patience(mut self, patience: Duration) -> Self {
+        self.patience = patience;
+        self
+    }
+
+    /// Starts it.
+    ///
+    /// # Panics
+    /// If it cannot be started.
+    #[must_use]
+    pub fn start(mut self) -> Running {
+        let mut child = self
+            .command
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap_or_else(|error| panic!("cannot start {:?}: {error}", self.command));
+        let mut stdin = child.stdin.take().expect("piped");
+        let input = self.input;
+        // A program that does not read its input is none of our business.
+        thread::spawn(move || drop(stdin.write_all(&input)));
+        let stdout = collect(child.stdout.take().expect("piped"));
+        let stderr = collect(child.stderr.take().expect("piped"));
+        let words = format!("{:?}", self.command);
+        Running {
+            child,
+            words,
+            stdout,
+            stderr,
+            begun: Instant::now(),
+            patience: self.patience,
+        }
+    }
+
+    /// Runs it to its end.
+    ///
+    /// # Panics
+    /// If it cannot be started, or takes too long.
+    #[must_use]
+    pub fn finish(self) -> Finished {
+        self.start().finish()
+    }
+}
+
+fn collect(mut from: impl Read + Send + 'static) -> JoinHandle<Vec<u8>> {
+    thread::spawn(move || {
+        let mut bytes = Vec::new();
+        from.read_to_end(&mut bytes).expect("reading output");
+        bytes
+    })
+}
+
+/// A run of `flashpan` that has not ended.
+#[derive(Debug)]
+pub struct Running {
+    child: Child,
+    words: String,
+    stdout: JoinHandle<Vec<u8>>,
+    stderr: JoinHandle<Vec<u8>>,
+    begun: Instant,
+    patience: Duration,
+}
+
+impl Running {
+    /// Sends it a signal.
+    ///
+    /// # Panics
+    /// If there is no such process.
+    pub fn signal(&self, signal: Signal) {
+        kill(self.pid(), signal).expect("cannot signal flashpan");
+    }
+
+    fn pid(&self) -> Pid {
+        Pid::from_raw(i32::try_from(self.child.id()).expect("a pid"))
+    }
+
+    /// Waits for its end.
+    ///
+    /// # Panics
+    /// If it takes too long: it is killed, and its output is in the message.
+    #[must_use]
+    pub fn finish(self) -> Finished {
+        let pid = self.pid();
+        let (sender, ended) = mpsc::channel();
+        let mut child = self.child;
+        thread::spawn(move || sender.send(child.wait()));
+        let left = self.patience.saturating_sub(self.begun.elapsed());
+        let (status, late) = match ended.recv_timeout(left) {
+            Ok(status) => (status, false),
+            Err(_) => {
+                let _ = kill(pid, Signal::SIGKILL);
+                (ended.recv().expect("the waiter ended"), true)
+            }
+        };
+        let status = status.expect("cannot wait for flashpan");
+        let elapsed = self.begun.elapsed();
+        let stdout = self.stdout.join().expect("reading standard output");
+        let stderr = self.stderr.join().expect("reading standard error");
+        let stderr = String::from_utf8_lossy(&stderr).into_owned();
+        let finished = Finished {
+            words: self.words,
+            status: status.code(),
+            stdout,
+            stderr,
+            elapsed,
+        };
+        assert!(
+            !late,
+            "it takes longer than {:?}\n{finished}",
+            self.patience
+        );
+        finished
+    }
+}
+
+/// A run of `flashpan` that has ended.
+#[derive(Debug)]
+pub struct Finished {
+    words: String,
+    /// The exit status; none if a signal ended it.
+    pub status: Option<i32>,
+    /// Everything it wrote to standard output.
+    pub stdout: Vec<u8>,
+    /// Everything it wrote to standard error.
+    pub stderr: String,
+    /// From its start to its end.
+    pub elapsed: Duration,
+}
+
+impl Finished {
+    /// Fails unless it ended with this status.
+    ///
+    /// # Panics
+    /// If so, with its output.
+    #[track_caller]
+    pub fn expect_status(&self, status: i32) -> &Self {
+        assert_eq!(self.status, Some(status), "the exit status\n{self}");
+        self
+    }
+
+    /// Fails unless standard output is exactly this.
+    ///
+    /// # Panics
+    /// If so, with its output.
+    #[track_caller]
+    pub fn expect_stdout(&self, text: &str) -> &Self {
+        assert_eq!(self.text(), text, "standard output\n{self}");
+        self
+    }
+
+    /// Fails unless standard error has one line, apart from progress, and all
+    /// of these words are in it.
+    ///
+    /// # Panics
+    /// If so, with its output.
+    #[track_caller]
+    pub fn expect_complaint(&self, words: &[&str]) -> &Self {
+        let lines: Vec<_> = self
+            .stderr
+            .lines()
+            .filter(|line| !line.trim().is_empty())
+            .collect();
+        assert_eq!(lines.len(), 1, "one line of complaint\n{self}");
+        let has_all = words.iter().all(|word| self.stderr.contains(word));
+        assert!(has_all, "a complaint with {words:?}\n{self}");
+        self
+    }
+
+    /// Standard output as text.
+    #[must_use]
+    pub fn text(&self) -> String {
+        String::from_utf8_lossy(&self.stdout).into_owned()
+    }
+}
+
+impl std::fmt::Display for Finished {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let cut = |text: &str| text.chars().take(4000).collect::<String>();
+        writeln!(
+            f,
+            "{} after {:?}: {:?}",
+            self.words, self.elapsed, self.status
+        )?;
+        writeln!(f, "--- standard output\n{}", cut(&self.text()))?;
+        writeln!(f, "--- standard error\n{}", cut(&self.stderr))
+    }
+}
