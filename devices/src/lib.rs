@@ -20,5 +20,7 @@ pub mod legacy;
 pub mod ring;
 pub mod rng;
 pub mod state;
+#[cfg(any(test, feature = "testing"))]
+pub mod testing;
 pub mod transport;
 pub mod virtio;
