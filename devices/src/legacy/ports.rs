@@ -39,6 +39,11 @@ impl<E: GuestEvents> Ports<E> {
     pub fn events(&self) -> &E {
         &self.events
     }
+
+    /// As [`Self::events`], to take from it what was reported.
+    pub fn events_mut(&mut self) -> &mut E {
+        &mut self.events
+    }
 }
 
 const PHASE_OFFSET: u64 = 0;

@@ -1,0 +1,183 @@
+//! What the VMM process may still ask of its host.
+//!
+//! From its first stage on the process can use what it has open and nothing
+//! else: it cannot open a file, connect a socket, start a program or signal
+//! another process. From the second stage on, when the guest runs, it cannot
+//! start threads or make memory files either. A call outside the lists ends the
+//! process at once; filters cannot be taken back.
+
+use std::collections::BTreeMap;
+
+use seccompiler::{
+    BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter,
+    SeccompRule, TargetArch, apply_filter_all_threads,
+};
+use thiserror::Error;
+
+/// Why the process could not be jailed.
+#[derive(Debug, Error)]
+#[error("could not jail the VMM: {0}; the host's kernel needs CONFIG_SECCOMP_FILTER")]
+pub struct JailError(#[from] seccompiler::Error);
+
+/// How far the process has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stage {
+    /// It reads its orders and builds the machine.
+    Building,
+    /// The guest runs.
+    Running,
+}
+
+/// Calls that only [`Stage::Building`] needs.
+const BUILDING: &[libc::c_long] = &[
+    // Guest memory.
+    libc::SYS_memfd_create,
+    libc::SYS_ftruncate,
+    // The event loop and the vCPU threads.
+    libc::SYS_epoll_create1,
+    libc::SYS_clone3,
+    libc::SYS_clone,
+    libc::SYS_rseq,
+    libc::SYS_set_robust_list,
+    libc::SYS_rt_sigaction,
+    libc::SYS_prctl,
+    libc::SYS_sched_getaffinity,
+    // Sizes of the files that were handed in.
+    libc::SYS_statx,
+    libc::SYS_newfstatat,
+    libc::SYS_getsockopt,
+    // The next stage's filter.
+    libc::SYS_seccomp,
+];
+
+/// Calls without conditions, with the reason for each group.
+const ALLOWED: &[libc::c_long] = &[
+    // Disks, streams, events, the console.
+    libc::SYS_read,
+    libc::SYS_write,
+    libc::SYS_readv,
+    libc::SYS_writev,
+    libc::SYS_pread64,
+    libc::SYS_pwrite64,
+    libc::SYS_preadv,
+    libc::SYS_pwritev,
+    libc::SYS_preadv2,
+    libc::SYS_pwritev2,
+    libc::SYS_lseek,
+    libc::SYS_fallocate,
+    libc::SYS_fsync,
+    libc::SYS_fdatasync,
+    libc::SYS_fstat,
+    libc::SYS_close,
+    // The event loop and its timers.
+    libc::SYS_epoll_ctl,
+    libc::SYS_epoll_wait,
+    libc::SYS_epoll_pwait,
+    libc::SYS_eventfd2,
+    libc::SYS_timerfd_create,
+    libc::SYS_timerfd_settime,
+    // Control packets, and vsock streams once they are connected.
+    libc::SYS_sendmsg,
+    libc::SYS_recvmsg,
+    libc::SYS_sendto,
+    libc::SYS_recvfrom,
+    libc::SYS_shutdown,
+    // Memory of the process itself.
+    libc::SYS_munmap,
+    libc::SYS_mremap,
+    libc::SYS_madvise,
+    libc::SYS_brk,
+    // Threads that exist already.
+    libc::SYS_futex,
+    libc::SYS_sched_yield,
+    libc::SYS_rt_sigreturn,
+    libc::SYS_rt_sigprocmask,
+    libc::SYS_sigaltstack,
+    libc::SYS_restart_syscall,
+    libc::SYS_gettid,
+    libc::SYS_getpid,
+    libc::SYS_exit,
+    libc::SYS_exit_group,
+    // Entropy for the guest, time for the timeline.
+    libc::SYS_getrandom,
+    libc::SYS_clock_gettime,
+];
+
+/// The `ioctl` type byte of KVM.
+const KVM_IOCTL: u64 = 0xae;
+
+/// Jails the process, all its threads included.
+///
+/// # Errors
+/// If the kernel refuses the filter.
+pub fn enter(stage: Stage) -> Result<(), JailError> {
+    apply_filter_all_threads(&program(stage)?)?;
+    Ok(())
+}
+
+/// The filter of a stage as BPF.
+fn program(stage: Stage) -> Result<BpfProgram, JailError> {
+    let more = if stage == Stage::Building {
+        BUILDING
+    } else {
+        &[]
+    };
+    let mut rules: BTreeMap<i64, Vec<SeccompRule>> = ALLOWED
+        .iter()
+        .chain(more)
+        .map(|call| (*call, Vec::new()))
+        .collect();
+    // KVM's own requests, whatever their number, and making a stream
+    // non-blocking.
+    rules.insert(
+        libc::SYS_ioctl,
+        vec![
+            when(1, SeccompCmpOp::MaskedEq(0xff00), KVM_IOCTL << 8)?,
+            when(1, SeccompCmpOp::Eq, libc::FIONBIO)?,
+        ],
+    );
+    // Both ends of a stream that the guest asked for; one goes to the supervisor.
+    rules.insert(
+        libc::SYS_socketpair,
+        vec![when(0, SeccompCmpOp::Eq, as_u64(libc::AF_UNIX))?],
+    );
+    // Flags of a descriptor, and copies of it.
+    rules.insert(
+        libc::SYS_fcntl,
+        vec![
+            when(1, SeccompCmpOp::Eq, as_u64(libc::F_GETFL))?,
+            when(1, SeccompCmpOp::Eq, as_u64(libc::F_SETFL))?,
+            when(1, SeccompCmpOp::Eq, as_u64(libc::F_GETFD))?,
+            when(1, SeccompCmpOp::Eq, as_u64(libc::F_SETFD))?,
+            when(1, SeccompCmpOp::Eq, as_u64(libc::F_DUPFD_CLOEXEC))?,
+        ],
+    );
+    // No memory becomes executable.
+    let not_executable = || when(2, SeccompCmpOp::MaskedEq(as_u64(libc::PROT_EXEC)), 0);
+    rules.insert(libc::SYS_mmap, vec![not_executable()?]);
+    rules.insert(libc::SYS_mprotect, vec![not_executable()?]);
+    // A vCPU thread may be kicked, another process may not.
+    let own = u64::from(std::process::id());
+    rules.insert(libc::SYS_tgkill, vec![when(0, SeccompCmpOp::Eq, own)?]);
+    let filter = SeccompFilter::new(
+        rules,
+        SeccompAction::KillProcess,
+        SeccompAction::Allow,
+        TargetArch::x86_64,
+    )
+    .map_err(seccompiler::Error::from)?;
+    Ok(BpfProgram::try_from(filter).map_err(seccompiler::Error::from)?)
+}
+
+/// A rule that holds when argument `index` compares to `value`.
+fn when(index: u8, op: SeccompCmpOp, value: u64) -> Result<SeccompRule, JailError> {
+    let condition = SeccompCondition::new(index, SeccompCmpArgLen::Dword, op, value)
+        .map_err(seccompiler::Error::from)?;
+    let rule = SeccompRule::new(vec![condition]).map_err(seccompiler::Error::from)?;
+    Ok(rule)
+}
+
+/// A constant of libc as the kernel sees it in a register.
+fn as_u64(value: libc::c_int) -> u64 {
+    u64::from(value.unsigned_abs())
+}

@@ -1,0 +1,538 @@
+//! A virtual machine: building it, running it, giving it orders.
+
+use std::fs::File;
+use std::os::unix::net::UnixStream;
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use event_manager::{EventManager, EventOps, Events, MutEventSubscriber, SubscriberOps};
+use flashpan_devices::vsock::{Vsock, VsockEvent};
+use flashpan_protocol::agent::GUEST_CID;
+use flashpan_protocol::control::{
+    BootFailureKind, Console, ExitReason, ExitReport, MAX_DISKS, Stamp, Stats, VCPUS, VmSpec,
+};
+use flashpan_protocol::phase::Phase;
+use vmm_sys_util::epoll::EventSet;
+use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
+
+use crate::boot;
+use crate::cpu::run::Vcpus;
+use crate::cpu::{cpuid, entry};
+use crate::error::BootError;
+use crate::kvm::{Host, KvmVm};
+use crate::machine::{Attached, Machine};
+use crate::memory::GuestMemory;
+use crate::resident::ResidentSize;
+use crate::state::{MachineStateError, VmState};
+
+/// What a machine is built from besides its description.
+#[derive(Debug)]
+pub struct Resources {
+    /// An uncompressed x86-64 kernel.
+    pub kernel: File,
+    /// An initramfs, as the kernel takes it.
+    pub initramfs: Option<File>,
+    /// Where console output goes; best non-blocking: what does not fit is
+    /// dropped and counted.
+    pub console: Option<File>,
+    /// The disks, in the order of the description.
+    pub disks: Vec<File>,
+}
+
+/// What a machine tells of itself.
+#[derive(Debug)]
+pub enum VmEvent {
+    /// A phase was reached.
+    Phase(Stamp),
+    /// A program in the guest marked a code of its own.
+    UserPhase {
+        /// The code.
+        code: u8,
+        /// `CLOCK_MONOTONIC`, nanoseconds.
+        at_ns: u64,
+    },
+    /// The guest connects to a port of the host: answer with
+    /// [`Command::Accept`] or [`Command::Reject`].
+    Incoming {
+        /// The connection.
+        id: u64,
+        /// The port.
+        port: u32,
+        /// The host's end of it.
+        stream: UnixStream,
+    },
+    /// A [`Command::Connect`] was accepted by the guest.
+    Connected {
+        /// Its number.
+        id: u64,
+    },
+    /// A [`Command::Connect`] was refused by the guest.
+    Refused {
+        /// Its number.
+        id: u64,
+    },
+    /// The vCPUs stand still.
+    Paused,
+    /// The vCPUs run.
+    Resumed,
+    /// The answer to [`Command::Stats`].
+    Stats(Box<Stats>),
+}
+
+/// Who is told of [`VmEvent`]s. Called from vCPU threads and from the event
+/// loop: must not block.
+pub trait Observer: Send + Sync {
+    /// Something happened.
+    fn event(&self, event: VmEvent);
+}
+
+/// An order to a machine.
+#[derive(Debug)]
+pub enum Command {
+    /// Connect `stream` to a port on which the guest listens.
+    Connect {
+        /// Chosen by the caller.
+        id: u64,
+        /// The port in the guest.
+        port: u32,
+        /// The machine's end of the stream.
+        stream: UnixStream,
+    },
+    /// Let a connection of the guest be made.
+    Accept {
+        /// Its number.
+        id: u64,
+    },
+    /// Refuse a connection of the guest.
+    Reject {
+        /// Its number.
+        id: u64,
+    },
+    /// Let the vCPUs stand still.
+    Pause,
+    /// Let the vCPUs run.
+    Resume,
+    /// Report the counters.
+    Stats,
+    /// Save the machine's state; it must stand still. The answer goes to the
+    /// sender.
+    Save(Sender<Result<Box<VmState>, MachineStateError>>),
+    /// End the machine for this reason.
+    End(ExitReason),
+}
+
+/// Gives orders to a machine, from any thread.
+#[derive(Debug)]
+pub struct VmHandle {
+    sender: Sender<Command>,
+    wake: EventFd,
+}
+
+impl VmHandle {
+    /// Gives an order. Nothing happens if the machine has ended.
+    pub fn send(&self, command: Command) {
+        if self.sender.send(command).is_ok() {
+            // Only a full counter can fail, and then the loop is awake already.
+            let _ = self.wake.write(1);
+        }
+    }
+
+    /// Another handle for the same machine.
+    ///
+    /// # Errors
+    /// If the host has no descriptor left.
+    pub fn try_clone(&self) -> std::io::Result<Self> {
+        Ok(Self {
+            sender: self.sender.clone(),
+            wake: self.wake.try_clone()?,
+        })
+    }
+}
+
+/// A subscriber of the event loop.
+type Subscriber = Box<dyn MutEventSubscriber>;
+
+/// A virtual machine that was built and not yet run.
+///
+/// Fields are dropped in order: vCPU threads are joined before the devices go,
+/// and guest memory is unmapped last.
+pub struct Vm {
+    vcpus: Vcpus,
+    events: EventManager<Subscriber>,
+    commands: Arc<Mutex<Commands>>,
+    handle: VmHandle,
+    machine: Arc<Machine>,
+    resident: ResidentSize,
+    kvm: KvmVm,
+    memory: GuestMemory,
+}
+
+impl std::fmt::Debug for Vm {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Vm")
+            .field("vcpus", &self.vcpus)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Vm {
+    /// Builds the machine: memory, kernel, devices, vCPUs. Nothing runs yet.
+    ///
+    /// # Errors
+    /// If the description is out of range, a file is not usable, or KVM or the
+    /// host refuses something.
+    pub fn boot(
+        host: Host,
+        spec: &VmSpec,
+        resources: Resources,
+        observer: Arc<dyn Observer>,
+    ) -> Result<Self, BootError> {
+        check(spec, &resources)?;
+        let Resources {
+            mut kernel,
+            mut initramfs,
+            console,
+            disks,
+        } = resources;
+        let memory = GuestMemory::new(spec.memory_mib, spec.shared_memory)?;
+        let Host { kvm, resident } = host;
+        let kvm = KvmVm::new(kvm, &memory)?;
+        observer.event(VmEvent::Phase(stamp(Phase::MemoryReady)));
+
+        let (sender, receiver) = channel();
+        let wake = eventfd()?;
+        let handle = VmHandle {
+            sender,
+            wake: clone(&wake)?,
+        };
+        let vsock = vsock_device(Arc::clone(&observer))?;
+        let attached = Attached::new(spec, disks, Arc::clone(&vsock))?;
+        let cmdline = boot::cmdline::build(spec.console, attached.len(), &spec.kernel_args)?;
+        let entry = boot::load(
+            memory.ram(),
+            &mut kernel,
+            initramfs.as_mut(),
+            spec.boot_protocol,
+            &cmdline,
+            spec.vcpus,
+        )?;
+        entry::write_tables(memory.ram(), entry.protocol)?;
+        // The guest has its own copies now.
+        drop((kernel, initramfs));
+
+        let mut events = EventManager::new()
+            .map_err(|e| BootError::host("make the event loop", &std::io::Error::other(e)))?;
+        let (machine, subscribers) = Machine::new(attached, &kvm, memory.ram(), console, observer)?;
+        let machine = Arc::new(machine);
+        for subscriber in subscribers {
+            events.add_subscriber(subscriber);
+        }
+        let commands = Commands {
+            receiver,
+            wake,
+            vsock,
+            ended: None,
+            pending: Vec::new(),
+        };
+        let commands = Arc::new(Mutex::new(commands));
+        events.add_subscriber(Box::new(Arc::clone(&commands)) as Subscriber);
+        events.add_subscriber(Box::new(EndSubscriber {
+            machine: Arc::clone(&machine),
+            commands: Arc::clone(&commands),
+        }));
+
+        let supported = cpuid::supported(kvm.kvm())?;
+        let mut vcpus = Vec::new();
+        for id in 0..spec.vcpus {
+            let vcpu = kvm.create_vcpu(id)?;
+            let cpuid = cpuid::for_vcpu(&supported, id, spec.vcpus)?;
+            vcpu.set_cpuid2(&cpuid)
+                .map_err(|e| BootError::kvm("set the CPUID", e))?;
+            entry::set_registers(&vcpu, id, entry)?;
+            vcpus.push(vcpu);
+        }
+        let vcpus = Vcpus::start(vcpus, &machine)?;
+        machine.phase(Phase::KernelLoaded);
+        Ok(Self {
+            vcpus,
+            events,
+            commands,
+            handle,
+            machine,
+            resident,
+            kvm,
+            memory,
+        })
+    }
+
+    /// A way to give the machine orders.
+    ///
+    /// # Errors
+    /// If the host has no descriptor left.
+    pub fn handle(&self) -> Result<VmHandle, BootError> {
+        self.handle
+            .try_clone()
+            .map_err(|e| BootError::host("copy the descriptor of the machine's handle", &e))
+    }
+
+    /// Adds a subscriber to the machine's event loop.
+    pub fn subscribe(&mut self, subscriber: Box<dyn MutEventSubscriber>) {
+        self.events.add_subscriber(subscriber);
+    }
+
+    /// The state of the machine without its memory. It must stand still: not
+    /// yet run, or paused ([`Command::Save`]).
+    ///
+    /// # Errors
+    /// If it is running, or KVM does not give a part of the state.
+    pub fn save(&self) -> Result<VmState, MachineStateError> {
+        let vcpus = self.vcpus.save(&self.kvm.saved_msrs()?)?;
+        let (devices, legacy) = self.machine.save();
+        Ok(VmState {
+            vcpus,
+            kvm: self.kvm.save()?,
+            devices,
+            legacy,
+        })
+    }
+
+    /// Gives a machine that was built and not yet run a saved state. Its memory
+    /// ([`Vm::memory`]) must have been given its contents of that moment.
+    ///
+    /// # Errors
+    /// If the state is that of another machine, or KVM refuses a part of it.
+    pub fn restore(&mut self, state: &VmState) -> Result<(), MachineStateError> {
+        self.vcpus.restore(&state.vcpus)?;
+        self.kvm.restore(&state.kvm)?;
+        self.machine.restore(&state.devices, &state.legacy)
+    }
+
+    /// The machine's memory.
+    #[must_use]
+    pub fn memory(&self) -> &GuestMemory {
+        &self.memory
+    }
+
+    /// Runs the machine until it ends, on the calling thread, which is its
+    /// event loop.
+    #[must_use]
+    pub fn run(mut self) -> ExitReport {
+        self.machine.phase(Phase::FirstRun);
+        self.vcpus.resume();
+        let reason = loop {
+            if let Err(error) = self.events.run() {
+                break ExitReason::VmmError(format!("the event loop failed: {error}"));
+            }
+            let (pending, ended) = {
+                let mut commands = lock(&self.commands);
+                (std::mem::take(&mut commands.pending), commands.ended.take())
+            };
+            for order in pending {
+                self.obey(order);
+            }
+            if let Some(reason) = ended {
+                break reason;
+            }
+        };
+        let at_ns = now_ns();
+        self.vcpus.pause();
+        self.machine.flush_console();
+        ExitReport {
+            reason,
+            at_ns,
+            stats: self.stats(),
+        }
+    }
+
+    /// Orders that concern the machine as a whole.
+    fn obey(&self, order: Order) {
+        match order {
+            Order::Pause => {
+                self.vcpus.pause();
+                self.machine.tell(VmEvent::Paused);
+            }
+            Order::Resume => {
+                self.vcpus.resume();
+                self.machine.tell(VmEvent::Resumed);
+            }
+            Order::Stats => self.machine.tell(VmEvent::Stats(Box::new(self.stats()))),
+            // Whoever asked may have stopped waiting.
+            Order::Save(reply) => drop(reply.send(self.save().map(Box::new))),
+        }
+    }
+
+    fn stats(&self) -> Stats {
+        Stats {
+            exits: self.machine.counters.list(),
+            console_dropped: self.machine.console_dropped(),
+            vmm_resident_kib: self.resident.kib(|host| self.memory.contains(host)),
+        }
+    }
+}
+
+/// Refuses a description that is out of range or does not fit the files.
+fn check(spec: &VmSpec, resources: &Resources) -> Result<(), BootError> {
+    if !VCPUS.contains(&spec.vcpus) {
+        return Err(BootError::request(format!(
+            "{} vCPUs are out of range: give {} to {}",
+            spec.vcpus,
+            VCPUS.start(),
+            VCPUS.end()
+        )));
+    }
+    if spec.disks.len() > MAX_DISKS {
+        return Err(BootError::request(format!(
+            "{} disks are too many: give at most {MAX_DISKS}",
+            spec.disks.len()
+        )));
+    }
+    let given = resources.disks.len();
+    if spec.disks.len() != given {
+        return Err(BootError::request(format!(
+            "{} disks were described but {given} given",
+            spec.disks.len()
+        )));
+    }
+    if resources.console.is_none() && spec.console != Console::Off {
+        return Err(BootError::request(
+            "a console was asked for, but there is nowhere to print",
+        ));
+    }
+    Ok(())
+}
+
+/// The vsock device; what it reports goes to the observer.
+fn vsock_device(observer: Arc<dyn Observer>) -> Result<Arc<Mutex<Vsock>>, BootError> {
+    let report = move |event| {
+        observer.event(match event {
+            VsockEvent::Incoming { id, port, stream } => VmEvent::Incoming { id, port, stream },
+            VsockEvent::Connected { id } => VmEvent::Connected { id },
+            VsockEvent::Refused { id } => VmEvent::Refused { id },
+        });
+    };
+    let vsock = Vsock::new(u64::from(GUEST_CID), Box::new(report))
+        .map_err(|e| BootError::host("make the vsock device", &std::io::Error::other(e)))?;
+    Ok(Arc::new(Mutex::new(vsock)))
+}
+
+/// An order that needs the whole machine.
+#[derive(Debug)]
+enum Order {
+    Pause,
+    Resume,
+    Stats,
+    Save(Sender<Result<Box<VmState>, MachineStateError>>),
+}
+
+/// Takes commands in the event loop.
+struct Commands {
+    receiver: Receiver<Command>,
+    wake: EventFd,
+    vsock: Arc<Mutex<Vsock>>,
+    /// For [`Vm::run`] to do after this round of events.
+    pending: Vec<Order>,
+    ended: Option<ExitReason>,
+}
+
+impl MutEventSubscriber for Commands {
+    fn init(&mut self, ops: &mut EventOps<'_>) {
+        if let Err(error) = ops.add(Events::new(&self.wake, EventSet::IN)) {
+            self.ended = Some(unwatched("commands", &error));
+        }
+    }
+
+    fn process(&mut self, _: Events, _: &mut EventOps<'_>) {
+        let _ = self.wake.read();
+        while let Ok(command) = self.receiver.try_recv() {
+            match command {
+                Command::Connect { id, port, stream } => {
+                    lock(&self.vsock).connect(id, port, stream);
+                }
+                Command::Accept { id } => lock(&self.vsock).accept(id),
+                Command::Reject { id } => lock(&self.vsock).reject(id),
+                Command::Pause => self.pending.push(Order::Pause),
+                Command::Resume => self.pending.push(Order::Resume),
+                Command::Stats => self.pending.push(Order::Stats),
+                Command::Save(reply) => self.pending.push(Order::Save(reply)),
+                Command::End(reason) => {
+                    self.ended.get_or_insert(reason);
+                }
+            }
+        }
+    }
+}
+
+/// Notices that a vCPU has ended the machine.
+struct EndSubscriber {
+    machine: Arc<Machine>,
+    commands: Arc<Mutex<Commands>>,
+}
+
+impl MutEventSubscriber for EndSubscriber {
+    fn init(&mut self, ops: &mut EventOps<'_>) {
+        if let Err(error) = ops.add(Events::new(self.machine.end_event(), EventSet::IN)) {
+            lock(&self.commands).ended = Some(unwatched("the end of the guest", &error));
+        }
+    }
+
+    fn process(&mut self, _: Events, _: &mut EventOps<'_>) {
+        let _ = self.machine.end_event().read();
+        if let Some(reason) = self.machine.end_reason() {
+            lock(&self.commands).ended.get_or_insert(reason);
+        }
+    }
+}
+
+fn unwatched(what: &str, error: &event_manager::Error) -> ExitReason {
+    ExitReason::VmmError(format!("could not watch {what}: {error}"))
+}
+
+/// Locks; a poisoned lock cannot be in a process that aborts on panic.
+pub(crate) fn lock<T: ?Sized>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// An event descriptor of the kind that all parts use.
+pub(crate) fn eventfd() -> Result<EventFd, BootError> {
+    EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)
+        .map_err(|e| BootError::host("make an event descriptor", &e))
+}
+
+/// Another descriptor of the same event.
+pub(crate) fn clone(event: &EventFd) -> Result<EventFd, BootError> {
+    event
+        .try_clone()
+        .map_err(|e| BootError::host("copy an event descriptor", &e))
+}
+
+/// A disk that cannot be used.
+pub(crate) fn bad_disk(index: usize, error: &dyn std::error::Error) -> BootError {
+    BootError::new(
+        BootFailureKind::Disk,
+        format!("disk {index} cannot be used: {error}"),
+    )
+}
+
+/// `phase`, now.
+#[must_use]
+pub fn stamp(phase: Phase) -> Stamp {
+    Stamp {
+        phase,
+        at_ns: now_ns(),
+    }
+}
+
+/// `CLOCK_MONOTONIC` in nanoseconds.
+#[must_use]
+#[allow(unsafe_code)] // std's `Instant` does not tell its number.
+pub fn now_ns() -> u64 {
+    let mut now = libc::timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
+    // SAFETY: the pointer is to `now`. This clock exists on every Linux.
+    unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut now) };
+    let seconds = u64::try_from(now.tv_sec).unwrap_or(0);
+    let nanos = u64::try_from(now.tv_nsec).unwrap_or(0);
+    seconds.saturating_mul(1_000_000_000).saturating_add(nanos)
+}
