@@ -32,7 +32,8 @@ pub(crate) struct Machine {
     qemu: Child,
     /// The other end of the lab's virtio-serial port.
     pub(crate) port: UnixStream,
-    console: Arc<Mutex<VecDeque<String>>>,
+    console: UnixStream,
+    lines: Arc<Mutex<VecDeque<String>>>,
 }
 
 impl Machine {
@@ -114,19 +115,24 @@ impl Machine {
             .stdout(Stdio::null())
             .spawn();
         let qemu = qemu.context("cannot start setpriv, of util-linux, to start QEMU")?;
-        let lines = Arc::new(Mutex::new(VecDeque::new()));
-        let (keep, show) = (Arc::clone(&lines), options.console);
-        thread::spawn(move || keep_last_lines(console, &keep, show));
         Ok(Self {
             qemu,
             port,
-            console: lines,
+            console,
+            lines: Arc::default(),
         })
+    }
+
+    /// Starts to read the console, in a thread.
+    pub(crate) fn watch_console(&self, show: bool) -> Result<()> {
+        let (console, lines) = (self.console.try_clone()?, Arc::clone(&self.lines));
+        thread::spawn(move || keep_last_lines(console, &lines, show));
+        Ok(())
     }
 
     /// What the lab's kernel said last.
     pub(crate) fn last_console_lines(&self) -> String {
-        let lines = self.console.lock().unwrap_or_else(PoisonError::into_inner);
+        let lines = self.lines.lock().unwrap_or_else(PoisonError::into_inner);
         if lines.is_empty() {
             return "its console is empty".to_owned();
         }

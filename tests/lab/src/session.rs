@@ -61,8 +61,10 @@ pub(crate) fn run(machine: Machine, options: &Options) -> Result<u8> {
         Signal::SIGQUIT,
         Signal::SIGWINCH,
     ]);
-    // Before any other thread: they inherit the mask, and only one waits.
+    // Before the first thread: all inherit the mask, and only one waits. After
+    // QEMU: it would inherit the mask too.
     signals.thread_block()?;
+    machine.watch_console(options.console)?;
     let raw = if options.terminal {
         Raw::enter()?
     } else {
