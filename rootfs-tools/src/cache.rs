@@ -1,6 +1,6 @@
 //! The cache of images: whole files or nothing, one builder at a time.
 //!
-//! A [`Group`] is what one source (a host directory, a busybox) was turned
+//! A group is what one source (a host directory, a busybox) was turned
 //! into; it keeps one file, the newest, named after the source's state:
 //! `<group>-<key>.<extension>`. Who builds holds the lock of the group, writes
 //! `<group>.partial`, syncs it and renames it. A builder that is killed leaves

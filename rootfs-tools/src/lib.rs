@@ -1,4 +1,23 @@
-//! Root file systems: EROFS images, initramfs, built-in root.
+//! Root file systems of guests, made without privileges.
+//!
+//! ```text
+//!  host directory ── directory ──┐
+//!  host's busybox ── builtin ────┼─► tree ── erofs ──► cache ──► read-only root (virtio-blk)
+//!  (container images) ───────────┘
+//!  an image that somebody has ── probe ──────────────────────►
+//!
+//!  guest-init ── initramfs ──► what the kernel starts    disk ──► writable ext4
+//! ```
+//!
+//! - [`initramfs`]: the cpio archive that carries PID 1.
+//! - [`tree`]: a file tree in memory, contents wherever they are; [`erofs`]
+//!   writes one as an image, streaming.
+//! - [`directory`] and [`builtin`] make trees and keep their images in a [`cache`].
+//! - [`probe`]: what a path is that somebody wants as a root.
+//! - [`disk`]: sparse, empty ext4 disks.
+//!
+//! Everything works on ordinary files, needs no root and mounts nothing.
+//! Functions block; none starts threads.
 
 pub mod builtin;
 pub mod cache;

@@ -11,6 +11,8 @@ const SUPER_OFFSET: u64 = 1024;
 const SUPER_LEN: usize = 1024;
 /// `magic` of EROFS.
 const EROFS_MAGIC: u32 = 0xE0F5_E1E2;
+/// `feature_incompat`: how clusters are padded; set wherever any is compressed.
+const EROFS_ZERO_PADDING: u32 = 0x1;
 /// `blkszbits` that Linux mounts where pages have 4 KiB.
 const EROFS_BLOCK_BITS: std::ops::RangeInclusive<u8> = 9..=12;
 /// `s_magic` of ext2, ext3 and ext4.
@@ -125,7 +127,10 @@ pub fn probe(path: &Path) -> Result<RootImage, Error> {
     } else {
         Err(Error::Unknown {
             path: path.to_owned(),
-            looks: looks_like(&image.read::<SUPER_LEN>(0)?),
+            looks: match image.actual {
+                0 => ": it is empty",
+                _ => looks_like(&image.read::<SUPER_LEN>(0)?),
+            },
         })
     }
 }
@@ -166,7 +171,8 @@ impl Image<'_> {
             return Err(self.superblock(kind, what));
         }
         let size = self.size(kind, superblock.u32(36).into(), bits.into())?;
-        let compressed = superblock.u16(84) != 0;
+        let padded = superblock.u32(80) & EROFS_ZERO_PADDING != 0;
+        let compressed = padded || superblock.u16(84) != 0;
         Ok(RootImage::Erofs { size, compressed })
     }
 

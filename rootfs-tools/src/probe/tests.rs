@@ -54,15 +54,14 @@ fn erofs_that_no_guest_mounts_is_refused_and_compression_is_told() {
         let error = probe(&path).unwrap_err();
         assert!(matches!(error, Error::Superblock { .. }), "{error}");
     }
-    erofs_image(&path);
-    poke(&path, SUPER_OFFSET + 84, &[1]);
-    assert!(matches!(
-        probe(&path).unwrap(),
-        RootImage::Erofs {
-            compressed: true,
-            ..
-        }
-    ));
+    for offset in [80, 84] {
+        erofs_image(&path);
+        poke(&path, SUPER_OFFSET + offset, &[1]);
+        let RootImage::Erofs { compressed, .. } = probe(&path).unwrap() else {
+            panic!("not EROFS");
+        };
+        assert!(compressed);
+    }
 }
 
 #[test]
@@ -118,7 +117,7 @@ fn anything_else_is_refused_with_what_it_looks_like() {
     let path = dir.path().join("image");
     let qcow2 = [&b"QFI\xfb"[..], &[0; 5000]].concat();
     for (content, word) in [
-        (&b""[..], "EROFS, ext4 or a directory"),
+        (&b""[..], "it is empty"),
         (b"hello", "EROFS, ext4 or a directory"),
         (&qcow2, "qcow2"),
         (b"\x1f\x8b\x08", "compressed"),

@@ -1,5 +1,8 @@
 //! What a tree should look like, and what independent readers make of an image.
 
+// Each test program uses a part of this.
+#![allow(dead_code)]
+
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::Read;
@@ -54,6 +57,12 @@ impl std::fmt::Debug for What {
 
 /// Files by their paths; the root has the empty path.
 pub type Listing = BTreeMap<Vec<u8>, Seen>;
+
+/// A regular file; that its period is prime to the block size shows every
+/// misplaced block.
+pub fn file(size: usize) -> Node {
+    Node::Regular(Content::Bytes((0..=250).cycle().take(size).collect()))
+}
 
 /// What `tree` should look like.
 pub fn expected(tree: &Tree) -> Listing {
