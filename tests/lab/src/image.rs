@@ -18,24 +18,31 @@ use crate::packages::{self, say};
 /// The generic kernel; the cloud flavour lacks 9p.
 const META_PACKAGE: &str = "linux-image-amd64";
 
-/// Modules to load, in this order, each after those it depends on. ext4 wants
-/// the crc32c transform without depending on the modules that have it.
-const MODULES: &[&str] = &[
-    "virtio_pci",
-    "virtio_console",
-    "9pnet_virtio",
-    "9p",
-    "virtio_blk",
-    "crc32c_intel",
-    "crc32c_generic",
-    "ext4",
-    "kvm_amd",
-    "fuse",
-    "loop",
-    "overlay",
-    "tun",
-    "vhost_vsock",
+/// Modules to load, each after those it depends on: first what the root and
+/// the port to the host need, then, beside the mounts, what commands need. ext4
+/// wants the crc32c transform without depending on the modules that have it.
+const LISTS: [(&str, &[&str]); 2] = [
+    (
+        "first",
+        &[
+            "virtio_pci",
+            "virtio_console",
+            "9pnet_virtio",
+            "9p",
+            "virtio_blk",
+            "crc32c_intel",
+            "crc32c_generic",
+            "ext4",
+        ],
+    ),
+    (
+        "second",
+        &["kvm_amd", "fuse", "loop", "overlay", "tun", "vhost_vsock"],
+    ),
 ];
+
+/// Counts the changes to what is kept of a kernel.
+const LAYOUT: u32 = 2;
 
 const BUSYBOX: &str = "/bin/busybox";
 const INIT: &[u8] = include_bytes!("init.sh");
@@ -49,7 +56,7 @@ pub(crate) struct Kernel {
 impl Kernel {
     /// The cached kernel, fetched if there is none yet.
     pub(crate) fn find_or_fetch(cache: &Path) -> Result<Self> {
-        let directory = cache.join("kernel");
+        let directory = cache.join(format!("kernel-{LAYOUT}"));
         if !directory.is_dir() {
             fetch(cache, &directory).context("cannot fetch a kernel for the lab")?;
         }
@@ -71,12 +78,14 @@ impl Kernel {
         archive.file("init", 0o755, INIT);
         archive.file("bin/busybox", 0o755, &read(Path::new(BUSYBOX))?);
         archive.file("agent", 0o755, &read(agent)?);
-        let order = read(&self.directory.join("order"))?;
-        for module in str::from_utf8(&order)?.lines() {
-            let content = read(&self.directory.join(module))?;
-            archive.file(&format!("modules/{module}"), 0o644, &content);
+        for (list, _) in LISTS {
+            let modules = read(&self.directory.join(list))?;
+            for module in str::from_utf8(&modules)?.lines() {
+                let content = read(&self.directory.join(module))?;
+                archive.file(&format!("modules/{module}"), 0o644, &content);
+            }
+            archive.file(&format!("modules/{list}"), 0o644, &modules);
         }
-        archive.file("modules/order", 0o644, &order);
         Ok(archive.finish())
     }
 }
@@ -84,7 +93,7 @@ impl Kernel {
 /// Downloads and unpacks the kernel beside its place, keeps what the lab
 /// needs, and moves it there in one step.
 fn fetch(cache: &Path, place: &Path) -> Result<()> {
-    let work = cache.join(format!("kernel.{}", std::process::id()));
+    let work = cache.join(format!("kernel-work.{}", std::process::id()));
     fs::create_dir_all(&work)?;
     let package = packages::download_dependency(META_PACKAGE, &work)?;
     let archive = list(&work)?
@@ -106,12 +115,14 @@ fn fetch(cache: &Path, place: &Path) -> Result<()> {
     find_modules(&tree.join("lib/modules"), &mut modules)?;
     // Since Debian 13 nothing but /usr has files in it.
     find_modules(&tree.join("usr/lib/modules"), &mut modules)?;
-    let mut order = Vec::new();
     let mut seen = HashSet::new();
-    for module in MODULES {
-        keep_module(module, &modules, &kept, &mut seen, &mut order)?;
+    for (list, wanted) in LISTS {
+        let mut order = Vec::new();
+        for module in wanted {
+            keep_module(module, &modules, &kept, &mut seen, &mut order)?;
+        }
+        fs::write(kept.join(list), order.join("\n") + "\n")?;
     }
-    fs::write(kept.join("order"), order.join("\n") + "\n")?;
     if let Err(error) = fs::rename(&kept, place) {
         // Another lab may have been faster; its kernel is as good.
         if !place.is_dir() {
