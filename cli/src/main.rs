@@ -1,3 +1,173 @@
-//! The flashpan command.
+//! The flashpan command: arguments in, text and exit codes out. What it does is
+//! in the libraries.
 
-fn main() {}
+mod bench;
+mod doctor;
+mod failure;
+mod generate;
+mod kernel;
+mod parse;
+mod progress;
+mod run;
+mod signals;
+mod stdio;
+mod terminal;
+mod version;
+mod vm;
+
+use std::future::Future;
+use std::process::ExitCode;
+
+use clap::error::ErrorKind;
+use clap::{Parser, Subcommand};
+
+use crate::failure::Failure;
+
+const EXAMPLES: &str = "\
+First steps:
+  flashpan doctor                  can this machine run VMs, and what is missing
+  flashpan kernel build            build the guest's kernel, once
+  flashpan run -- echo hello       run a command in a new VM
+  flashpan run -it                 a shell in a new VM
+
+`flashpan COMMAND --help` has examples for each command.";
+
+/// Runs untrusted programs in micro-VMs
+#[derive(Debug, Parser)]
+#[command(name = "flashpan", version, after_help = EXAMPLES, disable_help_subcommand = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Run(Box<run::RunArgs>),
+    Doctor(doctor::DoctorArgs),
+    Kernel(kernel::KernelArgs),
+    Bench(bench::BenchArgs),
+    Version(version::VersionArgs),
+    Completion(generate::CompletionArgs),
+    Man(generate::ManArgs),
+}
+
+fn main() -> ExitCode {
+    let started_ns = flashpan::timeline::now_ns();
+    let result = match Cli::try_parse() {
+        Ok(cli) => dispatch(cli.command, started_ns),
+        Err(error) => usage(&error),
+    };
+    match result {
+        Ok(code) => ExitCode::from(code),
+        Err(failure) => {
+            failure.report();
+            ExitCode::from(failure.code)
+        }
+    }
+}
+
+fn dispatch(command: Command, started_ns: u64) -> Result<u8, Failure> {
+    match command {
+        Command::Run(args) => run::run(&args, started_ns),
+        Command::Doctor(args) => doctor::doctor(&args),
+        Command::Kernel(args) => kernel::kernel(&args),
+        Command::Bench(args) => bench::bench(&args),
+        Command::Version(args) => version::version(&args),
+        Command::Completion(args) => generate::completion(&args),
+        Command::Man(args) => generate::man(&args),
+    }
+}
+
+/// Help and version as clap prints them; anything else as one line.
+fn usage(error: &clap::Error) -> Result<u8, Failure> {
+    match error.kind() {
+        ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => {
+            failure::print(&error.render().to_string())?;
+            Ok(0)
+        }
+        ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand | ErrorKind::MissingSubcommand => {
+            Err(Failure::new("there is no command; see `flashpan --help`"))
+        }
+        _ => Err(Failure::new(one_line(&error.render().to_string()))),
+    }
+}
+
+/// The first paragraph of clap's message, and its tip if it has one.
+fn one_line(rendered: &str) -> String {
+    let mut paragraphs = rendered.split("\n\n");
+    let words = |text: &str| text.split_whitespace().collect::<Vec<_>>().join(" ");
+    let first = words(paragraphs.next().unwrap_or_default());
+    let first = first.strip_prefix("error: ").unwrap_or(&first);
+    match paragraphs.map(words).find(|text| text.starts_with("tip: ")) {
+        Some(tip) => format!("{first}; {tip}"),
+        None => format!("{first}; see --help"),
+    }
+}
+
+/// Runs a future on this thread. Whatever VM it leaves is gone when this
+/// returns: dropping the runtime waits for their processes.
+fn runtime<T>(future: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|e| Failure::new(format!("cannot start the event loop: {e}")))?;
+    runtime.block_on(future)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn every_command_has_examples() {
+        fn check(command: &clap::Command) {
+            for sub in command.get_subcommands() {
+                let help = sub
+                    .get_after_help()
+                    .map(ToString::to_string)
+                    .unwrap_or_default();
+                assert!(
+                    help.contains("flashpan "),
+                    "{} has no examples",
+                    sub.get_name()
+                );
+                check(sub);
+            }
+        }
+        check(&Cli::command());
+    }
+
+    #[test]
+    fn usage_errors_are_one_line_and_125() {
+        for arguments in [
+            &["flashpan", "run", "--cpus", "many"][..],
+            &["flashpan", "run", "--memory", "512", "true"],
+            &["flashpan", "run", "--no-such-option"],
+            &["flashpan", "rum"],
+            &["flashpan"],
+            &["flashpan", "run", "--timeout", "soon", "true"],
+        ] {
+            let failure = usage(&Cli::try_parse_from(arguments).unwrap_err()).unwrap_err();
+            assert_eq!(failure.code, 125);
+        }
+        let error = Cli::try_parse_from(["flashpan", "run", "-m", "512", "true"]).unwrap_err();
+        let line = one_line(&error.render().to_string());
+        assert!(line.contains("did you mean 512M?"), "{line}");
+        assert!(!line.contains('\n'));
+    }
+
+    #[test]
+    fn everything_after_the_command_is_its_own() {
+        let cli = Cli::try_parse_from(["flashpan", "run", "-i", "sh", "-c", "-i"]).unwrap();
+        let Command::Run(args) = cli.command else {
+            panic!("not run")
+        };
+        assert_eq!(format!("{args:?}").matches("\"-c\"").count(), 1);
+    }
+}

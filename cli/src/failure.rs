@@ -1,0 +1,110 @@
+//! How a command fails: a line for the user, and an exit code.
+
+use std::fmt::Display;
+use std::io::{self, Write};
+
+use flashpan::{Error, StartFailureKind};
+
+/// Exit code for failures of flashpan's own, as docker has it.
+const OWN: u8 = 125;
+
+/// Exit code when the time is up, as `timeout(1)` has it.
+const TIMED_OUT: u8 = 124;
+
+/// Exit code of something that a signal ended: this plus the signal.
+const SIGNALLED: u8 = 128;
+
+/// A command's failure.
+#[derive(Debug)]
+pub(crate) struct Failure {
+    pub(crate) code: u8,
+    /// What to tell the user; nothing if they know already.
+    message: Option<String>,
+}
+
+impl Failure {
+    /// A failure of flashpan's own.
+    pub(crate) fn new(message: impl Display) -> Self {
+        Self {
+            code: OWN,
+            message: Some(message.to_string()),
+        }
+    }
+
+    /// Ended by a signal that the user sent.
+    pub(crate) fn signalled(signal: i32) -> Self {
+        let signal = u8::try_from(signal).unwrap_or(0);
+        Self {
+            code: SIGNALLED.saturating_add(signal),
+            message: None,
+        }
+    }
+
+    /// The time that the user allowed is up.
+    pub(crate) fn timed_out(message: impl Display) -> Self {
+        Self {
+            code: TIMED_OUT,
+            message: Some(message.to_string()),
+        }
+    }
+
+    /// Says it on standard error, on one line.
+    pub(crate) fn report(&self) {
+        if let Some(message) = &self.message {
+            say("error", message);
+        }
+    }
+}
+
+impl From<Error> for Failure {
+    fn from(error: Error) -> Self {
+        let code = match &error {
+            Error::StartFailed {
+                kind: StartFailureKind::NotFound,
+                ..
+            } => 127,
+            Error::StartFailed {
+                kind: StartFailureKind::NotExecutable,
+                ..
+            } => 126,
+            _ => OWN,
+        };
+        Self {
+            code,
+            message: Some(error.to_string()),
+        }
+    }
+}
+
+/// Tells the user something on standard error.
+pub(crate) fn say(kind: &str, message: &str) {
+    let line = message.replace('\n', " ");
+    // With standard error gone there is nobody to tell.
+    let _ = writeln!(io::stderr().lock(), "flashpan: {kind}: {line}");
+}
+
+/// Writes the result of a command to standard output.
+pub(crate) fn print(text: &str) -> Result<(), Failure> {
+    let mut stdout = io::stdout().lock();
+    match stdout
+        .write_all(text.as_bytes())
+        .and_then(|()| stdout.flush())
+    {
+        Ok(()) => Ok(()),
+        // `flashpan kernel ls | head -1` is no failure worth a word.
+        Err(e) if e.kind() == io::ErrorKind::BrokenPipe => {
+            Err(Failure::signalled(nix::libc::SIGPIPE))
+        }
+        Err(e) => Err(Failure::new(format!(
+            "cannot write to standard output: {e}"
+        ))),
+    }
+}
+
+/// Writes a value as JSON to standard output.
+pub(crate) fn print_json(value: &impl serde::Serialize) -> Result<(), Failure> {
+    let mut text = serde_json::to_string_pretty(value)
+        .map_err(|e| Failure::new(format!("cannot write JSON: {e}")))?;
+    text.push('\n');
+    print(&text)
+}

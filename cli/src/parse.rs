@@ -1,0 +1,196 @@
+//! Values of options: sizes, durations, variables.
+
+use std::ffi::{OsStr, OsString};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::time::Duration;
+
+/// Bytes in a MiB.
+const MIB: u64 = 1024 * 1024;
+
+/// A size in MiB from text such as `512M`, `2G`, `1GiB` or a number of bytes.
+/// Units are powers of 1024; a part of a MiB counts as a whole one.
+pub(crate) fn size_mib(text: &str) -> Result<u64, String> {
+    let digits = text.len() - text.trim_start_matches(|c: char| c.is_ascii_digit()).len();
+    let (number, unit) = text.split_at(digits);
+    let wrong = || format!("`{text}` is not a size; write e.g. 512M or 2G");
+    let number: u64 = number.parse().map_err(|_| wrong())?;
+    let unit = match unit.to_ascii_lowercase().as_str() {
+        "" | "b" => 1,
+        "k" | "kb" | "kib" => 1024,
+        "m" | "mb" | "mib" => MIB,
+        "g" | "gb" | "gib" => 1024 * MIB,
+        "t" | "tb" | "tib" => MIB * MIB,
+        _ => return Err(wrong()),
+    };
+    let bytes = number
+        .checked_mul(unit)
+        .ok_or_else(|| format!("`{text}` is too large a size"))?;
+    if bytes < MIB && unit == 1 {
+        return Err(format!(
+            "`{text}` is a number of bytes; did you mean {text}M?"
+        ));
+    }
+    Ok(bytes.div_ceil(MIB))
+}
+
+/// A duration from text such as `90`, `1.5s`, `500ms`, `2m` or `1h30m`; a plain
+/// number is seconds. Zero is refused.
+pub(crate) fn duration(text: &str) -> Result<Duration, String> {
+    let wrong = || format!("`{text}` is not a duration; write e.g. 30s, 500ms or 1h30m");
+    let mut rest = text;
+    let mut total = Duration::ZERO;
+    while !rest.is_empty() {
+        let number_end = rest
+            .find(|c: char| c != '.' && !c.is_ascii_digit())
+            .unwrap_or(rest.len());
+        let (number, tail) = rest.split_at(number_end);
+        let unit_end = tail
+            .find(|c: char| c.is_ascii_digit())
+            .unwrap_or(tail.len());
+        let (unit, tail) = tail.split_at(unit_end);
+        let seconds_per_unit = match unit {
+            "ms" => 0.001,
+            "" if rest.len() == text.len() => 1.0,
+            "s" => 1.0,
+            "m" => 60.0,
+            "h" => 3600.0,
+            "d" => 86_400.0,
+            _ => return Err(wrong()),
+        };
+        let number: f64 = number.parse().map_err(|_| wrong())?;
+        let part = Duration::try_from_secs_f64(number * seconds_per_unit).map_err(|_| wrong())?;
+        total = total.checked_add(part).ok_or_else(wrong)?;
+        rest = tail;
+    }
+    if total.is_zero() {
+        Err(wrong())
+    } else {
+        Ok(total)
+    }
+}
+
+/// What `--env` says: a variable and its value, or the name of one of ours that
+/// is passed on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Variable {
+    Set(OsString, OsString),
+    PassOn(OsString),
+}
+
+/// A variable from `NAME=VALUE` or `NAME`.
+pub(crate) fn variable(text: &OsStr) -> Result<Variable, String> {
+    let bytes = text.as_bytes();
+    let Some(equals) = bytes.iter().position(|b| *b == b'=') else {
+        return if bytes.is_empty() {
+            Err("a variable needs a name: NAME=VALUE, or NAME to pass yours on".to_owned())
+        } else {
+            Ok(Variable::PassOn(text.to_owned()))
+        };
+    };
+    let (name, value) = bytes.split_at(equals);
+    if name.is_empty() {
+        return Err(format!("`{}` has no name before `=`", text.display()));
+    }
+    let value = value.strip_prefix(b"=").unwrap_or(value);
+    Ok(Variable::Set(
+        OsString::from_vec(name.to_vec()),
+        OsString::from_vec(value.to_vec()),
+    ))
+}
+
+impl Variable {
+    /// Name and value; `None` for a variable of ours that is not set.
+    pub(crate) fn resolve(self) -> Option<(OsString, OsString)> {
+        match self {
+            Self::Set(name, value) => Some((name, value)),
+            Self::PassOn(name) => std::env::var_os(&name).map(|value| (name, value)),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes() {
+        for (text, mib) in [
+            ("512M", 512),
+            ("512m", 512),
+            ("1G", 1024),
+            ("1GiB", 1024),
+            ("2gb", 2048),
+            ("1T", 1024 * 1024),
+            ("65536K", 64),
+            ("134217728", 128),
+            ("1048577", 2),
+            ("0M", 0),
+        ] {
+            assert_eq!(size_mib(text), Ok(mib), "{text}");
+        }
+        for text in [
+            "",
+            "M",
+            "12X",
+            "-1M",
+            "1.5G",
+            "1 G",
+            "99999999999999999999",
+            "99999999999T",
+        ] {
+            assert!(size_mib(text).is_err(), "{text}");
+        }
+        assert_eq!(
+            size_mib("512").unwrap_err(),
+            "`512` is a number of bytes; did you mean 512M?"
+        );
+    }
+
+    #[test]
+    fn durations() {
+        for (text, ms) in [
+            ("1", 1000),
+            ("0.25", 250),
+            ("90s", 90_000),
+            ("1.5s", 1500),
+            ("500ms", 500),
+            ("2m", 120_000),
+            ("1h30m", 5_400_000),
+            ("1d", 86_400_000),
+            ("1m0s500ms", 60_500),
+        ] {
+            assert_eq!(duration(text), Ok(Duration::from_millis(ms)), "{text}");
+        }
+        for text in [
+            "", "0", "0s", "s", "5x", "-1", "1m30", "1..5s", "1e400", "inf", "1 s",
+        ] {
+            assert!(duration(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn variables() {
+        let set = |n: &str, v: &str| Ok(Variable::Set(n.into(), v.into()));
+        assert_eq!(variable("A=b=c".as_ref()), set("A", "b=c"));
+        assert_eq!(variable("A=".as_ref()), set("A", ""));
+        assert_eq!(
+            variable("HOME".as_ref()),
+            Ok(Variable::PassOn("HOME".into()))
+        );
+        assert!(variable("=x".as_ref()).is_err());
+        assert!(variable("".as_ref()).is_err());
+        let latin1 = OsStr::from_bytes(b"A=\xe4");
+        assert_eq!(
+            variable(latin1),
+            Ok(Variable::Set("A".into(), OsString::from_vec(vec![0xe4])))
+        );
+    }
+
+    #[test]
+    fn a_variable_that_is_not_set_is_not_passed_on() {
+        assert_eq!(
+            Variable::PassOn("FLASHPAN_NEVER_SET".into()).resolve(),
+            None
+        );
+    }
+}

@@ -1,0 +1,336 @@
+//! `flashpan run`: one command in one new VM.
+
+use std::ffi::OsString;
+use std::future::Future;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use clap::Args;
+use clap::builder::{OsStringValueParser, TypedValueParser};
+use flashpan::timeline::Report;
+use flashpan::{Console, ExecOptions, ExitReason, ExitStatus, Process, Sandbox};
+use tokio::sync::oneshot;
+
+use crate::failure::{Failure, say};
+use crate::parse::{self, Variable};
+use crate::signals::{Asked, Signals};
+use crate::terminal::{self, RawMode};
+use crate::vm::{Template, VmArgs};
+use crate::{runtime, stdio};
+
+pub(crate) const EXAMPLES: &str = "\
+Examples:
+  flashpan run -- uname -a
+  flashpan run -it                                   a shell in the built-in root
+  flashpan run --rootfs ./debian -- python3 -c 'print(6*7)'
+  flashpan run --rootfs root.erofs --cpus 4 -m 2G -e LANG=C -- make -j4
+  tar c src | flashpan run -i -- sh -c 'cd /tmp && tar x && ls'
+  flashpan run --timeline boot.json -- true          where the time went
+  flashpan run --timeline - --console -- true        the same as a picture
+
+Exit status: that of the command, 128 plus the signal that ended it, 127 if it
+was not found, 126 if it cannot be executed, 124 after --timeout, 125 if flashpan
+itself failed.
+
+The guest's writes to its root file system go to its memory and are lost at the
+end. Signals are passed on to the command; the third interrupt ends the VM.";
+
+/// Runs a command in a new VM and exits as it does
+#[derive(Debug, Args)]
+#[command(after_help = EXAMPLES)]
+pub(crate) struct RunArgs {
+    /// Set a variable of the command: NAME=VALUE, or NAME to pass yours on; may
+    /// be repeated. Nothing else of your environment is passed on.
+    #[arg(long = "env", short, value_name = "NAME[=VALUE]",
+          value_parser = OsStringValueParser::new().try_map(|text| parse::variable(&text)))]
+    env: Vec<Variable>,
+
+    /// Working directory of the command in the guest.
+    #[arg(long, short, value_name = "DIR")]
+    workdir: Option<OsString>,
+
+    /// Run as this user of the guest; root otherwise.
+    #[arg(long, short, value_name = "NAME|UID[:GROUP|GID]")]
+    user: Option<String>,
+
+    /// Pass standard input on; otherwise the command reads /dev/null.
+    #[arg(long, short)]
+    interactive: bool,
+
+    /// Run on a terminal; standard input has to be one.
+    #[arg(long, short)]
+    tty: bool,
+
+    /// Show the guest's console (kernel messages) on standard error.
+    #[arg(long)]
+    console: bool,
+
+    /// End the VM if it runs for longer, e.g. 30s or 1h30m; exit status 124.
+    #[arg(long, value_name = "DURATION", value_parser = parse::duration)]
+    timeout: Option<Duration>,
+
+    /// Write when which phase was reached, and the VM exits, to this file as
+    /// JSON; `-` draws a picture on standard error.
+    #[arg(long, value_name = "FILE")]
+    timeline: Option<PathBuf>,
+
+    /// The command and its arguments; /bin/sh with -it.
+    #[arg(trailing_var_arg = true, value_name = "COMMAND")]
+    command: Vec<OsString>,
+
+    #[command(flatten)]
+    vm: VmArgs,
+}
+
+/// Runs the command; `started_ns` is when this process began.
+pub(crate) fn run(args: &RunArgs, started_ns: u64) -> Result<u8, Failure> {
+    let exec = args.exec_options()?;
+    // Making an image of a directory happens here, where signals still end
+    // this process at once.
+    let template = args.vm.resolve()?;
+    runtime(async {
+        let mut signals =
+            Signals::watch().map_err(|e| Failure::new(format!("cannot watch signals: {e}")))?;
+        let mut deadline = Deadline::new(args.timeout);
+        let sandbox = args
+            .boot(&template, started_ns, &mut signals, &mut deadline)
+            .await?;
+        let result = args
+            .command(&sandbox, exec, &mut signals, &mut deadline)
+            .await;
+        // The root file system is read-only and all else is memory: there is
+        // nothing to save, so nothing to wait for.
+        sandbox.kill().await;
+        for warning in sandbox.take_warnings() {
+            say("warning", &format!("guest: {warning}"));
+        }
+        if let Some(file) = &args.timeline {
+            write_timeline(file, &sandbox.timeline())?;
+        }
+        result
+    })
+}
+
+impl RunArgs {
+    fn exec_options(&self) -> Result<ExecOptions, Failure> {
+        if self.tty && !terminal::stdin_is_terminal() {
+            return Err(Failure::new(
+                "-t needs a terminal on standard input, and it is none; leave -t out",
+            ));
+        }
+        let argv = match self.command.as_slice() {
+            [] if self.tty && self.interactive => vec![OsString::from("/bin/sh")],
+            [] => {
+                return Err(Failure::new(
+                    "there is no command to run; write `flashpan run -- COMMAND`, or -it for a shell",
+                ));
+            }
+            command => command.to_vec(),
+        };
+        let mut exec = ExecOptions::argv(argv).stdin(self.interactive);
+        if self.tty {
+            exec = exec.terminal(terminal::size());
+            if let Some(term) = std::env::var_os("TERM") {
+                exec = exec.env("TERM", term);
+            }
+        }
+        for (name, value) in self.env.iter().cloned().filter_map(Variable::resolve) {
+            exec = exec.env(name, value);
+        }
+        if let Some(dir) = &self.workdir {
+            exec = exec.working_dir(dir);
+        }
+        if let Some(user) = &self.user {
+            exec = exec.user(user);
+        }
+        exec.validate()?;
+        Ok(exec)
+    }
+
+    async fn boot(
+        &self,
+        template: &Template,
+        started_ns: u64,
+        signals: &mut Signals,
+        deadline: &mut Deadline,
+    ) -> Result<Sandbox, Failure> {
+        let console = if self.console {
+            Console::Full
+        } else {
+            Console::Panic
+        };
+        let mut builder = template.builder(console).process_start_ns(started_ns);
+        if self.console {
+            builder = builder.console_sink(io::stderr());
+        }
+        tokio::select! {
+            sandbox = builder.boot() => Ok(sandbox?),
+            signal = signals.ending() => Err(Failure::signalled(signal)),
+            failure = deadline.passed("booting") => Err(failure),
+        }
+    }
+
+    /// Runs the command to its end; the exit code.
+    async fn command(
+        &self,
+        sandbox: &Sandbox,
+        exec: ExecOptions,
+        signals: &mut Signals,
+        deadline: &mut Deadline,
+    ) -> Result<u8, Failure> {
+        let _raw =
+            match self.tty {
+                true => Some(RawMode::enter().map_err(|e| {
+                    Failure::new(format!("cannot set the terminal to raw mode: {e}"))
+                })?),
+                false => None,
+            };
+        let mut process = tokio::select! {
+            process = sandbox.exec(exec) => process?,
+            signal = signals.ending() => return Err(Failure::signalled(signal)),
+            failure = deadline.passed("starting the command") => return Err(failure),
+        };
+        let streams = |e| Failure::new(format!("cannot serve a standard stream: {e}"));
+        if let Some(stdin) = process.stdin.take() {
+            stdio::copy_in(stdin).map_err(streams)?;
+        }
+        let stdout = process
+            .stdout
+            .take()
+            .map(|o| stdio::copy_out(o, io::stdout()));
+        let stderr = process
+            .stderr
+            .take()
+            .map(|o| stdio::copy_out(o, io::stderr()));
+        let mut stdout = Copy::new(stdout.transpose().map_err(streams)?);
+        let mut stderr = Copy::new(stderr.transpose().map_err(streams)?);
+        let mut status = None;
+        loop {
+            tokio::select! {
+                ended = process.wait(), if status.is_none() => match ended {
+                    Ok(ended) => status = Some(ended),
+                    Err(flashpan::Error::VmEnded(reason)) => return Err(ended_early(&reason)),
+                    Err(e) => return Err(e.into()),
+                },
+                result = &mut stdout, if !stdout.done => result?,
+                result = &mut stderr, if !stderr.done => result?,
+                asked = signals.next() => self.obey(asked, &process).await?,
+                failure = deadline.passed("running the command") => return Err(failure),
+            }
+            if let Some(status) = status
+                && stdout.done
+                && stderr.done
+            {
+                return Ok(ExitStatus::shell_code(status));
+            }
+        }
+    }
+
+    async fn obey(&self, asked: Asked, process: &Process) -> Result<(), Failure> {
+        // A command that has just ended takes no more requests, and its end is
+        // the news that counts.
+        match asked {
+            Asked::Deliver(signal) => drop(process.signal(signal).await),
+            Asked::Resize if self.tty => drop(process.resize(terminal::size()).await),
+            Asked::Resize => {}
+            Asked::GiveUp(signal) => return Err(Failure::signalled(signal)),
+        }
+        Ok(())
+    }
+}
+
+/// What to say when the VM ended under the command.
+fn ended_early(reason: &ExitReason) -> Failure {
+    match reason {
+        ExitReason::PowerOff | ExitReason::Reboot => {
+            Failure::new(format!("{reason} before the command ended"))
+        }
+        reason => Failure::new(reason),
+    }
+}
+
+/// One of our output streams, until all is written.
+struct Copy {
+    result: Option<oneshot::Receiver<io::Result<()>>>,
+    done: bool,
+}
+
+impl Copy {
+    fn new(result: Option<oneshot::Receiver<io::Result<()>>>) -> Self {
+        Self {
+            done: result.is_none(),
+            result,
+        }
+    }
+}
+
+impl Future for Copy {
+    type Output = Result<(), Failure>;
+
+    fn poll(
+        mut self: std::pin::Pin<&mut Self>,
+        cx: &mut std::task::Context<'_>,
+    ) -> std::task::Poll<Self::Output> {
+        let Some(receiver) = &mut self.result else {
+            return std::task::Poll::Ready(Ok(()));
+        };
+        let result = std::task::ready!(std::pin::Pin::new(receiver).poll(cx));
+        self.done = true;
+        std::task::Poll::Ready(match result {
+            Ok(Err(e)) if e.kind() == io::ErrorKind::BrokenPipe => {
+                // Whoever read it has had enough: end as a program of this
+                // machine would.
+                Err(Failure::signalled(nix::libc::SIGPIPE))
+            }
+            Ok(Err(e)) => Err(Failure::new(format!(
+                "cannot write the command's output: {e}"
+            ))),
+            Ok(Ok(())) | Err(_) => Ok(()),
+        })
+    }
+}
+
+/// The end of the time that the user allowed.
+struct Deadline {
+    after: Option<(Duration, std::pin::Pin<Box<tokio::time::Sleep>>)>,
+}
+
+impl Deadline {
+    fn new(after: Option<Duration>) -> Self {
+        Self {
+            after: after.map(|after| (after, Box::pin(tokio::time::sleep(after)))),
+        }
+    }
+
+    /// Waits for it, for ever if there is none. Cancel safe.
+    async fn passed(&mut self, doing: &str) -> Failure {
+        match &mut self.after {
+            Some((after, sleep)) => {
+                sleep.as_mut().await;
+                Failure::timed_out(format!(
+                    "time is up: {after:?} have passed (--timeout) while {doing}"
+                ))
+            }
+            None => std::future::pending().await,
+        }
+    }
+}
+
+fn write_timeline(file: &Path, report: &Report) -> Result<(), Failure> {
+    if file == Path::new("-") {
+        use std::io::Write;
+        // A picture that nobody can see is not worth a failure.
+        let _ = io::stderr().lock().write_all(report.picture().as_bytes());
+        return Ok(());
+    }
+    let failed = |e: io::Error| {
+        Failure::new(format!(
+            "cannot write the timeline to {}: {e}",
+            file.display()
+        ))
+    };
+    let mut json = serde_json::to_vec_pretty(report).map_err(|e| failed(e.into()))?;
+    json.push(b'\n');
+    std::fs::write(file, json).map_err(failed)
+}

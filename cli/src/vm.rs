@@ -1,0 +1,215 @@
+//! Options that describe a VM, and what they stand for.
+
+use std::path::{Path, PathBuf};
+
+use clap::{Args, ValueEnum};
+use flashpan::{BootProtocol, Console, FsType, Root, Sandbox, SandboxBuilder};
+use flashpan_rootfs::cache::Cache;
+use flashpan_rootfs::probe::{RootImage, probe};
+use flashpan_rootfs::{builtin, directory};
+
+use crate::failure::{Failure, say};
+use crate::kernel;
+use crate::parse;
+use crate::progress::Progress;
+
+/// The environment variable that names a kernel.
+const KERNEL_VARIABLE: &str = "FLASHPAN_KERNEL";
+
+/// Options of every command that boots a VM.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "The VM")]
+pub(crate) struct VmArgs {
+    /// Kernel to boot: a file (vmlinux or bzImage), or a kernel that `flashpan
+    /// kernel ls` shows, by its hash or the start of it. Otherwise
+    /// $FLASHPAN_KERNEL, otherwise the newest kernel with the default
+    /// configuration.
+    #[arg(long, value_name = "FILE|HASH")]
+    kernel: Option<PathBuf>,
+
+    /// Root file system: a directory (made into an image once, and again when
+    /// it changes), an EROFS image or an ext4 image. Otherwise a small built-in
+    /// one with busybox. The guest never writes to it.
+    #[arg(long, value_name = "DIR|IMAGE")]
+    rootfs: Option<PathBuf>,
+
+    /// Number of virtual CPUs, 1 to 32.
+    #[arg(long, value_name = "N", default_value_t = flashpan::DEFAULT_CPUS)]
+    cpus: u32,
+
+    /// Memory of the guest, e.g. 512M or 2G.
+    #[arg(long, short, value_name = "SIZE", value_parser = parse::size_mib,
+          default_value = "256M")]
+    memory: u64,
+
+    /// Host name of the guest.
+    #[arg(long, value_name = "NAME", default_value = "flashpan")]
+    hostname: String,
+
+    /// One more argument for the guest's kernel; may be repeated.
+    #[arg(long = "kernel-arg", value_name = "ARG", allow_hyphen_values = true)]
+    kernel_args: Vec<String>,
+
+    /// How the kernel is entered.
+    #[arg(long, value_enum, default_value_t, value_name = "PROTOCOL")]
+    boot_protocol: Entry,
+}
+
+/// [`BootProtocol`] on the command line.
+#[derive(Debug, Clone, Copy, Default, ValueEnum)]
+enum Entry {
+    /// PVH if the kernel has its note, otherwise linux64.
+    #[default]
+    Auto,
+    /// The 64-bit entry of the Linux boot protocol.
+    Linux64,
+    /// The 32-bit entry of the PVH ABI.
+    Pvh,
+}
+
+impl VmArgs {
+    /// A description of the VM. A root directory is made into an image here,
+    /// with a progress bar if that takes long.
+    pub(crate) fn resolve(&self) -> Result<Template, Failure> {
+        let kernel = self.kernel()?;
+        let root = match &self.rootfs {
+            Some(path) => root_from(path)?,
+            None => builtin_root()?,
+        };
+        let boot_protocol = match self.boot_protocol {
+            Entry::Auto => BootProtocol::Auto,
+            Entry::Linux64 => BootProtocol::Linux64,
+            Entry::Pvh => BootProtocol::Pvh,
+        };
+        Ok(Template {
+            kernel,
+            root,
+            cpus: self.cpus,
+            memory_mib: self.memory,
+            hostname: self.hostname.clone(),
+            kernel_args: self.kernel_args.join(" "),
+            boot_protocol,
+        })
+    }
+
+    fn kernel(&self) -> Result<PathBuf, Failure> {
+        let named = self
+            .kernel
+            .clone()
+            .or_else(|| std::env::var_os(KERNEL_VARIABLE).map(PathBuf::from));
+        kernel::resolve(named.as_deref())
+    }
+}
+
+/// Everything about a VM that does not depend on the run.
+#[derive(Debug, Clone)]
+pub(crate) struct Template {
+    pub(crate) kernel: PathBuf,
+    root: Root,
+    cpus: u32,
+    memory_mib: u64,
+    hostname: String,
+    kernel_args: String,
+    boot_protocol: BootProtocol,
+}
+
+impl Template {
+    /// A builder for one VM.
+    pub(crate) fn builder(&self, console: Console) -> SandboxBuilder {
+        Sandbox::builder(&self.kernel, self.root.clone())
+            .cpus(self.cpus)
+            .memory_mib(self.memory_mib)
+            .hostname(&self.hostname)
+            .kernel_args(&self.kernel_args)
+            .boot_protocol(self.boot_protocol)
+            .console(console)
+    }
+}
+
+fn root_from(path: &Path) -> Result<Root, Failure> {
+    let fs_type = match probe(path).map_err(Failure::new)? {
+        RootImage::Directory => return directory_root(path),
+        RootImage::Erofs { compressed, .. } => {
+            if compressed {
+                let path = path.display();
+                say(
+                    "warning",
+                    &format!(
+                        "{path} is compressed, which flashpan's own kernels cannot read; make it without -z"
+                    ),
+                );
+            }
+            FsType::Erofs
+        }
+        RootImage::Ext4 {
+            needs_recovery: true,
+            ..
+        } => {
+            let path = path.display();
+            return Err(Failure::new(format!(
+                "cannot use {path} as a root file system: it was not unmounted, and a guest mounts \
+                 it read-only; run `e2fsck -p {path}` first"
+            )));
+        }
+        RootImage::Ext4 { .. } => FsType::Ext4,
+    };
+    Ok(Root {
+        path: path.to_owned(),
+        fs_type,
+    })
+}
+
+fn directory_root(path: &Path) -> Result<Root, Failure> {
+    let cache = Cache::user().map_err(Failure::new)?;
+    let mut progress = ImageProgress::new(format!("image of {}", path.display()));
+    let options = directory::Options::default();
+    let cached = directory::image(path, &options, &cache, &mut |event| progress.on(event))
+        .map_err(Failure::new)?;
+    Ok(Root {
+        path: cached.path,
+        fs_type: FsType::Erofs,
+    })
+}
+
+fn builtin_root() -> Result<Root, Failure> {
+    let cache = Cache::user().map_err(Failure::new)?;
+    let mut progress = ImageProgress::new("built-in root file system".to_owned());
+    let cached = builtin::image(&cache, &mut |event| progress.on(event)).map_err(Failure::new)?;
+    Ok(Root {
+        path: cached.path,
+        fs_type: FsType::Erofs,
+    })
+}
+
+/// Progress of making an image. There is nothing to see when it is cached.
+struct ImageProgress {
+    what: String,
+    progress: Option<Progress>,
+}
+
+impl ImageProgress {
+    fn new(what: String) -> Self {
+        Self {
+            what,
+            progress: None,
+        }
+    }
+
+    fn on(&mut self, event: directory::Event) {
+        match event {
+            directory::Event::Waiting => {
+                say(
+                    "note",
+                    &format!("waiting for another flashpan that makes the {}", self.what),
+                );
+            }
+            directory::Event::Copied(copied) => {
+                let what = &self.what;
+                let progress = self
+                    .progress
+                    .get_or_insert_with(|| Progress::bytes(what, copied.total));
+                progress.set(copied.done);
+            }
+        }
+    }
+}
