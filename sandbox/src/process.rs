@@ -8,6 +8,7 @@
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -18,7 +19,7 @@ use flashpan_protocol::frame::{self, FrameError};
 use flashpan_protocol::phase::Phase;
 use tokio::io::{AsyncRead, AsyncWriteExt, ReadBuf};
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
-use tokio::sync::{Semaphore, mpsc, oneshot};
+use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 
 use crate::driver::{Ended, Shared};
@@ -99,12 +100,14 @@ impl Process {
         let (control, control_receiver) = mpsc::channel(8);
         let (input_sender, input) = mpsc::channel(1);
         let (status_sender, status) = oneshot::channel();
-        let window = Arc::new(Semaphore::new(to_usize(STDIN_WINDOW)));
+        let window = Arc::new(Window::new());
+        let (input_closed, is_closed) = watch::channel(());
         let output = OutputPump {
             reader,
             stdout: stdout_sender,
             stderr: stderr_sender,
             window: Arc::clone(&window),
+            input_closed: Some(input_closed),
             shared,
             ended,
         };
@@ -116,6 +119,7 @@ impl Process {
             stdin: stdin.then(|| Stdin {
                 frames: input_sender,
                 window,
+                is_closed,
             }),
             stdout: Some(Output::new(stdout)),
             stderr: (!terminal).then(|| Output::new(stderr)),
@@ -228,11 +232,53 @@ async fn collect(output: Option<Output>, limit: usize) -> Result<Vec<u8>> {
     Ok(all)
 }
 
+/// How much input the agent still takes.
+#[derive(Debug)]
+struct Window {
+    permits: Semaphore,
+    /// Bytes sent and not yet granted again. Kept apart because permits that a
+    /// waiting writer has collected so far count nowhere.
+    in_flight: AtomicUsize,
+}
+
+impl Window {
+    fn new() -> Self {
+        Self {
+            permits: Semaphore::new(to_usize(STDIN_WINDOW)),
+            in_flight: AtomicUsize::new(0),
+        }
+    }
+
+    /// Waits until `bytes` (at most the window) may be sent.
+    async fn take(&self, bytes: usize) -> io::Result<()> {
+        let permits = u32::try_from(bytes).unwrap_or(u32::MAX);
+        match self.permits.acquire_many(permits).await {
+            Ok(permit) => permit.forget(),
+            Err(_closed) => return Err(io::ErrorKind::BrokenPipe.into()),
+        }
+        self.in_flight.fetch_add(bytes, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Takes credit from the agent; `None` if that is more than was sent.
+    fn grant(&self, bytes: usize) -> Option<()> {
+        let less = |in_flight: usize| in_flight.checked_sub(bytes);
+        let granted = self
+            .in_flight
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, less);
+        granted.ok()?;
+        self.permits.add_permits(bytes);
+        Some(())
+    }
+}
+
 /// The standard input of a program.
 #[derive(Debug)]
 pub struct Stdin {
     frames: mpsc::Sender<Vec<u8>>,
-    window: Arc<Semaphore>,
+    window: Arc<Window>,
+    /// Its sender goes when the program stops reading.
+    is_closed: watch::Receiver<()>,
 }
 
 impl Stdin {
@@ -243,11 +289,7 @@ impl Stdin {
     /// [`io::ErrorKind::BrokenPipe`] if the program no longer reads its input.
     pub async fn write_all(&mut self, bytes: &[u8]) -> io::Result<()> {
         for chunk in bytes.chunks(STDIN_CHUNK) {
-            let permits = u32::try_from(chunk.len()).unwrap_or(STDIN_WINDOW);
-            match self.window.acquire_many(permits).await {
-                Ok(permit) => permit.forget(),
-                Err(_closed) => return Err(io::ErrorKind::BrokenPipe.into()),
-            }
+            self.window.take(chunk.len()).await?;
             if self.frames.send(chunk.to_vec()).await.is_err() {
                 return Err(io::ErrorKind::BrokenPipe.into());
             }
@@ -255,14 +297,10 @@ impl Stdin {
         Ok(())
     }
 
-    /// Waits until the program no longer reads its input.
+    /// Waits until the program no longer reads its input. Cancel safe.
     pub async fn closed(&self) {
-        // Never granted: nobody can have more than the window.
-        let more_than_all = STDIN_WINDOW.saturating_add(1);
-        tokio::select! {
-            _ = self.window.acquire_many(more_than_all) => {}
-            () = self.frames.closed() => {}
-        }
+        // Nothing is ever sent, so the only news is that the sender is gone.
+        let _ = self.is_closed.clone().changed().await;
     }
 }
 
@@ -290,6 +328,17 @@ impl Output {
         }
         self.chunks.recv().await
     }
+
+    /// As [`Output::next_chunk`], for a thread that may block.
+    ///
+    /// # Panics
+    /// If called from asynchronous code.
+    pub fn blocking_next_chunk(&mut self) -> Option<Vec<u8>> {
+        if !self.rest.is_empty() {
+            return Some(std::mem::take(&mut self.rest));
+        }
+        self.chunks.blocking_recv()
+    }
 }
 
 impl AsyncRead for Output {
@@ -316,7 +365,8 @@ struct OutputPump {
     reader: FrameReader<OwnedReadHalf>,
     stdout: mpsc::Sender<Vec<u8>>,
     stderr: mpsc::Sender<Vec<u8>>,
-    window: Arc<Semaphore>,
+    window: Arc<Window>,
+    input_closed: Option<watch::Sender<()>>,
     shared: Arc<Shared>,
     ended: Ended,
 }
@@ -324,13 +374,18 @@ struct OutputPump {
 impl OutputPump {
     async fn run(mut self, status: oneshot::Sender<Result<ExitStatus>>) {
         let result = self.pump().await;
-        self.window.close();
+        self.close_input();
         let result = match result {
             Err(Error::AgentLost) => Err(lost(self.ended).await),
             result => result,
         };
         // Nobody may be waiting any more.
         let _ = status.send(result);
+    }
+
+    fn close_input(&mut self) {
+        self.window.permits.close();
+        self.input_closed = None;
     }
 
     async fn pump(&mut self) -> Result<ExitStatus> {
@@ -347,16 +402,13 @@ impl OutputPump {
                 ExecOutput::Stdout(bytes) => (bytes, &self.stdout),
                 ExecOutput::Stderr(bytes) => (bytes, &self.stderr),
                 ExecOutput::StdinCredit(bytes) => {
-                    let room =
-                        to_usize(STDIN_WINDOW).saturating_sub(self.window.available_permits());
-                    if to_usize(bytes) > room {
-                        return Err(broken("it granted more input than was sent".to_owned()));
-                    }
-                    self.window.add_permits(to_usize(bytes));
+                    let granted = self.window.grant(to_usize(bytes));
+                    granted
+                        .ok_or_else(|| broken("it granted more input than was sent".to_owned()))?;
                     continue;
                 }
                 ExecOutput::StdinClosed => {
-                    self.window.close();
+                    self.close_input();
                     continue;
                 }
                 ExecOutput::Exited(status) => {
