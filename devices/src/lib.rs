@@ -24,3 +24,4 @@ pub mod state;
 pub mod testing;
 pub mod transport;
 pub mod virtio;
+pub mod vsock;

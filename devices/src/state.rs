@@ -16,6 +16,8 @@ pub enum DeviceState {
     Block(BlockState),
     /// An entropy device, which has none.
     Entropy,
+    /// A socket device.
+    Vsock(crate::vsock::VsockState),
 }
 
 impl DeviceState {
@@ -25,6 +27,7 @@ impl DeviceState {
         match self {
             Self::Block(_) => "block",
             Self::Entropy => "entropy",
+            Self::Vsock(_) => "vsock",
         }
     }
 }
