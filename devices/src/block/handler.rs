@@ -137,7 +137,7 @@ impl Backend {
     }
 
     /// A driver without `VIRTIO_BLK_F_FLUSH` has no way to ask for it: what is
-    /// written is durable at once (virtio 1.2 §5.2.5.2).
+    /// written is durable at once (virtio 1.2 §5.2.6.2).
     fn settle(&self, features: u64) -> Result<(), Failure> {
         if has(features, VIRTIO_BLK_F_FLUSH) {
             return Ok(());

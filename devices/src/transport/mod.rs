@@ -11,3 +11,10 @@ pub use mmio::{MmioTransport, TransportError};
 pub use queue::QueueSetup;
 pub use registers::{MMIO_SIZE, register_name};
 pub use saved::TransportState;
+
+#[cfg(test)]
+#[allow(
+    clippy::cast_possible_truncation,
+    reason = "tests take registers apart"
+)]
+mod tests;

@@ -15,18 +15,18 @@ use crate::virtio::{INTERRUPT_CONFIG_CHANGE, INTERRUPT_USED_RING};
 /// Everything about a transport and its device that outlives the process.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TransportState {
-    status: u32,
-    device_features_sel: u32,
-    driver_features_sel: u32,
-    driver_features: u64,
-    accepts_unknown: bool,
-    queue_sel: u32,
-    setups: Vec<QueueSetup>,
-    interrupt_status: u32,
-    needs_reset: bool,
+    pub(super) status: u32,
+    pub(super) device_features_sel: u32,
+    pub(super) driver_features_sel: u32,
+    pub(super) driver_features: u64,
+    pub(super) accepts_unknown: bool,
+    pub(super) queue_sel: u32,
+    pub(super) setups: Vec<QueueSetup>,
+    pub(super) interrupt_status: u32,
+    pub(super) needs_reset: bool,
     /// The queues while they are with the device.
-    queues: Vec<SavedQueue>,
-    device: DeviceState,
+    pub(super) queues: Vec<SavedQueue>,
+    pub(super) device: DeviceState,
 }
 
 impl MmioTransport {
