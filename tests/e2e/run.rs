@@ -45,7 +45,7 @@ fn a_signal_is_128_and_its_number() {
 #[test]
 fn standard_output_and_error_stay_apart() {
     let home = Home::new();
-    let run = Flashpan::run(&home, NO_OPTIONS, ["sh", "-c", "echo out; echo err >&2"]).finish();
+    let run = Flashpan::script(&home, "echo out; echo err >&2").finish();
     run.expect_status(0).expect_stdout("out\n");
     assert_eq!(run.stderr, "err\n");
 }

@@ -21,10 +21,11 @@ pub fn flashpan() -> PathBuf {
     given("FLASHPAN_TEST_BIN")
 }
 
-/// A guest kernel with the base configuration.
+/// A guest kernel with the base configuration, which `flashpan run` takes
+/// unless another is named.
 #[must_use]
 pub fn kernel() -> PathBuf {
-    given("FLASHPAN_TEST_KERNEL")
+    given("FLASHPAN_KERNEL")
 }
 
 /// An EROFS image of Debian with Python and vim.

@@ -2,9 +2,10 @@
 
 use std::ffi::{OsStr, OsString};
 use std::io::{Read, Write};
+use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc;
-use std::thread::{self, JoinHandle};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
@@ -26,7 +27,16 @@ pub struct Flashpan {
 impl Flashpan {
     /// `flashpan` with these arguments.
     pub fn new<S: AsRef<OsStr>>(home: &Home, arguments: impl IntoIterator<Item = S>) -> Self {
-        let mut command = Command::new(fixtures::flashpan());
+        Self::program(home, fixtures::flashpan(), arguments)
+    }
+
+    /// Another program, which starts `flashpan` in its turn.
+    pub fn program<S: AsRef<OsStr>>(
+        home: &Home,
+        program: impl AsRef<OsStr>,
+        arguments: impl IntoIterator<Item = S>,
+    ) -> Self {
+        let mut command = Command::new(program);
         command.args(arguments).envs(home.environment());
         Self {
             command,
@@ -35,21 +45,24 @@ impl Flashpan {
         }
     }
 
-    /// `flashpan run` with our kernel, these options, and a command for the guest.
+    /// `flashpan run` with these options, and a command for the guest.
     pub fn run<S: AsRef<OsStr>, C: AsRef<OsStr>>(
         home: &Home,
         options: impl IntoIterator<Item = S>,
         command: impl IntoIterator<Item = C>,
     ) -> Self {
-        let mut words = vec![
-            OsString::from("run"),
-            "--kernel".into(),
-            fixtures::kernel().into_os_string(),
-        ];
+        let mut words = vec![OsString::from("run")];
         words.extend(options.into_iter().map(|word| word.as_ref().to_owned()));
         words.push("--".into());
         words.extend(command.into_iter().map(|word| word.as_ref().to_owned()));
         Self::new(home, words)
+    }
+
+    /// `flashpan run` with a script for the shell of the built-in root.
+    #[must_use]
+    pub fn script(home: &Home, script: &str) -> Self {
+        const NO_OPTIONS: [&str; 0] = [];
+        Self::run(home, NO_OPTIONS, ["sh", "-c", script])
     }
 
     /// Gives it this on standard input, and then the end of it.
@@ -84,14 +97,16 @@ impl Flashpan {
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
+            // As started from a shell: what is meant for it is not for us.
+            .process_group(0)
             .spawn()
             .unwrap_or_else(|error| panic!("cannot start {:?}: {error}", self.command));
         let mut stdin = child.stdin.take().expect("piped");
         let input = self.input;
         // A program that does not read its input is none of our business.
         thread::spawn(move || drop(stdin.write_all(&input)));
-        let stdout = collect(child.stdout.take().expect("piped"));
-        let stderr = collect(child.stderr.take().expect("piped"));
+        let stdout = Output::collect(child.stdout.take().expect("piped"));
+        let stderr = Output::collect(child.stderr.take().expect("piped"));
         let words = format!("{:?}", self.command);
         Running {
             child,
@@ -113,12 +128,53 @@ impl Flashpan {
     }
 }
 
-fn collect(mut from: impl Read + Send + 'static) -> JoinHandle<Vec<u8>> {
-    thread::spawn(move || {
-        let mut bytes = Vec::new();
-        from.read_to_end(&mut bytes).expect("reading output");
-        bytes
-    })
+/// Output as it comes, collected by a thread.
+#[derive(Debug)]
+struct Output {
+    pieces: mpsc::Receiver<Vec<u8>>,
+    bytes: Vec<u8>,
+}
+
+impl Output {
+    fn collect(mut from: impl Read + Send + 'static) -> Self {
+        let (sender, pieces) = mpsc::channel();
+        thread::spawn(move || {
+            let mut buffer = vec![0; 64 << 10];
+            while let Ok(length @ 1..) = from.read(&mut buffer) {
+                if sender
+                    .send(buffer.get(..length).unwrap_or_default().to_vec())
+                    .is_err()
+                {
+                    return;
+                }
+            }
+        });
+        Self {
+            pieces,
+            bytes: Vec::new(),
+        }
+    }
+
+    /// Waits for more; whether there was any in time.
+    fn wait(&mut self, patience: Duration) -> bool {
+        let piece = self.pieces.recv_timeout(patience);
+        piece.map(|piece| self.bytes.extend(piece)).is_ok()
+    }
+
+    /// The rest, once the program has ended: whoever holds its output open
+    /// longer than this is a process that it left behind.
+    fn all(mut self) -> Vec<u8> {
+        loop {
+            match self.pieces.recv_timeout(Duration::from_secs(10)) {
+                Ok(piece) => self.bytes.extend(piece),
+                Err(mpsc::RecvTimeoutError::Disconnected) => return self.bytes,
+                Err(mpsc::RecvTimeoutError::Timeout) => {
+                    let so_far = String::from_utf8_lossy(&self.bytes);
+                    panic!("flashpan has ended and its output is held open; so far: {so_far:?}")
+                }
+            }
+        }
+    }
 }
 
 /// A run of `flashpan` that has not ended.
@@ -126,8 +182,8 @@ fn collect(mut from: impl Read + Send + 'static) -> JoinHandle<Vec<u8>> {
 pub struct Running {
     child: Child,
     words: String,
-    stdout: JoinHandle<Vec<u8>>,
-    stderr: JoinHandle<Vec<u8>>,
+    stdout: Output,
+    stderr: Output,
     begun: Instant,
     patience: Duration,
 }
@@ -139,6 +195,21 @@ impl Running {
     /// If there is no such process.
     pub fn signal(&self, signal: Signal) {
         kill(self.pid(), signal).expect("cannot signal flashpan");
+    }
+
+    /// Waits until standard output is at least this, from its beginning.
+    ///
+    /// # Panics
+    /// If it takes too long or is something else.
+    #[track_caller]
+    pub fn wait_for_stdout(&mut self, text: &str) {
+        while !self.stdout.bytes.starts_with(text.as_bytes()) {
+            let so_far = String::from_utf8_lossy(&self.stdout.bytes).into_owned();
+            assert!(
+                self.stdout.wait(self.patience),
+                "waited for {text:?}, saw {so_far:?}"
+            );
+        }
     }
 
     fn pid(&self) -> Pid {
@@ -165,9 +236,8 @@ impl Running {
         };
         let status = status.expect("cannot wait for flashpan");
         let elapsed = self.begun.elapsed();
-        let stdout = self.stdout.join().expect("reading standard output");
-        let stderr = self.stderr.join().expect("reading standard error");
-        let stderr = String::from_utf8_lossy(&stderr).into_owned();
+        let stdout = self.stdout.all();
+        let stderr = String::from_utf8_lossy(&self.stderr.all()).into_owned();
         let finished = Finished {
             words: self.words,
             status: status.code(),
@@ -219,8 +289,7 @@ impl Finished {
         self
     }
 
-    /// Fails unless standard error has one line, apart from progress, and all
-    /// of these words are in it.
+    /// Fails unless standard error is one line with all of these words in it.
     ///
     /// # Panics
     /// If so, with its output.

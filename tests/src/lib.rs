@@ -11,6 +11,8 @@
 pub mod fixtures;
 mod flashpan;
 mod home;
+mod terminal;
 
 pub use flashpan::{Finished, Flashpan, Running};
 pub use home::Home;
+pub use terminal::Terminal;

@@ -17,7 +17,6 @@ pub(crate) fn demo() -> Result<u8> {
     let debian = guest.debian.as_os_str();
     let run = |root: &[OsString], command: &[&str]| {
         let mut words = vec![guest.flashpan.clone().into_os_string(), "run".into()];
-        words.extend(["--kernel".into(), guest.kernel.clone().into_os_string()]);
         words.extend_from_slice(root);
         words.push("--".into());
         words.extend(command.iter().map(OsString::from));

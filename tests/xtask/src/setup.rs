@@ -28,6 +28,9 @@ pub(crate) fn setup() -> Result<()> {
     Ok(())
 }
 
+/// The check of `flashpan doctor` that tells whether a lab is needed.
+const GUEST_CHECK: &str = "a guest runs";
+
 /// Where VMs run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Place {
@@ -94,7 +97,9 @@ impl Guest {
             }
         };
         command.env("FLASHPAN_TEST_BIN", &self.flashpan);
-        command.env("FLASHPAN_TEST_KERNEL", &self.kernel);
+        // The program's own variable: in the lab it would look for kernels in
+        // another cache.
+        command.env("FLASHPAN_KERNEL", &self.kernel);
         command.env("FLASHPAN_TEST_DEBIAN", &self.debian);
         command.env("FLASHPAN_TEST_DEBIAN_DIR", &self.debian_directory);
         Ok(command)
@@ -162,7 +167,7 @@ fn place(flashpan: &Path) -> Result<Place> {
 fn runs_guests(report: &serde_json::Value) -> bool {
     let checks = report.get("checks").and_then(serde_json::Value::as_array);
     checks.into_iter().flatten().any(|check| {
-        check.get("name").is_some_and(|name| name == "guest")
+        check.get("name").is_some_and(|name| name == GUEST_CHECK)
             && check.get("status").is_some_and(|status| status == "ok")
     })
 }
@@ -176,7 +181,7 @@ mod tests {
         let report = |status: &str| {
             serde_json::json!({"checks": [
                 {"name": "kvm", "status": "ok"},
-                {"name": "guest", "status": status},
+                {"name": "a guest runs", "status": status},
             ]})
         };
         assert!(runs_guests(&report("ok")));
