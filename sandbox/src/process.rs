@@ -113,7 +113,7 @@ impl Process {
         };
         let tasks = [
             Task::spawn(output.run(status_sender)),
-            Task::spawn(pump_input(writer, control_receiver, input)),
+            Task::spawn(pump_input(writer, control_receiver, stdin.then_some(input))),
         ];
         Self {
             stdin: stdin.then(|| Stdin {
@@ -437,14 +437,13 @@ impl OutputPump {
     }
 }
 
-/// Takes requests and input to the agent: requests first, input as it comes,
-/// end of file when the input's sender is gone.
+/// Takes requests and input, if there is any, to the agent: requests first,
+/// input as it comes, end of file when the input's sender is gone.
 async fn pump_input(
     mut writer: OwnedWriteHalf,
     mut control: mpsc::Receiver<ExecInput>,
-    mut input: mpsc::Receiver<Vec<u8>>,
+    mut input: Option<mpsc::Receiver<Vec<u8>>>,
 ) {
-    let mut input_open = true;
     loop {
         let message = tokio::select! {
             biased;
@@ -452,10 +451,10 @@ async fn pump_input(
                 Some(message) => message,
                 None => return,
             },
-            bytes = input.recv(), if input_open => match bytes {
+            bytes = next_input(&mut input), if input.is_some() => match bytes {
                 Some(bytes) => ExecInput::Stdin(bytes),
                 None => {
-                    input_open = false;
+                    input = None;
                     ExecInput::StdinEof
                 }
             },
@@ -468,6 +467,13 @@ async fn pump_input(
         if writer.write_all(&frame).await.is_err() {
             return;
         }
+    }
+}
+
+async fn next_input(input: &mut Option<mpsc::Receiver<Vec<u8>>>) -> Option<Vec<u8>> {
+    match input {
+        Some(input) => input.recv().await,
+        None => None,
     }
 }
 

@@ -349,6 +349,19 @@ fn agent(mut stream: UnixStream) {
                 other => panic!("unexpected {other:?}"),
             }
         },
+        ["announce-and-sleep"] => {
+            say(&ExecOutput::Stdout(b"ready".to_vec()));
+            let Some(ExecInput::Signal(signal)) = hear() else {
+                panic!("no signal")
+            };
+            say(&ExecOutput::Exited(ExitStatus::Signal(signal)));
+        }
+        ["announce-and-ignore"] => loop {
+            say(&ExecOutput::Stdout(b"ready".to_vec()));
+            if hear().is_none() {
+                return;
+            }
+        },
         ["closes-input"] => {
             say(&ExecOutput::StdinClosed);
             assert_eq!(hear(), Some(ExecInput::StdinEof));
@@ -378,6 +391,11 @@ fn agent(mut stream: UnixStream) {
         ["too-long-output"] => {
             say(&ExecOutput::Stdout(vec![0; MAX_DATA + 1]));
             std::thread::sleep(Duration::MAX);
+        }
+        ["power-off"] => {
+            // SAFETY: the descriptor stays open until the process ends.
+            let control = Control(unsafe { OwnedFd::from_raw_fd(CONTROL_FD) });
+            control.exit(ExitReason::Requested(ExitRequest::PowerOff))
         }
         ["hang-up"] => {}
         ["crash-the-vmm"] => std::process::exit(9),

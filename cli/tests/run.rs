@@ -1,0 +1,390 @@
+//! `flashpan run` as its user sees it, against the fake VMM of the library's
+//! tests: what reaches standard output, what the exit status is, what one line
+//! says when it went wrong. No KVM is needed.
+#![allow(
+    missing_docs,
+    unreachable_pub,
+    unsafe_code,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing
+)]
+
+#[path = "../../sandbox/tests/fake/mod.rs"]
+mod fake;
+
+use std::fs::File;
+use std::io::{Read, Write};
+use std::os::unix::fs::symlink;
+use std::os::unix::process::ExitStatusExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use nix::fcntl::{Flock, FlockArg};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use tempfile::TempDir;
+
+#[test]
+#[ignore = "the entry of the fake VMM's process, not a test"]
+fn fake_vmm() {
+    fake::main(&std::env::var("FLASHPAN_FAKE_VMM").expect("started by fake/vmm.sh"));
+}
+
+/// A place with everything that a run needs.
+struct World {
+    dir: TempDir,
+    scenario: &'static str,
+}
+
+impl World {
+    fn new(scenario: &'static str) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        symlink(
+            std::env::current_exe().unwrap(),
+            dir.path().join("test-program"),
+        )
+        .unwrap();
+        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../sandbox/tests/fake/vmm.sh");
+        symlink(script, dir.path().join(scenario)).unwrap();
+        std::fs::create_dir(dir.path().join("root")).unwrap();
+        for file in ["vmlinux", "init"] {
+            std::fs::write(dir.path().join(file), file).unwrap();
+        }
+        Self { dir, scenario }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    /// `flashpan run OPTIONS -- COMMAND`.
+    fn run(&self, options: &[&str], command: &[&str]) -> Command {
+        let mut run = Command::new(env!("CARGO_BIN_EXE_flashpan"));
+        run.env("FLASHPAN_VMM", self.path(self.scenario))
+            .env("FLASHPAN_GUEST_INIT", self.path("init"))
+            .env("FLASHPAN_KERNEL", self.path("vmlinux"))
+            .env("XDG_CACHE_HOME", self.path("cache"))
+            .args(["run", "--hostname", "fake", "--rootfs"])
+            .arg(self.path("root"))
+            .args(options)
+            .arg("--")
+            .args(command)
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
+        run
+    }
+
+    fn output(&self, options: &[&str], command: &[&str]) -> Output {
+        self.run(options, command).output().unwrap()
+    }
+
+    /// Returns when the VMM has got as far as it will.
+    fn wait_for_vmm(&self) {
+        let deadline = Instant::now() + Duration::from_secs(30);
+        loop {
+            let kernel = File::open(self.path("vmlinux")).unwrap();
+            if Flock::lock(kernel, FlockArg::LockExclusiveNonblock).is_err() {
+                return;
+            }
+            assert!(Instant::now() < deadline, "the VMM did not start");
+            std::thread::yield_now();
+        }
+    }
+
+    /// No VMM may live on.
+    fn assert_nothing_left(&self) {
+        let kernel = File::open(self.path("vmlinux")).unwrap();
+        let lock = Flock::lock(kernel, FlockArg::LockExclusiveNonblock);
+        assert!(lock.is_ok(), "the VMM lives on");
+    }
+}
+
+fn signal(child: &Child, signal: Signal) {
+    kill(Pid::from_raw(i32::try_from(child.id()).unwrap()), signal).unwrap();
+}
+
+fn complaint(output: &Output) -> String {
+    let stderr = String::from_utf8(output.stderr.clone()).unwrap();
+    let errors: Vec<_> = stderr
+        .lines()
+        .filter(|line| line.contains("error: "))
+        .collect();
+    assert_eq!(errors.len(), 1, "{stderr}");
+    errors[0].to_owned()
+}
+
+#[test]
+fn exit_codes_and_streams_are_those_of_the_command() {
+    let world = World::new("normal");
+    for code in [0, 1, 42, 137, 255] {
+        let output = world.output(&[], &["exit", &code.to_string()]);
+        assert_eq!(output.status.code(), Some(code), "{output:?}");
+        assert!(output.stdout.is_empty());
+    }
+    let output = world.output(&[], &["both"]);
+    assert_eq!(output.stdout, b"out");
+    assert!(output.stderr.starts_with(b"err"), "{output:?}");
+    world.assert_nothing_left();
+}
+
+#[test]
+fn warnings_of_the_guest_reach_the_user() {
+    let world = World::new("normal");
+    let output = world.output(&[], &["exit", "0"]);
+    assert_eq!(output.stderr, b"flashpan: warning: guest: no entropy yet\n");
+}
+
+#[test]
+fn input_goes_in_and_comes_out_unchanged() {
+    let world = World::new("normal");
+    let mut child = world
+        .run(&["-i"], &["cat"])
+        .stdin(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let data: Vec<u8> = (0..6_000_000_u32)
+        .map(|n| n.to_le_bytes()[(n % 3) as usize])
+        .collect();
+    let mut stdin = child.stdin.take().unwrap();
+    let sent = data.clone();
+    let writer = std::thread::spawn(move || stdin.write_all(&sent).unwrap());
+    let output = child.wait_with_output().unwrap();
+    writer.join().unwrap();
+    assert!(
+        output.stdout == data,
+        "{} bytes came back",
+        output.stdout.len()
+    );
+    assert_eq!(output.status.code(), Some(0));
+}
+
+#[test]
+fn a_command_that_cannot_start_is_127() {
+    let world = World::new("normal");
+    let output = world.output(&[], &["missing"]);
+    assert_eq!(output.status.code(), Some(127));
+    assert_eq!(
+        complaint(&output),
+        "flashpan: error: missing: not found in PATH"
+    );
+    world.assert_nothing_left();
+}
+
+#[test]
+fn signals_go_to_the_command() {
+    let world = World::new("normal");
+    for (name, code) in [
+        (Signal::SIGTERM, 143),
+        (Signal::SIGINT, 130),
+        (Signal::SIGUSR1, 138),
+    ] {
+        // `cat` proves by its echo that it runs.
+        let mut child = world.run(&[], &["announce-and-sleep"]).spawn().unwrap();
+        child
+            .stdout
+            .as_mut()
+            .unwrap()
+            .read_exact(&mut [0; 5])
+            .unwrap();
+        signal(&child, name);
+        let output = child.wait_with_output().unwrap();
+        assert_eq!(output.status.code(), Some(code), "{name}: {output:?}");
+    }
+    world.assert_nothing_left();
+}
+
+#[test]
+fn a_third_interrupt_ends_a_command_that_ignores_them() {
+    let world = World::new("normal");
+    let mut child = world.run(&[], &["announce-and-ignore"]).spawn().unwrap();
+    let mut heard = [0; 5];
+    // It says so whenever it has ignored one.
+    for _ in 0..3 {
+        child
+            .stdout
+            .as_mut()
+            .unwrap()
+            .read_exact(&mut heard)
+            .unwrap();
+        signal(&child, Signal::SIGINT);
+    }
+    assert_eq!(child.wait().unwrap().code(), Some(130));
+    world.assert_nothing_left();
+}
+
+#[test]
+fn an_interrupt_during_boot_ends_it_without_a_word() {
+    let world = World::new("silent");
+    let child = world.run(&[], &["true"]).spawn().unwrap();
+    world.wait_for_vmm();
+    signal(&child, Signal::SIGINT);
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(130), "{output:?}");
+    assert!(output.stderr.is_empty(), "{output:?}");
+    world.assert_nothing_left();
+}
+
+#[test]
+fn a_supervisor_that_is_killed_takes_its_vmm_along() {
+    let world = World::new("silent");
+    let mut child = world.run(&[], &["true"]).spawn().unwrap();
+    world.wait_for_vmm();
+    child.kill().unwrap();
+    assert_eq!(child.wait().unwrap().signal(), Some(9));
+    let kernel = File::open(world.path("vmlinux")).unwrap();
+    // Returns when the VMM has noticed and ended.
+    drop(Flock::lock(kernel, FlockArg::LockExclusive).unwrap());
+}
+
+#[test]
+fn the_time_limit_is_124_and_one_line() {
+    let world = World::new("normal");
+    let output = world.output(&["--timeout", "500ms"], &["sleep"]);
+    assert_eq!(output.status.code(), Some(124), "{output:?}");
+    assert!(
+        complaint(&output).contains("time is up: 500ms"),
+        "{output:?}"
+    );
+    world.assert_nothing_left();
+}
+
+#[test]
+fn closed_output_ends_the_run_quietly() {
+    let world = World::new("normal");
+    let note = world.path("note");
+    let mut child = world
+        .run(&[], &["flood", note.to_str().unwrap()])
+        .spawn()
+        .unwrap();
+    let mut stdout = child.stdout.take().unwrap();
+    stdout.read_exact(&mut [0; 100_000]).unwrap();
+    drop(stdout);
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(141), "{output:?}");
+    assert!(!String::from_utf8(output.stderr).unwrap().contains("error"));
+    world.assert_nothing_left();
+}
+
+#[test]
+fn an_end_of_the_vm_is_a_reason() {
+    for (scenario, command, expected) in [
+        (
+            "boot-failed",
+            "true",
+            "error: cannot build the VM: not a kernel",
+        ),
+        (
+            "crash",
+            "true",
+            "error: VMM process exited with status 3; it said: last words",
+        ),
+        ("panic", "true", "error: guest kernel panic: VFS: no root"),
+        (
+            "setup-failed",
+            "true",
+            "error: guest could not mount the root image",
+        ),
+        (
+            "normal",
+            "crash-the-vmm",
+            "error: VMM process exited with status 9",
+        ),
+        (
+            "normal",
+            "power-off",
+            "error: guest powered off before the command ended",
+        ),
+    ] {
+        let world = World::new(scenario);
+        let output = world.output(&[], &[command]);
+        assert_eq!(output.status.code(), Some(125), "{output:?}");
+        assert!(
+            complaint(&output).contains(expected),
+            "{scenario}: {}",
+            complaint(&output)
+        );
+        world.assert_nothing_left();
+    }
+}
+
+#[test]
+fn the_console_is_shown_when_asked_for() {
+    let world = World::new("panic");
+    let shown = world.output(&["--console"], &["true"]);
+    let text = String::from_utf8(shown.stderr).unwrap();
+    assert!(
+        text.starts_with("[ 1.0] Kernel panic - not syncing: VFS: no root\n"),
+        "{text}"
+    );
+    let hidden = world.output(&[], &["true"]);
+    assert!(
+        hidden
+            .stderr
+            .starts_with(b"flashpan: error: guest kernel panic")
+    );
+}
+
+#[test]
+fn the_timeline_is_written_as_json() {
+    let world = World::new("normal");
+    let file = world.path("timeline.json");
+    let output = world.output(&["--timeline", file.to_str().unwrap()], &["both"]);
+    assert_eq!(output.status.code(), Some(0));
+    let json: serde_json::Value = serde_json::from_slice(&std::fs::read(file).unwrap()).unwrap();
+    let phases: Vec<_> = json["stamps"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|s| s["phase"].as_str().unwrap())
+        .collect();
+    for phase in [
+        "process_start",
+        "agent_connected",
+        "command_started",
+        "first_byte",
+        "exit",
+    ] {
+        assert!(phases.contains(&phase), "{phase} is not in {phases:?}");
+    }
+}
+
+#[test]
+fn bench_boot_counts_its_boots() {
+    let world = World::new("normal");
+    let run = world.run(&[], &["exit", "0"]);
+    let mut bench = Command::new(env!("CARGO_BIN_EXE_flashpan"));
+    bench.envs(
+        run.get_envs()
+            .filter_map(|(name, value)| Some((name, value?))),
+    );
+    bench.args([
+        "bench",
+        "boot",
+        "-n",
+        "3",
+        "--warmup",
+        "0",
+        "--json",
+        "--hostname",
+        "fake",
+    ]);
+    bench
+        .arg("--rootfs")
+        .arg(world.path("root"))
+        .args(["exit", "0"]);
+    let output = bench.output().unwrap();
+    assert!(output.status.success(), "{output:?}");
+    let json: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(json["boots"], 3);
+    let phases = json["phases"].as_array().unwrap();
+    let ready = phases.iter().find(|p| p["phase"] == "init_ready").unwrap();
+    let times = &ready["since_start_ns"];
+    assert!(times["min"].as_u64().unwrap() > 0);
+    assert!(times["min"].as_u64() <= times["median"].as_u64());
+    assert!(times["p90"].as_u64() <= times["max"].as_u64());
+    world.assert_nothing_left();
+}
