@@ -24,6 +24,10 @@ pub use buffers::Buffers;
 pub use chain::Chain;
 pub use kick::{KickSubscriber, Kicked};
 
+#[cfg(test)]
+#[allow(clippy::cast_possible_truncation, reason = "tests choose the numbers")]
+mod tests;
+
 /// A rule that the driver broke. The queue cannot be trusted any more: the
 /// device asks to be reset (`DEVICE_NEEDS_RESET`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
@@ -234,13 +238,17 @@ impl Ring {
         if !self.queue.ready() || interrupt.is_reset_needed() {
             return Progress::Drained;
         }
+        let before = self.queue.next_used();
         let served = self.try_serve(memory, budget, handle);
-        let told = self.wants_interrupt(memory).map(|wanted| {
-            if wanted {
-                // Fails only if the counter is full: the line is up already.
-                let _ = interrupt.signal_used();
-            }
-        });
+        let told = if self.queue.next_used() == before {
+            Ok(false)
+        } else {
+            self.wants_interrupt(memory)
+        };
+        if told == Ok(true) {
+            // Fails only if the counter is full: the line is up already.
+            let _ = interrupt.signal_used();
+        }
         match told.and(served) {
             Ok(progress) => progress,
             Err(error) => {
