@@ -272,11 +272,7 @@ fn closed_output_ends_the_run_quietly() {
 #[test]
 fn an_end_of_the_vm_is_a_reason() {
     for (scenario, command, expected) in [
-        (
-            "boot-failed",
-            "true",
-            "error: cannot build the VM: not a kernel",
-        ),
+        ("boot-failed", "true", "/vmlinux: not a kernel"),
         (
             "crash",
             "true",

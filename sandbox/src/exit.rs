@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use flashpan_protocol::control::{self, BootFailure, ExitReport, Stats};
+use flashpan_protocol::control::{self, BootFailure, BootFailureKind, ExitReport, Stats};
 use flashpan_protocol::phase::ExitRequest;
 use serde::Serialize;
 
@@ -46,6 +46,9 @@ pub enum ExitReason {
     },
     /// The VM could not be built.
     BootFailed {
+        /// The class of failure.
+        #[serde(skip)]
+        class: BootFailureKind,
         /// What the VMM reported.
         message: String,
     },
@@ -78,7 +81,7 @@ impl fmt::Display for ExitReason {
             Self::Killed => write!(f, "VM was killed"),
             Self::Kvm { message } => write!(f, "KVM stopped the VM: {message}"),
             Self::Vmm { message } => write!(f, "VMM failed: {message}"),
-            Self::BootFailed { message } => write!(f, "{message}"),
+            Self::BootFailed { message, .. } => write!(f, "{message}"),
             Self::VmmDied {
                 status,
                 stderr: None,
@@ -128,6 +131,7 @@ pub(crate) fn classify(
     match last_word {
         LastWord::Exited(report) => from_report(&report.reason, console),
         LastWord::BootFailed(failure) => ExitReason::BootFailed {
+            class: failure.kind,
             message: quote(&failure.message),
         },
         LastWord::Broken(why) => ExitReason::Vmm {

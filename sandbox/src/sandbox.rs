@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use flashpan_protocol::agent::{EXEC_PORT, ExecOutput, HostMessage, MAX_FRAME};
-use flashpan_protocol::control::Stats;
+use flashpan_protocol::control::{BootFailureKind, Stats};
 use flashpan_protocol::frame::{self, FrameError};
 use flashpan_protocol::phase::Phase;
 use tokio::io::AsyncWriteExt;
@@ -274,9 +274,9 @@ async fn come_up(
         biased;
         link = establish => match link? {
             Some(link) => link,
-            None => return Err(boot_failure(reason_of_end(ended).await)),
+            None => return Err(boot_failure(config, reason_of_end(ended).await)),
         },
-        reason = reason_of_end(ended.clone()) => return Err(boot_failure(reason)),
+        reason = reason_of_end(ended.clone()) => return Err(boot_failure(config, reason)),
     };
     let (writer, listen) = link.serve();
     Ok(Sandbox {
@@ -288,11 +288,21 @@ async fn come_up(
     })
 }
 
-fn boot_failure(reason: ExitReason) -> Error {
-    match reason {
-        ExitReason::BootFailed { message } => Error::BootFailed { message },
-        reason => Error::VmEnded(reason),
-    }
+/// Names the file that the VMM, which was given a descriptor, knows nothing of.
+fn boot_failure(config: &SandboxBuilder, reason: ExitReason) -> Error {
+    let ExitReason::BootFailed { class, message } = reason else {
+        return Error::VmEnded(reason);
+    };
+    let file = match class {
+        BootFailureKind::Kernel => Some(("kernel", &config.kernel)),
+        BootFailureKind::Disk => Some(("root image", &config.root.path)),
+        _ => None,
+    };
+    let message = match file {
+        Some((what, path)) => format!("{what} {}: {message}", path.display()),
+        None => message,
+    };
+    Error::BootFailed { message }
 }
 
 async fn wait(mut ended: Ended) -> Arc<Exit> {

@@ -347,10 +347,7 @@ async fn a_boot_that_takes_too_long_says_how_far_it_got() {
 #[tokio::test]
 async fn every_failure_to_boot_has_its_reason() {
     for (scenario, expected) in [
-        (
-            "boot-failed",
-            "cannot build the VM: not a kernel (256 MiB asked for)",
-        ),
+        ("boot-failed", "/vmlinux: not a kernel (256 MiB asked for)"),
         (
             "crash",
             "VMM process exited with status 3; it said: last words",
