@@ -78,9 +78,10 @@ impl From<Error> for Failure {
 
 /// Tells the user something on standard error.
 pub(crate) fn say(kind: &str, message: &str) {
-    let line = message.replace('\n', " ");
+    // One write, so that it stays one line among the output of others.
+    let line = format!("flashpan: {kind}: {}\n", message.replace('\n', " "));
     // With standard error gone there is nobody to tell.
-    let _ = writeln!(io::stderr().lock(), "flashpan: {kind}: {line}");
+    let _ = io::stderr().lock().write_all(line.as_bytes());
 }
 
 /// Writes the result of a command to standard output.
