@@ -1,0 +1,381 @@
+//! From options to a kernel in the cache.
+
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Instant;
+
+use crate::cache::Cache;
+use crate::cancel::Cancel;
+use crate::elf;
+use crate::error::Error;
+use crate::fragment::{Fragment, merged};
+use crate::kernel::{FORMAT, FragmentRecord, Kernel, KernelInfo, name, now};
+use crate::key::{KeyBuilder, hex};
+use crate::lock::Lock;
+use crate::make;
+use crate::process::run;
+use crate::progress::{Estimator, History, Phase, Progress, make_step};
+use crate::publish::{Staging, remove_tree};
+use crate::request::{Requests, Resolved};
+use crate::source::{self, Source, SourceError, SourceKind};
+use crate::tools::Toolchain;
+use crate::verify::unmet;
+
+use sha2::{Digest, Sha256};
+
+/// What to build, and how.
+#[derive(Debug, Clone, Default)]
+pub struct BuildOptions {
+    /// Names of [`crate::FRAGMENTS`] or paths of files, later ones on top.
+    pub fragments: Vec<String>,
+    /// A source tree or tarball; else the distribution's package.
+    pub source: Option<PathBuf>,
+    /// Compilers at once; else one for each CPU that this process may use.
+    pub jobs: Option<u32>,
+    /// Stops the build.
+    pub cancel: Cancel,
+}
+
+/// Everything that a kernel is made from, and its hash.
+struct Plan {
+    fragments: Vec<Fragment>,
+    requests: Requests,
+    source: Source,
+    toolchain: Toolchain,
+    hash: String,
+}
+
+impl Cache {
+    /// The kernel for `options`, built if it is not in the cache. `progress` hears
+    /// of every step, from the calling thread. Of two builds of one kernel, in
+    /// whatever processes, the second waits for the first and takes its result.
+    ///
+    /// # Errors
+    /// Everything in [`Error`] but the failures to find; nothing half-built stays.
+    pub fn build(
+        &self,
+        options: &BuildOptions,
+        progress: &mut dyn FnMut(Progress),
+    ) -> Result<Kernel, Error> {
+        let mut estimator = Estimator::new();
+        progress(estimator.enter(Phase::Checking));
+        let plan = self.plan(options)?;
+        if let Some(kernel) = self.get(&plan.hash) {
+            return Ok(kernel);
+        }
+        let Some(_lock) = self.lock_for(&plan.hash, options, &mut || {
+            progress(estimator.enter(Phase::Waiting));
+        })?
+        else {
+            return Err(Error::Cancelled);
+        };
+        if let Some(kernel) = self.get(&plan.hash) {
+            return Ok(kernel);
+        }
+        self.sweep()?;
+        let scratch = Scratch::new(self.scratch().join(&plan.hash))?;
+        Build {
+            cache: self,
+            options,
+            plan: &plan,
+            scratch: &scratch,
+            estimator,
+            progress,
+        }
+        .run()
+    }
+
+    /// The kernel that [`Self::build`] would give, if it is in the cache.
+    ///
+    /// # Errors
+    /// Fragments or source are wrong, or tools are missing: then nothing says
+    /// which kernel would be built.
+    pub fn lookup(&self, options: &BuildOptions) -> Result<Option<Kernel>, Error> {
+        Ok(self.get(&self.plan(options)?.hash))
+    }
+
+    fn plan(&self, options: &BuildOptions) -> Result<Plan, Error> {
+        let names = options.fragments.iter();
+        let fragments = names
+            .map(|name| Fragment::resolve(name))
+            .collect::<Result<Vec<_>, _>>()?;
+        let requests = merged(&fragments)?;
+        let source = Source::find(options.source.as_deref(), &self.sources())?;
+        let toolchain = Toolchain::detect(source.unpacker())?;
+        let mut key = KeyBuilder::new();
+        key.input("source", &source.identity);
+        key.input("compiler", &toolchain.compiler);
+        key.input("linker", &toolchain.linker);
+        for fragment in &fragments {
+            key.input("fragment", &fragment.name);
+        }
+        key.input("requests", &requests.to_config());
+        Ok(Plan {
+            fragments,
+            requests,
+            source,
+            toolchain,
+            hash: key.finish(),
+        })
+    }
+
+    fn lock_for(
+        &self,
+        hash: &str,
+        options: &BuildOptions,
+        on_wait: &mut dyn FnMut(),
+    ) -> Result<Option<Lock>, Error> {
+        let path = self.lock(hash);
+        let error = || Error::io("lock", &path);
+        if let Some(lock) = Lock::try_take(&path).map_err(error())? {
+            return Ok(Some(lock));
+        }
+        on_wait();
+        Lock::take(&path, &options.cancel).map_err(error())
+    }
+
+    /// Removes what builds left that were killed: whatever no one holds the lock of.
+    fn sweep(&self) -> Result<(), Error> {
+        for entry in fs::read_dir(self.scratch()).into_iter().flatten().flatten() {
+            let hash = entry.file_name().to_string_lossy().into_owned();
+            let path = self.lock(&hash);
+            if let Some(_lock) = Lock::try_take(&path).map_err(Error::io("lock", &path))? {
+                remove_tree(&entry.path())?;
+            }
+        }
+        Ok(())
+    }
+
+    /// What the newest kernel took, to estimate the next.
+    fn history(&self) -> Option<History> {
+        let KernelInfo {
+            steps,
+            options,
+            build_seconds,
+            jobs,
+            ..
+        } = self.list().ok()?.into_iter().next()?.info;
+        Some(History {
+            steps,
+            options,
+            job_seconds: build_seconds * f64::from(jobs),
+        })
+    }
+}
+
+/// Where a build works; gone when it ends, in whatever way.
+struct Scratch(PathBuf);
+
+impl Scratch {
+    fn new(path: PathBuf) -> Result<Self, Error> {
+        remove_tree(&path)?;
+        for name in ["source", "output"] {
+            let directory = path.join(name);
+            fs::create_dir_all(&directory).map_err(Error::io("create", &directory))?;
+        }
+        Ok(Self(path))
+    }
+
+    fn join(&self, name: &str) -> PathBuf {
+        self.0.join(name)
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+/// One build, from unpacking to publishing.
+struct Build<'a> {
+    cache: &'a Cache,
+    options: &'a BuildOptions,
+    plan: &'a Plan,
+    scratch: &'a Scratch,
+    estimator: Estimator,
+    progress: &'a mut dyn FnMut(Progress),
+}
+
+impl Build<'_> {
+    fn run(mut self) -> Result<Kernel, Error> {
+        let log_path = self.cache.log(&self.plan.hash);
+        let mut log = create(&log_path)?;
+        let source = self.unpack(&mut log, &log_path)?;
+        let version = source::version(&source)
+            .ok_or_else(|| SourceError::NotSource(self.plan.source.path.clone()))?;
+        let resolved = self.configure(&source, &mut log, &log_path)?;
+        let (seconds, jobs) = self.compile(&source, &resolved, &mut log, &log_path)?;
+        let info = self.describe(&version, &resolved, seconds, jobs);
+        let kernel = self.publish(info)?;
+        // The log is for failures; the cache keeps what it has to.
+        let _ = fs::remove_file(&log_path);
+        Ok(kernel)
+    }
+
+    /// The directory to build from.
+    fn unpack(&mut self, log: &mut File, log_path: &Path) -> Result<PathBuf, Error> {
+        if self.plan.source.kind == SourceKind::Directory {
+            return Ok(self.plan.source.path.clone());
+        }
+        let first = self.estimator.enter(Phase::Unpacking);
+        (self.progress)(first);
+        let directory = self.scratch.join("source");
+        let tar = make::unpack(&self.plan.source.path, &directory);
+        self.execute("unpacking the source", tar, log, log_path, |line| {
+            Some(line)
+        })?;
+        Ok(directory)
+    }
+
+    /// Lets Kconfig resolve the requests, and compares.
+    fn configure(
+        &mut self,
+        source: &Path,
+        log: &mut File,
+        log_path: &Path,
+    ) -> Result<Resolved, Error> {
+        let first = self.estimator.enter(Phase::Configuring);
+        (self.progress)(first);
+        let requests = self.scratch.join("requests.config");
+        fs::write(&requests, self.plan.requests.to_config())
+            .map_err(Error::io("write", &requests))?;
+        let output = self.scratch.join("output");
+        let make = make::configure(source, &output, &requests);
+        self.execute("configuring the kernel", make, log, log_path, make_step)?;
+        let resolved = Resolved::parse(&read(&output.join(".config"))?);
+        let unmet = unmet(&self.plan.requests, &resolved, source);
+        if unmet.is_empty() {
+            Ok(resolved)
+        } else {
+            Err(Error::Unmet(unmet))
+        }
+    }
+
+    /// Compiles; the time it took in seconds, and with how many jobs.
+    fn compile(
+        &mut self,
+        source: &Path,
+        resolved: &Resolved,
+        log: &mut File,
+        log_path: &Path,
+    ) -> Result<(f64, u32), Error> {
+        let available =
+            || std::thread::available_parallelism().map_or(1, std::num::NonZeroUsize::get);
+        let jobs = self
+            .options
+            .jobs
+            .unwrap_or_else(|| saturate(available()))
+            .max(1);
+        let history = self.cache.history();
+        let first = self
+            .estimator
+            .compile(saturate(resolved.enabled()), jobs, history);
+        (self.progress)(first);
+        let started = Instant::now();
+        let make = make::compile(source, &self.scratch.join("output"), jobs);
+        self.execute("compiling the kernel", make, log, log_path, make_step)?;
+        Ok((started.elapsed().as_secs_f64(), jobs))
+    }
+
+    /// Runs a command; `step` says which lines of its output are steps.
+    fn execute(
+        &mut self,
+        what: &'static str,
+        command: Command,
+        log: &mut File,
+        log_path: &Path,
+        step: fn(&str) -> Option<&str>,
+    ) -> Result<(), Error> {
+        let started = Instant::now();
+        run(command, &self.options.cancel, log, &mut |line| {
+            if let Some(detail) = step(line) {
+                (self.progress)(self.estimator.step(detail, started.elapsed()));
+            }
+        })
+        .map_err(|error| Error::step(what, log_path, error))
+    }
+
+    fn describe(&self, version: &str, resolved: &Resolved, seconds: f64, jobs: u32) -> KernelInfo {
+        let plan = self.plan;
+        let suffix = resolved.get("LOCALVERSION").to_string();
+        let record = |fragment: &Fragment| FragmentRecord {
+            name: fragment.name.clone(),
+            sha256: hex(&Sha256::digest(&fragment.text)),
+        };
+        KernelInfo {
+            format: FORMAT,
+            hash: plan.hash.clone(),
+            name: name(plan.fragments.iter().map(|fragment| fragment.name.as_str())),
+            release: format!("{version}{}", suffix.trim_matches('"')),
+            source: plan.source.path.clone(),
+            source_identity: plan.source.identity.clone(),
+            fragments: plan.fragments.iter().map(record).collect(),
+            request_sha256: plan.requests.digest(),
+            compiler: plan.toolchain.compiler.clone(),
+            linker: plan.toolchain.linker.clone(),
+            bytes: 0,
+            sha256: String::new(),
+            built_at: now(),
+            build_seconds: seconds,
+            jobs,
+            steps: self.estimator.steps(),
+            options: saturate(resolved.enabled()),
+        }
+    }
+
+    /// Moves what is worth keeping into the cache.
+    fn publish(&mut self, mut info: KernelInfo) -> Result<Kernel, Error> {
+        let first = self.estimator.enter(Phase::Publishing);
+        (self.progress)(first);
+        let output = self.scratch.join("output");
+        let directory = self.cache.directory(&self.plan.hash);
+        let staging = Staging::new(&directory)?;
+
+        let linked = output.join("vmlinux");
+        let image = fs::read(&linked).map_err(Error::io("read", &linked))?;
+        let mut vmlinux = Vec::new();
+        info.bytes = elf::compact(&image, &mut vmlinux)?;
+        info.sha256 = hex(&Sha256::digest(&vmlinux));
+        staging.write("vmlinux", &vmlinux)?;
+        for (from, to) in [(".config", "config"), ("System.map", "System.map")] {
+            let path = output.join(from);
+            fs::copy(&path, staging.file(to)).map_err(Error::io("copy", &path))?;
+        }
+        staging.write("requests", self.plan.requests.to_config().as_bytes())?;
+        if has_debug_information(&output)? {
+            fs::rename(&linked, staging.file("vmlinux.debug"))
+                .map_err(Error::io("move", &linked))?;
+        }
+        let meta = serde_json::to_string_pretty(&info)
+            .map_err(|error| Error::io("describe the kernel in", &directory)(error.into()))?;
+        staging.write("meta.json", meta.as_bytes())?;
+        // The last moment to stop: from here on there is a kernel.
+        if self.options.cancel.is_cancelled() {
+            return Err(Error::Cancelled);
+        }
+        staging.publish()?;
+        Ok(Kernel { info, directory })
+    }
+}
+
+fn has_debug_information(output: &Path) -> Result<bool, Error> {
+    let resolved = Resolved::parse(&read(&output.join(".config"))?);
+    Ok(resolved.get("DEBUG_INFO").to_string() == "y")
+}
+
+fn read(path: &Path) -> Result<String, Error> {
+    fs::read_to_string(path).map_err(Error::io("read", path))
+}
+
+fn create(path: &Path) -> Result<File, Error> {
+    if let Some(directory) = path.parent() {
+        fs::create_dir_all(directory).map_err(Error::io("create", directory))?;
+    }
+    File::create(path).map_err(Error::io("create", path))
+}
+
+fn saturate(count: usize) -> u32 {
+    u32::try_from(count).unwrap_or(u32::MAX)
+}
