@@ -563,7 +563,7 @@ impl Handler {
             if budget.is_spent() {
                 return Ok(Turn::Again);
             }
-            if let Some(control) = entry.connection.due() {
+            if let Some(control) = entry.due() {
                 let mut chain = Chain::new();
                 if !rings.pop_rx(memory, &mut chain)? {
                     return Ok(Turn::Starved);
@@ -604,15 +604,16 @@ impl Handler {
                     packets,
                     all,
                 } => {
-                    entry.readable = !all;
+                    // Nobody tells of the end of a stream that has hung up.
+                    entry.readable = !all || entry.hung_up;
                     left = left.saturating_sub(bytes);
                     batch = (batch * 8).min(LARGEST_BATCH);
                     budget.spend(bytes, packets);
                     self.metrics.rx_bytes += bytes as u64;
                     self.metrics.rx_packets += packets as u64;
                 }
-                Input::Nothing => entry.readable = false,
-                Input::End => entry.connection.host_sends_no_more(),
+                Input::Nothing if !entry.hung_up => entry.readable = false,
+                Input::Nothing | Input::End => entry.connection.host_sends_no_more(),
                 Input::Starved => return Ok(Turn::Starved),
             }
         }

@@ -6,8 +6,8 @@ use std::time::Instant;
 
 use event_manager::EventSet;
 
-use super::connection::{Connection, Phase};
-use super::packet::Ports;
+use super::connection::{Connection, Control, Phase};
+use super::packet::{Op, Ports};
 use super::{BUF_ALLOC, MAX_CONNECTIONS, MAX_LARGE_PROMISES, SMALL_BUF_ALLOC};
 
 /// Host ports of connections that the host makes: away from those that it may
@@ -50,13 +50,24 @@ impl Entry {
         Some(interest)
     }
 
+    /// Whether there is data that the guest has room for.
+    fn has_data(&self) -> bool {
+        self.readable && self.connection.reads_host() && self.connection.credit() > 0
+    }
+
+    /// The control packet to be sent next, before any data.
+    pub(super) fn due(&self) -> Option<Control> {
+        // A host that closed may have sent data before: once that is read, one
+        // SHUTDOWN tells of both directions.
+        (self.connection.due()).filter(|control| control.op != Op::Shutdown || !self.has_data())
+    }
+
     /// Whether something can be given to the guest now.
     pub(super) fn find_work(&mut self) -> bool {
-        let has_data = self.readable && self.connection.reads_host();
-        if has_data && self.connection.credit() == 0 {
+        if self.readable && self.connection.reads_host() && self.connection.credit() == 0 {
             self.connection.stalled();
         }
-        self.connection.due().is_some() || (has_data && self.connection.credit() > 0)
+        self.has_data() || self.connection.due().is_some()
     }
 }
 

@@ -58,6 +58,7 @@ fn both_ways(rx_buffer: u32, guest_buffer: u32, pieces: usize) {
         guest.post_all(rx_buffer);
     }
     let (mut socket, host) = guest.connect_out(80, guest_buffer);
+    let _open = host.try_clone().unwrap();
     let reader = reader(&guest, host.try_clone().unwrap(), pieces);
     let writer = writer(&guest, host, pieces);
     let data = pattern(LEN);
@@ -74,7 +75,7 @@ fn both_ways(rx_buffer: u32, guest_buffer: u32, pieces: usize) {
             let got = socket.read(guest, sizes.next(2 * pieces));
             socket.take_in(guest);
             received.extend_from_slice(&got);
-            if out == 0 && got.is_empty() {
+            if socket.credit().min((LEN - sent) as u32) == 0 && got.is_empty() {
                 break;
             }
         }

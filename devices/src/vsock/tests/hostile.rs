@@ -345,16 +345,16 @@ fn broken_rings_end_everything_until_the_driver_resets() {
             unknown(g);
         }),
         ("rx buffer outside memory", |g| {
-            rx(g, (MEMORY - 1, 4096, WRITE, 0))
+            rx(g, (MEMORY - 1, 4096, WRITE, 0));
         }),
         ("rx buffer that may only be read", |g| {
-            rx(g, (data(RX, 0), 4096, 0, 0))
+            rx(g, (data(RX, 0), 4096, 0, 0));
         }),
         ("rx buffer without room", |g| {
-            rx(g, (data(RX, 0), 44, WRITE, 0))
+            rx(g, (data(RX, 0), 44, WRITE, 0));
         }),
         ("rx buffer of no length", |g| {
-            rx(g, (data(RX, 0), 0, WRITE, 0))
+            rx(g, (data(RX, 0), 0, WRITE, 0));
         }),
     ];
     for (name, breakage) in cases {
