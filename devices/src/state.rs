@@ -92,7 +92,7 @@ impl From<SavedQueue> for QueueState {
 #[derive(Debug, Error)]
 pub enum RestoreError {
     /// The state belongs to another kind of device.
-    #[error("the saved state is not that of a {expected} device")]
+    #[error("the saved state is not that of the device, which is of kind {expected}")]
     WrongDevice {
         /// What it should have been.
         expected: &'static str,

@@ -12,8 +12,8 @@ use std::os::unix::fs::FileExt;
 
 use vm_memory::VolatileSlice;
 
-/// Pieces handed to one system call. A kilobyte of stack for 64, and Linux
-/// accepts 1024: with 256, every request that keeps to [`super::SEG_MAX`] is
+/// Pieces handed to one system call, of at most 1024. With 256, on four
+/// kilobytes of stack, every request that keeps to [`super::SEG_MAX`] is
 /// one call.
 const MAX_PIECES: usize = 256;
 
@@ -102,37 +102,15 @@ impl Disk {
         }
     }
 
-    /// Moves all bytes of `slices`. The kernel may do less than it is asked
-    /// for: the rest is asked for again, and a file that ends early (somebody
-    /// truncated it) is an error.
     fn transfer(
         &self,
         slices: &[VolatileSlice<'_>],
-        mut offset: u64,
+        offset: u64,
         direction: Direction,
     ) -> io::Result<()> {
-        let mut rest = slices;
-        // Bytes of the first slice that are done.
-        let mut skip = 0;
-        while !rest.is_empty() {
-            let mut moved = self.transfer_some(rest, skip, offset, direction)?;
-            if moved == 0 {
-                return Err(io::ErrorKind::UnexpectedEof.into());
-            }
-            offset = u64::try_from(moved)
-                .ok()
-                .and_then(|moved| offset.checked_add(moved))
-                .ok_or(io::ErrorKind::InvalidInput)?;
-            moved += skip;
-            while let Some((first, others)) = rest.split_first()
-                && moved >= first.len()
-            {
-                moved -= first.len();
-                rest = others;
-            }
-            skip = moved;
-        }
-        Ok(())
+        transfer_all(slices, offset, |slices, skip, offset| {
+            self.transfer_some(slices, skip, offset, direction)
+        })
     }
 
     /// One system call: moves at least a byte of `slices`, whose first `skip`
@@ -186,6 +164,38 @@ impl Disk {
     }
 }
 
+/// Moves all bytes of `slices` by calls of `some`, which may do less than it is
+/// asked for and is given the pieces that are left, the bytes of the first one
+/// that are done, and the position. A file that ends early (somebody truncated
+/// it) is an error.
+fn transfer_all<'m>(
+    slices: &[VolatileSlice<'m>],
+    mut offset: u64,
+    mut some: impl FnMut(&[VolatileSlice<'m>], usize, u64) -> io::Result<usize>,
+) -> io::Result<()> {
+    let mut rest = slices;
+    let mut skip = 0;
+    while !rest.is_empty() {
+        let mut moved = some(rest, skip, offset)?;
+        if moved == 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        offset = u64::try_from(moved)
+            .ok()
+            .and_then(|moved| offset.checked_add(moved))
+            .ok_or(io::ErrorKind::InvalidInput)?;
+        moved += skip;
+        while let Some((first, others)) = rest.split_first()
+            && moved >= first.len()
+        {
+            moved -= first.len();
+            rest = others;
+        }
+        skip = moved;
+    }
+    Ok(())
+}
+
 /// Whether the file system does not know the operation, so that another way
 /// has to be found.
 pub(super) fn is_unsupported(error: &io::Error) -> bool {
@@ -195,4 +205,109 @@ pub(super) fn is_unsupported(error: &io::Error) -> bool {
         error.raw_os_error(),
         Some(libc::EOPNOTSUPP | libc::ENOSYS | libc::ENODEV)
     )
+}
+
+#[cfg(test)]
+#[allow(clippy::cast_possible_truncation, reason = "tests choose the numbers")]
+mod tests {
+    use super::*;
+    use crate::virtio::GuestRam;
+    use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend};
+
+    fn memory() -> GuestRam {
+        GuestRam::from_ranges(&[(GuestAddress(0), 0x1_0000)]).unwrap()
+    }
+
+    /// One call moves 256 pieces; what is more, the next one does.
+    #[test]
+    fn more_pieces_than_fit_one_call() {
+        let memory = memory();
+        let content: Vec<u8> = (0..3000u32).map(|n| (n % 251) as u8).collect();
+        memory.write_slice(&content, GuestAddress(0)).unwrap();
+        let pieces = |from: u64| -> Vec<_> {
+            (0..1000)
+                .map(|n| memory.get_slice(GuestAddress(from + 3 * n), 3).unwrap())
+                .collect()
+        };
+        let (disk, size) = Disk::new(tempfile::tempfile().unwrap()).unwrap();
+        assert_eq!(size, 0);
+        disk.write(&pieces(0), 7).unwrap();
+        disk.read(&pieces(0x8000), 7).unwrap();
+        let mut back = vec![0; 3000];
+        memory.read_slice(&mut back, GuestAddress(0x8000)).unwrap();
+        assert_eq!(back, content);
+    }
+
+    /// Calls that do less than they are asked for, by any number of bytes: all
+    /// bytes are moved, each once, in order.
+    #[test]
+    fn short_transfers_go_on_where_they_ended() {
+        let memory = memory();
+        let lens = [5, 1, 7, 512, 3];
+        let total: usize = lens.iter().sum();
+        for step in 1..=total {
+            let mut addr = 0;
+            let slices: Vec<_> = lens
+                .iter()
+                .map(|&len| {
+                    addr += len as u64;
+                    memory
+                        .get_slice(GuestAddress(addr - len as u64), len)
+                        .unwrap()
+                })
+                .collect();
+            let base = slices[0].ptr_guard().as_ptr() as usize;
+            let mut done = 0;
+            transfer_all(&slices, 100, |rest, skip, offset| {
+                let at = rest[0].ptr_guard().as_ptr() as usize + skip - base;
+                assert_eq!((at, offset), (done, 100 + done as u64));
+                let left: usize = rest.iter().map(VolatileSlice::len).sum::<usize>() - skip;
+                done += step.min(left);
+                Ok(step.min(left))
+            })
+            .unwrap();
+            assert_eq!(done, total, "by {step}");
+        }
+    }
+
+    /// A file that ends too early, a position that cannot be, a call that fails
+    /// in the middle: an error, and no endless loop.
+    #[test]
+    fn transfers_that_fail() {
+        let memory = memory();
+        let slices = [memory.get_slice(GuestAddress(0), 1024).unwrap()];
+        let file = tempfile::tempfile().unwrap();
+        file.set_len(1023).unwrap();
+        let (disk, _) = Disk::new(file).unwrap();
+        let error = disk.read(&slices, 0).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::UnexpectedEof);
+        assert!(disk.read(&slices, u64::MAX).is_err());
+        assert!(disk.punch_hole(u64::MAX, 1).is_err());
+
+        let mut calls = 0;
+        let result = transfer_all(&slices, 0, |_, _, _| {
+            calls += 1;
+            if calls == 1 {
+                Ok(512)
+            } else {
+                Err(io::ErrorKind::Other.into())
+            }
+        });
+        assert!(result.is_err());
+        assert_eq!(calls, 2);
+    }
+
+    /// What file systems without `FALLOC_FL_ZERO_RANGE` get.
+    #[test]
+    fn zeroes_are_written_where_there_is_no_better_way() {
+        let file = tempfile::tempfile().unwrap();
+        let len = 2 * ZEROES.len() + 5;
+        file.write_all_at(&vec![0xff; len + 2], 0).unwrap();
+        let (disk, _) = Disk::new(file).unwrap();
+        disk.write_zeroes(1, len as u64).unwrap();
+        let mut back = vec![0; len + 2];
+        disk.file.read_exact_at(&mut back, 0).unwrap();
+        assert_eq!((back[0], back[len + 1]), (0xff, 0xff));
+        assert!(back[1..=len].iter().all(|&byte| byte == 0));
+    }
 }

@@ -89,26 +89,25 @@ impl Backend {
                 self.disk
                     .write(data.slices(), offset)
                     .map_err(|_| Failure::Io)?;
-                self.settle(features)?;
+                self.settle(features, metrics)?;
                 count(&metrics.writes, 1);
                 count(&metrics.written_bytes, bytes(data));
                 Ok(0)
             }
             Request::Flush => {
-                self.disk.flush().map_err(|_| Failure::Io)?;
-                count(&metrics.flushes, 1);
+                self.flush(metrics)?;
                 Ok(0)
             }
             Request::GetId => Ok(chain.writable.write(&self.id)),
             Request::Discard if has(features, VIRTIO_BLK_F_DISCARD) => {
                 self.discard(&mut chain.readable)?;
-                self.settle(features)?;
+                self.settle(features, metrics)?;
                 count(&metrics.discards, 1);
                 Ok(0)
             }
             Request::WriteZeroes if has(features, VIRTIO_BLK_F_WRITE_ZEROES) => {
                 self.write_zeroes(&mut chain.readable)?;
-                self.settle(features)?;
+                self.settle(features, metrics)?;
                 count(&metrics.discards, 1);
                 Ok(0)
             }
@@ -138,11 +137,17 @@ impl Backend {
 
     /// A driver without `VIRTIO_BLK_F_FLUSH` has no way to ask for it: what is
     /// written is durable at once (virtio 1.2 §5.2.6.2).
-    fn settle(&self, features: u64) -> Result<(), Failure> {
+    fn settle(&self, features: u64, metrics: &BlockMetrics) -> Result<(), Failure> {
         if has(features, VIRTIO_BLK_F_FLUSH) {
             return Ok(());
         }
-        self.disk.flush().map_err(|_| Failure::Io)
+        self.flush(metrics)
+    }
+
+    fn flush(&self, metrics: &BlockMetrics) -> Result<(), Failure> {
+        self.disk.flush().map_err(|_| Failure::Io)?;
+        count(&metrics.flushes, 1);
+        Ok(())
     }
 
     fn discard(&self, data: &mut Buffers<'_>) -> Result<(), Failure> {

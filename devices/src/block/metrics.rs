@@ -28,7 +28,7 @@ pub struct BlockStatistics {
     pub writes: u64,
     /// Bytes that they wrote.
     pub written_bytes: u64,
-    /// Flush requests that succeeded.
+    /// Times that earlier writes were made durable.
     pub flushes: u64,
     /// Discard and write-zeroes requests that succeeded.
     pub discards: u64,

@@ -20,6 +20,10 @@ use crate::ring::{Budget, KickSubscriber};
 pub use device::{Block, BlockState};
 pub use metrics::{BlockMetrics, BlockStatistics};
 
+#[cfg(test)]
+#[allow(clippy::cast_possible_truncation, reason = "tests choose the numbers")]
+mod tests;
+
 /// Waits for the kicks of a [`Block`].
 pub type BlockSubscriber = KickSubscriber<Block>;
 

@@ -9,6 +9,9 @@ pub use i8042::{I8042, I8042_BASE, I8042_SIZE};
 pub use ports::{GuestEvents, Ports};
 pub use serial::{SERIAL_BASE, SERIAL_IRQ, SERIAL_SIZE, SavedSerial, SerialMetrics, SerialPort};
 
+#[cfg(test)]
+mod tests;
+
 /// A device on I/O ports.
 ///
 /// A guest chooses width and content of every access, and string instructions

@@ -244,7 +244,7 @@ pub struct SavedSerial {
     modem_control: u8,
     modem_status: u8,
     scratch: u8,
-    in_buffer: Vec<u8>,
+    pub(super) in_buffer: Vec<u8>,
 }
 
 impl From<SerialState> for SavedSerial {

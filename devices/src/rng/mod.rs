@@ -9,6 +9,10 @@ use crate::ring::{Budget, KickSubscriber};
 pub use device::Rng;
 pub use metrics::{RngMetrics, RngStatistics};
 
+#[cfg(test)]
+#[allow(clippy::cast_possible_truncation, reason = "tests choose the numbers")]
+mod tests;
+
 /// Waits for the kicks of a [`Rng`].
 pub type RngSubscriber = KickSubscriber<Rng>;
 
