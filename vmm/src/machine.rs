@@ -28,11 +28,11 @@ struct Slot {
     name: String,
     device: Arc<Mutex<dyn VirtioDevice>>,
     kicks: Vec<EventFd>,
-    subscriber: Box<dyn MutEventSubscriber>,
+    subscriber: Box<dyn MutEventSubscriber + Send>,
 }
 
 impl Slot {
-    fn new<D: VirtioDevice + 'static, S: MutEventSubscriber + 'static>(
+    fn new<D: VirtioDevice + 'static, S: MutEventSubscriber + Send + 'static>(
         name: String,
         device: Arc<Mutex<D>>,
         subscriber: impl FnOnce(Arc<Mutex<D>>, Vec<EventFd>) -> Option<S>,
@@ -119,7 +119,7 @@ impl Machine {
         ram: &GuestRam,
         console: Option<File>,
         observer: Arc<dyn Observer>,
-    ) -> Result<(Self, Vec<Box<dyn MutEventSubscriber>>), BootError> {
+    ) -> Result<(Self, Vec<Box<dyn MutEventSubscriber + Send>>), BootError> {
         let names = attached
             .slots
             .iter()

@@ -150,7 +150,7 @@ impl VmHandle {
 }
 
 /// A subscriber of the event loop.
-type Subscriber = Box<dyn MutEventSubscriber>;
+type Subscriber = Box<dyn MutEventSubscriber + Send>;
 
 /// A virtual machine that was built and not yet run.
 ///
@@ -276,7 +276,7 @@ impl Vm {
     }
 
     /// Adds a subscriber to the machine's event loop.
-    pub fn subscribe(&mut self, subscriber: Box<dyn MutEventSubscriber>) {
+    pub fn subscribe(&mut self, subscriber: Box<dyn MutEventSubscriber + Send>) {
         self.events.add_subscriber(subscriber);
     }
 
