@@ -36,8 +36,10 @@ mod exit;
 mod frames;
 mod locate;
 mod process;
+mod pump;
 mod sandbox;
 mod spawn;
+mod stdio;
 mod text;
 pub mod timeline;
 mod vmm_process;
@@ -52,5 +54,6 @@ pub use flashpan_protocol::agent::{ExitStatus, FsType, StartFailureKind, Termina
 pub use flashpan_protocol::control::{BootProtocol, Console, ExitCount, Stats};
 pub use flashpan_protocol::phase::Phase;
 pub use locate::{guest_init_program, vmm_program};
-pub use process::{Collected, Output, Process, Stdin};
+pub use process::{Collected, Process};
 pub use sandbox::Sandbox;
+pub use stdio::{Output, Stdin};

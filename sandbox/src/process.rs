@@ -5,59 +5,18 @@
 //! credit does the rest. Input flows within a window that the agent grants, so
 //! signals and resizes never wait behind input that the program does not read.
 
-use std::io;
-use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use flashpan_protocol::agent::{
-    ExecInput, ExecOutput, ExitStatus, MAX_DATA, MAX_FRAME, STDIN_WINDOW, TerminalSize,
-};
-use flashpan_protocol::frame::{self, FrameError};
-use flashpan_protocol::phase::Phase;
-use tokio::io::{AsyncRead, AsyncWriteExt, ReadBuf};
+use flashpan_protocol::agent::{ExecInput, ExitStatus, TerminalSize};
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
-use tokio::sync::{Semaphore, mpsc, oneshot, watch};
-use tokio::task::JoinHandle;
+use tokio::sync::{mpsc, oneshot};
 
 use crate::driver::{Ended, Shared};
 use crate::error::{Error, Result};
 use crate::frames::FrameReader;
-use crate::sandbox::reason_of_end;
-
-/// Longest frame of an agent: one of output and some bytes around it.
-pub(crate) const MAX_OUTPUT_FRAME: usize = MAX_DATA + 4096;
-
-/// Chunks of output, each at most [`MAX_DATA`] bytes, that wait for a reader.
-const OUTPUT_CHUNKS: usize = 4;
-
-/// Most bytes of input sent in one frame.
-const STDIN_CHUNK: usize = 32 * 1024;
-
-/// How long the end of the VM may take to arrive after a connection broke,
-/// before the connection itself is blamed.
-const END_NEWS: Duration = Duration::from_secs(3);
-
-/// Who is to blame in error messages.
-const PEER: &str = "the guest's agent";
-
-/// A task that ends with its owner.
-#[derive(Debug)]
-pub(crate) struct Task(JoinHandle<()>);
-
-impl Task {
-    pub(crate) fn spawn(future: impl Future<Output = ()> + Send + 'static) -> Self {
-        Self(tokio::spawn(future))
-    }
-}
-
-impl Drop for Task {
-    fn drop(&mut self) {
-        self.0.abort();
-    }
-}
+use crate::pump::{OutputPump, Task, pump_input};
+use crate::stdio::{self, Output, Stdin};
 
 /// A running program. Dropping it ends the program: the agent sends SIGTERM to
 /// its process group, then SIGKILL to everything it started.
@@ -95,34 +54,31 @@ impl Process {
         shared: Arc<Shared>,
         ended: Ended,
     ) -> Self {
-        let (stdout_sender, stdout) = mpsc::channel(OUTPUT_CHUNKS);
-        let (stderr_sender, stderr) = mpsc::channel(OUTPUT_CHUNKS);
+        let (stdout_sender, stdout) = stdio::output();
+        let (stderr_sender, stderr) = stdio::output();
+        let (input, frames, gate) = stdio::input();
         let (control, control_receiver) = mpsc::channel(8);
-        let (input_sender, input) = mpsc::channel(1);
         let (status_sender, status) = oneshot::channel();
-        let window = Arc::new(Window::new());
-        let (input_closed, is_closed) = watch::channel(());
         let output = OutputPump {
             reader,
             stdout: stdout_sender,
             stderr: stderr_sender,
-            window: Arc::clone(&window),
-            input_closed: Some(input_closed),
+            gate,
             shared,
             ended,
         };
         let tasks = [
             Task::spawn(output.run(status_sender)),
-            Task::spawn(pump_input(writer, control_receiver, stdin.then_some(input))),
+            Task::spawn(pump_input(
+                writer,
+                control_receiver,
+                stdin.then_some(frames),
+            )),
         ];
         Self {
-            stdin: stdin.then(|| Stdin {
-                frames: input_sender,
-                window,
-                is_closed,
-            }),
-            stdout: Some(Output::new(stdout)),
-            stderr: (!terminal).then(|| Output::new(stderr)),
+            stdin: stdin.then_some(input),
+            stdout: Some(stdout),
+            stderr: (!terminal).then_some(stderr),
             pid,
             control,
             status: Status::Pending(status),
@@ -230,267 +186,4 @@ async fn collect(output: Option<Output>, limit: usize) -> Result<Vec<u8>> {
         }
     }
     Ok(all)
-}
-
-/// How much input the agent still takes.
-#[derive(Debug)]
-struct Window {
-    permits: Semaphore,
-    /// Bytes sent and not yet granted again. Kept apart because permits that a
-    /// waiting writer has collected so far count nowhere.
-    in_flight: AtomicUsize,
-}
-
-impl Window {
-    fn new() -> Self {
-        Self {
-            permits: Semaphore::new(to_usize(STDIN_WINDOW)),
-            in_flight: AtomicUsize::new(0),
-        }
-    }
-
-    /// Waits until `bytes` (at most the window) may be sent.
-    async fn take(&self, bytes: usize) -> io::Result<()> {
-        let permits = u32::try_from(bytes).unwrap_or(u32::MAX);
-        match self.permits.acquire_many(permits).await {
-            Ok(permit) => permit.forget(),
-            Err(_closed) => return Err(io::ErrorKind::BrokenPipe.into()),
-        }
-        self.in_flight.fetch_add(bytes, Ordering::Relaxed);
-        Ok(())
-    }
-
-    /// Takes credit from the agent; `None` if that is more than was sent.
-    fn grant(&self, bytes: usize) -> Option<()> {
-        let less = |in_flight: usize| in_flight.checked_sub(bytes);
-        let granted = self
-            .in_flight
-            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, less);
-        granted.ok()?;
-        self.permits.add_permits(bytes);
-        Some(())
-    }
-}
-
-/// The standard input of a program.
-#[derive(Debug)]
-pub struct Stdin {
-    frames: mpsc::Sender<Vec<u8>>,
-    window: Arc<Window>,
-    /// Its sender goes when the program stops reading.
-    is_closed: watch::Receiver<()>,
-}
-
-impl Stdin {
-    /// Writes all of `bytes`, waiting while the program does not read. If the
-    /// future is dropped, some of the bytes may have been written.
-    ///
-    /// # Errors
-    /// [`io::ErrorKind::BrokenPipe`] if the program no longer reads its input.
-    pub async fn write_all(&mut self, bytes: &[u8]) -> io::Result<()> {
-        for chunk in bytes.chunks(STDIN_CHUNK) {
-            self.window.take(chunk.len()).await?;
-            if self.frames.send(chunk.to_vec()).await.is_err() {
-                return Err(io::ErrorKind::BrokenPipe.into());
-            }
-        }
-        Ok(())
-    }
-
-    /// Waits until the program no longer reads its input. Cancel safe.
-    pub async fn closed(&self) {
-        // Nothing is ever sent, so the only news is that the sender is gone.
-        let _ = self.is_closed.clone().changed().await;
-    }
-}
-
-/// An output stream of a program.
-#[derive(Debug)]
-pub struct Output {
-    chunks: mpsc::Receiver<Vec<u8>>,
-    /// What [`AsyncRead`] has left of a chunk.
-    rest: Vec<u8>,
-}
-
-impl Output {
-    fn new(chunks: mpsc::Receiver<Vec<u8>>) -> Self {
-        Self {
-            chunks,
-            rest: Vec::new(),
-        }
-    }
-
-    /// The next bytes (1 to 65536), or `None` when there will be no more.
-    /// Cancel safe.
-    pub async fn next_chunk(&mut self) -> Option<Vec<u8>> {
-        if !self.rest.is_empty() {
-            return Some(std::mem::take(&mut self.rest));
-        }
-        self.chunks.recv().await
-    }
-
-    /// As [`Output::next_chunk`], for a thread that may block.
-    ///
-    /// # Panics
-    /// If called from asynchronous code.
-    pub fn blocking_next_chunk(&mut self) -> Option<Vec<u8>> {
-        if !self.rest.is_empty() {
-            return Some(std::mem::take(&mut self.rest));
-        }
-        self.chunks.blocking_recv()
-    }
-}
-
-impl AsyncRead for Output {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        if self.rest.is_empty() {
-            match ready!(self.chunks.poll_recv(cx)) {
-                Some(chunk) => self.rest = chunk,
-                None => return Poll::Ready(Ok(())),
-            }
-        }
-        let n = self.rest.len().min(buf.remaining());
-        buf.put_slice(self.rest.get(..n).unwrap_or_default());
-        self.rest.drain(..n);
-        Poll::Ready(Ok(()))
-    }
-}
-
-/// Takes frames from the agent to where they belong.
-struct OutputPump {
-    reader: FrameReader<OwnedReadHalf>,
-    stdout: mpsc::Sender<Vec<u8>>,
-    stderr: mpsc::Sender<Vec<u8>>,
-    window: Arc<Window>,
-    input_closed: Option<watch::Sender<()>>,
-    shared: Arc<Shared>,
-    ended: Ended,
-}
-
-impl OutputPump {
-    async fn run(mut self, status: oneshot::Sender<Result<ExitStatus>>) {
-        let result = self.pump().await;
-        self.close_input();
-        let result = match result {
-            Err(Error::AgentLost) => Err(lost(self.ended).await),
-            result => result,
-        };
-        // Nobody may be waiting any more.
-        let _ = status.send(result);
-    }
-
-    fn close_input(&mut self) {
-        self.window.permits.close();
-        self.input_closed = None;
-    }
-
-    async fn pump(&mut self) -> Result<ExitStatus> {
-        let mut first_byte = true;
-        loop {
-            let message = match self.reader.next().await {
-                Ok(Some(message)) => message,
-                Ok(None) | Err(FrameError::Io(_) | FrameError::Truncated) => {
-                    return Err(Error::AgentLost);
-                }
-                Err(e) => return Err(broken(e.to_string())),
-            };
-            let (bytes, receiver) = match message {
-                ExecOutput::Stdout(bytes) => (bytes, &self.stdout),
-                ExecOutput::Stderr(bytes) => (bytes, &self.stderr),
-                ExecOutput::StdinCredit(bytes) => {
-                    let granted = self.window.grant(to_usize(bytes));
-                    granted
-                        .ok_or_else(|| broken("it granted more input than was sent".to_owned()))?;
-                    continue;
-                }
-                ExecOutput::StdinClosed => {
-                    self.close_input();
-                    continue;
-                }
-                ExecOutput::Exited(status) => {
-                    self.shared.mark(Phase::CommandExited);
-                    return Ok(status);
-                }
-                ExecOutput::Started { .. } | ExecOutput::StartFailed(_) => {
-                    return Err(broken("it started the program twice".to_owned()));
-                }
-            };
-            if bytes.len() > MAX_DATA {
-                return Err(broken(format!(
-                    "{} bytes of output in one message",
-                    bytes.len()
-                )));
-            }
-            if bytes.is_empty() {
-                continue;
-            }
-            if std::mem::take(&mut first_byte) {
-                self.shared.mark(Phase::FirstByte);
-            }
-            // A stream that the caller has dropped is read and thrown away.
-            let _ = receiver.send(bytes).await;
-        }
-    }
-}
-
-/// Takes requests and input, if there is any, to the agent: requests first,
-/// input as it comes, end of file when the input's sender is gone.
-async fn pump_input(
-    mut writer: OwnedWriteHalf,
-    mut control: mpsc::Receiver<ExecInput>,
-    mut input: Option<mpsc::Receiver<Vec<u8>>>,
-) {
-    loop {
-        let message = tokio::select! {
-            biased;
-            message = control.recv() => match message {
-                Some(message) => message,
-                None => return,
-            },
-            bytes = next_input(&mut input), if input.is_some() => match bytes {
-                Some(bytes) => ExecInput::Stdin(bytes),
-                None => {
-                    input = None;
-                    ExecInput::StdinEof
-                }
-            },
-        };
-        // These messages are within the limit by construction. When the
-        // connection breaks, the reading side has the reason.
-        let Ok(frame) = frame::encode(&message, MAX_FRAME) else {
-            return;
-        };
-        if writer.write_all(&frame).await.is_err() {
-            return;
-        }
-    }
-}
-
-async fn next_input(input: &mut Option<mpsc::Receiver<Vec<u8>>>) -> Option<Vec<u8>> {
-    match input {
-        Some(input) => input.recv().await,
-        None => None,
-    }
-}
-
-/// Why a connection broke: usually because the VM ended, news of which may
-/// still be on its way.
-pub(crate) async fn lost(ended: Ended) -> Error {
-    match tokio::time::timeout(END_NEWS, reason_of_end(ended)).await {
-        Ok(reason) => Error::VmEnded(reason),
-        Err(_) => Error::AgentLost,
-    }
-}
-
-pub(crate) fn broken(why: String) -> Error {
-    Error::Protocol { peer: PEER, why }
-}
-
-/// `u32` to `usize` on the 64-bit hosts that KVM guests of ours need.
-fn to_usize(n: u32) -> usize {
-    usize::try_from(n).unwrap_or(usize::MAX)
 }

@@ -1,0 +1,169 @@
+//! The two tasks behind a program: one takes what comes from the agent to where
+//! it belongs, the other takes input and requests to the agent.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use flashpan_protocol::agent::{ExecInput, ExecOutput, ExitStatus, MAX_DATA, MAX_FRAME};
+use flashpan_protocol::frame::{self, FrameError};
+use flashpan_protocol::phase::Phase;
+use tokio::io::AsyncWriteExt;
+use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::sync::{mpsc, oneshot};
+use tokio::task::JoinHandle;
+
+use crate::driver::{Ended, Shared};
+use crate::error::{Error, Result};
+use crate::frames::FrameReader;
+use crate::sandbox::reason_of_end;
+use crate::stdio::InputGate;
+
+/// Longest frame of an agent: one of output and some bytes around it.
+pub(crate) const MAX_OUTPUT_FRAME: usize = MAX_DATA + 4096;
+
+/// How long the end of the VM may take to arrive after a connection broke,
+/// before the connection itself is blamed.
+const END_NEWS: Duration = Duration::from_secs(3);
+
+/// Who is to blame in error messages.
+const PEER: &str = "the guest's agent";
+
+/// A task that ends with its owner.
+#[derive(Debug)]
+pub(crate) struct Task(JoinHandle<()>);
+
+impl Task {
+    pub(crate) fn spawn(future: impl Future<Output = ()> + Send + 'static) -> Self {
+        Self(tokio::spawn(future))
+    }
+}
+
+impl Drop for Task {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+/// Takes frames from the agent to where they belong.
+pub(crate) struct OutputPump {
+    pub(crate) reader: FrameReader<OwnedReadHalf>,
+    pub(crate) stdout: mpsc::Sender<Vec<u8>>,
+    pub(crate) stderr: mpsc::Sender<Vec<u8>>,
+    pub(crate) gate: InputGate,
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) ended: Ended,
+}
+
+impl OutputPump {
+    pub(crate) async fn run(mut self, status: oneshot::Sender<Result<ExitStatus>>) {
+        let result = self.pump().await;
+        self.gate.close();
+        let result = match result {
+            Err(Error::AgentLost) => Err(lost(self.ended).await),
+            result => result,
+        };
+        // Nobody may be waiting any more.
+        let _ = status.send(result);
+    }
+
+    async fn pump(&mut self) -> Result<ExitStatus> {
+        let mut first_byte = true;
+        loop {
+            let message = match self.reader.next().await {
+                Ok(Some(message)) => message,
+                Ok(None) | Err(FrameError::Io(_) | FrameError::Truncated) => {
+                    return Err(Error::AgentLost);
+                }
+                Err(e) => return Err(broken(e.to_string())),
+            };
+            let (bytes, receiver) = match message {
+                ExecOutput::Stdout(bytes) => (bytes, &self.stdout),
+                ExecOutput::Stderr(bytes) => (bytes, &self.stderr),
+                ExecOutput::StdinCredit(bytes) => {
+                    let granted = self.gate.grant(bytes);
+                    granted
+                        .ok_or_else(|| broken("it granted more input than was sent".to_owned()))?;
+                    continue;
+                }
+                ExecOutput::StdinClosed => {
+                    self.gate.close();
+                    continue;
+                }
+                ExecOutput::Exited(status) => {
+                    self.shared.mark(Phase::CommandExited);
+                    return Ok(status);
+                }
+                ExecOutput::Started { .. } | ExecOutput::StartFailed(_) => {
+                    return Err(broken("it started the program twice".to_owned()));
+                }
+            };
+            if bytes.len() > MAX_DATA {
+                return Err(broken(format!(
+                    "{} bytes of output in one message",
+                    bytes.len()
+                )));
+            }
+            if bytes.is_empty() {
+                continue;
+            }
+            if std::mem::take(&mut first_byte) {
+                self.shared.mark(Phase::FirstByte);
+            }
+            // A stream that the caller has dropped is read and thrown away.
+            let _ = receiver.send(bytes).await;
+        }
+    }
+}
+
+/// Takes requests and input, if there is any, to the agent: requests first,
+/// input as it comes, end of file when the input's sender is gone.
+pub(crate) async fn pump_input(
+    mut writer: OwnedWriteHalf,
+    mut control: mpsc::Receiver<ExecInput>,
+    mut input: Option<mpsc::Receiver<Vec<u8>>>,
+) {
+    loop {
+        let message = tokio::select! {
+            biased;
+            message = control.recv() => match message {
+                Some(message) => message,
+                None => return,
+            },
+            bytes = next_input(&mut input), if input.is_some() => match bytes {
+                Some(bytes) => ExecInput::Stdin(bytes),
+                None => {
+                    input = None;
+                    ExecInput::StdinEof
+                }
+            },
+        };
+        // These messages are within the limit by construction. When the
+        // connection breaks, the reading side has the reason.
+        let Ok(frame) = frame::encode(&message, MAX_FRAME) else {
+            return;
+        };
+        if writer.write_all(&frame).await.is_err() {
+            return;
+        }
+    }
+}
+
+async fn next_input(input: &mut Option<mpsc::Receiver<Vec<u8>>>) -> Option<Vec<u8>> {
+    match input {
+        Some(input) => input.recv().await,
+        None => None,
+    }
+}
+
+/// Why a connection broke: usually because the VM ended, news of which may
+/// still be on its way.
+pub(crate) async fn lost(ended: Ended) -> Error {
+    match tokio::time::timeout(END_NEWS, reason_of_end(ended)).await {
+        Ok(reason) => Error::VmEnded(reason),
+        Err(_) => Error::AgentLost,
+    }
+}
+
+pub(crate) fn broken(why: String) -> Error {
+    Error::Protocol { peer: PEER, why }
+}
