@@ -1,0 +1,179 @@
+//! All exec connections.
+
+use std::collections::BTreeMap;
+use std::os::fd::OwnedFd;
+use std::time::{Duration, Instant};
+
+use flashpan_protocol::agent::{MAX_DATA, StartFailure, StartFailureKind};
+use nix::libc;
+use nix::sys::epoll::EpollFlags;
+
+use crate::cgroup::{Removal, RunGroup, Tree};
+use crate::exec::Exec;
+use crate::poller::Poller;
+use crate::spawn::Privileges;
+use crate::sys;
+
+/// Most programs at a time. Each takes a few descriptors and at most about
+/// 3 MiB of PID 1's memory.
+const EXECS_MAX: usize = 256;
+
+/// Part of an exec connection that can have events.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Source {
+    Socket,
+    Status,
+    Child,
+    Stdin,
+    Stdout,
+    Stderr,
+    Group,
+}
+
+const SOURCES: [Source; 7] = [
+    Source::Socket,
+    Source::Status,
+    Source::Child,
+    Source::Stdin,
+    Source::Stdout,
+    Source::Stderr,
+    Source::Group,
+];
+
+/// Bits of a token below the connection's number.
+const SOURCE_BITS: u32 = 3;
+
+/// Tokens below this belong to PID 1 itself: connections count from 1.
+pub(crate) const FIRST_TOKEN: u64 = 1 << SOURCE_BITS;
+
+/// The epoll token of a part of connection `id`.
+pub(crate) fn token(id: u64, source: Source) -> u64 {
+    (id << SOURCE_BITS) | source as u64
+}
+
+/// What all connections use.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    pub(crate) poller: Poller,
+    /// `None` where the kernel has no control groups.
+    pub(crate) groups: Option<Tree>,
+    pub(crate) privileges: Privileges,
+    /// Bytes on their way from one descriptor to another.
+    pub(crate) scratch: Vec<u8>,
+    /// Groups in which processes were allowed to stay, or could not be ended.
+    pub(crate) leftovers: Vec<RunGroup>,
+}
+
+/// The agent: runs programs for whoever connects.
+#[derive(Debug)]
+pub(crate) struct Agent {
+    execs: BTreeMap<u64, Exec>,
+    next: u64,
+    shared: Shared,
+}
+
+impl Agent {
+    /// An agent whose events arrive at `poller`.
+    pub(crate) fn new(poller: &Poller, groups: Option<Tree>, privileges: Privileges) -> Self {
+        Self {
+            execs: BTreeMap::new(),
+            next: 1,
+            shared: Shared {
+                poller: poller.clone(),
+                groups,
+                privileges,
+                scratch: vec![0; MAX_DATA],
+                leftovers: Vec::new(),
+            },
+        }
+    }
+
+    /// Takes a new connection: a non-blocking stream socket.
+    pub(crate) fn connect(&mut self, socket: OwnedFd) {
+        let id = self.next;
+        self.next = self.next.wrapping_add(1);
+        // If it cannot even be watched, closing it says enough.
+        let Ok(mut exec) = Exec::new(id, socket, &self.shared) else {
+            return;
+        };
+        if self.execs.len() >= EXECS_MAX {
+            exec.refuse(StartFailure {
+                kind: StartFailureKind::Resources,
+                message: format!("the guest already runs {EXECS_MAX} programs; end one first"),
+            });
+        }
+        if !exec.is_done() {
+            self.execs.insert(id, exec);
+        }
+    }
+
+    /// Dispatches an event with a token of [`token`]. One whose connection is
+    /// gone since it was collected is ignored.
+    pub(crate) fn handle(&mut self, token: u64, events: EpollFlags) {
+        let id = token >> SOURCE_BITS;
+        let source = usize::try_from(token & (FIRST_TOKEN - 1)).ok();
+        let source = source.and_then(|index| SOURCES.get(index));
+        if let (Some(exec), Some(source)) = (self.execs.get_mut(&id), source) {
+            exec.handle(*source, events, &mut self.shared);
+            if exec.is_done() {
+                self.execs.remove(&id);
+            }
+        }
+    }
+
+    /// Takes note if the ended child `pid` leads a program. Returns whether it
+    /// does; otherwise it is an orphan.
+    pub(crate) fn child_ended(&mut self, pid: i32) -> bool {
+        let shared = &mut self.shared;
+        let leader = self.execs.iter_mut().find(|(_, exec)| exec.leads(pid));
+        let Some((id, exec)) = leader.map(|(id, exec)| (*id, exec)) else {
+            return false;
+        };
+        exec.child_ended(shared);
+        let reaped = !exec.leads(pid);
+        if exec.is_done() {
+            self.execs.remove(&id);
+        }
+        reaped
+    }
+
+    /// Removes the groups of which an orphan may have been the last.
+    pub(crate) fn orphans_ended(&mut self) {
+        self.shared
+            .leftovers
+            .retain(|group| group.remove() == Removal::Busy);
+    }
+
+    /// When [`Agent::expire`] has something to do.
+    pub(crate) fn deadline(&self) -> Option<Instant> {
+        self.execs.values().filter_map(Exec::deadline).min()
+    }
+
+    /// Does what deadlines that have passed ask for.
+    pub(crate) fn expire(&mut self, now: Instant) {
+        for exec in self.execs.values_mut() {
+            exec.expire(now, &mut self.shared);
+        }
+        self.execs.retain(|_, exec| !exec.is_done());
+    }
+
+    /// Asks all programs to end and kills them after `grace`.
+    pub(crate) fn cancel_all(&mut self, grace: Duration) {
+        for exec in self.execs.values_mut() {
+            exec.cancel(grace);
+        }
+    }
+
+    /// Ends every process but this one at once.
+    pub(crate) fn kill_all(&mut self) {
+        let _ = sys::kill(-1, libc::SIGKILL);
+        if let Some(groups) = &self.shared.groups {
+            let _ = groups.kill();
+        }
+    }
+
+    /// Whether there are no connections.
+    pub(crate) fn is_idle(&self) -> bool {
+        self.execs.is_empty()
+    }
+}

@@ -1,0 +1,819 @@
+//! What a supervisor gets on an exec connection, with real programs of this
+//! machine, over a socket pair instead of vsock.
+
+use std::io::Read;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use flashpan_protocol::agent::{
+    Bytes, Command, ExecInput, ExecOutput, ExecRequest, ExitStatus, MAX_DATA, MAX_FRAME,
+    STDIN_WINDOW, StartFailure, StartFailureKind, TerminalSize,
+};
+use flashpan_protocol::frame::{self, Decoder};
+use nix::sys::epoll::EpollEvent;
+
+use crate::agent::Agent;
+use crate::cgroup::Tree;
+use crate::poller::Poller;
+use crate::spawn::Privileges;
+
+/// No test takes this long unless something hangs.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// The supervisor's end of a connection, and the agent that serves it.
+struct Session {
+    stream: UnixStream,
+    decoder: Decoder,
+    agent: JoinHandle<()>,
+}
+
+/// Everything that a program gave back.
+#[derive(Debug, Default)]
+struct Outcome {
+    stdout: Vec<u8>,
+    stderr: Vec<u8>,
+    status: Option<ExitStatus>,
+    credit: usize,
+    stdin_closed: bool,
+}
+
+fn request(command: Command) -> ExecRequest {
+    ExecRequest {
+        command,
+        env: Vec::new(),
+        working_dir: None,
+        user: None,
+        stdin: false,
+        terminal: None,
+        linger: false,
+    }
+}
+
+fn bytes(text: &str) -> Bytes {
+    Bytes::from(text.as_bytes().to_vec())
+}
+
+fn argv(arguments: &[&str]) -> ExecRequest {
+    request(Command::Argv(arguments.iter().map(|a| bytes(a)).collect()))
+}
+
+fn shell(line: &str) -> ExecRequest {
+    request(Command::Shell(bytes(line)))
+}
+
+fn privileges() -> Privileges {
+    if nix::unistd::geteuid().is_root() {
+        Privileges::Set
+    } else {
+        Privileges::Keep
+    }
+}
+
+impl Session {
+    fn connect(groups: Option<Tree>) -> Self {
+        let (stream, guest) = UnixStream::pair().unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        stream.set_write_timeout(Some(PATIENCE)).unwrap();
+        guest.set_nonblocking(true).unwrap();
+        let agent = std::thread::spawn(move || serve(groups, guest.into()));
+        Self {
+            stream,
+            decoder: Decoder::new(MAX_FRAME),
+            agent,
+        }
+    }
+
+    fn start(request: ExecRequest) -> Self {
+        Self::start_in(None, request)
+    }
+
+    fn start_in(groups: Option<Tree>, request: ExecRequest) -> Self {
+        let mut session = Self::connect(groups);
+        session.send(&ExecInput::Start(Box::new(request)));
+        session
+    }
+
+    fn send(&mut self, message: &ExecInput) {
+        frame::write(&mut self.stream, message, MAX_FRAME).unwrap();
+    }
+
+    fn next(&mut self) -> Option<ExecOutput> {
+        self.decoder.read_message(&mut self.stream).unwrap()
+    }
+
+    fn started(&mut self) -> u32 {
+        match self.next() {
+            Some(ExecOutput::Started { pid }) => pid,
+            other => panic!("not started: {other:?}"),
+        }
+    }
+
+    /// Reads output until `text` was seen.
+    fn until(&mut self, text: &str) {
+        let mut seen = Vec::new();
+        while !String::from_utf8_lossy(&seen).contains(text) {
+            match self.next() {
+                Some(ExecOutput::Stdout(piece)) => seen.extend(piece),
+                Some(ExecOutput::Started { .. } | ExecOutput::StdinCredit(_)) => {}
+                other => panic!(
+                    "{other:?} before {text:?}; seen: {}",
+                    String::from_utf8_lossy(&seen)
+                ),
+            }
+        }
+    }
+
+    /// Reads to the end of the connection and waits for the agent.
+    fn finish(mut self) -> Outcome {
+        let mut outcome = Outcome::default();
+        while let Some(message) = self.next() {
+            assert_eq!(outcome.status, None, "a frame after the last: {message:?}");
+            match message {
+                ExecOutput::Started { .. } => {}
+                ExecOutput::StartFailed(failure) => panic!("{failure:?}"),
+                ExecOutput::Stdout(piece) => outcome.stdout.extend(piece),
+                ExecOutput::Stderr(piece) => outcome.stderr.extend(piece),
+                ExecOutput::StdinCredit(credit) => outcome.credit += credit as usize,
+                ExecOutput::StdinClosed => outcome.stdin_closed = true,
+                ExecOutput::Exited(status) => outcome.status = Some(status),
+            }
+        }
+        self.agent.join().unwrap();
+        outcome
+    }
+
+    fn failure(mut self) -> StartFailure {
+        let Some(ExecOutput::StartFailed(failure)) = self.next() else {
+            panic!("it was started");
+        };
+        assert_eq!(self.next(), None, "a frame after the last");
+        self.agent.join().unwrap();
+        failure
+    }
+}
+
+/// The agent's loop for one connection; returns when the agent has dropped it.
+fn serve(groups: Option<Tree>, socket: OwnedFd) {
+    let poller = Poller::new().unwrap();
+    let mut agent = Agent::new(&poller, groups, privileges());
+    agent.connect(socket);
+    let mut events = [EpollEvent::empty(); 16];
+    while !agent.is_idle() {
+        let count = poller.wait(&mut events, agent.deadline()).unwrap();
+        for event in &events[..count] {
+            agent.handle(event.data(), event.events());
+        }
+        agent.expire(Instant::now());
+    }
+}
+
+fn run(request: ExecRequest) -> Outcome {
+    Session::start(request).finish()
+}
+
+fn stdout(request: ExecRequest) -> String {
+    let outcome = run(request);
+    assert_eq!(outcome.status, Some(ExitStatus::Code(0)), "{outcome:?}");
+    String::from_utf8(outcome.stdout).unwrap()
+}
+
+fn start_failure(request: ExecRequest) -> (StartFailureKind, String) {
+    let failure = Session::start(request).failure();
+    (failure.kind, failure.message)
+}
+
+fn exists(pid: u32) -> bool {
+    Path::new(&format!("/proc/{pid}")).exists()
+}
+
+#[test]
+fn arguments_reach_the_program_unchanged() {
+    let odd = ["printf", "%s|", "", "a b", "$HOME", "*", "ü\n"];
+    assert_eq!(stdout(argv(&odd)), "|a b|$HOME|*|ü\n|");
+}
+
+#[test]
+fn a_shell_line_is_run_by_the_shell_and_streams_are_kept_apart() {
+    let outcome = run(shell("echo $((6*7)); echo oops >&2; exit 3"));
+    assert_eq!(outcome.stdout, b"42\n");
+    assert_eq!(outcome.stderr, b"oops\n");
+    assert_eq!(outcome.status, Some(ExitStatus::Code(3)));
+}
+
+#[test]
+fn every_exit_code_passes_and_signals_are_told_from_codes() {
+    for code in [0_u8, 1, 42, 127, 137, 255] {
+        let outcome = run(shell(&format!("exit {code}")));
+        assert_eq!(outcome.status, Some(ExitStatus::Code(code)));
+    }
+    for signal in [1, 9, 11, 15, 34, 64] {
+        let outcome = run(shell(&format!("kill -{signal} $$")));
+        assert_eq!(outcome.status, Some(ExitStatus::Signal(signal)));
+    }
+}
+
+#[test]
+fn the_environment_is_what_was_asked_for_plus_defaults() {
+    let mut asked = argv(&["env"]);
+    asked.env = vec![
+        (bytes("A"), bytes("1")),
+        (bytes("B"), bytes("x=y")),
+        (bytes("A"), bytes("2")),
+    ];
+    let seen = stdout(asked);
+    let mut lines: Vec<&str> = seen.lines().collect();
+    lines.sort_unstable();
+    assert_eq!(lines.len(), 4, "{lines:?}");
+    assert_eq!(lines[..2], ["A=2", "B=x=y"]);
+    assert!(lines[2].starts_with("HOME=/"), "{lines:?}");
+    assert!(lines[3].starts_with("PATH=/usr/local/sbin:"), "{lines:?}");
+}
+
+#[test]
+fn given_variables_win_over_defaults() {
+    let mut asked = argv(&["/usr/bin/env"]);
+    asked.env = vec![
+        (bytes("PATH"), bytes("/nowhere")),
+        (bytes("HOME"), bytes("")),
+    ];
+    assert_eq!(stdout(asked), "PATH=/nowhere\nHOME=\n");
+}
+
+#[test]
+fn the_working_directory_is_the_root_or_what_was_asked_for() {
+    assert_eq!(stdout(argv(&["pwd"])), "/\n");
+    let mut asked = argv(&["pwd"]);
+    asked.working_dir = Some(bytes("/usr/bin"));
+    assert_eq!(stdout(asked), "/usr/bin\n");
+}
+
+#[test]
+fn failures_to_start_are_told_apart() {
+    use StartFailureKind::{BadRequest, NotExecutable, NotFound};
+    let directory = tempfile("failures");
+    let file = |name: &str, content: &str, executable: bool| {
+        use std::os::unix::fs::PermissionsExt;
+        let path = directory.join(name);
+        std::fs::write(&path, content).unwrap();
+        let mode = if executable { 0o755 } else { 0o644 };
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(mode)).unwrap();
+        path.to_str().unwrap().to_owned()
+    };
+    let cases = [
+        (
+            argv(&["no-such-program"]),
+            NotFound,
+            "\"no-such-program\" not found in the guest's PATH",
+        ),
+        (
+            argv(&["/no/such/program"]),
+            NotFound,
+            "\"/no/such/program\" not found in the guest",
+        ),
+        (argv(&[""]), NotFound, "not found"),
+        (argv(&[]), BadRequest, "no command"),
+        (argv(&["/usr"]), NotExecutable, "is a directory"),
+        (
+            argv(&[&file("data", "x", false)]),
+            NotExecutable,
+            "Permission denied",
+        ),
+        (
+            argv(&[&file("script", "echo hi\n", true)]),
+            NotExecutable,
+            "exec format error",
+        ),
+        (
+            argv(&[&file("lost", "#!/no/such/shell\n", true)]),
+            NotFound,
+            "the interpreter",
+        ),
+        (
+            argv(&["echo", "a\0b"]),
+            BadRequest,
+            "argument 1 has a NUL at byte 1",
+        ),
+        (
+            shell("echo \0"),
+            BadRequest,
+            "argument 2 has a NUL at byte 5",
+        ),
+        (
+            ExecRequest {
+                working_dir: Some(bytes("/no/such/dir")),
+                ..argv(&["true"])
+            },
+            BadRequest,
+            "working directory \"/no/such/dir\": No such file",
+        ),
+        (
+            ExecRequest {
+                user: Some("no-such-user".into()),
+                ..argv(&["true"])
+            },
+            BadRequest,
+            "no user \"no-such-user\"",
+        ),
+        (
+            ExecRequest {
+                env: vec![(bytes("A=B"), bytes("c"))],
+                ..argv(&["true"])
+            },
+            BadRequest,
+            "\"A=B\" is not a name",
+        ),
+        (
+            ExecRequest {
+                env: vec![(bytes("A"), bytes("\0"))],
+                ..argv(&["true"])
+            },
+            BadRequest,
+            "environment entry 0 has a NUL",
+        ),
+        (
+            argv(&["true", &"x".repeat(200_000)]),
+            BadRequest,
+            "too long",
+        ),
+    ];
+    for (asked, kind, message) in cases {
+        let shown = format!("{asked:.200?}");
+        let failure = start_failure(asked);
+        assert_eq!(failure.0, kind, "{failure:?} for {shown}");
+        assert!(failure.1.contains(message), "{failure:?} for {shown}");
+        assert!(!failure.1.contains('\n'), "more than one line: {failure:?}");
+    }
+    std::fs::remove_dir_all(directory).unwrap();
+}
+
+fn tempfile(name: &str) -> PathBuf {
+    let path = std::env::temp_dir().join(format!("guest-init-{}-{name}", std::process::id()));
+    std::fs::create_dir(&path).unwrap();
+    path
+}
+
+#[test]
+fn the_program_has_three_descriptors_and_a_clean_state() {
+    let seen = stdout(argv(&["ls", "/proc/self/fd"]));
+    // The fourth is the directory that `ls` itself reads.
+    assert_eq!(seen, "0\n1\n2\n3\n");
+    let seen = stdout(argv(&["cat", "/proc/self/status"]));
+    let field = |name: &str| {
+        let line = seen
+            .lines()
+            .find_map(|line| line.strip_prefix(name))
+            .unwrap();
+        u64::from_str_radix(line.trim(), 16).unwrap()
+    };
+    assert_eq!(field("SigBlk:"), 0);
+    // This test ignores it, as Rust programs do.
+    assert_eq!(field("SigIgn:") & (1 << (13 - 1)), 0, "SIGPIPE is ignored");
+    assert_eq!(field("NoNewPrivs:"), 0);
+    // Leader of its own session and process group.
+    let seen = stdout(shell("set -- $(cat /proc/$$/stat); echo $1 $5 $6"));
+    let ids: Vec<&str> = seen.split_whitespace().collect();
+    assert_eq!((ids[0], ids[0]), (ids[1], ids[2]));
+}
+
+#[test]
+fn input_is_empty_unless_asked_for() {
+    assert_eq!(stdout(argv(&["cat"])), "");
+}
+
+#[test]
+fn sixty_four_mebibytes_pass_through_cat_unchanged_within_the_windows() {
+    let total = 64 << 20;
+    let mut asked = argv(&["cat"]);
+    asked.stdin = true;
+    let mut session = Session::start(asked);
+    session.started();
+    let pattern = |position: usize| (position.wrapping_mul(31) >> 3).to_le_bytes()[0];
+    let (mut sent, mut window, mut received) = (0, STDIN_WINDOW as usize, 0);
+    let mut status = None;
+    let mut stop_at = 8 << 20;
+    while status.is_none() {
+        while sent < total && window > 0 {
+            // Pieces of all sizes, up to the longest.
+            let length = (sent % MAX_DATA + 1).min(window).min(total - sent);
+            let piece: Vec<u8> = (sent..sent + length).map(pattern).collect();
+            session.send(&ExecInput::Stdin(piece));
+            sent += length;
+            window -= length;
+            if sent == total {
+                session.send(&ExecInput::StdinEof);
+            }
+        }
+        if received >= stop_at {
+            // A reader that falls behind now and then.
+            std::thread::yield_now();
+            stop_at += 8 << 20;
+        }
+        match session.next().unwrap() {
+            ExecOutput::Stdout(piece) => {
+                assert!(piece.len() <= MAX_DATA);
+                for (offset, byte) in piece.iter().enumerate() {
+                    assert_eq!(
+                        *byte,
+                        pattern(received + offset),
+                        "at {}",
+                        received + offset
+                    );
+                }
+                received += piece.len();
+            }
+            ExecOutput::StdinCredit(credit) => window += credit as usize,
+            ExecOutput::Exited(ended) => status = Some(ended),
+            other => panic!("{other:?}"),
+        }
+    }
+    assert_eq!((received, status), (total, Some(ExitStatus::Code(0))));
+    assert_eq!(
+        window, STDIN_WINDOW as usize,
+        "all of the window comes back"
+    );
+    assert!(session.finish().status.is_none());
+}
+
+#[test]
+fn a_supervisor_that_does_not_read_holds_the_program_back() {
+    let mut session = Session::start(shell("head -c 20000000 /dev/zero; echo done >&2"));
+    let pid = session.started();
+    // It can only sleep in a write to its full pipe: the queue and the socket
+    // together hold far less than it has to say.
+    let blocked = || {
+        let children = format!("/proc/{pid}/task/{pid}/children");
+        let child = std::fs::read_to_string(children).unwrap_or_default();
+        let path = format!("/proc/{}/wchan", child.trim());
+        std::fs::read_to_string(path).is_ok_and(|at| at.contains("pipe_write"))
+    };
+    let start = Instant::now();
+    while !blocked() {
+        assert!(start.elapsed() < PATIENCE, "it never blocked");
+        std::thread::yield_now();
+    }
+    let outcome = session.finish();
+    assert_eq!(
+        (outcome.stdout.len(), outcome.stderr.as_slice()),
+        (20_000_000, &b"done\n"[..])
+    );
+}
+
+#[test]
+fn input_that_the_program_does_not_want_is_said_to_be_unwanted() {
+    let mut asked = shell("exec <&-; kill -STOP $$");
+    asked.stdin = true;
+    let mut session = Session::start(asked);
+    session.started();
+    assert_eq!(session.next(), Some(ExecOutput::StdinClosed));
+    // In flight when the word came; it does no harm.
+    session.send(&ExecInput::Stdin(vec![0; 1000]));
+    session.send(&ExecInput::Signal(9));
+    assert_eq!(session.finish().status, Some(ExitStatus::Signal(9)));
+}
+
+#[test]
+fn a_peer_that_breaks_the_rules_is_cut_off_and_its_program_killed() {
+    let sleeper = || {
+        let mut asked = shell("trap '' TERM HUP; echo ready; while :; do sleep 1000; done");
+        asked.stdin = true;
+        asked
+    };
+    // The pipe to the program takes some, for which credit comes back; a second
+    // window is more than it can take.
+    let too_much = |session: &mut Session| {
+        for _ in 0..2 * (STDIN_WINDOW as usize / MAX_DATA) {
+            let piece = ExecInput::Stdin(vec![0; MAX_DATA]);
+            let _ = frame::write(&mut session.stream, &piece, MAX_FRAME);
+        }
+    };
+    let breaches: [fn(&mut Session); 5] = [
+        |session| session.send(&ExecInput::Start(Box::new(argv(&["true"])))),
+        |session| session.send(&ExecInput::Signal(0)),
+        |session| session.send(&ExecInput::Stdin(vec![0; MAX_DATA + 1])),
+        |session| {
+            session.send(&ExecInput::StdinEof);
+            session.send(&ExecInput::Stdin(vec![0]));
+        },
+        |session| std::io::Write::write_all(&mut session.stream, &[0xff; 64]).unwrap(),
+    ];
+    for (number, breach) in breaches.into_iter().map(Some).chain([None]).enumerate() {
+        let mut session = Session::start(sleeper());
+        let pid = session.started();
+        session.until("ready");
+        match breach {
+            Some(breach) => breach(&mut session),
+            None => too_much(&mut session),
+        }
+        let mut rest = Vec::new();
+        // Cut off with input unread, the stream may end in an error.
+        if let Err(error) = session.stream.read_to_end(&mut rest) {
+            assert_eq!(
+                error.kind(),
+                std::io::ErrorKind::ConnectionReset,
+                "breach {number}"
+            );
+        }
+        session.agent.join().unwrap();
+        assert!(!exists(pid), "breach {number}: the program lives on");
+    }
+}
+
+#[test]
+fn a_request_must_come_first() {
+    let mut session = Session::connect(None);
+    session.send(&ExecInput::StdinEof);
+    assert_eq!(session.finish().status, None);
+}
+
+#[test]
+fn signals_reach_the_whole_process_group() {
+    let mut session = Session::start(shell(
+        "trap 'wait; exit 5' USR1; (trap 'echo child; exit' USR1; echo ready; while :; do sleep 0.01; done) & wait",
+    ));
+    session.until("ready");
+    session.send(&ExecInput::Signal(10));
+    let outcome = session.finish();
+    assert_eq!(outcome.stdout, b"child\n");
+    assert_eq!(outcome.status, Some(ExitStatus::Code(5)));
+}
+
+#[test]
+fn cancel_asks_first_and_kills_after_the_grace_period() {
+    let mut polite = Session::start(shell(
+        "trap 'echo bye; exit 7' TERM; echo ready; while :; do sleep 0.01; done",
+    ));
+    polite.until("ready");
+    polite.send(&ExecInput::Cancel { grace_ms: 60_000 });
+    let outcome = polite.finish();
+    assert_eq!(
+        (outcome.stdout.as_slice(), outcome.status),
+        (&b"bye\n"[..], Some(ExitStatus::Code(7)))
+    );
+
+    let mut stubborn = Session::start(shell(
+        "trap '' TERM; echo ready; while :; do sleep 0.01; done",
+    ));
+    stubborn.until("ready");
+    stubborn.send(&ExecInput::Cancel { grace_ms: 50 });
+    assert_eq!(stubborn.finish().status, Some(ExitStatus::Signal(9)));
+}
+
+#[test]
+fn a_stopped_program_can_be_cancelled() {
+    let mut session = Session::start(shell(
+        "trap 'exit 7' TERM; echo ready; kill -STOP $$; exit 1",
+    ));
+    session.until("ready");
+    session.send(&ExecInput::Cancel { grace_ms: 60_000 });
+    // It was asked before it stopped, or while it was stopped.
+    assert_eq!(session.finish().status, Some(ExitStatus::Code(7)));
+}
+
+#[test]
+fn a_supervisor_that_goes_away_takes_its_program_along() {
+    let mut session = Session::start(shell("echo ready; exec sleep 1000"));
+    let pid = session.started();
+    session.until("ready");
+    drop(session.stream);
+    session.agent.join().unwrap();
+    assert!(!exists(pid));
+}
+
+#[test]
+fn nothing_is_left_of_a_program_that_has_ended() {
+    let mut session = Session::start(argv(&["true"]));
+    let pid = session.started();
+    session.finish();
+    assert!(!exists(pid), "a zombie is left");
+}
+
+#[test]
+fn a_background_process_with_the_output_open_does_not_delay_the_end() {
+    for linger in [false, true] {
+        let mut asked = shell("sleep 1000 & echo $!; exit 4");
+        asked.linger = linger;
+        let start = Instant::now();
+        let outcome = run(asked);
+        assert!(start.elapsed() < PATIENCE);
+        assert_eq!(outcome.status, Some(ExitStatus::Code(4)));
+        let pid: u32 = String::from_utf8(outcome.stdout)
+            .unwrap()
+            .trim()
+            .parse()
+            .unwrap();
+        assert_eq!(lives(pid), linger);
+        if linger {
+            crate::sys::kill(pid.try_into().unwrap(), 9).unwrap();
+        }
+    }
+}
+
+/// Whether `pid` is a process that has not ended; a zombie that its new parent
+/// has not reaped yet has. A killed process may still be on its way out.
+fn lives(pid: u32) -> bool {
+    let stat = || std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    let start = Instant::now();
+    loop {
+        let stat = stat();
+        if stat.is_empty() || stat.contains(") Z ") || stat.contains(") X ") {
+            return false;
+        }
+        if stat.contains(") S ") && start.elapsed() > Duration::from_millis(500) {
+            return true;
+        }
+        assert!(start.elapsed() < PATIENCE);
+        std::thread::yield_now();
+    }
+}
+
+#[test]
+fn output_written_just_before_the_end_is_never_lost() {
+    for terminal in [
+        None,
+        Some(TerminalSize {
+            rows: 24,
+            columns: 80,
+        }),
+    ] {
+        for _ in 0..50 {
+            let mut asked = shell("head -c 30000 /dev/zero | tr '\\0' x");
+            asked.terminal = terminal;
+            assert_eq!(run(asked).stdout.len(), 30_000);
+        }
+    }
+}
+
+#[test]
+fn a_terminal_has_its_size_echoes_and_can_be_resized() {
+    let mut asked = shell(
+        "tty >/dev/null && stty size; trap 'stty size; exit 9' WINCH; echo ready; while :; do sleep 0.01; done",
+    );
+    asked.terminal = Some(TerminalSize {
+        rows: 31,
+        columns: 97,
+    });
+    asked.stdin = true;
+    let mut session = Session::start(asked);
+    session.until("31 97\r\nready\r\n");
+    session.send(&ExecInput::Resize(TerminalSize {
+        rows: 50,
+        columns: 132,
+    }));
+    let outcome = session.finish();
+    assert_eq!(String::from_utf8(outcome.stdout).unwrap(), "50 132\r\n");
+    assert_eq!(outcome.status, Some(ExitStatus::Code(9)));
+}
+
+#[test]
+fn a_terminal_turns_keys_into_signals_and_its_end_into_end_of_file() {
+    let terminal = |line: &str| {
+        let mut asked = shell(line);
+        asked.terminal = Some(TerminalSize {
+            rows: 24,
+            columns: 80,
+        });
+        asked.stdin = true;
+        Session::start(asked)
+    };
+    let mut interrupted = terminal("echo ready; exec sleep 1000");
+    interrupted.until("ready");
+    interrupted.send(&ExecInput::Stdin(vec![3]));
+    assert_eq!(interrupted.finish().status, Some(ExitStatus::Signal(2)));
+
+    for input in ["", "line\n", "half a line"] {
+        let mut ended = terminal("stty -echo; echo ready; cat; echo end");
+        ended.until("ready\r\n");
+        if !input.is_empty() {
+            ended.send(&ExecInput::Stdin(input.into()));
+        }
+        ended.send(&ExecInput::StdinEof);
+        let output = ended.finish().stdout;
+        let expected = format!("{}end\r\n", input.replace('\n', "\r\n"));
+        assert_eq!(String::from_utf8(output).unwrap(), expected);
+    }
+}
+
+#[test]
+fn cancelling_an_interactive_shell_hangs_its_terminal_up() {
+    let mut asked = argv(&["bash", "--norc", "-i"]);
+    asked.terminal = Some(TerminalSize {
+        rows: 24,
+        columns: 80,
+    });
+    asked.stdin = true;
+    asked.env = vec![(bytes("PS1"), bytes("pro"))];
+    let mut session = Session::start(asked);
+    session.send(&ExecInput::Stdin(b"echo mpt$((1+1))\n".to_vec()));
+    session.until("mpt2");
+    session.send(&ExecInput::Cancel {
+        grace_ms: 3_600_000,
+    });
+    assert_eq!(session.finish().status, Some(ExitStatus::Signal(1)));
+}
+
+#[test]
+#[ignore = "needs root: changes the user"]
+fn programs_run_as_the_user_with_its_groups_and_may_open_their_streams() {
+    let mut asked =
+        shell("id -u; id -g; id -G; echo $HOME; echo out >/dev/stdout; echo err >/dev/stderr");
+    asked.user = Some("nobody".into());
+    let outcome = run(asked);
+    let text = String::from_utf8(outcome.stdout).unwrap();
+    assert_eq!(text, "65534\n65534\n65534\n/nonexistent\nout\n");
+    assert_eq!(outcome.stderr, b"err\n");
+
+    let mut asked = shell("id -u; id -g; stat -c '%U %a' $(tty); echo x >$(tty)");
+    asked.user = Some("1234:4321".into());
+    asked.terminal = Some(TerminalSize {
+        rows: 24,
+        columns: 80,
+    });
+    let text = stdout(asked);
+    assert!(text.starts_with("1234\r\n4321\r\nUNKNOWN 6"), "{text}");
+    assert!(text.ends_with("x\r\n"), "{text}");
+}
+
+#[test]
+#[ignore = "needs root: looks at limits and capabilities that only root can set"]
+fn programs_cannot_reboot_and_have_usual_limits() {
+    let text = stdout(shell(
+        "grep CapBnd /proc/self/status; ulimit -Sn; cat /proc/self/oom_score_adj",
+    ));
+    let lines: Vec<&str> = text.lines().collect();
+    let bounding = u64::from_str_radix(lines[0].split_whitespace().nth(1).unwrap(), 16).unwrap();
+    assert_eq!(bounding & (1 << 22), 0, "CAP_SYS_BOOT is there");
+    assert_eq!(lines[1..], ["1024", "0"]);
+}
+
+/// A group hierarchy of this test, where this machine has cgroup v2.
+fn groups(name: &str) -> (Tree, PathBuf) {
+    let mounts = std::fs::read_to_string("/proc/self/mounts").unwrap();
+    let mount = mounts
+        .lines()
+        .find(|line| line.contains(" cgroup2 "))
+        .expect("no cgroup v2 here");
+    let root = PathBuf::from(mount.split(' ').nth(1).unwrap());
+    let own = root.join(format!("guest-init-{}-{name}", std::process::id()));
+    std::fs::create_dir(&own).unwrap();
+    let (tree, warnings) = Tree::create(&own).unwrap();
+    assert_eq!(warnings, Vec::<String>::new());
+    (tree, own)
+}
+
+fn remove_groups(own: &Path) {
+    std::fs::remove_dir(own.join("exec")).unwrap();
+    std::fs::remove_dir(own).unwrap();
+}
+
+#[test]
+#[ignore = "needs root and cgroup v2"]
+fn processes_that_left_the_process_group_die_with_the_program() {
+    let (tree, own) = groups("escape");
+    // A daemon in a session of its own, out of reach of its group's signals,
+    // and a group within the group.
+    let line = format!(
+        "mkdir {0}/exec/0/inner; setsid sh -c 'echo $$ >{0}/exec/0/inner/cgroup.procs; echo $$; exec sleep 1000' & sleep 0.2; exit 6",
+        own.display()
+    );
+    let outcome = Session::start_in(Some(tree), shell(&line)).finish();
+    assert_eq!(outcome.status, Some(ExitStatus::Code(6)), "{outcome:?}");
+    let pid: u32 = String::from_utf8(outcome.stdout)
+        .unwrap()
+        .trim()
+        .parse()
+        .unwrap();
+    assert!(!lives(pid));
+    remove_groups(&own);
+}
+
+#[test]
+#[ignore = "needs root and cgroup v2"]
+fn after_cancel_what_the_leader_leaves_behind_has_the_grace_period_too() {
+    let (tree, own) = groups("grace");
+    let child =
+        "trap \"sleep 0.3; echo child done; exit\" TERM; echo ready; while :; do sleep 0.01; done";
+    let mut session = Session::start_in(Some(tree), shell(&format!("sh -c '{child}' & wait")));
+    session.until("ready");
+    session.send(&ExecInput::Cancel { grace_ms: 60_000 });
+    let outcome = session.finish();
+    assert_eq!(outcome.status, Some(ExitStatus::Signal(15)));
+    assert_eq!(outcome.stdout, b"child done\n");
+    remove_groups(&own);
+}
+
+#[test]
+#[ignore = "needs root and cgroup v2"]
+fn every_program_has_a_group_and_it_is_gone_with_it() {
+    let (tree, own) = groups("gone");
+    let outcome = Session::start_in(Some(tree), argv(&["cat", "/proc/self/cgroup"])).finish();
+    let text = String::from_utf8(outcome.stdout).unwrap();
+    assert!(
+        text.lines()
+            .any(|line| line.starts_with("0::") && line.ends_with("/exec/0")),
+        "{text}"
+    );
+    remove_groups(&own);
+}

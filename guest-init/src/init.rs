@@ -1,0 +1,305 @@
+//! The order of work, and the event loop.
+
+use std::convert::Infallible;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use flashpan_protocol::agent::{EXEC_PORT, GuestMessage, HOST_CID, HostMessage};
+use flashpan_protocol::phase::{CODE_INIT_READY, CODE_INIT_START, ExitRequest};
+use nix::errno::Errno;
+use nix::sys::epoll::{EpollEvent, EpollFlags};
+use nix::sys::resource::{RLIM_INFINITY, Resource, setrlimit};
+use nix::sys::signal::SigSet;
+use nix::sys::signalfd::{SfdFlags, SignalFd};
+
+use crate::agent::{Agent, FIRST_TOKEN};
+use crate::boot::{self, Connecting};
+use crate::cgroup::Tree;
+use crate::connection::{Connection, Received};
+use crate::failure::{During, Failure};
+use crate::mounts::CGROUPS;
+use crate::poller::{Poller, Watched};
+use crate::root::Root;
+use crate::shutdown::{self, Ending};
+use crate::spawn::Privileges;
+use crate::sys::{self, Children};
+use crate::{mounts, network, ports, root, vsock};
+
+/// Tokens of PID 1's own descriptors, besides [`boot::TOKEN`].
+const LISTENER: u64 = 1;
+const SIGNALS: u64 = 2;
+
+/// Open files of PID 1, and most that a program may raise its own limit to
+/// (systemd's number).
+const OPEN_FILES: u64 = 512 * 1024;
+
+/// How long no connection is accepted after the kernel could not.
+const ACCEPT_AGAIN: Duration = Duration::from_millis(100);
+
+/// Warnings that wait for a supervisor that does not read them.
+const WARNINGS_MAX: usize = 64 * 1024;
+
+/// Sets the guest up and serves it until the VM ends.
+///
+/// As any other process than PID 1 it only says what it is.
+pub fn run() -> ! {
+    if std::process::id() != 1 {
+        // As root this program would take the machine apart that it runs on.
+        eprintln!("flashpan-guest-init is PID 1 of flashpan's guests; it does nothing elsewhere");
+        std::process::exit(125);
+    }
+    ports::mark(CODE_INIT_START);
+    boot::report_panics();
+    match set_up().and_then(Init::serve) {
+        Ok(never) => match never {},
+        Err(failure) => boot::fatal(failure),
+    }
+}
+
+/// Everything that PID 1 owns while the guest runs.
+struct Init {
+    poller: Poller,
+    boot: Connection,
+    listener: Watched,
+    /// When to listen again.
+    accept_again: Option<Instant>,
+    signals: SignalFd,
+    agent: Agent,
+    root: Root,
+    ending: Option<Ending>,
+}
+
+/// From the first instruction to ready.
+fn set_up() -> Result<Init, Failure> {
+    // Signals arrive as events; none may be lost before the loop runs.
+    sys::block_all_signals();
+    mounts::devices()?;
+    let connecting = Connecting::start()?;
+    // Everything that does not depend on the configuration is done while the
+    // supervisor accepts…
+    let mut warnings = mounts::kernel_file_systems()?;
+    let poller = Poller::new().during("make an epoll instance")?;
+    let mut boot = connecting.finish(&poller)?;
+    // … and while it answers.
+    let groups = match Tree::create(Path::new(CGROUPS)) {
+        Ok((groups, more)) => {
+            warnings.extend(more);
+            Some(groups)
+        }
+        Err(errno) => {
+            warnings.push(format!("use control groups: {}", errno.desc()));
+            None
+        }
+    };
+    warn_of(
+        &mut warnings,
+        "raise the loopback interface",
+        network::loopback_up(),
+    );
+    warn_of(
+        &mut warnings,
+        "be exempt from the out-of-memory killer",
+        mounts::never_kill_me(),
+    );
+    let limit = |resource, value| setrlimit(resource, value, value);
+    warn_of(
+        &mut warnings,
+        "raise RLIMIT_NOFILE",
+        limit(Resource::RLIMIT_NOFILE, OPEN_FILES),
+    );
+    // The limit is that of the control group.
+    warn_of(
+        &mut warnings,
+        "raise RLIMIT_NPROC",
+        limit(Resource::RLIMIT_NPROC, RLIM_INFINITY),
+    );
+    let listen = "listen for the supervisor (vsock port 1025)";
+    let listener = vsock::listen_on(EXEC_PORT).during(listen)?;
+    let mut listener = Watched::new(&poller, listener, LISTENER);
+    listener.watch(Some(EpollFlags::EPOLLIN)).during(listen)?;
+    let signals = watch_signals(&poller)?;
+    let agent = Agent::new(&poller, groups, Privileges::Set);
+
+    let config = boot.configuration()?;
+    network::set_hostname(&config.hostname)?;
+    let root = root::enter(&config.root)?;
+    let mut boot = boot.into_connection();
+    ports::mark(CODE_INIT_READY);
+    boot.send(&GuestMessage::Ready);
+    // Done before any program runs: this is the thread that starts them.
+    if root.writable {
+        warnings.extend(network::write_names(&config.hostname));
+    }
+    for warning in warnings {
+        boot.send(&GuestMessage::Warning(warning));
+    }
+    boot.watch().during("watch the boot connection")?;
+    Ok(Init {
+        poller,
+        boot,
+        listener,
+        accept_again: None,
+        signals,
+        agent,
+        root,
+        ending: None,
+    })
+}
+
+fn warn_of(warnings: &mut Vec<String>, what: &str, result: nix::Result<()>) {
+    if let Err(errno) = result {
+        warnings.push(format!("{what}: {}", errno.desc()));
+    }
+}
+
+fn watch_signals(poller: &Poller) -> Result<SignalFd, Failure> {
+    let what = "receive signals";
+    let flags = SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK;
+    let signals = SignalFd::with_flags(&SigSet::all(), flags).during(what)?;
+    poller
+        .add(&signals, EpollFlags::EPOLLIN, SIGNALS)
+        .during(what)?;
+    Ok(signals)
+}
+
+impl Init {
+    fn serve(mut self) -> Result<Infallible, Failure> {
+        let mut events = [EpollEvent::empty(); 64];
+        loop {
+            let deadline = self.deadline();
+            let count = self
+                .poller
+                .wait(&mut events, deadline)
+                .during("wait for events")?;
+            for event in events.iter().take(count) {
+                match event.data() {
+                    boot::TOKEN => self.on_boot(event.events()),
+                    LISTENER => self.on_connection(),
+                    SIGNALS => self.on_signals(),
+                    token if token >= FIRST_TOKEN => self.agent.handle(token, event.events()),
+                    _ => {}
+                }
+            }
+            self.after_events();
+        }
+    }
+
+    fn deadline(&self) -> Option<Instant> {
+        let ending = self.ending.as_ref().map(Ending::deadline);
+        let all = [ending, self.accept_again, self.agent.deadline()];
+        all.into_iter().flatten().min()
+    }
+
+    fn after_events(&mut self) {
+        let now = Instant::now();
+        self.agent.expire(now);
+        if self.accept_again.is_some_and(|again| now >= again) {
+            self.accept_again = None;
+            let _ = self.listener.watch(Some(EpollFlags::EPOLLIN));
+        }
+        if let Some(ending) = &mut self.ending
+            && ending.is_over(&mut self.agent)
+        {
+            shutdown::power_off(ending.request, self.root.disk.as_ref());
+        }
+        if self.boot.is_closed() || self.boot.watch().is_err() {
+            self.abandoned();
+        }
+    }
+
+    /// The supervisor is gone: nobody waits for anything any more.
+    fn abandoned(&mut self) -> ! {
+        self.agent.kill_all();
+        shutdown::power_off(ExitRequest::PowerOff, self.root.disk.as_ref())
+    }
+
+    fn on_boot(&mut self, events: EpollFlags) {
+        if events.contains(EpollFlags::EPOLLOUT) {
+            self.boot.flush();
+        }
+        let mut scratch = [0_u8; 256];
+        if self.boot.receive(&mut scratch) != Received::Bytes {
+            return;
+        }
+        loop {
+            match self.boot.next() {
+                Ok(Some(HostMessage::Shutdown { grace_ms })) => {
+                    let grace = Duration::from_millis(u64::from(grace_ms));
+                    self.end(ExitRequest::PowerOff, grace);
+                }
+                Ok(Some(HostMessage::Hello { .. } | HostMessage::Configure(_))) => {
+                    self.warn("the supervisor configured the guest twice; ignored");
+                }
+                Ok(None) => return,
+                // Nothing that follows can be understood.
+                Err(_) => return self.boot.close(),
+            }
+        }
+    }
+
+    fn warn(&mut self, message: &str) {
+        if self.boot.queued() < WARNINGS_MAX {
+            self.boot.send(&GuestMessage::Warning(message.to_owned()));
+        }
+    }
+
+    fn end(&mut self, request: ExitRequest, grace: Duration) {
+        // Who asks again asks for less patience, at most.
+        let sooner = Instant::now().checked_add(grace);
+        let earlier = self.ending.as_ref().map(Ending::deadline);
+        if earlier.is_none() || sooner.is_some_and(|sooner| Some(sooner) < earlier) {
+            let request = self
+                .ending
+                .as_ref()
+                .map_or(request, |ending| ending.request);
+            self.ending = Some(Ending::start(request, grace, &mut self.agent));
+        }
+    }
+
+    fn on_connection(&mut self) {
+        match sys::accept_vsock(&self.listener) {
+            // Programs in the guest must not become root by asking the agent.
+            Ok((socket, HOST_CID)) => self.agent.connect(socket),
+            Ok(_) | Err(Errno::EAGAIN | Errno::EINTR | Errno::ECONNABORTED) => {}
+            Err(_) => {
+                // Out of descriptors or memory: the connection stays in the
+                // backlog and would wake the loop at once.
+                let _ = self.listener.watch(None);
+                self.accept_again = Some(Instant::now() + ACCEPT_AGAIN);
+            }
+        }
+    }
+
+    fn on_signals(&mut self) {
+        let mut children = false;
+        while let Ok(Some(signal)) = self.signals.read_signal() {
+            children |= i32::try_from(signal.ssi_signo) == Ok(nix::libc::SIGCHLD);
+            if let Some(request) = shutdown::asked_by(signal.ssi_signo)
+                && self.ending.is_none()
+            {
+                let reboot = request == ExitRequest::Reboot;
+                self.boot.send(&GuestMessage::ShuttingDown { reboot });
+                self.end(request, shutdown::GUEST_GRACE);
+            }
+        }
+        if children {
+            self.reap();
+        }
+    }
+
+    /// Programs learn of their leader's end; the rest are orphans.
+    fn reap(&mut self) {
+        let mut orphans = false;
+        while let Ok(Some(ended)) = sys::wait(Children::Any, false) {
+            if !self.agent.child_ended(ended.pid) {
+                orphans = true;
+                if !matches!(sys::wait(Children::One(ended.pid), true), Ok(Some(_))) {
+                    return;
+                }
+            }
+        }
+        if orphans {
+            self.agent.orphans_ended();
+        }
+    }
+}

@@ -1,0 +1,37 @@
+//! PID 1 of the guest: a static program that makes the root file system,
+//! mounts what programs expect, and then runs programs on behalf of the
+//! supervisor ([`flashpan_protocol::agent`]).
+//!
+//! * [`run`] is the order of work.
+//! * One level-triggered epoll loop owns everything afterwards: the boot
+//!   connection, the listener, the exec connections, the children and their
+//!   pipes and terminals. There are no threads, no sleeps and no polling;
+//!   deadlines are the loop's time-out.
+//! * Every program runs in a session and a cgroup of its own, so that it can be
+//!   ended with everything that it started.
+//! * Nothing here may end PID 1: a guest without it panics. A failure during
+//!   set-up and a bug (a panic) are told to the supervisor, then the VM is
+//!   powered off.
+
+mod agent;
+mod boot;
+mod cgroup;
+mod connection;
+mod exec;
+mod failure;
+mod init;
+mod mounts;
+mod network;
+mod plan;
+mod poller;
+mod ports;
+mod root;
+mod run;
+mod shutdown;
+mod spawn;
+mod stdio;
+mod sys;
+mod users;
+mod vsock;
+
+pub use init::run;

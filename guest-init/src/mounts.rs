@@ -1,0 +1,172 @@
+//! The kernel's file systems, as programs expect them.
+//!
+//! They are mounted in the initramfs, while the supervisor still answers, and
+//! moved into the root afterwards (see `root`).
+//!
+//! `/run` and `/tmp` are left as the image has them, as docker does: a tmpfs
+//! there would hide what the image has put in, and with a writable root there
+//! is no need for one.
+
+use std::os::fd::{AsRawFd, IntoRawFd};
+
+use nix::errno::Errno;
+use nix::fcntl::{OFlag, open};
+use nix::mount::{MsFlags, mount};
+use nix::sys::stat::Mode;
+use nix::unistd::{mkdir, symlinkat, write};
+
+use crate::failure::{During, Failure};
+
+/// A file system without a device.
+struct Mount {
+    kind: &'static str,
+    target: &'static str,
+    options: &'static str,
+    /// Whether programs can do without.
+    optional: bool,
+}
+
+/// What is mounted besides `/dev`, in this order.
+const MOUNTS: [Mount; 6] = [
+    Mount {
+        kind: "proc",
+        target: "/proc",
+        options: "",
+        optional: false,
+    },
+    Mount {
+        kind: "sysfs",
+        target: "/sys",
+        options: "",
+        optional: false,
+    },
+    Mount {
+        kind: "cgroup2",
+        target: "/sys/fs/cgroup",
+        options: "",
+        optional: true,
+    },
+    Mount {
+        kind: "devpts",
+        target: "/dev/pts",
+        // Group 5 is `tty` in every distribution.
+        options: "gid=5,mode=620,ptmxmode=666",
+        optional: false,
+    },
+    Mount {
+        kind: "tmpfs",
+        target: "/dev/shm",
+        options: "mode=1777",
+        optional: true,
+    },
+    Mount {
+        kind: "mqueue",
+        target: "/dev/mqueue",
+        options: "",
+        optional: true,
+    },
+];
+
+/// Links in `/dev` that programs and shells rely on. `ptmx` is not among them:
+/// the device node of devtmpfs finds `/dev/pts` beside itself.
+const LINKS: [(&str, &str); 5] = [
+    ("/proc/self/fd", "/dev/fd"),
+    ("/proc/self/fd/0", "/dev/stdin"),
+    ("/proc/self/fd/1", "/dev/stdout"),
+    ("/proc/self/fd/2", "/dev/stderr"),
+    ("/proc/kcore", "/dev/core"),
+];
+
+/// Where control groups are.
+pub(crate) const CGROUPS: &str = "/sys/fs/cgroup";
+
+/// Mounts `/dev` and makes sure that descriptors 0 to 2 are taken: without a
+/// console the kernel starts PID 1 with none, and the next ones to be opened
+/// would be mistaken for standard input and output.
+pub(crate) fn devices() -> Result<(), Failure> {
+    directory("/dev").during("make the directory /dev in the initramfs")?;
+    let flags = MsFlags::MS_NOSUID | MsFlags::MS_NOEXEC;
+    match mount(
+        Some("dev"),
+        "/dev",
+        Some("devtmpfs"),
+        flags,
+        Some("mode=755"),
+    ) {
+        // The kernel may have done it already (DEVTMPFS_MOUNT).
+        Ok(()) | Err(Errno::EBUSY) => {}
+        Err(errno) => return Err(Failure::system("mount devtmpfs on /dev", errno)),
+    }
+    loop {
+        let null = open("/dev/null", OFlag::O_RDWR, Mode::empty()).during("open /dev/null")?;
+        if null.as_raw_fd() > 2 {
+            return Ok(());
+        }
+        // Kept open for the life of PID 1.
+        let _ = null.into_raw_fd();
+    }
+}
+
+/// Mounts everything else. Returns what went wrong with things that programs
+/// can do without.
+pub(crate) fn kernel_file_systems() -> Result<Vec<String>, Failure> {
+    let mut warnings = Vec::new();
+    let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
+    for Mount {
+        kind,
+        target,
+        options,
+        optional,
+    } in &MOUNTS
+    {
+        // Terminals are devices.
+        let flags = if *kind == "devpts" {
+            flags - MsFlags::MS_NODEV
+        } else {
+            flags
+        };
+        let done = directory(target)
+            .and_then(|()| mount(Some(*kind), *target, Some(*kind), flags, Some(*options)));
+        match done {
+            Ok(()) => {}
+            Err(errno) if *optional => {
+                warnings.push(format!("mount {kind} on {target}: {}", errno.desc()));
+            }
+            Err(errno) => {
+                return Err(Failure::system(format!("mount {kind} on {target}"), errno));
+            }
+        }
+    }
+    for (to, link) in LINKS {
+        match symlinkat(to, nix::fcntl::AT_FDCWD, link) {
+            Ok(()) | Err(Errno::EEXIST) => {}
+            Err(errno) => warnings.push(format!("link {link} to {to}: {}", errno.desc())),
+        }
+    }
+    Ok(warnings)
+}
+
+/// Keeps the out-of-memory killer away from this process.
+pub(crate) fn never_kill_me() -> nix::Result<()> {
+    let flags = OFlag::O_WRONLY | OFlag::O_CLOEXEC;
+    let file = open("/proc/self/oom_score_adj", flags, Mode::empty())?;
+    write(file, b"-1000").map(drop)
+}
+
+/// Makes a directory unless it is there.
+pub(crate) fn directory(path: &str) -> nix::Result<()> {
+    match mkdir(path, Mode::from_bits_truncate(0o755)) {
+        // Read-only: whoever uses it finds out whether it is there.
+        Ok(()) | Err(Errno::EEXIST | Errno::EROFS) => Ok(()),
+        Err(errno) => Err(errno),
+    }
+}
+
+/// Tells the kernel's log, and so the console if there is one.
+pub(crate) fn log(message: &str) {
+    let flags = OFlag::O_WRONLY | OFlag::O_CLOEXEC | OFlag::O_NONBLOCK;
+    if let Ok(file) = open("/dev/kmsg", flags, Mode::empty()) {
+        // <3> is the priority of an error.
+        let _ = write(file, format!("<3>flashpan-init: {message}\n").as_bytes());
+    }
+}

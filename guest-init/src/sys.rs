@@ -1,0 +1,293 @@
+//! The system calls that have no safe interface elsewhere.
+//!
+//! `unsafe`: each function wraps one call and is safe for any argument of its
+//! types.
+#![allow(unsafe_code)]
+
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+
+use flashpan_protocol::agent::{ExitStatus, TerminalSize};
+use nix::errno::Errno;
+
+/// Flags of clone3(2) that the libc crate has in a type too small for them.
+const CLONE_CLEAR_SIGHAND: u64 = 0x1_0000_0000;
+const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
+const CLONE_PIDFD: u64 = 0x1000;
+
+/// `FIFREEZE` of linux/fs.h: `_IOWR('X', 119, int)`.
+const FIFREEZE: libc::c_ulong = 0xc004_5877;
+
+/// Arguments of clone3(2), `struct clone_args`.
+#[repr(C)]
+#[derive(Default)]
+struct CloneArgs {
+    flags: u64,
+    pidfd: u64,
+    child_tid: u64,
+    parent_tid: u64,
+    exit_signal: u64,
+    stack: u64,
+    stack_size: u64,
+    tls: u64,
+    set_tid: u64,
+    set_tid_size: u64,
+    cgroup: u64,
+}
+
+/// A child as its parent sees it.
+#[derive(Debug)]
+pub(crate) struct Forked {
+    pub(crate) pid: i32,
+    /// Readable once the child has ended.
+    pub(crate) pidfd: OwnedFd,
+}
+
+/// Forks into `cgroup` (a directory of cgroup v2) with all signal handlers
+/// reset. The child runs `child(data)` and nothing else.
+///
+/// The child is a copy of this process at this moment: other threads' locks
+/// stay locked in it. So `child` must make only async-signal-safe calls: no
+/// allocation, no formatting, no destructors that matter.
+pub(crate) fn fork_into<T>(
+    cgroup: Option<BorrowedFd<'_>>,
+    child: fn(&T) -> !,
+    data: &T,
+) -> nix::Result<Forked> {
+    /// The signal by which the parent learns of the child's end.
+    const EXIT_SIGNAL: u64 = 17; // SIGCHLD
+    let mut pidfd: i32 = -1;
+    let mut args = CloneArgs {
+        flags: CLONE_CLEAR_SIGHAND | CLONE_PIDFD,
+        pidfd: std::ptr::from_mut(&mut pidfd).expose_provenance() as u64,
+        exit_signal: EXIT_SIGNAL,
+        ..CloneArgs::default()
+    };
+    if let Some(cgroup) = cgroup {
+        args.flags |= CLONE_INTO_CGROUP;
+        args.cgroup = u64::from(cgroup.as_raw_fd().unsigned_abs());
+    }
+    // SAFETY: the arguments are a valid clone_args of the size given, `pidfd`
+    // outlives the call, and without CLONE_VM the child gets its own copy of
+    // memory and stack, so it cannot disturb the parent.
+    let result = unsafe { libc::syscall(libc::SYS_clone3, &raw mut args, size_of::<CloneArgs>()) };
+    match i32::try_from(Errno::result(result)?) {
+        Ok(0) => child(data),
+        Ok(pid) => Ok(Forked {
+            pid,
+            // SAFETY: clone3 succeeded with CLONE_PIDFD, so it stored a new
+            // descriptor (close-on-exec) that nobody else owns.
+            pidfd: unsafe { OwnedFd::from_raw_fd(pidfd) },
+        }),
+        Err(_) => Err(Errno::EOVERFLOW),
+    }
+}
+
+/// A child that has ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Ended {
+    pub(crate) pid: i32,
+    pub(crate) status: ExitStatus,
+}
+
+/// Which children [`wait`] looks at.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Children {
+    Any,
+    One(i32),
+}
+
+/// Looks for an ended child without blocking; with `reap` it is also removed.
+///
+/// `Ok(None)`: there are children, but none has ended. `ECHILD`: none left.
+pub(crate) fn wait(children: Children, reap: bool) -> nix::Result<Option<Ended>> {
+    let (kind, id) = match children {
+        Children::Any => (libc::P_ALL, 0),
+        Children::One(pid) => (libc::P_PID, pid.unsigned_abs()),
+    };
+    let keep = if reap { 0 } else { libc::WNOWAIT };
+    // SAFETY: siginfo_t is plain data, for which all zeroes is a valid value.
+    let mut info: libc::siginfo_t = unsafe { std::mem::zeroed() };
+    // SAFETY: `info` is valid for writes for the length of the call.
+    let result = unsafe {
+        libc::waitid(
+            kind,
+            id,
+            &raw mut info,
+            libc::WEXITED | libc::WNOHANG | keep,
+        )
+    };
+    Errno::result(result)?;
+    // SAFETY: waitid filled the SIGCHLD members of the union, or left zeroes.
+    let (pid, status) = unsafe { (info.si_pid(), info.si_status()) };
+    if pid == 0 {
+        return Ok(None);
+    }
+    let status = if info.si_code == libc::CLD_EXITED {
+        ExitStatus::Code(u8::try_from(status & 0xff).unwrap_or(u8::MAX))
+    } else {
+        ExitStatus::Signal(status)
+    };
+    Ok(Some(Ended { pid, status }))
+}
+
+/// kill(2); nix cannot send real-time signals. `signal` 0 only asks.
+pub(crate) fn kill(target: i32, signal: i32) -> nix::Result<()> {
+    // SAFETY: kill takes numbers only.
+    Errno::result(unsafe { libc::kill(target, signal) }).map(drop)
+}
+
+/// Blocks every signal that can be blocked.
+pub(crate) fn block_all_signals() {
+    // SAFETY: sigset_t is plain data that sigfillset initialises.
+    let mut set: libc::sigset_t = unsafe { std::mem::zeroed() };
+    // SAFETY: `set` is valid for the calls; changing the mask has no other
+    // effect on memory.
+    unsafe {
+        libc::sigfillset(&raw mut set);
+        libc::sigprocmask(libc::SIG_SETMASK, &raw const set, std::ptr::null_mut());
+    }
+}
+
+/// Opens the slave of the pseudo-terminal `master`, by the master itself: no
+/// path is involved that a program could have replaced.
+pub(crate) fn open_slave(master: BorrowedFd<'_>) -> nix::Result<OwnedFd> {
+    let unlock: libc::c_int = 0;
+    // SAFETY: TIOCSPTLCK reads one int.
+    Errno::result(unsafe { libc::ioctl(master.as_raw_fd(), libc::TIOCSPTLCK, &raw const unlock) })?;
+    let flags = libc::O_RDWR | libc::O_NOCTTY | libc::O_CLOEXEC;
+    // SAFETY: TIOCGPTPEER takes open flags by value and returns a descriptor.
+    let fd = Errno::result(unsafe { libc::ioctl(master.as_raw_fd(), libc::TIOCGPTPEER, flags) })?;
+    // SAFETY: the descriptor is new and nobody else owns it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// Sets the size of a terminal; its foreground process group gets SIGWINCH.
+pub(crate) fn set_terminal_size(terminal: BorrowedFd<'_>, size: TerminalSize) -> nix::Result<()> {
+    let size = libc::winsize {
+        ws_row: size.rows,
+        ws_col: size.columns,
+        ws_xpixel: 0,
+        ws_ypixel: 0,
+    };
+    // SAFETY: TIOCSWINSZ reads one winsize.
+    Errno::result(unsafe { libc::ioctl(terminal.as_raw_fd(), libc::TIOCSWINSZ, &raw const size) })
+        .map(drop)
+}
+
+/// Freezes the file system that `directory` is on: everything is written, its
+/// journal is empty, and nothing can write any more, whoever still has files
+/// open.
+pub(crate) fn freeze(directory: impl AsFd) -> nix::Result<()> {
+    // SAFETY: FIFREEZE ignores its argument.
+    Errno::result(unsafe { libc::ioctl(directory.as_fd().as_raw_fd(), FIFREEZE, 0) }).map(drop)
+}
+
+/// Raises the network interface `name` (at most 15 bytes).
+pub(crate) fn interface_up(socket: impl AsFd, name: &str) -> nix::Result<()> {
+    // SAFETY: ifreq is plain data, for which all zeroes is a valid value.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    if name.len() >= request.ifr_name.len() {
+        return Err(Errno::ENODEV);
+    }
+    for (to, from) in request.ifr_name.iter_mut().zip(name.bytes()) {
+        *to = libc::c_char::from_ne_bytes([from]);
+    }
+    request.ifr_ifru.ifru_flags = 1; // IFF_UP
+    // SAFETY: SIOCSIFFLAGS reads one ifreq.
+    Errno::result(unsafe {
+        libc::ioctl(
+            socket.as_fd().as_raw_fd(),
+            libc::SIOCSIFFLAGS,
+            &raw const request,
+        )
+    })
+    .map(drop)
+}
+
+/// Bytes of memory that the kernel manages.
+pub(crate) fn total_memory() -> u64 {
+    // SAFETY: sysinfo is plain data, for which all zeroes is a valid value.
+    let mut info: libc::sysinfo = unsafe { std::mem::zeroed() };
+    // SAFETY: `info` is valid for writes.
+    unsafe { libc::sysinfo(&raw mut info) };
+    info.totalram.saturating_mul(u64::from(info.mem_unit))
+}
+
+/// Stops this process for ever; for when even power-off does not work.
+pub(crate) fn halt() -> ! {
+    loop {
+        // SAFETY: pause takes nothing; all signals are blocked or ignored.
+        unsafe { libc::pause() };
+    }
+}
+
+/// Accepts a connection of a vsock listener, non-blocking and close-on-exec,
+/// with the context identifier of its peer.
+pub(crate) fn accept_vsock(listener: impl AsFd) -> nix::Result<(OwnedFd, u32)> {
+    // SAFETY: sockaddr_vm is plain data, for which all zeroes is a valid value.
+    let mut address: libc::sockaddr_vm = unsafe { std::mem::zeroed() };
+    let mut length = libc::socklen_t::try_from(size_of_val(&address)).unwrap_or(0);
+    // SAFETY: `address` is valid for writes of `length` bytes.
+    let fd = Errno::result(unsafe {
+        libc::accept4(
+            listener.as_fd().as_raw_fd(),
+            (&raw mut address).cast(),
+            &raw mut length,
+            libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC,
+        )
+    })?;
+    // SAFETY: the descriptor is new and nobody else owns it.
+    Ok((unsafe { OwnedFd::from_raw_fd(fd) }, address.svm_cid))
+}
+
+/// Sets how long a vsock connect may take.
+pub(crate) fn set_connect_timeout(socket: impl AsFd, seconds: i64) -> nix::Result<()> {
+    /// `SO_VM_SOCKETS_CONNECT_TIMEOUT` of linux/vm_sockets.h, 64-bit form.
+    const CONNECT_TIMEOUT: libc::c_int = 6;
+    let time = libc::timeval {
+        tv_sec: seconds,
+        tv_usec: 0,
+    };
+    let length = libc::socklen_t::try_from(size_of_val(&time)).unwrap_or(0);
+    // SAFETY: the option reads one timeval, of the length given.
+    Errno::result(unsafe {
+        libc::setsockopt(
+            socket.as_fd().as_raw_fd(),
+            libc::AF_VSOCK,
+            CONNECT_TIMEOUT,
+            (&raw const time).cast(),
+            length,
+        )
+    })
+    .map(drop)
+}
+
+/// Waits until `socket` (a raw number: the caller may be a panic hook that owns
+/// nothing) has been closed by its peer, giving up when nothing has
+/// arrived for `milliseconds`.
+pub(crate) fn wait_until_closed(socket: i32, milliseconds: i32) {
+    let mut buffer = [0_u8; 256];
+    loop {
+        let mut poll = libc::pollfd {
+            fd: socket,
+            events: libc::POLLIN,
+            revents: 0,
+        };
+        // SAFETY: `poll` is one pollfd, valid for the length of the call.
+        if unsafe { libc::poll(&raw mut poll, 1, milliseconds) } <= 0 {
+            return;
+        }
+        // SAFETY: the buffer is valid for writes of its length.
+        let received = unsafe {
+            libc::recv(
+                socket,
+                buffer.as_mut_ptr().cast(),
+                buffer.len(),
+                libc::MSG_DONTWAIT,
+            )
+        };
+        if received <= 0 {
+            return;
+        }
+    }
+}
