@@ -37,7 +37,15 @@ pub const LAB: &[&str] = &["busybox-static", "e2fsprogs", "xz-utils"];
 
 /// The oldest QEMU whose emulated nested virtualisation is sound.
 const QEMU_MAJOR: u32 = 10;
-const QEMU_PACKAGE: &str = "qemu-system-x86";
+/// QEMU, and what it needs in its own version. Backports are asked for by
+/// package: asked for the whole suite (`-t`), apt would take libraries from it
+/// as well, which then do not fit the distribution's development packages.
+const QEMU_PACKAGES: [&str; 4] = [
+    "qemu-system-x86",
+    "qemu-system-common",
+    "qemu-system-data",
+    "seabios",
+];
 
 /// The file that we add to apt's sources where backports are needed.
 const BACKPORTS: &str = "/etc/apt/sources.list.d/flashpan-backports.sources";
@@ -93,20 +101,18 @@ pub fn ensure(packages: &[&str]) -> Result<()> {
     if missing.is_empty() {
         return Ok(());
     }
-    install(&missing, None)
+    install(&missing)
 }
 
 fn is_installed(package: &str) -> bool {
     ask("dpkg-query", &["-W", "-f=${db:Status-Status}", package]) == "installed"
 }
 
-fn install(packages: &[&str], suite: Option<&str>) -> Result<()> {
+fn install<S: AsRef<str>>(packages: &[S]) -> Result<()> {
+    let packages: Vec<_> = packages.iter().map(AsRef::as_ref).collect();
     let list = packages.join(" ");
-    let from = suite
-        .map(|suite| format!("-t {suite} "))
-        .unwrap_or_default();
     if !nix::unistd::geteuid().is_root() {
-        bail!("packages are missing; install them with: sudo apt-get install {from}{list}");
+        bail!("packages are missing; install them with: sudo apt-get install {list}");
     }
     refresh_lists()?;
     say(&format!("installing {list}"));
@@ -120,9 +126,6 @@ fn install(packages: &[&str], suite: Option<&str>) -> Result<()> {
         "install",
         "--no-install-recommends",
     ]);
-    if let Some(suite) = suite {
-        apt.args(["-t", suite]);
-    }
     run(apt.args(packages))
 }
 
@@ -146,10 +149,10 @@ pub fn ensure_qemu() -> Result<()> {
         if nix::unistd::geteuid().is_root() && mirror(suite).is_none() {
             add_suite(&codename, suite)?;
         }
-        install(&[QEMU_PACKAGE], Some(suite))
+        install(&QEMU_PACKAGES.map(|package| format!("{package}/{suite}")))
             .context("QEMU 10 comes from the suite bookworm-backports")?;
     } else {
-        install(&[QEMU_PACKAGE], None)?;
+        install(&QEMU_PACKAGES)?;
     }
     match qemu_version() {
         Some((major, _)) if major >= QEMU_MAJOR => Ok(()),

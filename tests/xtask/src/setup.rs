@@ -21,9 +21,12 @@ const DEBIAN_MIRROR: &str = "http://deb.debian.org/debian";
 /// Installs, or names, every package that any of our commands needs.
 pub(crate) fn setup() -> Result<()> {
     step::say("packages of the distribution");
-    let all = [packages::KERNEL, packages::ROOTFS, packages::LAB].concat();
-    packages::ensure(&all)?;
+    // First, as the backports that it may add have the kernel's source too.
     packages::ensure_qemu()?;
+    let mut all = [packages::KERNEL, packages::ROOTFS, packages::LAB].concat();
+    all.sort_unstable();
+    all.dedup();
+    packages::ensure(&all)?;
     eprintln!("    all there");
     Ok(())
 }
