@@ -1,22 +1,25 @@
-//! Builds a guest kernel: `build [--cache DIR] [--source DIR|TARBALL] [FRAGMENT…]`.
+//! Builds a guest kernel: `build [--check] [--cache DIR] [--source DIR|TARBALL]
+//! [FRAGMENT…]`; with `--check` only asks Kconfig whether it can be built.
 
 use std::error::Error;
 use std::io::Write;
 
-use flashpan_kernel::{BuildOptions, Cache};
+use flashpan_kernel::{BuildOptions, Cache, Progress};
 
 fn main() -> Result<(), Box<dyn Error>> {
     let mut cache = Cache::user()?;
     let mut options = BuildOptions::default();
+    let mut check = false;
     let mut arguments = std::env::args().skip(1);
     while let Some(argument) = arguments.next() {
         match argument.as_str() {
             "--cache" => cache = Cache::at(arguments.next().ok_or("--cache DIR")?.as_ref()),
+            "--check" => check = true,
             "--source" => options.source = arguments.next().map(Into::into),
             _ => options.fragments.push(argument),
         }
     }
-    let built = cache.build(&options, &mut |progress| {
+    let mut show = |progress: Progress| {
         let eta = progress
             .eta
             .map_or_else(String::new, |eta| format!("{} s left", eta.as_secs()));
@@ -28,10 +31,19 @@ fn main() -> Result<(), Box<dyn Error>> {
             progress.phase,
             progress.detail
         );
-    });
+    };
+    let done = if check {
+        cache
+            .check(&options, &mut show)
+            .map(|resolved| format!("{} options on", resolved.enabled()))
+    } else {
+        cache
+            .build(&options, &mut show)
+            .map(|kernel| kernel.vmlinux().display().to_string())
+    };
     eprintln!();
-    match built {
-        Ok(kernel) => println!("{}", serde_json::to_string_pretty(&kernel)?),
+    match done {
+        Ok(line) => println!("{line}"),
         Err(error) => {
             eprintln!("{error}");
             std::process::exit(1);

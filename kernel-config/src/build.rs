@@ -64,26 +64,56 @@ impl Cache {
         if let Some(kernel) = self.get(&plan.hash) {
             return Ok(kernel);
         }
-        let Some(_lock) = self.lock_for(&plan.hash, options, &mut || {
+        let _lock = self.lock_for(&plan.hash, options, &mut || {
             progress(estimator.enter(Phase::Waiting));
-        })?
-        else {
-            return Err(Error::Cancelled);
-        };
-        if let Some(kernel) = self.get(&plan.hash) {
-            return Ok(kernel);
+        })?;
+        match self.get(&plan.hash) {
+            Some(kernel) => Ok(kernel),
+            None => self.begin(options, &plan, estimator, progress)?.run(),
         }
-        self.sweep()?;
+    }
+
+    /// Whether Kconfig grants everything that `options` ask for, without compiling
+    /// anything; and what it makes of them.
+    ///
+    /// # Errors
+    /// As [`Self::build`], [`Error::Unmet`] above all.
+    pub fn check(
+        &self,
+        options: &BuildOptions,
+        progress: &mut dyn FnMut(Progress),
+    ) -> Result<Resolved, Error> {
+        let mut estimator = Estimator::new();
+        progress(estimator.enter(Phase::Checking));
+        let plan = self.plan(options)?;
+        let _lock = self.lock_for(&plan.hash, options, &mut || {
+            progress(estimator.enter(Phase::Waiting));
+        })?;
+        self.begin(options, &plan, estimator, progress)?.check()
+    }
+
+    /// A build in a fresh scratch directory. The caller holds the lock.
+    fn begin<'a>(
+        &'a self,
+        options: &'a BuildOptions,
+        plan: &'a Plan,
+        estimator: Estimator,
+        progress: &'a mut dyn FnMut(Progress),
+    ) -> Result<Build<'a>, Error> {
+        self.sweep(&plan.hash)?;
         let scratch = Scratch::new(self.scratch().join(&plan.hash))?;
-        Build {
+        let log_path = self.log(&plan.hash);
+        let log = create(&log_path)?;
+        Ok(Build {
             cache: self,
             options,
-            plan: &plan,
-            scratch: &scratch,
+            plan,
+            scratch,
+            log,
+            log_path,
             estimator,
             progress,
-        }
-        .run()
+        })
     }
 
     /// The kernel that [`Self::build`] would give, if it is in the cache.
@@ -125,20 +155,24 @@ impl Cache {
         hash: &str,
         options: &BuildOptions,
         on_wait: &mut dyn FnMut(),
-    ) -> Result<Option<Lock>, Error> {
+    ) -> Result<Lock, Error> {
         let path = self.lock(hash);
-        let error = || Error::io("lock", &path);
-        if let Some(lock) = Lock::try_take(&path).map_err(error())? {
-            return Ok(Some(lock));
+        if let Some(lock) = Lock::try_take(&path).map_err(Error::io("lock", &path))? {
+            return Ok(lock);
         }
         on_wait();
-        Lock::take(&path, &options.cancel).map_err(error())
+        let lock = Lock::take(&path, &options.cancel).map_err(Error::io("lock", &path))?;
+        lock.ok_or(Error::Cancelled)
     }
 
-    /// Removes what builds left that were killed: whatever no one holds the lock of.
-    fn sweep(&self) -> Result<(), Error> {
+    /// Removes what builds left that were killed: whatever no one holds the lock
+    /// of. `ours` is locked by us.
+    fn sweep(&self, ours: &str) -> Result<(), Error> {
         for entry in fs::read_dir(self.scratch()).into_iter().flatten().flatten() {
             let hash = entry.file_name().to_string_lossy().into_owned();
+            if hash == ours {
+                continue;
+            }
             let path = self.lock(&hash);
             if let Some(_lock) = Lock::try_take(&path).map_err(Error::io("lock", &path))? {
                 remove_tree(&entry.path())?;
@@ -193,57 +227,62 @@ struct Build<'a> {
     cache: &'a Cache,
     options: &'a BuildOptions,
     plan: &'a Plan,
-    scratch: &'a Scratch,
+    scratch: Scratch,
+    log: File,
+    log_path: PathBuf,
     estimator: Estimator,
     progress: &'a mut dyn FnMut(Progress),
 }
 
 impl Build<'_> {
     fn run(mut self) -> Result<Kernel, Error> {
-        let log_path = self.cache.log(&self.plan.hash);
-        let mut log = create(&log_path)?;
-        let source = self.unpack(&mut log, &log_path)?;
+        let source = self.unpack()?;
         let version = source::version(&source)
             .ok_or_else(|| SourceError::NotSource(self.plan.source.path.clone()))?;
-        let resolved = self.configure(&source, &mut log, &log_path)?;
-        let (seconds, jobs) = self.compile(&source, &resolved, &mut log, &log_path)?;
-        let info = self.describe(&version, &resolved, seconds, jobs);
-        let kernel = self.publish(info)?;
-        // The log is for failures; the cache keeps what it has to.
-        let _ = fs::remove_file(&log_path);
+        let resolved = self.configure(&source)?;
+        let (seconds, jobs) = self.compile(&source, &resolved)?;
+        let kernel = self.publish(self.describe(&version, &resolved, seconds, jobs))?;
+        self.forget_log();
         Ok(kernel)
     }
 
+    fn check(mut self) -> Result<Resolved, Error> {
+        let source = self.unpack()?;
+        let resolved = self.configure(&source)?;
+        self.forget_log();
+        Ok(resolved)
+    }
+
+    /// The log is for failures; a result speaks for itself.
+    fn forget_log(&self) {
+        let _ = fs::remove_file(&self.log_path);
+    }
+
+    fn enter(&mut self, phase: Phase) {
+        (self.progress)(self.estimator.enter(phase));
+    }
+
     /// The directory to build from.
-    fn unpack(&mut self, log: &mut File, log_path: &Path) -> Result<PathBuf, Error> {
+    fn unpack(&mut self) -> Result<PathBuf, Error> {
         if self.plan.source.kind == SourceKind::Directory {
             return Ok(self.plan.source.path.clone());
         }
-        let first = self.estimator.enter(Phase::Unpacking);
-        (self.progress)(first);
+        self.enter(Phase::Unpacking);
         let directory = self.scratch.join("source");
         let tar = make::unpack(&self.plan.source.path, &directory);
-        self.execute("unpacking the source", tar, log, log_path, |line| {
-            Some(line)
-        })?;
+        self.execute("unpacking the source", tar, |line| Some(line))?;
         Ok(directory)
     }
 
     /// Lets Kconfig resolve the requests, and compares.
-    fn configure(
-        &mut self,
-        source: &Path,
-        log: &mut File,
-        log_path: &Path,
-    ) -> Result<Resolved, Error> {
-        let first = self.estimator.enter(Phase::Configuring);
-        (self.progress)(first);
+    fn configure(&mut self, source: &Path) -> Result<Resolved, Error> {
+        self.enter(Phase::Configuring);
         let requests = self.scratch.join("requests.config");
         fs::write(&requests, self.plan.requests.to_config())
             .map_err(Error::io("write", &requests))?;
         let output = self.scratch.join("output");
         let make = make::configure(source, &output, &requests);
-        self.execute("configuring the kernel", make, log, log_path, make_step)?;
+        self.execute("configuring the kernel", make, make_step)?;
         let resolved = Resolved::parse(&read(&output.join(".config"))?);
         let unmet = unmet(&self.plan.requests, &resolved, source);
         if unmet.is_empty() {
@@ -254,13 +293,7 @@ impl Build<'_> {
     }
 
     /// Compiles; the time it took in seconds, and with how many jobs.
-    fn compile(
-        &mut self,
-        source: &Path,
-        resolved: &Resolved,
-        log: &mut File,
-        log_path: &Path,
-    ) -> Result<(f64, u32), Error> {
+    fn compile(&mut self, source: &Path, resolved: &Resolved) -> Result<(f64, u32), Error> {
         let available =
             || std::thread::available_parallelism().map_or(1, std::num::NonZeroUsize::get);
         let jobs = self
@@ -269,13 +302,13 @@ impl Build<'_> {
             .unwrap_or_else(|| saturate(available()))
             .max(1);
         let history = self.cache.history();
-        let first = self
-            .estimator
-            .compile(saturate(resolved.enabled()), jobs, history);
-        (self.progress)(first);
+        (self.progress)(
+            self.estimator
+                .compile(saturate(resolved.enabled()), jobs, history),
+        );
         let started = Instant::now();
         let make = make::compile(source, &self.scratch.join("output"), jobs);
-        self.execute("compiling the kernel", make, log, log_path, make_step)?;
+        self.execute("compiling the kernel", make, make_step)?;
         Ok((started.elapsed().as_secs_f64(), jobs))
     }
 
@@ -284,17 +317,15 @@ impl Build<'_> {
         &mut self,
         what: &'static str,
         command: Command,
-        log: &mut File,
-        log_path: &Path,
         step: fn(&str) -> Option<&str>,
     ) -> Result<(), Error> {
         let started = Instant::now();
-        run(command, &self.options.cancel, log, &mut |line| {
+        run(command, &self.options.cancel, &mut self.log, &mut |line| {
             if let Some(detail) = step(line) {
                 (self.progress)(self.estimator.step(detail, started.elapsed()));
             }
         })
-        .map_err(|error| Error::step(what, log_path, error))
+        .map_err(|error| Error::step(what, &self.log_path, error))
     }
 
     fn describe(&self, version: &str, resolved: &Resolved, seconds: f64, jobs: u32) -> KernelInfo {
@@ -327,8 +358,7 @@ impl Build<'_> {
 
     /// Moves what is worth keeping into the cache.
     fn publish(&mut self, mut info: KernelInfo) -> Result<Kernel, Error> {
-        let first = self.estimator.enter(Phase::Publishing);
-        (self.progress)(first);
+        self.enter(Phase::Publishing);
         let output = self.scratch.join("output");
         let directory = self.cache.directory(&self.plan.hash);
         let staging = Staging::new(&directory)?;

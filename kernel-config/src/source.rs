@@ -169,9 +169,9 @@ fn installed(directory: &Path) -> Result<PathBuf, SourceError> {
             continue;
         }
         if name.starts_with(&wanted) {
-            found.push(entry.path())
+            found.push(entry.path());
         } else {
-            others.push(entry.path())
+            others.push(entry.path());
         }
     }
     found.sort();
