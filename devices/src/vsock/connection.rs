@@ -32,6 +32,8 @@ pub(super) enum Phase {
     /// Over for the guest, which may use the ports again. What it sent before
     /// is still on its way to the host.
     Draining,
+    /// Over for the guest before the host answered, which it still has to do.
+    Abandoned,
 }
 
 /// What a packet of the guest leads to.
@@ -151,9 +153,13 @@ impl Connection {
         self.buf_alloc
     }
 
-    /// Whether the guest may have heard of this connection.
+    /// Whether the guest may know this connection.
     pub(super) fn is_known_to_guest(&self) -> bool {
-        !(self.phase == Phase::Connecting && self.handshake_due)
+        match self.phase {
+            Phase::Connecting => !self.handshake_due,
+            Phase::Asked | Phase::Established | Phase::Closing => true,
+            Phase::Draining | Phase::Abandoned => false,
+        }
     }
 
     /// The host accepts the guest's connection: RESPONSE is due. False if that
@@ -169,7 +175,10 @@ impl Connection {
 
     /// The guest is done with this connection.
     pub(super) fn drain(&mut self) {
-        self.phase = Phase::Draining;
+        self.phase = match self.phase {
+            Phase::Asked | Phase::Abandoned => Phase::Abandoned,
+            _ => Phase::Draining,
+        };
     }
 
     // From the guest.

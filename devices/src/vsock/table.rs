@@ -197,20 +197,26 @@ impl Table {
         if entry.connection.buf_alloc() == BUF_ALLOC {
             self.promised -= BUF_ALLOC as usize;
         }
-        if entry.connection.phase() != Phase::Draining {
-            self.by_ports.remove(&entry.connection.ports());
+        let ports = entry.connection.ports();
+        if self.by_ports.get(&ports) == Some(&id) {
+            self.by_ports.remove(&ports);
         }
         Some(entry)
     }
 
     /// The guest is done with this connection: its ports are free.
     pub(super) fn drain(&mut self, id: u64) {
-        self.set_deadline(id, None);
-        if let Some(entry) = self.entries.get_mut(&id)
-            && entry.connection.phase() != Phase::Draining
-        {
-            self.by_ports.remove(&entry.connection.ports());
-            entry.connection.drain();
+        let Some(entry) = self.entries.get_mut(&id) else {
+            return;
+        };
+        // After this the ports may belong to another connection.
+        let ports = entry.connection.ports();
+        if self.by_ports.get(&ports) == Some(&id) {
+            self.by_ports.remove(&ports);
+        }
+        entry.connection.drain();
+        if entry.connection.phase() == Phase::Draining {
+            self.set_deadline(id, None);
         }
     }
 
