@@ -155,6 +155,20 @@ fn features_are_writable_while_negotiating_only() {
     assert_eq!(features, VERSION_1);
 }
 
+/// virtio 1.2 §4.2.3.1.1: a driver that does not look at `MagicValue`,
+/// `Version` and `DeviceID` gets the same device.
+#[test]
+fn identification_need_not_be_read() {
+    let mut machine = machine();
+    for status in [1, 3] {
+        assert_eq!(machine.set_status(status), status);
+    }
+    machine.write(reg::DRIVER_FEATURES_SEL, 1);
+    machine.write(reg::DRIVER_FEATURES, 1);
+    assert_eq!(machine.set_status(11), 11);
+    assert_eq!(machine.set_status(15), 15);
+}
+
 /// virtio 1.2 §3.1.1 step 8: the device goes live once, with what was
 /// negotiated.
 #[test]
