@@ -150,37 +150,28 @@ fn has_pvh_note(image: &[u8], segments: &[Segment]) -> Result<bool, ElfError> {
     Ok(false)
 }
 
-/// The parts of a segment between runs of filler. Memory after the file's part of
-/// the last one stays zero, as the segment asks.
+/// A segment as pieces that leave filler out of the file. Each piece's memory
+/// reaches to the next, so that together they ask for the memory of the segment,
+/// with zeros where the file has nothing.
 fn split(image: &[u8], segment: &Segment) -> Result<Vec<Segment>, ElfError> {
-    let contents = bytes(image, segment.offset, segment.filesz)?;
-    let mut pieces: Vec<Segment> = runs(contents)
-        .into_iter()
-        .map(|run| {
-            let skipped = to_u64(run.start);
-            let length = to_u64(run.len());
-            Segment {
-                offset: segment.offset + skipped,
-                vaddr: segment.vaddr.wrapping_add(skipped),
-                paddr: segment.paddr.wrapping_add(skipped),
-                filesz: length,
-                memsz: length,
-                ..*segment
-            }
-        })
-        .collect();
-    if let Some(last) = pieces.last_mut() {
-        last.memsz = segment
-            .memsz
-            .saturating_sub(last.vaddr.wrapping_sub(segment.vaddr));
-    } else {
-        // Nothing but zeros: all of it is memory without contents.
-        pieces.push(Segment {
-            filesz: 0,
-            ..*segment
-        });
+    let mut runs = runs(bytes(image, segment.offset, segment.filesz)?);
+    if runs.first().is_none_or(|first| first.start > 0) {
+        runs.insert(0, 0..0);
     }
-    Ok(pieces)
+    let starts = runs.iter().skip(1).map(|run| to_u64(run.start));
+    let ends = starts.chain([segment.memsz]).collect::<Vec<_>>();
+    let pieces = runs.iter().zip(ends).map(|(run, end)| {
+        let skipped = to_u64(run.start);
+        Segment {
+            offset: segment.offset.saturating_add(skipped),
+            vaddr: segment.vaddr.wrapping_add(skipped),
+            paddr: segment.paddr.wrapping_add(skipped),
+            filesz: to_u64(run.len()),
+            memsz: end.saturating_sub(skipped),
+            ..*segment
+        }
+    });
+    Ok(pieces.collect())
 }
 
 /// Ranges of whole pages with contents, left after taking out long runs of filler.

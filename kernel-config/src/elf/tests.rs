@@ -114,7 +114,7 @@ fn filler_is_left_out_and_contents_stay_where_they_were() {
 }
 
 #[test]
-fn short_runs_stay_and_empty_segments_become_memory() {
+fn short_runs_stay_and_zeros_become_memory() {
     let mut contents = vec![1; PAGE];
     contents.resize(4 * PAGE, INT3);
     contents.resize(5 * PAGE, 1);
@@ -131,6 +131,19 @@ fn short_runs_stay_and_empty_segments_become_memory() {
     compact(&zeros, &mut compacted).unwrap();
     let load = segments(&compacted).unwrap()[0];
     assert_eq!((load.filesz, load.memsz), (0, 50 * to_u64(PAGE)));
+
+    let mut late = vec![0; 20 * PAGE];
+    late.resize(21 * PAGE, 1);
+    let pieces = image(&late, to_u64(late.len()), &note(NOTE_PVH_ENTRY));
+    let mut compacted = Vec::new();
+    compact(&pieces, &mut compacted).unwrap();
+    let sizes: Vec<_> = segments(&compacted)
+        .unwrap()
+        .iter()
+        .map(|s| (s.filesz, s.memsz))
+        .collect();
+    let page = to_u64(PAGE);
+    assert_eq!(sizes[..2], [(0, 20 * page), (page, page)]);
 }
 
 #[test]
