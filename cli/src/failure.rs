@@ -48,7 +48,7 @@ impl Failure {
         }
     }
 
-    /// Says it on standard error, on one line.
+    /// Says it on standard error, on one line (a kernel build may need more).
     pub(crate) fn report(&self) {
         if let Some(message) = &self.message {
             say("error", message);
@@ -78,8 +78,8 @@ impl From<Error> for Failure {
 
 /// Tells the user something on standard error.
 pub(crate) fn say(kind: &str, message: &str) {
-    // One write, so that it stays one line among the output of others.
-    let line = format!("flashpan: {kind}: {}\n", message.replace('\n', " "));
+    // One write, so that it stays together among the output of others.
+    let line = format!("flashpan: {kind}: {message}\n");
     // With standard error gone there is nobody to tell.
     let _ = io::stderr().lock().write_all(line.as_bytes());
 }

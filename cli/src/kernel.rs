@@ -1,14 +1,65 @@
 //! `flashpan kernel`: build guest kernels, and look after those that were built.
 
+use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 
 use clap::{Args, Subcommand};
+use flashpan_kernel::{BuildOptions, Cache, Cancel, Change, Error, Kernel, KernelInfo, diff};
+use tokio::sync::oneshot;
 
-use crate::failure::Failure;
+use crate::failure::{Failure, print, print_json};
+use crate::progress::Progress;
+use crate::runtime;
+use crate::signals::Signals;
+
+/// Digits of a hash that are shown in lists; they are enough to name a kernel.
+const SHORT_HASH: usize = 12;
+
+const EXAMPLES: &str = "\
+Examples:
+  flashpan kernel build
+  flashpan kernel ls
+  flashpan kernel diff base netfilter";
+
+const BUILD_EXAMPLES: &str = "\
+Examples:
+  flashpan kernel build
+  flashpan kernel build --fragment netfilter --fragment debug
+  flashpan kernel build --fragment ./my.config --source ~/src/linux-6.12 --jobs 8
+  flashpan run --kernel \"$(flashpan kernel build --fragment debug)\" -- uname -a
+
+The path of the kernel goes to standard output, all else to standard error. A
+kernel that was built before from the same things is not built again. An option
+that Kconfig would drop or change fails the build before anything is compiled.
+
+Fragments that come with flashpan: debug, hardened, netfilter, nosmp, pci-acpi.";
+
+const LS_EXAMPLES: &str = "\
+Examples:
+  flashpan kernel ls
+  flashpan kernel ls --json";
+
+const SHOW_EXAMPLES: &str = "\
+Examples:
+  flashpan kernel show
+  flashpan kernel show netfilter --config | grep NF_
+  flashpan kernel show 1a2b3c --json";
+
+const RM_EXAMPLES: &str = "\
+Examples:
+  flashpan kernel rm 1a2b3c
+  flashpan kernel rm base+debug base+nosmp
+
+A VM that runs a kernel keeps it until it ends.";
+
+const DIFF_EXAMPLES: &str = "\
+Examples:
+  flashpan kernel diff base netfilter
+  flashpan kernel diff 1a2b3c 4d5e6f --json";
 
 /// Builds guest kernels and looks after them
 #[derive(Debug, Args)]
-#[command(after_help = "Example:\n  flashpan kernel build")]
+#[command(after_help = EXAMPLES)]
 pub(crate) struct KernelArgs {
     #[command(subcommand)]
     command: KernelCommand,
@@ -17,21 +68,304 @@ pub(crate) struct KernelArgs {
 #[derive(Debug, Subcommand)]
 enum KernelCommand {
     Build(BuildArgs),
+    Ls(LsArgs),
+    Show(ShowArgs),
+    Rm(RmArgs),
+    Diff(DiffArgs),
 }
 
-/// Builds
+/// Builds a kernel from the base configuration and fragments
 #[derive(Debug, Args)]
-#[command(after_help = "Example:\n  flashpan kernel build")]
-struct BuildArgs {}
+#[command(after_help = BUILD_EXAMPLES)]
+struct BuildArgs {
+    /// A fragment on top of the base configuration: a name or a file; may be
+    /// repeated, later ones win.
+    #[arg(long = "fragment", value_name = "NAME|FILE")]
+    fragments: Vec<String>,
+
+    /// Source of the kernel; otherwise the distribution's package.
+    #[arg(long, value_name = "DIR|TARBALL")]
+    source: Option<PathBuf>,
+
+    /// Compilers at once; otherwise one per CPU.
+    #[arg(long, short, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1024))]
+    jobs: Option<u32>,
+
+    /// Only find out whether Kconfig grants all that is asked for.
+    #[arg(long)]
+    check: bool,
+}
+
+/// Lists the kernels that were built, the newest first
+#[derive(Debug, Args)]
+#[command(after_help = LS_EXAMPLES)]
+struct LsArgs {
+    /// As JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+/// Shows what a kernel is made of
+#[derive(Debug, Args)]
+#[command(after_help = SHOW_EXAMPLES)]
+struct ShowArgs {
+    /// Name of a kernel or the beginning of its hash; otherwise the default one.
+    #[arg(value_name = "KERNEL")]
+    kernel: Option<String>,
+
+    /// Its whole configuration.
+    #[arg(long, conflicts_with = "json")]
+    config: bool,
+
+    /// As JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+/// Removes kernels
+#[derive(Debug, Args)]
+#[command(after_help = RM_EXAMPLES)]
+struct RmArgs {
+    /// Names of kernels or the beginnings of their hashes.
+    #[arg(value_name = "KERNEL", required = true)]
+    kernels: Vec<String>,
+}
+
+/// Compares the configurations and sizes of two kernels
+#[derive(Debug, Args)]
+#[command(after_help = DIFF_EXAMPLES)]
+struct DiffArgs {
+    /// Name of the first kernel or the beginning of its hash.
+    #[arg(value_name = "FROM")]
+    from: String,
+
+    /// The same of the second.
+    #[arg(value_name = "TO")]
+    to: String,
+
+    /// As JSON.
+    #[arg(long)]
+    json: bool,
+}
 
 pub(crate) fn kernel(args: &KernelArgs) -> Result<u8, Failure> {
-    let KernelCommand::Build(BuildArgs {}) = args.command;
+    let cache = Cache::user().map_err(Failure::new)?;
+    match &args.command {
+        KernelCommand::Build(args) => build(cache, args)?,
+        KernelCommand::Ls(args) => ls(&cache, args)?,
+        KernelCommand::Show(args) => show(&cache, args)?,
+        KernelCommand::Rm(args) => rm(&cache, args)?,
+        KernelCommand::Diff(args) => compare(&cache, args)?,
+    }
     Ok(0)
 }
 
-/// The kernel to boot.
+/// The kernel to boot: a file, a kernel of the cache, or the default one.
 pub(crate) fn resolve(named: Option<&Path>) -> Result<PathBuf, Failure> {
-    named
-        .map(Path::to_owned)
-        .ok_or_else(|| Failure::new("no kernel; run `flashpan kernel build`"))
+    if let Some(path) = named
+        && (path.components().count() > 1 || path.exists())
+    {
+        return Ok(path.to_owned());
+    }
+    let name = named.map(|name| {
+        name.to_str()
+            .ok_or_else(|| Failure::new(format!("no kernel is called {}", name.display())))
+    });
+    let cache = Cache::user().map_err(Failure::new)?;
+    let kernel = cache.find(name.transpose()?).map_err(Failure::new)?;
+    Ok(kernel.vmlinux())
+}
+
+fn build(cache: Cache, args: &BuildArgs) -> Result<(), Failure> {
+    let options = BuildOptions {
+        fragments: args.fragments.clone(),
+        source: args.source.clone(),
+        jobs: args.jobs,
+        cancel: Cancel::default(),
+    };
+    if args.check {
+        let options_on = cancellable(&options.cancel.clone(), move || {
+            let mut progress = Progress::share("kernel");
+            cache.check(&options, &mut |now| show_progress(&mut progress, &now))
+        })?
+        .enabled();
+        return print(&format!(
+            "Kconfig grants everything; {options_on} options are on\n"
+        ));
+    }
+    let kernel = cancellable(&options.cancel.clone(), move || {
+        let mut progress = Progress::share("kernel");
+        cache.build(&options, &mut |now| show_progress(&mut progress, &now))
+    })?;
+    print(&format!("{}\n", kernel.vmlinux().display()))
+}
+
+fn show_progress(progress: &mut Progress, now: &flashpan_kernel::Progress) {
+    progress.at(now.fraction, now.eta, &format!("{}", now.phase));
+}
+
+/// Runs long work on a thread of its own; a signal stops it in order.
+fn cancellable<T: Send + 'static>(
+    cancel: &Cancel,
+    work: impl FnOnce() -> Result<T, Error> + Send + 'static,
+) -> Result<T, Failure> {
+    runtime(async {
+        let mut signals =
+            Signals::watch().map_err(|e| Failure::new(format!("cannot watch signals: {e}")))?;
+        let (sender, mut done) = oneshot::channel();
+        std::thread::Builder::new()
+            .name("build".to_owned())
+            .spawn(move || drop(sender.send(work())))
+            .map_err(|e| Failure::new(format!("cannot start a thread: {e}")))?;
+        let lost = |_| Failure::new("the build ended without a result");
+        tokio::select! {
+            result = &mut done => result.map_err(lost)?.map_err(Failure::new),
+            signal = signals.ending() => {
+                cancel.cancel();
+                match done.await.map_err(lost)? {
+                    // It was done before it heard of the signal.
+                    Ok(result) => Ok(result),
+                    Err(Error::Cancelled) => Err(Failure::signalled(signal)),
+                    Err(e) => Err(Failure::new(e)),
+                }
+            }
+        }
+    })
+}
+
+fn ls(cache: &Cache, args: &LsArgs) -> Result<(), Failure> {
+    let kernels = cache.list().map_err(Failure::new)?;
+    if args.json {
+        return print_json(&kernels);
+    }
+    let default = cache.find(None).ok().map(|kernel| kernel.info.hash);
+    let mut out = format!(
+        "{:<13} {:<28} {:<22} {:>9}  BUILT\n",
+        "HASH", "NAME", "RELEASE", "SIZE"
+    );
+    for Kernel { info, .. } in &kernels {
+        let is_default = default.as_ref() == Some(&info.hash);
+        // Writing to a String cannot fail.
+        let _ = writeln!(
+            out,
+            "{:<13} {:<28} {:<22} {:>9}  {}",
+            format!("{}{}", short(&info.hash), if is_default { "*" } else { "" }),
+            info.name,
+            info.release,
+            mebibytes(info.bytes),
+            info.built_at_utc(),
+        );
+    }
+    if kernels.is_empty() {
+        out.push_str("none yet; run: flashpan kernel build\n");
+    } else if default.is_some() {
+        out.push_str("* boots by default\n");
+    }
+    print(&out)
+}
+
+fn show(cache: &Cache, args: &ShowArgs) -> Result<(), Failure> {
+    let kernel = cache.find(args.kernel.as_deref()).map_err(Failure::new)?;
+    if args.config {
+        return print(&kernel.config().map_err(Failure::new)?);
+    }
+    if args.json {
+        return print_json(&kernel);
+    }
+    let info = &kernel.info;
+    let fragments: Vec<_> = info.fragments.iter().map(|f| f.name.as_str()).collect();
+    let fragments = if fragments.is_empty() {
+        "none".to_owned()
+    } else {
+        fragments.join(", ")
+    };
+    let KernelInfo {
+        hash,
+        name,
+        release,
+        source_identity,
+        compiler,
+        options,
+        ..
+    } = info;
+    print(&format!(
+        "name      {name}\n\
+         hash      {hash}\n\
+         release   {release}\n\
+         kernel    {}\n\
+         size      {} ({} bytes)\n\
+         source    {} ({source_identity})\n\
+         compiler  {compiler}\n\
+         fragments {fragments}\n\
+         options   {options} on; all of them: {}\n\
+         built     {} in {:.0} s with {} jobs\n",
+        kernel.vmlinux().display(),
+        mebibytes(info.bytes),
+        info.bytes,
+        info.source.display(),
+        kernel.config_path().display(),
+        info.built_at_utc(),
+        info.build_seconds,
+        info.jobs,
+    ))
+}
+
+fn rm(cache: &Cache, args: &RmArgs) -> Result<(), Failure> {
+    for name in &args.kernels {
+        let removed = cache.remove(name).map_err(Failure::new)?;
+        print(&format!(
+            "removed {} ({})\n",
+            short(&removed.info.hash),
+            removed.info.name
+        ))?;
+    }
+    Ok(())
+}
+
+fn compare(cache: &Cache, args: &DiffArgs) -> Result<(), Failure> {
+    let find = |name: &str| cache.find(Some(name)).map_err(Failure::new);
+    let difference = diff(&find(&args.from)?, &find(&args.to)?).map_err(Failure::new)?;
+    if args.json {
+        return print_json(&difference);
+    }
+    let mut out = String::new();
+    for Change { option, from, to } in &difference.options {
+        // Writing to a String cannot fail.
+        let _ = writeln!(out, "{option:<40} {from} -> {to}");
+    }
+    let options = difference.options.len();
+    let _ = writeln!(
+        out,
+        "{options} options differ; {:+} bytes",
+        difference.bytes
+    );
+    print(&out)
+}
+
+fn short(hash: &str) -> &str {
+    hash.get(..SHORT_HASH).unwrap_or(hash)
+}
+
+fn mebibytes(bytes: u64) -> String {
+    let tenths = bytes.saturating_mul(10) / (1024 * 1024);
+    format!("{}.{} MiB", tenths / 10, tenths % 10)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_path_is_a_file_and_a_plain_word_may_be_a_kernel_of_the_cache() {
+        let path = Path::new("/nowhere/vmlinux");
+        assert_eq!(resolve(Some(path)).unwrap(), path);
+        let error = resolve(Some(Path::new("no-such-kernel"))).unwrap_err();
+        assert_eq!(error.code, 125);
+    }
+
+    #[test]
+    fn sizes_have_one_decimal() {
+        assert_eq!(mebibytes(0), "0.0 MiB");
+        assert_eq!(mebibytes(12 * 1024 * 1024 + 600 * 1024), "12.5 MiB");
+    }
 }
