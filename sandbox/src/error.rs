@@ -154,7 +154,7 @@ pub enum Error {
     },
 }
 
-/// Short for a result with [`Error`].
+/// Short for a result with [`enum@Error`].
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 impl Error {

@@ -31,7 +31,7 @@ pub const MIN_MIB: u32 = 16;
 /// Most guest memory that the layout can hold and KVM maps without trouble.
 pub const MAX_MIB: u32 = 1024 * 1024;
 
-/// The memory of a guest. Dropping it unmaps, so it goes last: see [`Self::ram`].
+/// The memory of a guest. Dropping it unmaps, so it goes last.
 #[derive(Debug)]
 pub struct GuestMemory {
     ram: GuestRam,

@@ -101,7 +101,7 @@ struct Thread {
     immediate_exit: ImmediateExit,
 }
 
-/// All vCPUs of a VM, standing still until [`Vcpus::resume`].
+/// All vCPUs of a VM, standing still until they are told to run.
 pub struct Vcpus {
     orders: Arc<Orders>,
     threads: Vec<Thread>,
