@@ -1,9 +1,12 @@
 //! Rings against drivers that keep to the rules and drivers that do not.
 //! `docs/devices.md` lists the tests by class.
 
+use std::os::fd::AsRawFd;
+
 use proptest::prelude::*;
 use virtio_queue::{Queue, QueueT};
 use vm_memory::{Bytes, GuestAddress};
+use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::{Budget, Chain, Progress, Ring, RingError};
@@ -512,6 +515,68 @@ fn kicks_are_wanted_when_drained() {
         pair.driver.send(&[Segment::readable(DATA, 1)]);
         assert!(pair.driver.wants_kick());
     }
+}
+
+/// virtio 1.2 §2.7.10: driver and device at the same time. A chain that comes
+/// while the device is about to wait is seen or kicked for: nobody waits for
+/// ever.
+#[test]
+fn no_kick_is_lost() {
+    const REQUESTS: u32 = 20_000;
+    for features in [0, EVENT_IDX] {
+        let Pair {
+            memory,
+            mut driver,
+            mut device,
+            interrupt,
+            line,
+        } = Pair::new(features);
+        let kick = EventFd::new(EFD_NONBLOCK).unwrap();
+        let stop = std::sync::atomic::AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while !stop.load(std::sync::atomic::Ordering::SeqCst) && wait(&kick) {
+                    let answer = |chain: &mut Chain<'_>| Ok(chain.readable.len() as u32);
+                    device.serve(&memory, &interrupt, AMPLE, answer);
+                }
+            });
+            let (mut sent, mut collected) = (0, 0);
+            while collected < REQUESTS {
+                if sent < REQUESTS && driver.outstanding() < 3 {
+                    driver.send(&[Segment::readable(DATA, 1)]);
+                    sent += 1;
+                    if driver.wants_kick() {
+                        kick.write(1).unwrap();
+                    }
+                }
+                while driver.collect().is_some() {
+                    collected += 1;
+                }
+                let idle = driver.outstanding() == 3 || sent == REQUESTS;
+                if idle && collected < REQUESTS && !wait(&line) {
+                    break;
+                }
+            }
+            stop.store(true, std::sync::atomic::Ordering::SeqCst);
+            kick.write(1).unwrap();
+            assert_eq!(
+                collected, REQUESTS,
+                "the rest waits for a kick or an interrupt"
+            );
+        });
+    }
+}
+
+/// Waits until `event` was written. False if it is not for far longer than
+/// anything here takes.
+fn wait(event: &EventFd) -> bool {
+    let epoll = Epoll::new().unwrap();
+    let interest = EpollEvent::new(EventSet::IN, 0);
+    epoll
+        .ctl(ControlOperation::Add, event.as_raw_fd(), interest)
+        .unwrap();
+    let mut ready = [EpollEvent::default()];
+    epoll.wait(20_000, &mut ready).unwrap() == 1 && event.read().is_ok()
 }
 
 /// A queue that never ends gives way: by number of chains and by bytes.

@@ -78,6 +78,14 @@ fn requests_are_capped() {
             .all(|&byte| byte == 0xa5)
     );
 
+    // By several buffers as well.
+    let buffers = [(); 3].map(|()| driver.writable(40 << 10));
+    assert_eq!(driver.request(0, &buffers), cap);
+    let rest = (MAX_REQUEST_BYTES - (40 << 10)) as u32;
+    let after = Segment::writable(buffers[1].addr + u64::from(rest), (40 << 10) - rest);
+    assert!(driver.content(after).iter().all(|&byte| byte == 0xa5));
+    assert!(driver.content(buffers[2]).iter().all(|&byte| byte == 0xa5));
+
     // The same 4 MiB again and again: 256 MiB are described.
     let much = Segment::writable(0x40_0000, 4 << 20);
     assert_eq!(driver.request(0, &[much; 64]), cap);

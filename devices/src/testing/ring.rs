@@ -1,6 +1,7 @@
 //! The driver's side of a split virtqueue (virtio 1.2 §2.7).
 
 use std::collections::HashMap;
+use std::sync::atomic::{Ordering, fence};
 
 use vm_memory::{Bytes, GuestAddress};
 
@@ -154,6 +155,8 @@ impl Ring {
 
     /// Writes the available index.
     pub fn set_avail_idx(&self, idx: u16) {
+        // After the chain itself (virtio 1.2 §2.7.13.3).
+        fence(Ordering::Release);
         self.put16(self.avail + 2, idx);
     }
 
@@ -237,6 +240,8 @@ impl Ring {
     /// Whether the device wants to be kicked for what was made available since
     /// the last call (virtio 1.2 §2.7.10, §2.7.13.4).
     pub fn wants_kick(&mut self) -> bool {
+        // What the device sees first: the chain, or that it need not be kicked.
+        fence(Ordering::SeqCst);
         let (new, old) = (self.avail_idx, self.kicked_idx);
         self.kicked_idx = new;
         if self.event_idx {
@@ -258,6 +263,7 @@ impl Ring {
         if ready == 0 {
             return None;
         }
+        fence(Ordering::Acquire);
         let entry = self.used + 4 + 8 * u64::from(self.seen % self.size);
         let id: u32 = self.memory.read_obj(GuestAddress(entry)).unwrap();
         let len: u32 = self.memory.read_obj(GuestAddress(entry + 4)).unwrap();
@@ -266,6 +272,8 @@ impl Ring {
         self.free.extend(indices);
         self.seen = self.seen.wrapping_add(1);
         self.set_used_event(self.seen);
+        // Who looks again now sees what came too early for that interrupt.
+        fence(Ordering::SeqCst);
         Some((head, len))
     }
 

@@ -59,12 +59,10 @@ pub fn step(current: u32, written: u32) -> Step {
     if written == current {
         return Step::Stay;
     }
-    if current & FAILED != 0 {
-        return Step::Refuse;
-    }
     if written == current | FAILED {
         return Step::Add(FAILED);
     }
+    // No step leads on from a state with FAILED.
     STEPS
         .iter()
         .find(|(state, bit)| *state == current && *bit != 0 && written == current | bit)
