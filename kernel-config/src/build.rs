@@ -131,8 +131,21 @@ impl Cache {
             .map(|name| Fragment::resolve(name))
             .collect::<Result<Vec<_>, _>>()?;
         let requests = merged(&fragments)?;
-        let source = Source::find(options.source.as_deref(), &self.sources())?;
-        let toolchain = Toolchain::detect(source.unpacker())?;
+        let source = Source::find(options.source.as_deref(), &self.sources());
+        let (source, toolchain) = match source {
+            Ok(source) => {
+                let toolchain = Toolchain::detect(source.unpacker())?;
+                (source, toolchain)
+            }
+            // What an empty machine lacks is said at once, not in two rounds.
+            Err(SourceError::NotFound { others }) => {
+                let package = Source::missing_package();
+                Toolchain::detect(Source::package_unpacker())
+                    .map_err(|missing| missing.and(package))?;
+                return Err(SourceError::NotFound { others }.into());
+            }
+            Err(error) => return Err(error.into()),
+        };
         let mut key = KeyBuilder::new();
         key.input("source", &source.identity);
         key.input("compiler", &toolchain.compiler);

@@ -10,12 +10,16 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use crate::key::hex;
+use crate::tools::MissingTool;
 
 /// The series of Linux that [`crate::BASE`] is written for. Others build too,
 /// where all that is asked for exists in them.
 pub const WRITTEN_FOR: &str = "6.12";
 
-/// Where Debian's `linux-source-6.12` puts its tarball.
+/// Debian's package of that series.
+const PACKAGE: &str = "linux-source-6.12";
+
+/// Where it puts its tarball.
 const DISTRIBUTION: &str = "/usr/src";
 
 /// A source that kernels are built from.
@@ -59,7 +63,7 @@ pub enum Compression {
 pub enum SourceError {
     /// Nothing given and nothing installed.
     #[error(
-        "no kernel source: apt-get install linux-source-{WRITTEN_FOR}, or give a source tree or \
+        "no kernel source: apt-get install {PACKAGE}, or give a source tree or \
          tarball of Linux {WRITTEN_FOR} with --source{}",
         .others.first().map_or_else(String::new, |other| format!(" ({} is there)", other.display()))
     )]
@@ -123,6 +127,19 @@ impl Source {
         })
     }
 
+    /// The distribution's package, as something to install.
+    pub(crate) fn missing_package() -> MissingTool {
+        MissingTool {
+            what: format!("the source of Linux {WRITTEN_FOR}"),
+            package: PACKAGE,
+        }
+    }
+
+    /// What unpacks the tarball of that package.
+    pub(crate) const fn package_unpacker() -> Option<(&'static str, &'static str)> {
+        Compression::Xz.unpacker()
+    }
+
     /// The program that `tar` runs to unpack, and its Debian package.
     pub(crate) const fn unpacker(&self) -> Option<(&'static str, &'static str)> {
         match self.kind {
@@ -161,7 +178,7 @@ impl Compression {
 
 /// The tarball that the distribution's package put into `directory`.
 fn installed(directory: &Path) -> Result<PathBuf, SourceError> {
-    let wanted = format!("linux-source-{WRITTEN_FOR}.tar");
+    let wanted = format!("{PACKAGE}.tar");
     let (mut found, mut others) = (Vec::new(), Vec::new());
     for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
         let name = entry.file_name().to_string_lossy().into_owned();

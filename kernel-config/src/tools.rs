@@ -21,7 +21,7 @@ const PROGRAMS: [(&str, &str); 8] = [
 /// objtool, which x86 needs for static branches.
 const HEADERS: [(&str, &str); 2] = [("stdlib.h", "libc6-dev"), ("gelf.h", "libelf-dev")];
 
-/// A program or header that is not there.
+/// Something that is not there: a program, a header, the source.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct MissingTool {
     /// `flex`, `gelf.h`.
@@ -33,6 +33,14 @@ pub struct MissingTool {
 /// Everything that is missing, in one message.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub struct MissingTools(pub Vec<MissingTool>);
+
+impl MissingTools {
+    /// With one more.
+    pub(crate) fn and(mut self, tool: MissingTool) -> Self {
+        self.0.push(tool);
+        self
+    }
+}
 
 impl fmt::Display for MissingTools {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
