@@ -12,7 +12,11 @@
 //! * a **subscriber** maps readiness of file descriptors to handler calls.
 //!
 //! Every virtio device folder has the same files: `mod.rs` (constants and
-//! errors), `device.rs`, `handler.rs`, `subscriber.rs`, `metrics.rs`.
+//! errors), `device.rs`, `handler.rs`, `metrics.rs`, and `subscriber.rs` unless
+//! it waits for nothing but kicks ([`ring::KickSubscriber`]). What they share
+//! is the device's side of a virtqueue ([`ring`]).
+//!
+//! `docs/devices.md` lists what each test holds them to.
 
 pub mod block;
 pub mod bus;
