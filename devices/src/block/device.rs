@@ -7,7 +7,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 use virtio_bindings::virtio_blk::{
     VIRTIO_BLK_F_BLK_SIZE, VIRTIO_BLK_F_DISCARD, VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_F_RO,
-    VIRTIO_BLK_F_SEG_MAX, VIRTIO_BLK_F_WRITE_ZEROES,
+    VIRTIO_BLK_F_SEG_MAX, VIRTIO_BLK_F_SIZE_MAX, VIRTIO_BLK_F_WRITE_ZEROES,
 };
 use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
 use virtio_queue::{Queue, QueueState, QueueT};
@@ -17,7 +17,7 @@ use super::handler::Backend;
 use super::metrics::{BlockMetrics, count};
 use super::{
     BUDGET, BlockError, DEVICE_TYPE, DISCARD_ALIGNMENT, ID_LEN, MAX_DISCARD_SECTORS,
-    MAX_DISCARD_SEGMENTS, MAX_WRITE_ZEROES_SECTORS, QUEUE_SIZE, SECTOR, SEG_MAX,
+    MAX_DISCARD_SEGMENTS, MAX_WRITE_ZEROES_SECTORS, QUEUE_SIZE, SECTOR, SEG_MAX, SIZE_MAX,
 };
 use crate::ring::{Kicked, Progress, Ring};
 use crate::state::{DeviceState, RestoreError};
@@ -132,7 +132,8 @@ impl VirtioDevice for Block {
     }
 
     fn features(&self) -> u64 {
-        let common = 1 << VIRTIO_BLK_F_SEG_MAX
+        let common = 1 << VIRTIO_BLK_F_SIZE_MAX
+            | 1 << VIRTIO_BLK_F_SEG_MAX
             | 1 << VIRTIO_BLK_F_BLK_SIZE
             | 1 << VIRTIO_BLK_F_FLUSH
             | 1 << VIRTIO_RING_F_EVENT_IDX
@@ -224,6 +225,7 @@ fn config_space(capacity: u64) -> [u8; CONFIG_LEN] {
         }
     };
     put(0, &capacity.to_le_bytes());
+    put(8, &SIZE_MAX.to_le_bytes());
     put(12, &SEG_MAX.to_le_bytes());
     put(20, &512u32.to_le_bytes()); // blk_size
     put(34, &1u16.to_le_bytes()); // num_queues

@@ -8,7 +8,10 @@ use virtio_bindings::virtio_blk::{
 use super::disk::{Disk, is_unsupported};
 use super::metrics::{BlockMetrics, count};
 use super::request::{HEADER_LEN, Range, Request, position};
-use super::{ID_LEN, MAX_DISCARD_SECTORS, MAX_DISCARD_SEGMENTS, MAX_WRITE_ZEROES_SECTORS, SECTOR};
+use super::{
+    ID_LEN, MAX_DATA_BYTES, MAX_DISCARD_SECTORS, MAX_DISCARD_SEGMENTS, MAX_WRITE_ZEROES_SECTORS,
+    SECTOR,
+};
 use crate::ring::{Buffers, Chain, RingError};
 
 /// What a request may touch.
@@ -116,10 +119,11 @@ impl Backend {
     }
 
     /// The position of `data` on the disk, in bytes. Whole sectors only
-    /// (virtio 1.2 §5.2.6.1), all of them on the disk (§5.2.6.2).
+    /// (virtio 1.2 §5.2.6.1), no more than was offered (§5.2.4), all of them on
+    /// the disk (§5.2.6.2).
     fn locate(&self, sector: u64, data: &Buffers<'_>) -> Result<u64, Failure> {
         let len = bytes(data);
-        if !len.is_multiple_of(SECTOR) {
+        if !len.is_multiple_of(SECTOR) || len > MAX_DATA_BYTES {
             return Err(Failure::Io);
         }
         position(sector, len, self.capacity).ok_or(Failure::Io)

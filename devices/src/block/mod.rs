@@ -40,6 +40,14 @@ pub const QUEUE_SIZE: u16 = 256;
 /// status.
 pub const SEG_MAX: u32 = QUEUE_SIZE as u32 - 2;
 
+/// Bytes of one data segment. Linux makes requests of little more than a
+/// mebibyte, which this does not touch.
+pub const SIZE_MAX: u32 = 128 << 10;
+
+/// Bytes of a request's data, a little below 32 MiB: what the two limits above
+/// permit. More is refused, because the other devices of the loop wait.
+pub const MAX_DATA_BYTES: u64 = SEG_MAX as u64 * SIZE_MAX as u64;
+
 /// Sectors of one discarded range, a little below 2 GiB. Taking space from a
 /// file is cheap however much it is.
 pub const MAX_DISCARD_SECTORS: u32 = 0x3f_ffff;

@@ -3,7 +3,7 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::block::{BlockError, MAX_DISCARD_SECTORS, SEG_MAX};
+use crate::block::{BlockError, MAX_DISCARD_SECTORS, SEG_MAX, SIZE_MAX};
 use crate::testing::REGION_SEAM;
 use crate::transport::registers as reg;
 use crate::virtio::VirtioDevice;
@@ -18,7 +18,7 @@ fn features_and_configuration() {
     let fields = [
         (0, SECTORS as u32),       // capacity
         (4, 0),                    //
-        (8, 0),                    // size_max
+        (8, 0x2_0000),             // size_max
         (12, SEG_MAX),             //
         (16, 0),                   // geometry
         (20, 512),                 // blk_size
@@ -45,9 +45,9 @@ fn features_and_configuration() {
     let file = image();
     assert_eq!(
         bits(block(&file, false).features()),
-        [2, 6, 9, 13, 14, 28, 29]
+        [1, 2, 6, 9, 13, 14, 28, 29]
     );
-    assert_eq!(bits(block(&file, true).features()), [2, 5, 6, 9, 28, 29]);
+    assert_eq!(bits(block(&file, true).features()), [1, 2, 5, 6, 9, 28, 29]);
 }
 
 /// A file that is not whole sectors is refused, with the reason; an empty one
@@ -185,6 +185,24 @@ fn many_segments() {
         .flat_map(|s| fixture.driver.content(*s))
         .collect();
     assert_eq!(read, bytes);
+}
+
+/// virtio 1.2 §5.2.4: no more data than `seg_max` segments of `size_max` bytes,
+/// however much a chain can describe.
+#[test]
+fn more_data_than_offered() {
+    let file = tempfile::tempfile().unwrap();
+    file.set_len(1 << 30).unwrap();
+    let driver = Driver::new(block(&file, false), ALL);
+    let mut fixture = Fixture { driver, file };
+    for (len, status) in [(SIZE_MAX, OK), (SIZE_MAX + 512, IOERR), (4 << 20, IOERR)] {
+        let segments = vec![Segment::writable(REGION_SEAM, len); SEG_MAX as usize];
+        assert_eq!(
+            fixture.request(IN, 0, &segments).0,
+            status,
+            "segments of {len}"
+        );
+    }
 }
 
 /// virtio 1.2 §5.2.6: the disk's name, as far as it and the buffer go.
