@@ -123,7 +123,9 @@ fn kick_signal() -> libc::c_int {
 extern "C" fn on_kick(_: libc::c_int, _: *mut libc::siginfo_t, _: *mut libc::c_void) {}
 
 impl Vcpus {
-    /// Starts a thread for each vCPU. They do not enter the guest yet.
+    /// Starts a thread for each vCPU. They do not enter the guest yet, but are
+    /// through with what a thread's start asks of the host, which a jail may
+    /// take away after this.
     ///
     /// # Errors
     /// If the host refuses a thread or a signal handler.
@@ -160,6 +162,7 @@ impl Vcpus {
                 immediate_exit,
             });
         }
+        this.wait_until_standing();
         Ok(this)
     }
 
@@ -175,6 +178,11 @@ impl Vcpus {
     pub(crate) fn pause(&self) {
         self.orders.set(Mode::Paused);
         self.kick();
+        self.wait_until_standing();
+    }
+
+    /// Waits until all vCPUs stand still, unless they are told to do otherwise.
+    fn wait_until_standing(&self) {
         let mut shared = self.orders.lock();
         while shared.mode == Mode::Paused && shared.standing < self.threads.len() {
             shared = self
