@@ -183,10 +183,6 @@ impl Vcpus {
 
     /// Waits until all vCPUs stand still, unless they are told to do otherwise.
     fn wait_until_standing(&self) {
-        self.wait_until_standing();
-    }
-
-    fn wait_until_standing(&self) {
         let mut shared = self.orders.lock();
         while shared.mode == Mode::Paused && shared.standing < self.threads.len() {
             shared = self
