@@ -43,4 +43,5 @@ echo 1 >/proc/sys/net/ipv4/ip_forward
 chmod 666 /dev/kvm
 
 cp /agent /root/run/lab-agent
-exec chroot /root /run/lab-agent lab-agent
+# Not chroot: programs in a changed root may make no user namespaces.
+exec switch_root /root /run/lab-agent lab-agent
