@@ -19,6 +19,7 @@ Development commands.
   cargo xtask demo                        boot VMs, from nothing to a program's output
   cargo xtask test [--unit|--e2e] [WHAT]  everything that has to be green
   cargo xtask lab [OPTIONS] -- COMMAND…   run a command in the emulated host
+  cargo xtask deny                        check the dependency graph (deny.toml)
   cargo xtask setup                       install, or name, the packages all this needs
 ";
 
@@ -39,6 +40,7 @@ fn dispatch(command: &str, arguments: Vec<OsString>) -> Result<u8> {
         "demo" => demo::demo(),
         "test" => test::test(&arguments),
         "lab" => lab::lab(arguments),
+        "deny" => deny::check().map(|()| 0),
         "setup" => setup::setup().map(|()| 0),
         // Not for people: this program as PID 1 of the lab.
         "lab-agent" => flashpan_lab::agent::serve().map(|()| 0),
