@@ -189,6 +189,7 @@ impl Cache {
             let path = self.lock(&hash);
             if let Some(_lock) = Lock::try_take(&path).map_err(Error::io("lock", &path))? {
                 remove_tree(&entry.path())?;
+                let _ = fs::remove_file(self.log(&hash));
             }
         }
         Ok(())
@@ -249,26 +250,30 @@ struct Build<'a> {
 
 impl Build<'_> {
     fn run(mut self) -> Result<Kernel, Error> {
+        let result = self.make_kernel();
+        self.keep_log_for(result)
+    }
+
+    fn check(mut self) -> Result<Resolved, Error> {
+        let result = self.unpack().and_then(|source| self.configure(&source));
+        self.keep_log_for(result)
+    }
+
+    /// The log is for failures of programs; other results speak for themselves.
+    fn keep_log_for<T>(&self, result: Result<T, Error>) -> Result<T, Error> {
+        if !matches!(result, Err(Error::Step { .. })) {
+            let _ = fs::remove_file(&self.log_path);
+        }
+        result
+    }
+
+    fn make_kernel(&mut self) -> Result<Kernel, Error> {
         let source = self.unpack()?;
         let version = source::version(&source)
             .ok_or_else(|| SourceError::NotSource(self.plan.source.path.clone()))?;
         let resolved = self.configure(&source)?;
         let (seconds, jobs) = self.compile(&source, &resolved)?;
-        let kernel = self.publish(self.describe(&version, &resolved, seconds, jobs))?;
-        self.forget_log();
-        Ok(kernel)
-    }
-
-    fn check(mut self) -> Result<Resolved, Error> {
-        let source = self.unpack()?;
-        let resolved = self.configure(&source)?;
-        self.forget_log();
-        Ok(resolved)
-    }
-
-    /// The log is for failures; a result speaks for itself.
-    fn forget_log(&self) {
-        let _ = fs::remove_file(&self.log_path);
+        self.publish(self.describe(&version, &resolved, seconds, jobs))
     }
 
     fn enter(&mut self, phase: Phase) {

@@ -54,7 +54,7 @@ pub(crate) fn unmet(requests: &Requests, resolved: &Resolved, source: &Path) -> 
     if !unmet.is_empty() {
         let definitions = Definitions::read(source);
         for one in &mut unmet {
-            one.hint = Some(definitions.hint(&one.request));
+            one.hint = Some(definitions.hint(&one.request, &one.got));
         }
     }
     unmet
@@ -84,22 +84,25 @@ impl Definitions {
         Self(texts)
     }
 
-    fn hint(&self, request: &Request) -> String {
+    fn hint(&self, request: &Request, got: &Value) -> String {
         let option = &request.option;
         let Some(body) = self.0.iter().find_map(|text| body(text, option)) else {
             return "no Kconfig file of this source knows it".to_owned();
         };
-        let depends: Vec<_> = body
-            .iter()
-            .filter_map(|line| line.trim().strip_prefix("depends on "))
-            .map(str::trim)
-            .collect();
-        match request.value {
-            Value::No => "another option selects it".to_owned(),
-            Value::Is(_) if depends.is_empty() => {
+        let all = |key: &str| {
+            let lines = body.iter().filter_map(|line| line.trim().strip_prefix(key));
+            lines.map(str::trim).collect::<Vec<_>>()
+        };
+        let (ranges, depends) = (all("range "), all("depends on "));
+        match (&request.value, got) {
+            (Value::No, _) => "another option selects it".to_owned(),
+            (_, Value::Is(_)) if !ranges.is_empty() => {
+                format!("its range is {}", ranges.join(", or "))
+            }
+            _ if depends.is_empty() => {
                 "a menu around it, or another choice of the same menu, stands against it".to_owned()
             }
-            Value::Is(_) => format!("it depends on {}", depends.join(" && ")),
+            _ => format!("it depends on {}", depends.join(" && ")),
         }
     }
 }
@@ -128,7 +131,8 @@ mod tests {
     use super::*;
 
     const KCONFIG: &str = "config A\n\tbool \"a\"\n\tdepends on B\n\tdepends on C || D\n\n\
-                           config E\n\tbool\n";
+                           config E\n\tbool\n\nconfig N\n\tint\n\trange 2 512 if SMP\n\
+                           \tdefault 1\n";
 
     fn check(request: &str, config: &str) -> Vec<String> {
         let source = tempfile::tempdir().unwrap();
@@ -151,12 +155,12 @@ mod tests {
     fn a_changed_value_and_a_selected_option_are_named() {
         assert_eq!(
             check(
-                "CONFIG_A=32\n# CONFIG_E is not set\n",
-                "CONFIG_A=1\nCONFIG_E=y\n"
+                "CONFIG_N=1000\n# CONFIG_E is not set\n",
+                "CONFIG_N=512\nCONFIG_E=y\n"
             ),
             [
-                "CONFIG_A: mine (line 1) asks for 32, Kconfig gives 1; it depends on B && C || D",
                 "CONFIG_E: mine (line 2) asks for n, Kconfig gives y; another option selects it",
+                "CONFIG_N: mine (line 1) asks for 1000, Kconfig gives 512; its range is 2 512 if SMP",
             ]
         );
     }
