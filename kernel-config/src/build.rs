@@ -19,7 +19,7 @@ use crate::progress::{Estimator, History, Phase, Progress, make_step};
 use crate::publish::{Staging, remove_tree};
 use crate::request::{Requests, Resolved};
 use crate::source::{self, Source, SourceError, SourceKind};
-use crate::tools::Toolchain;
+use crate::tools::{MissingTools, Toolchain};
 use crate::verify::unmet;
 
 use sha2::{Digest, Sha256};
@@ -36,6 +36,9 @@ pub struct BuildOptions {
     /// Stops the build.
     pub cancel: Cancel,
 }
+
+/// How the toolchain is found; tests build without one.
+type Detect = fn(Option<(&str, &'static str)>) -> Result<Toolchain, MissingTools>;
 
 /// Everything that a kernel is made from, and its hash.
 struct Plan {
@@ -58,9 +61,18 @@ impl Cache {
         options: &BuildOptions,
         progress: &mut dyn FnMut(Progress),
     ) -> Result<Kernel, Error> {
+        self.build_with(options, Toolchain::detect, progress)
+    }
+
+    fn build_with(
+        &self,
+        options: &BuildOptions,
+        detect: Detect,
+        progress: &mut dyn FnMut(Progress),
+    ) -> Result<Kernel, Error> {
         let mut estimator = Estimator::new();
         progress(estimator.enter(Phase::Checking));
-        let plan = self.plan(options)?;
+        let plan = self.plan(options, detect)?;
         if let Some(kernel) = self.get(&plan.hash) {
             return Ok(kernel);
         }
@@ -85,7 +97,7 @@ impl Cache {
     ) -> Result<Resolved, Error> {
         let mut estimator = Estimator::new();
         progress(estimator.enter(Phase::Checking));
-        let plan = self.plan(options)?;
+        let plan = self.plan(options, Toolchain::detect)?;
         let _lock = self.lock_for(&plan.hash, options, &mut || {
             progress(estimator.enter(Phase::Waiting));
         })?;
@@ -122,10 +134,10 @@ impl Cache {
     /// Fragments or source are wrong, or tools are missing: then nothing says
     /// which kernel would be built.
     pub fn lookup(&self, options: &BuildOptions) -> Result<Option<Kernel>, Error> {
-        Ok(self.get(&self.plan(options)?.hash))
+        Ok(self.get(&self.plan(options, Toolchain::detect)?.hash))
     }
 
-    fn plan(&self, options: &BuildOptions) -> Result<Plan, Error> {
+    fn plan(&self, options: &BuildOptions, detect: Detect) -> Result<Plan, Error> {
         let names = options.fragments.iter();
         let fragments = names
             .map(|name| Fragment::resolve(name))
@@ -134,14 +146,13 @@ impl Cache {
         let source = Source::find(options.source.as_deref(), &self.sources());
         let (source, toolchain) = match source {
             Ok(source) => {
-                let toolchain = Toolchain::detect(source.unpacker())?;
+                let toolchain = detect(source.unpacker())?;
                 (source, toolchain)
             }
             // What an empty machine lacks is said at once, not in two rounds.
             Err(SourceError::NotFound { others }) => {
                 let package = Source::missing_package();
-                Toolchain::detect(Source::package_unpacker())
-                    .map_err(|missing| missing.and(package))?;
+                detect(Source::package_unpacker()).map_err(|missing| missing.and(package))?;
                 return Err(SourceError::NotFound { others }.into());
             }
             Err(error) => return Err(error.into()),
@@ -427,3 +438,6 @@ fn create(path: &Path) -> Result<File, Error> {
 fn saturate(count: usize) -> u32 {
     u32::try_from(count).unwrap_or(u32::MAX)
 }
+
+#[cfg(test)]
+mod tests;

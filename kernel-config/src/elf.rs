@@ -245,4 +245,4 @@ fn to_u64(length: usize) -> u64 {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -68,6 +68,11 @@ fn load(image: &[u8]) -> Vec<(u64, u8)> {
     memory
 }
 
+/// The smallest kernel that [`compact`] takes.
+pub(crate) fn small_kernel() -> Vec<u8> {
+    image(&[1; 10], 10, &note(NOTE_PVH_ENTRY))
+}
+
 #[test]
 fn filler_is_left_out_and_contents_stay_where_they_were() {
     let mut contents = vec![1; 3 * PAGE];
@@ -157,7 +162,7 @@ fn a_kernel_without_pvh_is_refused() {
 
 #[test]
 fn what_is_no_kernel_is_refused_at_every_length() {
-    let good = image(&[1; 10], 10, &note(NOTE_PVH_ENTRY));
+    let good = small_kernel();
     for length in (0..good.len()).filter(|length| *length < 300 || *length > good.len() - 50) {
         assert!(
             compact(&good[..length], &mut Vec::new()).is_err(),
