@@ -37,8 +37,7 @@ pub(crate) struct Tree {
 }
 
 impl Tree {
-    /// Makes the group `programs` in the hierarchy mounted at `root`, with
-    /// every controller of the kernel available to it, and limits it.
+    /// Makes the group `exec` in the hierarchy mounted at `root` and limits it.
     ///
     /// Limits that cannot be set are returned as warnings.
     pub(crate) fn create(root: &Path) -> nix::Result<(Self, Vec<String>)> {
@@ -54,35 +53,27 @@ impl Tree {
                 ));
             }
         };
-        let controllers = read_file(&root.join("cgroup.controllers"))?;
-        let enable: Vec<String> = controllers
-            .split_whitespace()
-            .map(|name| format!("+{name}"))
-            .collect();
-        // While there is no process in the group: enabling controllers for an
+        // Only what is used here: every controller costs time at boot, and
+        // whoever needs others, such as a container engine, enables them. Now,
+        // while there is no process in the group: enabling a controller for an
         // empty group migrates nothing and so waits for nothing.
-        set(root.join("cgroup.subtree_control"), &enable.join(" "));
-        if enable.iter().any(|name| name == "+memory") {
-            let total = sys::total_memory();
-            let reserve = (total / 16).clamp(RESERVE_MIN, RESERVE_MAX);
-            set(
-                path.join("memory.max"),
-                &total.saturating_sub(reserve).to_string(),
-            );
-        }
-        if enable.iter().any(|name| name == "+pids") {
-            set(path.join("pids.max"), &process_limit().to_string());
-        }
+        set(root.join("cgroup.subtree_control"), "+memory +pids");
+        let total = sys::total_memory();
+        let reserve = (total / 16).clamp(RESERVE_MIN, RESERVE_MAX);
+        let most = total.saturating_sub(reserve);
+        set(path.join("memory.max"), &most.to_string());
+        set(path.join("pids.max"), &process_limit().to_string());
         Ok((Self { path, next: 0 }, warnings))
     }
 
-    /// A new, empty group for one program.
-    pub(crate) fn new_run(&mut self) -> nix::Result<RunGroup> {
+    /// A new, empty group for one program, and its directory to start the
+    /// program in.
+    pub(crate) fn new_run(&mut self) -> nix::Result<(RunGroup, OwnedFd)> {
         let path = self.path.join(self.next.to_string());
         self.next = self.next.wrapping_add(1);
         make_directory(&path)?;
         let directory = open_directory(&path)?;
-        Ok(RunGroup { path, directory })
+        Ok((RunGroup { path }, directory))
     }
 
     /// Ends every process of every program.
@@ -111,15 +102,9 @@ pub(crate) enum Removal {
 #[derive(Debug)]
 pub(crate) struct RunGroup {
     path: PathBuf,
-    directory: OwnedFd,
 }
 
 impl RunGroup {
-    /// The directory, to start a process in.
-    pub(crate) fn directory(&self) -> &OwnedFd {
-        &self.directory
-    }
-
     /// Ends everything in the group, groups in it included.
     pub(crate) fn kill(&self) -> nix::Result<()> {
         write_file(&self.path.join("cgroup.kill"), "1")
@@ -196,10 +181,4 @@ fn open_directory(path: &Path) -> nix::Result<OwnedFd> {
 
 fn write_file(path: &Path, value: &str) -> nix::Result<()> {
     write(open_file(path, OFlag::O_WRONLY)?, value.as_bytes()).map(drop)
-}
-
-fn read_file(path: &Path) -> nix::Result<String> {
-    let mut buffer = [0_u8; 1024];
-    let length = read(open_file(path, OFlag::O_RDONLY)?, &mut buffer)?;
-    Ok(String::from_utf8_lossy(buffer.get(..length).unwrap_or_default()).into_owned())
 }

@@ -91,28 +91,6 @@ fn set_up() -> Result<Init, Failure> {
             None
         }
     };
-    warn_of(
-        &mut warnings,
-        "raise the loopback interface",
-        network::loopback_up(),
-    );
-    warn_of(
-        &mut warnings,
-        "be exempt from the out-of-memory killer",
-        mounts::never_kill_me(),
-    );
-    let limit = |resource, value| setrlimit(resource, value, value);
-    warn_of(
-        &mut warnings,
-        "raise RLIMIT_NOFILE",
-        limit(Resource::RLIMIT_NOFILE, OPEN_FILES),
-    );
-    // The limit is that of the control group.
-    warn_of(
-        &mut warnings,
-        "raise RLIMIT_NPROC",
-        limit(Resource::RLIMIT_NPROC, RLIM_INFINITY),
-    );
     let listen = "listen for the supervisor (vsock port 1025)";
     let listener = vsock::listen_on(EXEC_PORT).during(listen)?;
     let mut listener = Watched::new(&poller, listener, LISTENER);
@@ -122,14 +100,14 @@ fn set_up() -> Result<Init, Failure> {
 
     let config = boot.configuration()?;
     network::set_hostname(&config.hostname)?;
-    let root = root::enter(&config.root)?;
+    let mut root = root::enter(&config.root, &config.hostname)?;
     let mut boot = boot.into_connection();
     ports::mark(CODE_INIT_READY);
     boot.send(&GuestMessage::Ready);
-    // Done before any program runs: this is the thread that starts them.
-    if root.writable {
-        warnings.extend(network::write_names(&config.hostname));
-    }
+    // Nothing runs before the loop does, so this overlaps with the supervisor's
+    // first request.
+    warnings.extend(prepare_for_programs());
+    warnings.extend(std::mem::take(&mut root.warnings));
     for warning in warnings {
         boot.send(&GuestMessage::Warning(warning));
     }
@@ -146,10 +124,31 @@ fn set_up() -> Result<Init, Failure> {
     })
 }
 
-fn warn_of(warnings: &mut Vec<String>, what: &str, result: nix::Result<()>) {
-    if let Err(errno) = result {
-        warnings.push(format!("{what}: {}", errno.desc()));
-    }
+/// What programs expect but can do without; returns what did not work.
+fn prepare_for_programs() -> Vec<String> {
+    let limit = |resource, value| setrlimit(resource, value, value);
+    let steps = [
+        ("raise the loopback interface", network::loopback_up()),
+        (
+            "be exempt from the out-of-memory killer",
+            mounts::never_kill_me(),
+        ),
+        (
+            "raise RLIMIT_NOFILE",
+            limit(Resource::RLIMIT_NOFILE, OPEN_FILES),
+        ),
+        // The control group has a limit instead.
+        (
+            "raise RLIMIT_NPROC",
+            limit(Resource::RLIMIT_NPROC, RLIM_INFINITY),
+        ),
+    ];
+    let failed = |(what, result): (&str, nix::Result<()>)| {
+        result
+            .err()
+            .map(|errno| format!("{what}: {}", errno.desc()))
+    };
+    steps.into_iter().filter_map(failed).collect()
 }
 
 fn watch_signals(poller: &Poller) -> Result<SignalFd, Failure> {

@@ -1,9 +1,9 @@
 //! Names and the loopback interface.
 
-use std::io::Write;
-use std::os::unix::fs::OpenOptionsExt;
+use std::io::{self, Write};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, chown};
+use std::path::Path;
 
-use nix::libc;
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
 
 use crate::failure::Failure;
@@ -34,9 +34,12 @@ pub(crate) fn set_hostname(name: &str) -> Result<(), Failure> {
     nix::unistd::sethostname(name).map_err(|errno| Failure::system(what(), errno))
 }
 
-/// Writes `/etc/hostname` and `/etc/hosts` as docker does. What does not work
-/// is returned: programs run without.
-pub(crate) fn write_names(name: &str) -> Vec<String> {
+/// Writes `/etc/hostname` and `/etc/hosts` as docker does, into the layer
+/// `upper` of an overlay that is not mounted yet: going through the overlay
+/// would copy `/etc` up first. `lower` is the root image.
+///
+/// What does not work is returned: programs run without.
+pub(crate) fn write_names(lower: &Path, upper: &Path, name: &str) -> Vec<String> {
     let hosts = format!(
         "127.0.0.1\tlocalhost\n\
          ::1\tlocalhost ip6-localhost ip6-loopback\n\
@@ -46,31 +49,66 @@ pub(crate) fn write_names(name: &str) -> Vec<String> {
          ff02::2\tip6-allrouters\n\
          127.0.1.1\t{name}\n"
     );
-    let files = [
-        ("/etc/hostname", format!("{name}\n")),
-        ("/etc/hosts", hosts),
-    ];
+    let etc = upper.join("etc");
+    if let Err(error) = make_like(&etc, &lower.join("etc")) {
+        return vec![format!("write /etc/hostname and /etc/hosts: {error}")];
+    }
+    let files = [("hostname", format!("{name}\n")), ("hosts", hosts)];
     files
         .iter()
-        .filter_map(|(path, content)| {
-            let error = replace(path, content.as_bytes()).err()?;
-            Some(format!("write {path}: {error}"))
+        .filter_map(|(file, content)| {
+            let error = replace(&etc.join(file), content.as_bytes()).err()?;
+            Some(format!("write /etc/{file}: {error}"))
         })
         .collect()
 }
 
-fn replace(path: &str, content: &[u8]) -> std::io::Result<()> {
-    if let Some(parent) = std::path::Path::new(path).parent() {
-        std::fs::create_dir_all(parent)?;
+/// Makes the directory `new`, unless it is there, with owner and mode of
+/// `model`, if that is there: the upper layer's attributes are the ones seen.
+fn make_like(new: &Path, model: &Path) -> io::Result<()> {
+    let model = match model.symlink_metadata() {
+        Ok(meta) if meta.is_dir() => Some(meta),
+        Ok(_) => {
+            return Err(io::Error::other(
+                "/etc is not a directory in the root image",
+            ));
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+        Err(error) => return Err(error),
+    };
+    match std::fs::create_dir(new) {
+        Ok(()) => {}
+        // From an earlier run on this disk; not necessarily a directory.
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+            return if new.symlink_metadata()?.is_dir() {
+                Ok(())
+            } else {
+                Err(error)
+            };
+        }
+        Err(error) => return Err(error),
     }
-    // The image decides what is there: a link is not followed and a FIFO not
-    // waited for.
-    let mut file = std::fs::OpenOptions::new()
-        .write(true)
-        .create(true)
-        .truncate(true)
-        .mode(0o644)
-        .custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK)
-        .open(path)?;
-    file.write_all(content)
+    if let Some(model) = model {
+        chown(new, Some(model.uid()), Some(model.gid()))?;
+        std::fs::set_permissions(new, model.permissions())?;
+    }
+    Ok(())
 }
+
+/// Puts a new file at `path`, whatever was there: a file, a link, a whiteout.
+fn replace(path: &Path, content: &[u8]) -> io::Result<()> {
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    let mut options = std::fs::OpenOptions::new();
+    options
+        .write(true)
+        .create_new(true)
+        .mode(0o644)
+        .open(path)?
+        .write_all(content)
+}
+
+#[cfg(test)]
+mod tests;

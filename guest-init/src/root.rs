@@ -7,6 +7,7 @@
 //! freeing: its one file is this running program.
 
 use std::os::fd::OwnedFd;
+use std::path::Path;
 
 use flashpan_protocol::agent::{FsType, RootConfig, Upper};
 use nix::errno::Errno;
@@ -17,10 +18,13 @@ use nix::unistd::{chdir, chroot, mkdir};
 
 use crate::failure::{During, Failure};
 use crate::mounts::directory;
+use crate::network;
 
 const NEW_ROOT: &str = "/newroot";
 const LOWER: &str = "/lower";
 const UPPER: &str = "/upper";
+const UPPER_LAYER: &str = "/upper/upper";
+const UPPER_WORK: &str = "/upper/work";
 
 /// Mounted in the initramfs, moved into the root.
 const MOVED: [&str; 3] = ["dev", "proc", "sys"];
@@ -30,18 +34,21 @@ const MOVED: [&str; 3] = ["dev", "proc", "sys"];
 pub(crate) struct Root {
     /// A directory on the disk that takes the writes, to freeze it by.
     pub(crate) disk: Option<OwnedFd>,
-    /// Whether anything can be written to it.
-    pub(crate) writable: bool,
+    /// What went wrong with things that programs can do without.
+    pub(crate) warnings: Vec<String>,
 }
 
-/// Mounts what `config` describes and makes it the root of this process.
-pub(crate) fn enter(config: &RootConfig) -> Result<Root, Failure> {
+/// Mounts what `config` describes and makes it the root of this process; a
+/// writable one learns its host name.
+pub(crate) fn enter(config: &RootConfig, hostname: &str) -> Result<Root, Failure> {
     directory(NEW_ROOT).during("make the directory /newroot in the initramfs")?;
     let mut disk = None;
+    let mut warnings = Vec::new();
     let writable = config.upper != Upper::None;
     if writable {
         mount_image(config, LOWER)?;
         disk = mount_upper(&config.upper)?;
+        warnings = network::write_names(Path::new(LOWER), Path::new(UPPER_LAYER), hostname);
         overlay()?;
     } else {
         mount_image(config, NEW_ROOT)?;
@@ -55,7 +62,7 @@ pub(crate) fn enter(config: &RootConfig) -> Result<Root, Failure> {
         .during("move the root file system to /")?;
     chroot(".").during("make the root file system the root directory")?;
     chdir("/").during("enter the root directory")?;
-    Ok(Root { disk, writable })
+    Ok(Root { disk, warnings })
 }
 
 fn mount_image(config: &RootConfig, target: &str) -> Result<(), Failure> {
@@ -135,7 +142,7 @@ fn mount_upper(upper: &Upper) -> Result<Option<OwnedFd>, Failure> {
             Some(open(UPPER, flags, Mode::empty()).during("open the writable disk")?)
         }
     };
-    for part in ["/upper/upper", "/upper/work"] {
+    for part in [UPPER_LAYER, UPPER_WORK] {
         match mkdir(part, Mode::from_bits_truncate(0o755)) {
             Ok(()) | Err(Errno::EEXIST) => {}
             Err(errno) => {

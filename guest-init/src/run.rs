@@ -1,6 +1,6 @@
 //! A program while it lives: its leader process, its group, its descriptors.
 
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 
 use flashpan_protocol::agent::{ExitStatus, StartFailure, TerminalSize};
 use nix::errno::Errno;
@@ -9,11 +9,11 @@ use nix::sys::epoll::EpollFlags;
 use nix::unistd::read;
 
 use crate::agent::{Shared, Source, token};
-use crate::cgroup::{Removal, RunGroup};
+use crate::cgroup::{Removal, RunGroup, Tree};
 use crate::plan::Plan;
 use crate::poller::Watched;
-use crate::spawn::{self, no_resources};
-use crate::stdio::{Input, Output, Stdio, Terminal};
+use crate::spawn::{self, Privileges, Spawned, no_resources};
+use crate::stdio::{self, Input, OurStdio, Output, Terminal};
 use crate::sys::{self, Children};
 
 /// Whether the child has become the program.
@@ -59,48 +59,25 @@ pub(crate) struct Run {
 impl Run {
     /// Forks the program of `plan`; what becomes of it, [`Run::launch`] tells.
     pub(crate) fn start(plan: Plan, id: u64, shared: &mut Shared) -> Result<Self, StartFailure> {
-        let failed = |what: &'static str| move |errno: Errno| no_resources(what, errno);
-        let group = match &mut shared.groups {
-            Some(groups) => {
-                let new = groups.new_run();
-                Some(new.map_err(failed("make a control group for the program"))?)
-            }
-            None => None,
-        };
-        let started = Self::start_in(plan, group, id, shared);
-        started.map_err(|(failure, group)| {
-            shared
-                .leftovers
-                .extend(group.filter(|group| group.remove() == Removal::Busy));
-            failure
-        })
-    }
-
-    fn start_in(
-        plan: Plan,
-        group: Option<RunGroup>,
-        id: u64,
-        shared: &Shared,
-    ) -> Result<Self, (StartFailure, Option<RunGroup>)> {
-        let stdio = match Stdio::new(&plan) {
-            Ok(stdio) => stdio,
+        let (group, directory) = match shared.groups.as_mut().map(Tree::new_run).transpose() {
+            Ok(new) => new.unzip(),
             Err(errno) => {
-                return Err((
-                    no_resources("make the program's input and output", errno),
-                    group,
-                ));
+                return Err(no_resources("make a control group for the program", errno));
             }
         };
-        let directory = group.as_ref().map(|group| group.directory().as_fd());
-        let spawned = match spawn::spawn(&plan, &stdio.child, directory, shared.privileges) {
-            Ok(spawned) => spawned,
-            Err(errno) => return Err((no_resources("start a process", errno), group)),
+        let (stdio, spawned) = match Self::fork(&plan, directory.as_ref(), shared.privileges) {
+            Ok(forked) => forked,
+            Err(failure) => {
+                let busy = group.filter(|group| group.remove() == Removal::Busy);
+                shared.leftovers.extend(busy);
+                return Err(failure);
+            }
         };
         let poller = &shared.poller;
         let watched = |fd, source| Watched::new(poller, fd, token(id, source));
         let output = |fd, source| Output::new(poller, fd, token(id, source));
         let on_terminal = stdio.terminal.is_some();
-        let mut run = Self {
+        Ok(Self {
             pid: spawned.child.pid,
             pidfd: Some(watched(spawned.child.pidfd, Source::Child)),
             linger: plan.linger,
@@ -112,11 +89,20 @@ impl Run {
             terminal: stdio.terminal,
             group,
             group_events: None,
-        };
-        // If one cannot be watched, the failure shows again, and is handled,
-        // in the `watch` that follows every event.
-        let _ = run.watch(true);
-        Ok(run)
+        })
+    }
+
+    /// Drops the program's ends of its streams: only the program holds them.
+    fn fork(
+        plan: &Plan,
+        group: Option<&OwnedFd>,
+        privileges: Privileges,
+    ) -> Result<(OurStdio, Spawned), StartFailure> {
+        let (ours, theirs) = stdio::make(plan)
+            .map_err(|errno| no_resources("make the program's input and output", errno))?;
+        let spawned = spawn::spawn(plan, &theirs, group.map(AsFd::as_fd), privileges)
+            .map_err(|errno| no_resources("start a process", errno))?;
+        Ok((ours, spawned))
     }
 
     /// The process id of the leader.

@@ -23,9 +23,8 @@ const CREDIT_STEP: u32 = STDIN_WINDOW / 8;
 /// What a terminal can hold back of a program's output, generously.
 const TERMINAL_BUFFER: usize = 1 << 20;
 
-/// Our ends and the program's ends.
-pub(crate) struct Stdio {
-    pub(crate) child: ChildStdio,
+/// Our ends.
+pub(crate) struct OurStdio {
     pub(crate) input: Option<OwnedFd>,
     pub(crate) output: OwnedFd,
     pub(crate) errors: Option<OwnedFd>,
@@ -49,76 +48,76 @@ impl Terminal {
     }
 }
 
-impl Stdio {
-    /// Makes what `plan` asks for, for its user.
-    pub(crate) fn new(plan: &Plan) -> nix::Result<Self> {
-        match plan.terminal {
-            Some(size) => Self::terminal(plan, size),
-            None => Self::pipes(plan),
-        }
+/// Makes what `plan` asks for, for its user: our ends and the program's.
+pub(crate) fn make(plan: &Plan) -> nix::Result<(OurStdio, ChildStdio)> {
+    match plan.terminal {
+        Some(size) => terminal(plan, size),
+        None => pipes(plan),
     }
+}
 
-    fn pipes(plan: &Plan) -> nix::Result<Self> {
-        let (stdin, input) = if plan.stdin {
-            let (theirs, ours) = pipe2(OFlag::O_CLOEXEC)?;
-            set_nonblocking(&ours)?;
-            (theirs, Some(ours))
-        } else {
-            let flags = OFlag::O_RDONLY | OFlag::O_CLOEXEC;
-            (open("/dev/null", flags, Mode::empty())?, None)
-        };
-        let (output, stdout) = pipe2(OFlag::O_CLOEXEC)?;
-        let (errors, stderr) = pipe2(OFlag::O_CLOEXEC)?;
-        set_nonblocking(&output)?;
-        set_nonblocking(&errors)?;
-        let (uid, gid) = (plan.identity.uid, plan.identity.gid);
-        if uid != 0 {
-            // Else the user could not open /dev/stdout, which is the pipe's
-            // inode by way of /proc/self/fd.
-            let owner = (Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid)));
-            if plan.stdin {
-                let _ = fchown(&stdin, owner.0, owner.1);
-            }
-            let _ = fchown(&stdout, owner.0, owner.1);
-            let _ = fchown(&stderr, owner.0, owner.1);
+fn pipes(plan: &Plan) -> nix::Result<(OurStdio, ChildStdio)> {
+    let (stdin, input) = if plan.stdin {
+        let (theirs, ours) = pipe2(OFlag::O_CLOEXEC)?;
+        set_nonblocking(&ours)?;
+        (theirs, Some(ours))
+    } else {
+        let flags = OFlag::O_RDONLY | OFlag::O_CLOEXEC;
+        (open("/dev/null", flags, Mode::empty())?, None)
+    };
+    let (output, stdout) = pipe2(OFlag::O_CLOEXEC)?;
+    let (errors, stderr) = pipe2(OFlag::O_CLOEXEC)?;
+    set_nonblocking(&output)?;
+    set_nonblocking(&errors)?;
+    let (uid, gid) = (plan.identity.uid, plan.identity.gid);
+    if uid != 0 {
+        // Else the user could not open /dev/stdout, which is the pipe's
+        // inode by way of /proc/self/fd.
+        let owner = (Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid)));
+        if plan.stdin {
+            let _ = fchown(&stdin, owner.0, owner.1);
         }
-        Ok(Self {
-            child: ChildStdio {
-                stdin,
-                stdout,
-                stderr,
-            },
-            input,
-            output,
-            errors: Some(errors),
-            terminal: None,
-        })
+        let _ = fchown(&stdout, owner.0, owner.1);
+        let _ = fchown(&stderr, owner.0, owner.1);
     }
+    let ours = OurStdio {
+        input,
+        output,
+        errors: Some(errors),
+        terminal: None,
+    };
+    let theirs = ChildStdio {
+        stdin,
+        stdout,
+        stderr,
+    };
+    Ok((ours, theirs))
+}
 
-    fn terminal(plan: &Plan, size: TerminalSize) -> nix::Result<Self> {
-        let flags = OFlag::O_RDWR | OFlag::O_NOCTTY | OFlag::O_CLOEXEC | OFlag::O_NONBLOCK;
-        let master = open("/dev/ptmx", flags, Mode::empty())?;
-        let slave = sys::open_slave(master.as_fd())?;
-        sys::set_terminal_size(master.as_fd(), size)?;
-        if plan.identity.uid != 0 {
-            // The group stays that of the devpts mount (tty).
-            let _ = fchown(&slave, Some(Uid::from_raw(plan.identity.uid)), None);
-        }
-        Ok(Self {
-            child: ChildStdio {
-                stdin: duplicate(&slave)?,
-                stdout: duplicate(&slave)?,
-                stderr: duplicate(&slave)?,
-            },
-            input: plan.stdin.then(|| duplicate(&master)).transpose()?,
-            output: duplicate(&master)?,
-            errors: None,
-            terminal: Some(Terminal {
-                master,
-                _slave: slave,
-            }),
-        })
+fn terminal(plan: &Plan, size: TerminalSize) -> nix::Result<(OurStdio, ChildStdio)> {
+    let flags = OFlag::O_RDWR | OFlag::O_NOCTTY | OFlag::O_CLOEXEC | OFlag::O_NONBLOCK;
+    let master = open("/dev/ptmx", flags, Mode::empty())?;
+    let slave = sys::open_slave(master.as_fd())?;
+    sys::set_terminal_size(master.as_fd(), size)?;
+    if plan.identity.uid != 0 {
+        // The group stays that of the devpts mount (tty).
+        let _ = fchown(&slave, Some(Uid::from_raw(plan.identity.uid)), None);
     }
+    let theirs = ChildStdio {
+        stdin: duplicate(&slave)?,
+        stdout: duplicate(&slave)?,
+        stderr: duplicate(&slave)?,
+    };
+    let ours = OurStdio {
+        input: plan.stdin.then(|| duplicate(&master)).transpose()?,
+        output: duplicate(&master)?,
+        errors: None,
+        terminal: Some(Terminal {
+            master,
+            _slave: slave,
+        }),
+    };
+    Ok((ours, theirs))
 }
 
 fn duplicate(fd: &OwnedFd) -> nix::Result<OwnedFd> {

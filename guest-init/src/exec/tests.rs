@@ -758,8 +758,9 @@ fn groups(name: &str) -> (Tree, PathBuf) {
     let root = PathBuf::from(mount.split(' ').nth(1).unwrap());
     let own = root.join(format!("guest-init-{}-{name}", std::process::id()));
     std::fs::create_dir(&own).unwrap();
-    let (tree, warnings) = Tree::create(&own).unwrap();
-    assert_eq!(warnings, Vec::<String>::new());
+    // That limits cannot be set where the controllers are in v1 does not matter
+    // here.
+    let (tree, _) = Tree::create(&own).unwrap();
     (tree, own)
 }
 
