@@ -6,6 +6,7 @@ use std::process::ExitCode;
 
 use anyhow::{Result, bail};
 
+mod bench;
 mod demo;
 mod deny;
 mod lab;
@@ -18,6 +19,7 @@ Development commands.
 
   cargo xtask demo                        boot VMs, from nothing to a program's output
   cargo xtask test [--unit|--e2e] [WHAT]  everything that has to be green
+  cargo xtask bench boot [--runs N]       figures beside a peer's, against budgets
   cargo xtask lab [OPTIONS] -- COMMAND…   run a command in the emulated host
   cargo xtask deny                        check the dependency graph (deny.toml)
   cargo xtask setup                       install, or name, the packages all this needs
@@ -39,6 +41,7 @@ fn dispatch(command: &str, arguments: Vec<OsString>) -> Result<u8> {
     match command {
         "demo" => demo::demo(),
         "test" => test::test(&arguments),
+        "bench" => bench::bench(&arguments),
         "lab" => lab::lab(arguments),
         "deny" => deny::check().map(|()| 0),
         "setup" => setup::setup().map(|()| 0),

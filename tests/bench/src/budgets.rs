@@ -1,0 +1,61 @@
+//! `budgets.toml`: the most that a figure may be.
+//!
+//! One `"name" = number` per line and comments: that much of TOML is enough.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::Path;
+
+use anyhow::{Context, Result};
+
+/// The budgets by the names of their figures.
+#[derive(Debug, Default)]
+pub(crate) struct Budgets(BTreeMap<String, f64>);
+
+impl Budgets {
+    /// Reads the file.
+    pub(crate) fn read(path: &Path) -> Result<Self> {
+        let text = fs::read_to_string(path)
+            .with_context(|| format!("read the budgets {}", path.display()))?;
+        Self::parse(&text)
+    }
+
+    fn parse(text: &str) -> Result<Self> {
+        let mut budgets = BTreeMap::new();
+        for (number, line) in (1..).zip(text.lines()) {
+            let line = line.split_once('#').map_or(line, |(line, _)| line).trim();
+            if line.is_empty() {
+                continue;
+            }
+            let wrong = || format!("line {number} of the budgets is not `\"name\" = number`");
+            let (name, value) = line.split_once('=').with_context(wrong)?;
+            let value = value.trim().parse().with_context(wrong)?;
+            budgets.insert(name.trim().trim_matches('"').to_owned(), value);
+        }
+        Ok(Self(budgets))
+    }
+
+    /// The budget of a figure: of its ratio if it has one, else of its value.
+    pub(crate) fn of(&self, name: &str) -> Option<f64> {
+        self.0.get(name).copied()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_numbers_and_comments_are_read() {
+        let budgets = Budgets::parse("# why\n\"a/b\" = 0.8 # because\n\nc = 12\n").unwrap();
+        assert_eq!(budgets.of("a/b"), Some(0.8));
+        assert_eq!(budgets.of("c"), Some(12.0));
+        assert_eq!(budgets.of("d"), None);
+    }
+
+    #[test]
+    fn a_line_that_is_neither_is_named() {
+        let error = Budgets::parse("a = 1\nb: 2\n").unwrap_err();
+        assert!(error.to_string().contains("line 2"), "{error}");
+    }
+}
