@@ -41,8 +41,10 @@ fn the_size_of_the_terminal_is_passed_on_and_so_are_its_changes() {
     let mut shell = debian_shell(&home);
     shell.press("stty size\r");
     shell.wait_for("24 80");
-    shell.press("trap 'echo now: $(stty size)' WINCH; while :; do sleep 1; done\r");
-    shell.wait_for("done");
+    // Without job control: with it the loop's `sleep` alone would be told.
+    shell
+        .press("set +m; trap 'echo now: $(stty size)' WINCH; while echo again; do sleep 1; done\r");
+    shell.wait_for("\nagain");
     shell.resize(50, 132);
     shell.wait_for("now: 50 132");
     shell.press("\x03");
@@ -56,8 +58,10 @@ fn the_size_of_the_terminal_is_passed_on_and_so_are_its_changes() {
 fn an_interrupt_ends_the_foreground_program_and_not_the_shell() {
     let home = Home::new();
     let mut shell = debian_shell(&home);
-    shell.press("echo start; sleep 1000\r");
-    shell.wait_for("start\r\n");
+    shell.press("cat\r");
+    // Once by the terminal, once by the program: it is in the foreground.
+    shell.press("echoed\r");
+    shell.wait_for("echoed\r\nechoed\r\n");
     shell.press("\x03");
     shell.wait_for("ready> ");
     shell.press("echo alive; exit 0\r");
