@@ -66,7 +66,7 @@ pub enum Error {
     },
     /// There is no kernel of this version's base configuration.
     #[error(
-        "no default kernel is built yet: run `flashpan kernel build` (about ten minutes, once)"
+        "no kernel with the base configuration of this version is built: run `flashpan kernel build` (about ten minutes, once)"
     )]
     NotBuilt,
     /// A file of the cache could not be read or written.
