@@ -1,6 +1,7 @@
 //! Options that describe a VM, and what they stand for.
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use clap::{Args, ValueEnum};
 use flashpan::{BootProtocol, Console, FsType, Root, Sandbox, SandboxBuilder};
@@ -53,6 +54,10 @@ pub(crate) struct VmArgs {
     /// How the kernel is entered.
     #[arg(long, value_enum, default_value_t, value_name = "PROTOCOL")]
     boot_protocol: Entry,
+
+    /// How long the guest may take to become ready, e.g. 10s or 5m.
+    #[arg(long, value_name = "DURATION", value_parser = parse::duration, default_value = "60s")]
+    boot_timeout: Duration,
 }
 
 /// [`BootProtocol`] on the command line.
@@ -89,6 +94,7 @@ impl VmArgs {
             hostname: self.hostname.clone(),
             kernel_args: self.kernel_args.join(" "),
             boot_protocol,
+            boot_timeout: self.boot_timeout,
         })
     }
 
@@ -111,6 +117,7 @@ pub(crate) struct Template {
     hostname: String,
     kernel_args: String,
     boot_protocol: BootProtocol,
+    boot_timeout: Duration,
 }
 
 impl Template {
@@ -122,7 +129,9 @@ impl Template {
             .hostname(&self.hostname)
             .kernel_args(&self.kernel_args)
             .boot_protocol(self.boot_protocol)
+            .boot_timeout(self.boot_timeout)
             .console(console)
+            .end_with_thread(true)
     }
 }
 

@@ -61,6 +61,7 @@ pub struct SandboxBuilder {
     pub(crate) process_start_ns: Option<u64>,
     pub(crate) vmm: Option<PathBuf>,
     pub(crate) guest_init: Option<PathBuf>,
+    pub(crate) end_with_thread: bool,
 }
 
 impl fmt::Debug for SandboxBuilder {
@@ -91,6 +92,7 @@ impl SandboxBuilder {
             process_start_ns: None,
             vmm: None,
             guest_init: None,
+            end_with_thread: false,
         }
     }
 
@@ -164,6 +166,16 @@ impl SandboxBuilder {
     /// ([`crate::guest_init_program`]).
     pub fn guest_init(mut self, program: impl Into<PathBuf>) -> Self {
         self.guest_init = Some(program.into());
+        self
+    }
+
+    /// Whether the VMM is killed when the thread that polls
+    /// [`SandboxBuilder::boot`] first ends. A VMM ends in any case when this
+    /// process does, but one that is busy loading a kernel notices only after
+    /// that. For programs whose runtime stays on their main thread: elsewhere
+    /// threads come and go.
+    pub fn end_with_thread(mut self, end_with_thread: bool) -> Self {
+        self.end_with_thread = end_with_thread;
         self
     }
 

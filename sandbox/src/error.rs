@@ -71,7 +71,7 @@ pub enum Error {
         message: String,
     },
     /// The guest was not ready in time.
-    #[error("guest was not ready within {after:?} ({}){}", reached_text(*reached), quoted(console.as_deref()))]
+    #[error("guest was not ready within {after:?} ({}){}; allow it more time if this host is busy", reached_text(*reached), quoted(console.as_deref()))]
     BootTimeout {
         /// The deadline.
         after: Duration,
@@ -201,7 +201,8 @@ mod tests {
         assert_eq!(
             error.to_string(),
             "guest was not ready within 60s (it got as far as kernel_entry); \
-             last on its console: VFS: cannot open root"
+             last on its console: VFS: cannot open root; \
+             allow it more time if this host is busy"
         );
     }
 

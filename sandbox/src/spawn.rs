@@ -6,7 +6,7 @@
 //! grow with the embedder's memory.
 #![allow(unsafe_code)] // posix_spawn(3) and pidfd_open(2) have no safe wrapper that does this.
 
-use std::ffi::{CString, c_char, c_int, c_short};
+use std::ffi::{CStr, CString, c_char, c_int, c_short};
 use std::fmt;
 use std::io;
 use std::mem::MaybeUninit;
@@ -55,7 +55,7 @@ pub(crate) struct Child {
 }
 
 impl Child {
-    /// Starts `program` with no arguments and no environment. It gets
+    /// Starts `program` with these arguments and no environment. It gets
     /// `/dev/null` as standard input and output, `stderr` as standard error and
     /// `control` as descriptor `control_fd`; every other descriptor is closed.
     /// It leads a session of its own, so a terminal's signals do not reach it.
@@ -64,6 +64,7 @@ impl Child {
     /// If the program cannot be executed or there are too many processes.
     pub(crate) fn spawn(
         program: &Path,
+        arguments: &[&CStr],
         stderr: BorrowedFd<'_>,
         control: BorrowedFd<'_>,
         control_fd: c_int,
@@ -80,10 +81,13 @@ impl Child {
         actions.close_from(control_fd.saturating_add(1))?;
         let attributes = Attributes::new()?;
 
-        let arguments: [*const c_char; 2] = [path.as_ptr(), std::ptr::null()];
+        let arguments: Vec<*const c_char> = std::iter::once(path.as_ptr())
+            .chain(arguments.iter().map(|argument| argument.as_ptr()))
+            .chain([std::ptr::null()])
+            .collect();
         let environment: [*const c_char; 1] = [std::ptr::null()];
         let mut pid = 0;
-        // SAFETY: `path` and both null-terminated arrays live until the call
+        // SAFETY: the strings and both null-terminated arrays live until the call
         // returns; actions and attributes are initialised. posix_spawn does not
         // write through the argument pointers (POSIX declares them so for
         // historical reasons only).

@@ -5,6 +5,7 @@
 //! own anywhere: when the supervisor goes away, however it goes, the control
 //! socket closes, the VMM ends, and there is nothing left to clean up.
 
+use std::ffi::CStr;
 use std::fs::File;
 use std::io::{self, Write};
 use std::os::fd::{AsFd, OwnedFd};
@@ -23,6 +24,10 @@ use crate::control::{Channel, Packet};
 use crate::error::{Error, Result};
 use crate::locate;
 use crate::spawn::Child;
+
+/// Argument that makes the VMM ask for SIGKILL when the thread that started it
+/// ends (`PR_SET_PDEATHSIG`).
+const DIE_WITH_PARENT: &CStr = c"--die-with-parent";
 
 /// A VMM process that was just started, and what has to be sent to it.
 #[derive(Debug)]
@@ -46,11 +51,21 @@ impl VmmProcess {
         let (control, theirs) = Channel::pair().map_err(Error::host("make the control socket"))?;
         let (stderr, stderr_writer) =
             pipe2(OFlag::O_CLOEXEC).map_err(Error::host("make a pipe for the VMM's errors"))?;
-        let child = Child::spawn(&program, stderr_writer.as_fd(), theirs.as_fd(), CONTROL_FD)
-            .map_err(|source| Error::Spawn {
-                path: program.clone(),
-                source,
-            })?;
+        let arguments: &[&CStr] = match config.end_with_thread {
+            true => &[DIE_WITH_PARENT],
+            false => &[],
+        };
+        let child = Child::spawn(
+            &program,
+            arguments,
+            stderr_writer.as_fd(),
+            theirs.as_fd(),
+            CONTROL_FD,
+        )
+        .map_err(|source| Error::Spawn {
+            path: program.clone(),
+            source,
+        })?;
         drop((theirs, stderr_writer));
 
         let mut fds = vec![open("kernel", &config.kernel)?, initramfs(config)?];

@@ -339,7 +339,7 @@ async fn a_boot_that_takes_too_long_says_how_far_it_got() {
     assert_eq!(
         error.to_string(),
         "guest was not ready within 2s (it got as far as kernel_entry); \
-         last on its console: booting..."
+         last on its console: booting...; allow it more time if this host is busy"
     );
     world.vmm_is_gone().await;
 }
