@@ -177,3 +177,6 @@ impl Agent {
         self.execs.is_empty()
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -125,11 +125,12 @@ impl Exec {
 
     /// Something has happened to `source`.
     pub(crate) fn handle(&mut self, source: Source, events: EpollFlags, shared: &mut Shared) {
-        // Whatever the program does, that it was started is said first.
-        self.on_status();
         match source {
             Source::Socket => self.on_socket(events, shared),
+            Source::Status => self.on_status(),
             Source::Child => {
+                // What became of execve comes before how it ended.
+                self.on_status();
                 if let Some(run) = self.run_mut() {
                     run.reap();
                 }
@@ -137,8 +138,8 @@ impl Exec {
             Source::Stdin => self.on_stdin(events),
             Source::Stdout => self.on_output(Source::Stdout, shared),
             Source::Stderr => self.on_output(Source::Stderr, shared),
-            // What they mean is looked at above and below.
-            Source::Status | Source::Group => {}
+            // What it means is looked at below.
+            Source::Group => {}
         }
         self.advance(shared);
     }
@@ -296,6 +297,7 @@ impl Exec {
             Launch::Started => {
                 let pid = run.pid().unsigned_abs();
                 self.connection.send(&ExecOutput::Started { pid });
+                self.give_input();
             }
         }
     }
@@ -311,6 +313,9 @@ impl Exec {
 
     fn give_input(&mut self) {
         let Some(run) = self.run_mut() else { return };
+        if !run.is_launched() {
+            return;
+        }
         let closed = run.input.pump();
         let credit = run.input.take_credit();
         if let Some(credit) = credit {

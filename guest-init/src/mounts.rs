@@ -85,13 +85,13 @@ pub(crate) const CGROUPS: &str = "/sys/fs/cgroup";
 /// would be mistaken for standard input and output.
 pub(crate) fn devices() -> Result<(), Failure> {
     directory("/dev").during("make the directory /dev in the initramfs")?;
-    let flags = MsFlags::MS_NOSUID | MsFlags::MS_NOEXEC;
+    let (source, options) = (Some("dev"), Some("mode=755"));
     match mount(
-        Some("dev"),
+        source,
         "/dev",
         Some("devtmpfs"),
-        flags,
-        Some("mode=755"),
+        MsFlags::MS_NOSUID,
+        options,
     ) {
         // The kernel may have done it already (DEVTMPFS_MOUNT).
         Ok(()) | Err(Errno::EBUSY) => {}

@@ -206,3 +206,6 @@ fn move_into_root(name: &str, writable: bool) -> Result<(), Failure> {
     )
     .during(&what())
 }
+
+#[cfg(test)]
+mod tests;

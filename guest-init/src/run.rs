@@ -231,6 +231,10 @@ impl Run {
         if let Some(pidfd) = &mut self.pidfd {
             pidfd.watch(Some(EpollFlags::EPOLLIN))?;
         }
+        // That it was started is said first of all.
+        if !self.is_launched() {
+            return Ok(());
+        }
         self.input.watch()?;
         self.output.watch(room)?;
         self.errors

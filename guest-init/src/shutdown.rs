@@ -107,3 +107,6 @@ pub(crate) fn leave(request: ExitRequest) -> ! {
     let _ = reboot(mode);
     sys::halt()
 }
+
+#[cfg(test)]
+mod tests;
