@@ -119,7 +119,7 @@ fn codes(events: &Receiver<VmEvent>, until: impl Fn(&VmEvent) -> bool, count: us
 
 #[test]
 fn a_saved_machine_goes_on_in_another_where_it_was() {
-    let (vm, events) = machine();
+    let (mut vm, events) = machine();
     let ram = memory(&vm);
     let handle = vm.handle().unwrap();
     let running = thread::spawn(move || vm.run());
@@ -162,7 +162,7 @@ fn a_saved_machine_goes_on_in_another_where_it_was() {
 
 #[test]
 fn a_running_machine_is_not_saved() {
-    let (vm, events) = machine();
+    let (mut vm, events) = machine();
     let handle = vm.handle().unwrap();
     let (reply, answer) = channel();
     let running = thread::spawn(move || vm.run());

@@ -76,8 +76,10 @@ fn main() -> Result<(), Box<dyn Error>> {
         console: Some(File::from(std::os::fd::OwnedFd::from(writer))),
         disks: Vec::new(),
     };
-    let vm = Vm::boot(Host::open()?, &spec, resources, Arc::new(Print))?;
+    let mut vm = Vm::boot(Host::open()?, &spec, resources, Arc::new(Print))?;
     let report = vm.run();
+    // With the machine its end of the console goes, and the printer ends.
+    drop(vm);
 
     printer.join().map_err(|_| "the console thread failed")??;
     println!("\nthe guest ended: {:?}", report.reason);

@@ -78,6 +78,9 @@ fn serve(spawned: flashpan_protocol::control::Stamp) -> Result<(), Box<dyn std::
     let report = vm.run();
     // A supervisor that is gone needs no report.
     let _ = control.finish(&Event::Exited(Box::new(report)));
+    // The process ends now: the kernel takes everything back at once, where we
+    // would join threads and unmap memory piece by piece.
+    std::mem::forget(vm);
     Ok(())
 }
 

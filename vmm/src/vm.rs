@@ -315,8 +315,7 @@ impl Vm {
 
     /// Runs the machine until it ends, on the calling thread, which is its
     /// event loop.
-    #[must_use]
-    pub fn run(mut self) -> ExitReport {
+    pub fn run(&mut self) -> ExitReport {
         self.machine.phase(Phase::FirstRun);
         self.vcpus.resume();
         let reason = loop {
