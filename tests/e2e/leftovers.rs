@@ -45,7 +45,10 @@ fn an_interrupt_while_booting() {
     let run = Flashpan::script(&home, LONG).start();
     thread::sleep(Duration::from_millis(300));
     run.signal(Signal::SIGINT);
-    run.finish().expect_status(130);
+    let run = run.finish();
+    // Before there is a VM to end, the signal ends flashpan as any program.
+    assert!(matches!(run.status, None | Some(130)), "{run}");
+    assert!(run.stderr.is_empty(), "{run}");
 }
 
 #[test]
@@ -64,13 +67,12 @@ fn signals_go_to_the_command() {
 fn twenty_at_once() {
     let home = Home::new();
     let patience = Duration::from_secs(600);
+    let options = ["--boot-timeout", "9m"];
     let runs: Vec<_> = (0..20)
         .map(|number| {
             let script = format!("echo {number}; exit {number}");
-            (
-                number,
-                Flashpan::script(&home, &script).patience(patience).start(),
-            )
+            let run = Flashpan::run(&home, options, ["sh", "-c", &script]);
+            (number, run.patience(patience).start())
         })
         .collect();
     for (number, run) in runs {
