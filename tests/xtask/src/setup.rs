@@ -31,6 +31,9 @@ pub(crate) fn setup() -> Result<()> {
     Ok(())
 }
 
+/// The packages with the programs that a VM is made with.
+const PROGRAMS: [&str; 3] = ["flashpan-cli", "flashpan-vmm", "flashpan-guest-init"];
+
 /// The check of `flashpan doctor` that tells whether a lab is needed.
 const GUEST_CHECK: &str = "a guest runs";
 
@@ -61,10 +64,10 @@ pub(crate) struct Guest {
 impl Guest {
     /// Builds or finds it all.
     pub(crate) fn prepare() -> Result<Self> {
-        let built = step::build(
-            "our programs, with all optimisations",
-            &["build", "--release"],
-        )?;
+        let mut arguments = vec!["build", "--release"];
+        // Not the tools of development, which would take as long again.
+        arguments.extend(PROGRAMS.iter().flat_map(|package| ["--package", package]));
+        let built = step::build("our programs, with all optimisations", &arguments)?;
         let flashpan = built
             .into_iter()
             .find_map(|(name, path)| (name == "flashpan").then_some(path))
