@@ -2,7 +2,7 @@
 //! mounts what programs expect, and then runs programs on behalf of the
 //! supervisor ([`flashpan_protocol::agent`]).
 //!
-//! * [`run`] is the order of work.
+//! * [`run()`] is the order of work.
 //! * One level-triggered epoll loop owns everything afterwards: the boot
 //!   connection, the listener, the exec connections, the children and their
 //!   pipes and terminals. There are no threads, no sleeps and no polling;

@@ -1,0 +1,108 @@
+//! What only root can set up: users, limits, control groups.
+
+use super::*;
+
+#[test]
+#[ignore = "needs root: changes the user"]
+fn programs_run_as_the_user_with_its_groups_and_may_open_their_streams() {
+    let mut asked =
+        shell("id -u; id -g; id -G; echo $HOME; echo out >/dev/stdout; echo err >/dev/stderr");
+    asked.user = Some("nobody".into());
+    let outcome = run(asked);
+    let text = String::from_utf8(outcome.stdout).unwrap();
+    assert_eq!(text, "65534\n65534\n65534\n/nonexistent\nout\n");
+    assert_eq!(outcome.stderr, b"err\n");
+
+    let mut asked = shell("id -u; id -g; stat -c '%U %a' $(tty); echo x >$(tty)");
+    asked.user = Some("1234:4321".into());
+    asked.terminal = Some(TerminalSize {
+        rows: 24,
+        columns: 80,
+    });
+    let text = stdout(asked);
+    assert!(text.starts_with("1234\r\n4321\r\nUNKNOWN 6"), "{text}");
+    assert!(text.ends_with("x\r\n"), "{text}");
+}
+
+#[test]
+#[ignore = "needs root: looks at limits and capabilities that only root can set"]
+fn programs_cannot_reboot_and_have_usual_limits() {
+    let text = stdout(shell(
+        "grep CapBnd /proc/self/status; ulimit -Sn; cat /proc/self/oom_score_adj",
+    ));
+    let lines: Vec<&str> = text.lines().collect();
+    let bounding = u64::from_str_radix(lines[0].split_whitespace().nth(1).unwrap(), 16).unwrap();
+    assert_eq!(bounding & (1 << 22), 0, "CAP_SYS_BOOT is there");
+    assert_eq!(lines[1..], ["1024", "0"]);
+}
+
+/// A group hierarchy of this test, where this machine has cgroup v2.
+fn groups(name: &str) -> (Tree, PathBuf) {
+    let mounts = std::fs::read_to_string("/proc/self/mounts").unwrap();
+    let mount = mounts
+        .lines()
+        .find(|line| line.contains(" cgroup2 "))
+        .expect("no cgroup v2 here");
+    let root = PathBuf::from(mount.split(' ').nth(1).unwrap());
+    let own = root.join(format!("guest-init-{}-{name}", std::process::id()));
+    std::fs::create_dir(&own).unwrap();
+    // That limits cannot be set where the controllers are in v1 does not matter
+    // here.
+    let (tree, _) = Tree::create(&own).unwrap();
+    (tree, own)
+}
+
+fn remove_groups(own: &Path) {
+    std::fs::remove_dir(own.join("exec")).unwrap();
+    std::fs::remove_dir(own).unwrap();
+}
+
+#[test]
+#[ignore = "needs root and cgroup v2"]
+fn processes_that_left_the_process_group_die_with_the_program() {
+    let (tree, own) = groups("escape");
+    // A daemon in a session of its own, out of reach of its group's signals,
+    // and a group within the group.
+    let line = format!(
+        "mkdir {0}/exec/0/inner; setsid sh -c 'echo $$ >{0}/exec/0/inner/cgroup.procs; echo $$; exec sleep 1000' & sleep 0.2; exit 6",
+        own.display()
+    );
+    let outcome = Session::start_in(Some(tree), shell(&line)).finish();
+    assert_eq!(outcome.status, Some(ExitStatus::Code(6)), "{outcome:?}");
+    let pid: u32 = String::from_utf8(outcome.stdout)
+        .unwrap()
+        .trim()
+        .parse()
+        .unwrap();
+    assert!(!lives(pid));
+    remove_groups(&own);
+}
+
+#[test]
+#[ignore = "needs root and cgroup v2"]
+fn after_cancel_what_the_leader_leaves_behind_has_the_grace_period_too() {
+    let (tree, own) = groups("grace");
+    let child =
+        "trap \"sleep 0.3; echo child done; exit\" TERM; echo ready; while :; do sleep 0.01; done";
+    let mut session = Session::start_in(Some(tree), shell(&format!("sh -c '{child}' & wait")));
+    session.until("ready");
+    session.send(&ExecInput::Cancel { grace_ms: 60_000 });
+    let outcome = session.finish();
+    assert_eq!(outcome.status, Some(ExitStatus::Signal(15)));
+    assert_eq!(outcome.stdout, b"child done\n");
+    remove_groups(&own);
+}
+
+#[test]
+#[ignore = "needs root and cgroup v2"]
+fn every_program_has_a_group_and_it_is_gone_with_it() {
+    let (tree, own) = groups("gone");
+    let outcome = Session::start_in(Some(tree), argv(&["cat", "/proc/self/cgroup"])).finish();
+    let text = String::from_utf8(outcome.stdout).unwrap();
+    assert!(
+        text.lines()
+            .any(|line| line.starts_with("0::") && line.ends_with("/exec/0")),
+        "{text}"
+    );
+    remove_groups(&own);
+}
