@@ -32,6 +32,7 @@ mod diff;
 mod elf;
 mod error;
 mod fragment;
+pub mod image;
 mod kernel;
 mod key;
 mod lock;
