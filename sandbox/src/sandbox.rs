@@ -229,6 +229,9 @@ impl SandboxBuilder {
     /// Boots the VM and waits until its guest can run programs. If the future
     /// is dropped the VM is killed.
     ///
+    /// A kernel that is a bzImage is unpacked first, on the calling thread; that
+    /// takes up to a second. An uncompressed ELF kernel is passed on as it is.
+    ///
     /// # Errors
     /// [`Error::InvalidConfig`], or what prevented the guest from coming up.
     pub async fn boot(mut self) -> Result<Sandbox> {

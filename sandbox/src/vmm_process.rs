@@ -12,6 +12,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
+use flashpan_kernel::image::{self, ImageError, ImageProblem};
 use flashpan_protocol::control::{CONTROL_FD, Console, Request, VERSION, VmSpec};
 use flashpan_rootfs::initramfs;
 use nix::fcntl::{FcntlArg, OFlag, SealFlag, fcntl};
@@ -68,7 +69,7 @@ impl VmmProcess {
         })?;
         drop((theirs, stderr_writer));
 
-        let mut fds = vec![open("kernel", &config.kernel)?, initramfs(config)?];
+        let mut fds = vec![kernel(&config.kernel)?, initramfs(config)?];
         let console = match spec.console {
             Console::Off => None,
             Console::Panic | Console::Full => {
@@ -97,6 +98,21 @@ impl VmmProcess {
 
 fn receiver(reader: OwnedFd) -> Result<pipe::Receiver> {
     pipe::Receiver::from_owned_fd(reader).map_err(Error::host("watch a pipe"))
+}
+
+/// The kernel as ELF: the file itself, or what a bzImage holds.
+fn kernel(path: &Path) -> Result<OwnedFd> {
+    match image::open(path) {
+        Ok(file) => Ok(file.into()),
+        Err(ImageError { path, problem }) => Err(Error::Open {
+            what: "kernel",
+            path,
+            source: match problem {
+                ImageProblem::Open(source) => source,
+                problem => io::Error::new(io::ErrorKind::InvalidData, problem),
+            },
+        }),
+    }
 }
 
 /// Opens a file of the caller for reading. A FIFO is refused rather than

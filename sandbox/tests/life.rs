@@ -52,8 +52,12 @@ impl World {
         .unwrap();
         let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fake/vmm.sh");
         symlink(script, dir.path().join(scenario)).unwrap();
-        for file in ["vmlinux", "root.erofs", "init"] {
-            std::fs::write(dir.path().join(file), file).unwrap();
+        for (file, contents) in [
+            ("vmlinux", "\x7fELF"),
+            ("root.erofs", "root"),
+            ("init", "init"),
+        ] {
+            std::fs::write(dir.path().join(file), contents).unwrap();
         }
         Self { dir, scenario }
     }
@@ -413,6 +417,10 @@ async fn files_that_cannot_be_used_are_named() {
         std::fs::remove_dir(&path).unwrap();
         std::fs::rename(&saved, &path).unwrap();
     }
+    std::fs::write(world.path("vmlinux"), "a text").unwrap();
+    let error = world.boot_error().await.to_string();
+    assert!(error.contains("neither an ELF file nor"), "{error}");
+    std::fs::write(world.path("vmlinux"), "\x7fELF").unwrap();
     let error = world
         .builder()
         .vmm("/nowhere/vmm")
