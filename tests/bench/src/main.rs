@@ -39,7 +39,7 @@ struct Options {
 /// One line of output.
 #[derive(Debug, Serialize)]
 struct Figure {
-    name: &'static str,
+    name: String,
     value: f64,
     unit: String,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -148,8 +148,8 @@ fn measure(
     let ready = phase(&report, "init_ready")?;
 
     let stats: Value = serde_json::from_slice(&output).context("the VMM's own report")?;
-    let figure = |name, value: f64, unit: &str, against: Option<f64>| Figure {
-        name,
+    let figure = |name: &str, value: f64, unit: &str, against: Option<f64>| Figure {
+        name: name.to_owned(),
         value,
         unit: unit.to_owned(),
         peer: against.map(|_| peer_name.clone()),
@@ -157,7 +157,7 @@ fn measure(
         budget: budgets.of(name),
     };
     let time = options.unit.as_str();
-    Ok(vec![
+    let mut figures = vec![
         figure("boot/peer-exec-to-init-ready", qemu, time, None),
         figure("boot/vmm-exec-to-init-ready", bare, time, Some(qemu)),
         figure("boot/run-start-to-init-ready", ready, time, Some(qemu)),
@@ -175,7 +175,35 @@ fn measure(
             "KiB",
             None,
         ),
-    ])
+    ];
+    for (total, exits) in [
+        ("exits/bare-init", stats.get("by_reason")),
+        ("exits/run-true", report.get("exits")),
+    ] {
+        for (name, count) in by_reason(total, exits)? {
+            figures.push(figure(&name, count, "exits", None));
+        }
+    }
+    Ok(figures)
+}
+
+/// The parts of a total of VM exits, named after it, the reason, and the device
+/// and register.
+fn by_reason(total: &str, exits: Option<&Value>) -> Result<Vec<(String, f64)>> {
+    let exits = exits
+        .and_then(Value::as_array)
+        .with_context(|| format!("the report has no list of exits for {total}"))?;
+    exits
+        .iter()
+        .map(|exit| {
+            let word = |key| exit.get(key).and_then(Value::as_str).unwrap_or_default();
+            let name = [total, word("reason"), word("detail")].join("/");
+            Ok((
+                name.trim_end_matches('/').to_owned(),
+                number(exit, "count")?,
+            ))
+        })
+        .collect()
 }
 
 /// Runs a command some times; the least of its wall times in nanoseconds, and
@@ -228,4 +256,33 @@ fn phase(report: &Value, name: &str) -> Result<f64> {
 fn number(value: &Value, name: &str) -> Result<f64> {
     let number = value.get(name).and_then(Value::as_f64);
     number.with_context(|| format!("the report has no number `{name}`"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn exits_are_named_by_reason_and_register() {
+        let exits = json!([
+            {"reason": "mmio_write", "detail": "blk0 QueueSel", "count": 3},
+            {"reason": "interrupted", "detail": "", "count": 1},
+        ]);
+        let parts = by_reason("exits/run-true", Some(&exits)).unwrap();
+        assert_eq!(
+            parts,
+            [
+                ("exits/run-true/mmio_write/blk0 QueueSel".to_owned(), 3.0),
+                ("exits/run-true/interrupted".to_owned(), 1.0),
+            ]
+        );
+    }
+
+    #[test]
+    fn a_report_without_exits_is_an_error() {
+        let error = by_reason("exits/run-true", None).unwrap_err();
+        assert!(error.to_string().contains("exits/run-true"), "{error}");
+        assert!(by_reason("x", Some(&json!([{"reason": "hlt"}]))).is_err());
+    }
 }

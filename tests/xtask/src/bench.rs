@@ -11,11 +11,12 @@ use crate::step;
 const HELP: &str = "\
 How much a boot takes, beside QEMU's microvm machine in the same run.
 
-  cargo xtask bench boot [--runs N]
+  cargo xtask bench boot [--runs N | --short]
 
 Prints JSON lines {name, value, unit, peer?, ratio?, budget?} on standard output
 and fails if a budget of tests/bench/budgets.toml is broken. In the lab, time is
 a count of instructions; on a host whose KVM runs guests it is nanoseconds.
+--short is three runs of each instead of five.
 ";
 
 /// Seconds for all runs; counting instructions is slow.
@@ -30,6 +31,7 @@ pub(crate) fn bench(arguments: &[OsString]) -> Result<u8> {
     let words: Vec<&str> = words.iter().map(AsRef::as_ref).collect();
     let runs = match words.as_slice() {
         ["boot"] => "5",
+        ["boot", "--short"] => "3",
         ["boot", "--runs", runs] => runs,
         [] | ["--help" | "-h"] | ["boot", "--help" | "-h"] => {
             print!("{HELP}");
