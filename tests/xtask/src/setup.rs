@@ -15,8 +15,6 @@ use crate::step;
 const DEBIAN: &str = "bookworm";
 /// What the tests run in it: a language with a big runtime, and an editor.
 const DEBIAN_PACKAGES: &str = "python3,vim-tiny";
-/// Where it comes from when the machine is no Debian of that release.
-const DEBIAN_MIRROR: &str = "http://deb.debian.org/debian";
 
 /// Installs, or names, every package that any of our commands needs.
 pub(crate) fn setup() -> Result<()> {
@@ -135,13 +133,14 @@ fn debian() -> Result<(PathBuf, PathBuf)> {
         if directory.exists() {
             fs::remove_dir_all(&directory)?;
         }
-        let mirror = packages::mirror(DEBIAN).unwrap_or_else(|| DEBIAN_MIRROR.to_owned());
         let mut mmdebstrap = Command::new("mmdebstrap");
         mmdebstrap.args(["--quiet", "--variant=minbase"]);
         mmdebstrap
             .arg(format!("--include={DEBIAN_PACKAGES}"))
             .arg(DEBIAN);
-        mmdebstrap.arg(&directory).arg(mirror);
+        mmdebstrap.arg(&directory);
+        // Without one, mmdebstrap knows where the release is at home.
+        mmdebstrap.args(packages::mirror(DEBIAN));
         step::run("a Debian root file system with mmdebstrap", &mut mmdebstrap)?;
         let work = image.with_extension("new");
         let mut mkfs = Command::new("mkfs.erofs");
