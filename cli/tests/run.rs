@@ -50,8 +50,9 @@ impl World {
         let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../sandbox/tests/fake/vmm.sh");
         symlink(script, dir.path().join(scenario)).unwrap();
         std::fs::create_dir(dir.path().join("root")).unwrap();
-        for file in ["vmlinux", "init"] {
-            std::fs::write(dir.path().join(file), file).unwrap();
+        // The fake VMM boots nothing, but what is no kernel does not reach it.
+        for (file, contents) in [("vmlinux", "\x7fELF"), ("init", "init")] {
+            std::fs::write(dir.path().join(file), contents).unwrap();
         }
         Self { dir, scenario }
     }
