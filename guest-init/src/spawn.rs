@@ -27,6 +27,9 @@ const FAILED: i32 = 127;
 /// The descriptor on which the child keeps its end of the status pipe.
 const STATUS_FD: RawFd = 3;
 
+/// The highest signal of Linux.
+const LAST_SIGNAL: i32 = 64;
+
 /// Bytes of a report: step and error number.
 const REPORT: usize = 8;
 
@@ -245,10 +248,18 @@ impl Child<'_> {
         call(Step::Directory, i64::from(entered))?;
         // SAFETY: sigset_t is plain data that sigemptyset initialises.
         let mut none: libc::sigset_t = unsafe { std::mem::zeroed() };
-        // SAFETY: `none` is valid for the calls; SIG_DFL is no handler. Other
-        // signals are never ignored, and clone3 has reset what has a handler.
+        // clone3 has reset what had a handler; what is ignored (SIGPIPE by the
+        // Rust runtime, others by whoever started this process) would stay so.
+        // Not by the C library, which keeps two signals to itself.
+        let default = [0_u64; 4];
+        for signal in 1..=LAST_SIGNAL {
+            // SAFETY: the kernel reads a `struct sigaction` of 32 bytes, all
+            // zero: no flags, SIG_DFL. A number that cannot be changed is
+            // refused.
+            unsafe { libc::syscall(libc::SYS_rt_sigaction, signal, &raw const default, 0, 8) };
+        }
+        // SAFETY: `none` is valid for the calls.
         unsafe {
-            libc::signal(libc::SIGPIPE, libc::SIG_DFL);
             libc::sigemptyset(&raw mut none);
             libc::sigprocmask(libc::SIG_SETMASK, &raw const none, std::ptr::null_mut());
         }

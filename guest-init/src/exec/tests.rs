@@ -220,6 +220,23 @@ fn every_exit_code_passes_and_signals_are_told_from_codes() {
 }
 
 #[test]
+#[allow(unsafe_code)] // There is no safe way to ignore a signal.
+fn no_signal_is_ignored_or_blocked_whatever_this_process_does() {
+    use nix::sys::signal::{SigHandler, Signal, signal};
+    // SAFETY: ignoring a signal runs no handler; nothing here expects this one.
+    unsafe { signal(Signal::SIGUSR2, SigHandler::SigIgn) }.unwrap();
+    let masks = stdout(argv(&["grep", "-E", "^Sig(Blk|Ign)", "/proc/self/status"]));
+    for line in masks.lines() {
+        assert_eq!(
+            line.split_whitespace().last(),
+            Some("0000000000000000"),
+            "{masks}"
+        );
+    }
+    assert_eq!(masks.lines().count(), 2, "{masks}");
+}
+
+#[test]
 fn the_environment_is_what_was_asked_for_plus_defaults() {
     let mut asked = argv(&["env"]);
     asked.env = vec![
