@@ -122,7 +122,7 @@ async fn all(
 
 /// Boots one VM, runs the command, ends the VM.
 async fn one(template: &Template, exec: ExecOptions) -> Result<Report, Failure> {
-    let sandbox = template.builder(Console::Panic).boot().await?;
+    let sandbox = template.builder(Console::Panic)?.boot().await?;
     let status = sandbox.exec(exec).await?.collect(MAX_OUTPUT).await?.status;
     sandbox.kill().await;
     match status {

@@ -48,6 +48,11 @@ impl Failure {
         }
     }
 
+    /// Whether the user ended it with a signal.
+    pub(crate) fn is_from_a_signal(&self) -> bool {
+        self.code > SIGNALLED
+    }
+
     /// Says it on standard error, on one line (a kernel build may need more).
     pub(crate) fn report(&self) {
         if let Some(message) = &self.message {

@@ -14,6 +14,7 @@ mod stdio;
 mod terminal;
 mod version;
 mod vm;
+mod volume;
 
 use std::future::Future;
 use std::process::ExitCode;
@@ -45,6 +46,7 @@ enum Command {
     Run(Box<run::RunArgs>),
     Doctor(doctor::DoctorArgs),
     Kernel(kernel::KernelArgs),
+    Volume(volume::VolumeArgs),
     Bench(bench::BenchArgs),
     Version(version::VersionArgs),
     Completion(generate::CompletionArgs),
@@ -71,6 +73,7 @@ fn dispatch(command: Command, started_ns: u64) -> Result<u8, Failure> {
         Command::Run(args) => run::run(&args, started_ns),
         Command::Doctor(args) => doctor::doctor(&args),
         Command::Kernel(args) => kernel::kernel(&args),
+        Command::Volume(args) => volume::volume(&args),
         Command::Bench(args) => bench::bench(&args),
         Command::Version(args) => version::version(&args),
         Command::Completion(args) => generate::completion(&args),

@@ -5,7 +5,7 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::time::Duration;
 
 /// Bytes in a MiB.
-const MIB: u64 = 1024 * 1024;
+pub(crate) const MIB: u64 = 1024 * 1024;
 
 /// A size in MiB from text such as `512M`, `2G`, `1GiB` or a number of bytes.
 /// Units are powers of 1024; a part of a MiB counts as a whole one.
@@ -31,6 +31,14 @@ pub(crate) fn size_mib(text: &str) -> Result<u64, String> {
         ));
     }
     Ok(bytes.div_ceil(MIB))
+}
+
+/// The size of a disk in MiB: as [`size_mib`], but a plain number is MiB.
+pub(crate) fn disk_size_mib(text: &str) -> Result<u64, String> {
+    match text.parse() {
+        Ok(mib) => Ok(mib),
+        Err(_) => size_mib(text),
+    }
 }
 
 /// A duration from text such as `90`, `1.5s`, `500ms`, `2m` or `1h30m`; a plain

@@ -19,6 +19,10 @@ use crate::terminal::{self, RawMode};
 use crate::vm::{Template, VmArgs};
 use crate::{runtime, stdio};
 
+/// How long programs that the command left behind may take to end, where a disk
+/// has to be left in order.
+const GRACE: Duration = Duration::from_secs(5);
+
 pub(crate) const EXAMPLES: &str = "\
 Examples:
   flashpan run -- uname -a
@@ -26,6 +30,8 @@ Examples:
   flashpan run --rootfs ./debian -- python3 -c 'print(6*7)'
   flashpan run --rootfs root.erofs --cpus 4 -m 2G -e LANG=C -- make -j4
   tar c src | flashpan run -i -- sh -c 'cd /tmp && tar x && ls'
+  flashpan run --disk-size 10G --rootfs ./debian -- apt-get install -y gcc
+  flashpan run --disk @cache:/root/.cache --disk data.ext4:/data:ro -- ls /data
   flashpan run --timeline boot.json -- true          where the time went
   flashpan run --timeline - --console -- true        the same as a picture
 
@@ -33,8 +39,8 @@ Exit status: that of the command, 128 plus the signal that ended it, 127 if it
 was not found, 126 if it cannot be executed, 124 after --timeout, 125 if flashpan
 itself failed.
 
-The guest's writes to its root file system go to its memory and are lost at the
-end. Signals are passed on to the command; the third interrupt ends the VM.";
+The guest's writes to its root file system are lost at the end; what it writes to
+a --disk is kept. Signals are passed on to the command; the third interrupt ends the VM.";
 
 /// Runs a command in a new VM and exits as it does
 #[derive(Debug, Args)]
@@ -99,9 +105,15 @@ pub(crate) fn run(args: &RunArgs, started_ns: u64) -> Result<u8, Failure> {
         let result = args
             .command(&sandbox, exec, &mut signals, &mut deadline)
             .await;
-        // The root file system is read-only and all else is memory: there is
-        // nothing to save, so nothing to wait for.
-        sandbox.kill().await;
+        // The third interrupt means now.
+        let hurry = result.as_ref().is_err_and(Failure::is_from_a_signal);
+        if template.keeps_something() && !hurry {
+            sandbox.shutdown(GRACE).await;
+        } else {
+            // What is written goes with the VM: there is nothing to save, so
+            // nothing to wait for.
+            sandbox.kill().await;
+        }
         for warning in sandbox.take_warnings() {
             say("warning", &format!("guest: {warning}"));
         }
@@ -160,7 +172,7 @@ impl RunArgs {
         } else {
             Console::Panic
         };
-        let mut builder = template.builder(console).process_start_ns(started_ns);
+        let mut builder = template.builder(console)?.process_start_ns(started_ns);
         if self.console {
             builder = builder.console_sink(io::stderr());
         }

@@ -1,13 +1,19 @@
 //! Options that describe a VM, and what they stand for.
 
+use std::fs::File;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use clap::{Args, ValueEnum};
-use flashpan::{BootProtocol, Console, FsType, Root, Sandbox, SandboxBuilder};
+use flashpan::{
+    BootProtocol, Console, Disk, DiskMount, DiskSource, FsType, Root, Sandbox, SandboxBuilder,
+    Upper,
+};
 use flashpan_rootfs::cache::Cache;
 use flashpan_rootfs::probe::{RootImage, probe};
-use flashpan_rootfs::{builtin, directory};
+use flashpan_rootfs::volume::Volumes;
+use flashpan_rootfs::{builtin, directory, disk};
 
 use crate::failure::{Failure, say};
 use crate::kernel;
@@ -33,6 +39,27 @@ pub(crate) struct VmArgs {
     /// one with busybox. The guest never writes to it.
     #[arg(long, value_name = "DIR|IMAGE")]
     rootfs: Option<PathBuf>,
+
+    /// Take the guest's writes to its root on a disk of this size, e.g. 10G. It
+    /// is sparse, and is gone at the end. Without this option and the next two,
+    /// writes go to the guest's memory.
+    #[arg(long, value_name = "SIZE", value_parser = parse::size_mib,
+          conflicts_with_all = ["ephemeral", "read_only"])]
+    disk_size: Option<u64>,
+
+    /// Take the guest's writes to its root in its memory.
+    #[arg(long, conflicts_with = "read_only")]
+    ephemeral: bool,
+
+    /// Refuse the guest's writes to its root.
+    #[arg(long)]
+    read_only: bool,
+
+    /// Mount an ext4 image, or a volume (see `flashpan volume`), in the guest;
+    /// may be repeated. One VM at a time may write to it, or several read it.
+    #[arg(long = "disk", value_name = "FILE|@VOLUME:DIR[:ro]",
+          value_parser = |text: &str| text.parse::<DiskMount>().map_err(|e| e.to_string()))]
+    disks: Vec<DiskMount>,
 
     /// Number of virtual CPUs, 1 to 32.
     #[arg(long, value_name = "N", default_value_t = flashpan::DEFAULT_CPUS)]
@@ -95,6 +122,9 @@ impl VmArgs {
             kernel_args: self.kernel_args.join(" "),
             boot_protocol,
             boot_timeout: self.boot_timeout,
+            scratch_mib: self.disk_size,
+            read_only: self.read_only,
+            disks: self.disks.clone(),
         })
     }
 
@@ -118,11 +148,32 @@ pub(crate) struct Template {
     kernel_args: String,
     boot_protocol: BootProtocol,
     boot_timeout: Duration,
+    scratch_mib: Option<u64>,
+    read_only: bool,
+    disks: Vec<DiskMount>,
 }
 
 impl Template {
+    /// Whether the guest has something to save at the end.
+    pub(crate) fn keeps_something(&self) -> bool {
+        self.disks.iter().any(|disk| !disk.read_only)
+    }
+
     /// A builder for one VM.
-    pub(crate) fn builder(&self, console: Console) -> SandboxBuilder {
+    pub(crate) fn builder(&self, console: Console) -> Result<SandboxBuilder, Failure> {
+        let mut builder = self.bare_builder(console);
+        for mount in &self.disks {
+            let disk = Disk::new(open_disk(mount)?, &mount.guest_path);
+            builder = builder.disk(disk.read_only(mount.read_only));
+        }
+        Ok(match self.scratch_mib {
+            Some(mib) => builder.upper(Upper::Scratch(scratch(mib)?)),
+            None if self.read_only => builder.upper(Upper::ReadOnly),
+            None => builder,
+        })
+    }
+
+    fn bare_builder(&self, console: Console) -> SandboxBuilder {
         Sandbox::builder(&self.kernel, self.root.clone())
             .cpus(self.cpus)
             .memory_mib(self.memory_mib)
@@ -133,6 +184,22 @@ impl Template {
             .console(console)
             .end_with_thread(true)
     }
+}
+
+fn open_disk(mount: &DiskMount) -> Result<File, Failure> {
+    match &mount.source {
+        DiskSource::File(path) => disk::open(path, mount.read_only).map_err(Failure::new),
+        DiskSource::Volume(name) => {
+            let volumes = Volumes::user().map_err(Failure::new)?;
+            volumes.open(name, mount.read_only).map_err(Failure::new)
+        }
+    }
+}
+
+fn scratch(mib: u64) -> Result<File, Failure> {
+    let cache = Cache::user().map_err(Failure::new)?;
+    let size = mib.saturating_mul(parse::MIB);
+    disk::scratch(size, &cache).map_err(Failure::new)
 }
 
 fn root_from(path: &Path) -> Result<Root, Failure> {
@@ -162,10 +229,7 @@ fn root_from(path: &Path) -> Result<Root, Failure> {
         }
         RootImage::Ext4 { .. } => FsType::Ext4,
     };
-    Ok(Root {
-        path: path.to_owned(),
-        fs_type,
-    })
+    Ok(Root::new(path, fs_type))
 }
 
 fn directory_root(path: &Path) -> Result<Root, Failure> {
@@ -174,20 +238,22 @@ fn directory_root(path: &Path) -> Result<Root, Failure> {
     let options = directory::Options::default();
     let cached = directory::image(path, &options, &cache, &mut |event| progress.on(event))
         .map_err(Failure::new)?;
-    Ok(Root {
-        path: cached.path,
-        fs_type: FsType::Erofs,
-    })
+    Ok(Root::opened(
+        cached.path,
+        Arc::new(cached.file),
+        FsType::Erofs,
+    ))
 }
 
 fn builtin_root() -> Result<Root, Failure> {
     let cache = Cache::user().map_err(Failure::new)?;
     let mut progress = ImageProgress::new("built-in root file system".to_owned());
     let cached = builtin::image(&cache, &mut |event| progress.on(event)).map_err(Failure::new)?;
-    Ok(Root {
-        path: cached.path,
-        fs_type: FsType::Erofs,
-    })
+    Ok(Root::opened(
+        cached.path,
+        Arc::new(cached.file),
+        FsType::Erofs,
+    ))
 }
 
 /// Progress of making an image. There is nothing to see when it is cached.

@@ -16,10 +16,10 @@ use crate::agent::{Agent, FIRST_TOKEN};
 use crate::boot::{self, Connecting};
 use crate::cgroup::Tree;
 use crate::connection::{Connection, Received};
+use crate::disks::{self, Writable};
 use crate::failure::{During, Failure};
 use crate::mounts::CGROUPS;
 use crate::poller::{Poller, Watched};
-use crate::root::Root;
 use crate::shutdown::{self, Ending};
 use crate::spawn::Privileges;
 use crate::sys::{self, Children};
@@ -65,7 +65,8 @@ struct Init {
     accept_again: Option<Instant>,
     signals: SignalFd,
     agent: Agent,
-    root: Root,
+    /// File systems to freeze at the end.
+    writable: Vec<Writable>,
     ending: Option<Ending>,
 }
 
@@ -100,14 +101,16 @@ fn set_up() -> Result<Init, Failure> {
 
     let config = boot.configuration()?;
     network::set_hostname(&config.hostname)?;
-    let mut root = root::enter(&config.root, &config.hostname)?;
+    let root = root::enter(&config.root, &config.hostname)?;
+    let mut writable = disks::mount_all(&config.mounts)?;
+    writable.extend(root.disk);
     let mut boot = boot.into_connection();
     ports::mark(CODE_INIT_READY);
     boot.send(&GuestMessage::Ready);
     // Nothing runs before the loop does, so this overlaps with the supervisor's
     // first request.
     warnings.extend(prepare_for_programs());
-    warnings.extend(std::mem::take(&mut root.warnings));
+    warnings.extend(root.warnings);
     for warning in warnings {
         boot.send(&GuestMessage::Warning(warning));
     }
@@ -119,7 +122,7 @@ fn set_up() -> Result<Init, Failure> {
         accept_again: None,
         signals,
         agent,
-        root,
+        writable,
         ending: None,
     })
 }
@@ -199,7 +202,7 @@ impl Init {
         if let Some(ending) = &mut self.ending
             && ending.is_over(&mut self.agent)
         {
-            shutdown::power_off(ending.request, self.root.disk.as_ref());
+            shutdown::power_off(ending.request, &self.writable);
         }
         if self.boot.is_closed() || self.boot.watch().is_err() {
             self.abandoned();
@@ -209,7 +212,7 @@ impl Init {
     /// The supervisor is gone: nobody waits for anything any more.
     fn abandoned(&mut self) -> ! {
         self.agent.kill_all();
-        shutdown::power_off(ExitRequest::PowerOff, self.root.disk.as_ref())
+        shutdown::power_off(ExitRequest::PowerOff, &self.writable)
     }
 
     fn on_boot(&mut self, events: EpollFlags) {

@@ -17,6 +17,7 @@ mod agent;
 mod boot;
 mod cgroup;
 mod connection;
+mod disks;
 mod exec;
 mod failure;
 mod init;

@@ -9,13 +9,13 @@
 use std::os::fd::OwnedFd;
 use std::path::Path;
 
-use flashpan_protocol::agent::{FsType, RootConfig, Upper};
+use flashpan_protocol::agent::{RootConfig, Upper};
 use nix::errno::Errno;
-use nix::fcntl::{OFlag, open};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sys::stat::{Mode, SFlag, lstat};
 use nix::unistd::{chdir, chroot, mkdir};
 
+use crate::disks::{self, device_path, mount_failure};
 use crate::failure::{During, Failure};
 use crate::mounts::directory;
 use crate::network;
@@ -81,37 +81,6 @@ fn mount_image(config: &RootConfig, target: &str) -> Result<(), Failure> {
     .map_err(|errno| mount_failure(what(&device), errno, kind))
 }
 
-/// The path of a block device named by the supervisor.
-fn device_path(name: &str, what: impl Fn(&str) -> String) -> Result<String, Failure> {
-    if name.is_empty() || name.contains(['/', '\0']) || name.starts_with('.') {
-        return Err(Failure::new(
-            what(name),
-            "not the name of a device; want one like vda",
-        ));
-    }
-    Ok(format!("/dev/{name}"))
-}
-
-fn mount_failure(what: String, errno: Errno, kind: FsType) -> Failure {
-    let mut failure = Failure::system(what, errno);
-    let name = kind.name();
-    let hint = match errno {
-        Errno::EINVAL | Errno::EUCLEAN | Errno::EBADMSG => {
-            format!("it is not a whole and undamaged {name} file system")
-        }
-        Errno::ENODEV => format!("the guest's kernel has no {name}"),
-        Errno::ENOENT | Errno::ENXIO | Errno::ENOTBLK => {
-            "the VM has no such block device".to_owned()
-        }
-        Errno::EROFS => {
-            format!("its journal must be replayed first; run e2fsck on the {name} image")
-        }
-        _ => return failure,
-    };
-    failure.why = format!("{} ({hint})", failure.why);
-    failure
-}
-
 fn mount_upper(upper: &Upper) -> Result<Option<OwnedFd>, Failure> {
     directory(UPPER).during("make a mount point in the initramfs")?;
     let disk = match upper {
@@ -127,20 +96,7 @@ fn mount_upper(upper: &Upper) -> Result<Option<OwnedFd>, Failure> {
             .during("mount a tmpfs for what is written to the root")?;
             None
         }
-        Upper::Disk(name) => {
-            let what = |device: &str| format!("mount the writable disk {device} (ext4)");
-            let device = device_path(name, what)?;
-            mount(
-                Some(device.as_str()),
-                UPPER,
-                Some("ext4"),
-                MsFlags::empty(),
-                None::<&str>,
-            )
-            .map_err(|errno| mount_failure(what(&device), errno, FsType::Ext4))?;
-            let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
-            Some(open(UPPER, flags, Mode::empty()).during("open the writable disk")?)
-        }
+        Upper::Disk(name) => Some(disks::mount_writable(name, UPPER)?),
     };
     for part in [UPPER_LAYER, UPPER_WORK] {
         match mkdir(part, Mode::from_bits_truncate(0o755)) {

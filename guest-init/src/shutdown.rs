@@ -1,6 +1,5 @@
 //! The end of the VM.
 
-use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
 use flashpan_protocol::phase::ExitRequest;
@@ -9,6 +8,7 @@ use nix::libc;
 use nix::sys::reboot::{RebootMode, reboot};
 
 use crate::agent::Agent;
+use crate::disks::Writable;
 use crate::ports;
 use crate::sys::{self, Children};
 
@@ -85,12 +85,12 @@ impl Ending {
 
 /// Writes everything to the disks and ends the VM.
 ///
-/// The writable disk is frozen rather than unmounted: it is under the root,
-/// which is in use to the last, and freezing leaves the same clean file system
-/// whoever still has files open.
-pub(crate) fn power_off(request: ExitRequest, disk: Option<&OwnedFd>) -> ! {
+/// Writable disks are frozen rather than unmounted: the one under the root is in
+/// use to the last, and freezing leaves the same clean file system whoever still
+/// has files open.
+pub(crate) fn power_off(request: ExitRequest, writable: &[Writable]) -> ! {
     nix::unistd::sync();
-    if let Some(disk) = disk {
+    for disk in writable {
         let _ = sys::freeze(disk);
     }
     leave(request)

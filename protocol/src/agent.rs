@@ -105,6 +105,22 @@ pub struct GuestConfig {
     pub hostname: String,
     /// The root file system.
     pub root: RootConfig,
+    /// What else is mounted, in this order; at most [`MAX_MOUNTS`].
+    pub mounts: Vec<MountConfig>,
+}
+
+/// Most file systems that are mounted besides the root.
+pub const MAX_MOUNTS: usize = 16;
+
+/// A disk with an ext4 file system that the guest sees somewhere below its root.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MountConfig {
+    /// Block device, e.g. `vdc`.
+    pub device: String,
+    /// Absolute path in the guest. Directories that are missing are made.
+    pub path: String,
+    /// Whether programs may not write to it.
+    pub read_only: bool,
 }
 
 /// The root file system of the guest.

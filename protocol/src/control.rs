@@ -190,6 +190,9 @@ pub struct DiskSpec {
     pub read_only: bool,
     /// Serial number seen by the guest; at most [`MAX_DISK_ID`] bytes.
     pub id: String,
+    /// Whether the content is thrown away with the VM: then a flush of the
+    /// guest need not reach the host's disk.
+    pub volatile: bool,
 }
 
 /// Why a VM could not be built.

@@ -88,7 +88,11 @@ fn spec() -> impl Strategy<Value = VmSpec> {
             kernel_args,
             disks: disks
                 .into_iter()
-                .map(|(read_only, id)| DiskSpec { read_only, id })
+                .map(|(read_only, id)| DiskSpec {
+                    volatile: !read_only,
+                    read_only,
+                    id,
+                })
                 .collect(),
             rng,
             shared_memory: rng,

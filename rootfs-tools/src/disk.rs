@@ -5,6 +5,8 @@
 //! by reflink where the file system can, else by copying the few blocks that
 //! `mkfs.ext4` has written.
 
+mod attach;
+
 use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -13,12 +15,18 @@ use std::process::{Command, Stdio};
 use crate::cache::{self, Cache, Cached};
 use crate::sparse::{At, Copier, CopyError};
 
+pub(crate) use attach::lock;
+pub use attach::{OpenError, open};
+
 /// Sizes have to be multiples of this, the block size of the file system.
 pub const BLOCK_SIZE: u64 = 4096;
 /// The smallest disk: below, the journal would leave little room.
 pub const SIZE_MIN: u64 = 16 << 20;
 /// The largest disk: what a file of the host's own ext4 can hold.
 pub const SIZE_MAX: u64 = (16 << 40) - BLOCK_SIZE;
+
+/// Where templates are in the cache.
+const TEMPLATES: &str = "disks";
 
 /// Changes whenever [`OPTIONS`] do, so that older templates are not used.
 const TEMPLATE_VERSION: &str = "1";
@@ -99,6 +107,30 @@ pub enum Error {
     Cache(#[from] cache::Error),
 }
 
+/// A new disk without a name: its space is the file system's again when the last
+/// descriptor is closed, however that comes about.
+///
+/// # Errors
+///
+/// As [`create`].
+pub fn scratch(size: u64, cache: &Cache) -> Result<File, Error> {
+    let directory = cache.path().join(TEMPLATES);
+    let writing = |source| Error::Write { size, source };
+    // The template makes the directory, and is in the same file system.
+    template(checked(size)?, cache)?;
+    let disk = tempfile::tempfile_in(directory).map_err(writing)?;
+    create(&disk, size, cache)?;
+    Ok(disk)
+}
+
+fn checked(size: u64) -> Result<u64, Error> {
+    if (SIZE_MIN..=SIZE_MAX).contains(&size) && size.is_multiple_of(BLOCK_SIZE) {
+        Ok(size)
+    } else {
+        Err(Error::Size(size))
+    }
+}
+
 /// Makes `disk` an empty ext4 file system of `size` bytes; what was in it is
 /// lost. Its UUID is that of all disks of this size in this cache.
 ///
@@ -107,10 +139,7 @@ pub enum Error {
 /// The size is out of range, `mkfs.ext4` is missing or fails, or a file
 /// operation fails.
 pub fn create(disk: &File, size: u64, cache: &Cache) -> Result<(), Error> {
-    if !(SIZE_MIN..=SIZE_MAX).contains(&size) || !size.is_multiple_of(BLOCK_SIZE) {
-        return Err(Error::Size(size));
-    }
-    let template = template(size, cache)?;
+    let template = template(checked(size)?, cache)?;
     let writing = |source| Error::Write { size, source };
     disk.set_len(0).map_err(writing)?;
     if rustix::fs::ioctl_ficlone(disk, &template.file).is_ok() {
@@ -136,7 +165,7 @@ pub fn create(disk: &File, size: u64, cache: &Cache) -> Result<(), Error> {
 
 /// The formatted template of a size, made now if there is none.
 fn template(size: u64, cache: &Cache) -> Result<Cached, Error> {
-    let group = cache.group("disks", &size.to_string(), "ext4")?;
+    let group = cache.group(TEMPLATES, &size.to_string(), "ext4")?;
     if let Some(found) = group.find(TEMPLATE_VERSION)? {
         return Ok(found);
     }
@@ -251,6 +280,17 @@ mod tests {
             let refused = create(&disk, size, &cache);
             assert!(matches!(refused, Err(Error::Size(_))), "{refused:?}");
         }
+    }
+
+    #[test]
+    fn a_scratch_disk_has_no_name() {
+        let dir = tempfile::tempdir().unwrap();
+        let cache = Cache::at(dir.path());
+        let disk = scratch(SIZE_MIN, &cache).unwrap();
+        assert_eq!(disk.metadata().unwrap().len(), SIZE_MIN);
+        assert_eq!(disk.metadata().unwrap().nlink(), 0);
+        let names = std::fs::read_dir(dir.path().join("disks")).unwrap();
+        assert_eq!(names.count(), 2, "the template and its lock");
     }
 
     #[test]

@@ -14,7 +14,8 @@
 //!   writes one as an image, streaming.
 //! - [`directory`] and [`builtin`] make trees and keep their images in a [`cache`].
 //! - [`probe`]: what a path is that somebody wants as a root.
-//! - [`disk`]: sparse, empty ext4 disks.
+//! - [`disk`]: sparse, empty ext4 disks, and such that exist, locked;
+//!   [`volume`]: those that have names and outlive VMs.
 //!
 //! Everything works on ordinary files, needs no root and mounts nothing.
 //! Functions block; none starts threads.
@@ -28,3 +29,4 @@ pub mod initramfs;
 pub mod probe;
 mod sparse;
 pub mod tree;
+pub mod volume;

@@ -115,7 +115,17 @@ pub fn probe(path: &Path) -> Result<RootImage, Error> {
             looks: ": it is neither a file, a block device nor a directory",
         });
     }
-    let mut file = File::open(path).map_err(reading)?;
+    let file = File::open(path).map_err(reading)?;
+    probe_file(path, &file)
+}
+
+/// The same of a regular file or block device that is open already; `path` is for
+/// messages.
+pub(crate) fn probe_file(path: &Path, mut file: &File) -> Result<RootImage, Error> {
+    let reading = |source| Error::Read {
+        path: path.to_owned(),
+        source,
+    };
     // A block device has an end but no size in its metadata.
     let actual = io::Seek::seek(&mut file, io::SeekFrom::End(0)).map_err(reading)?;
     let image = Image { path, file, actual };
@@ -138,7 +148,7 @@ pub fn probe(path: &Path) -> Result<RootImage, Error> {
 /// A file that is looked at.
 struct Image<'a> {
     path: &'a Path,
-    file: File,
+    file: &'a File,
     /// Its size in bytes.
     actual: u64,
 }

@@ -1,13 +1,18 @@
 //! What VM to make, and the check that it can be made.
 
 use std::fmt;
+use std::fs::File;
 use std::io::Write;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
-use flashpan_protocol::agent::{FsType, GuestConfig, RootConfig, Upper};
-use flashpan_protocol::control::{BootProtocol, Console, DiskSpec, MAX_PACKET, VCPUS, VmSpec};
+use flashpan_protocol::agent::{self, FsType, GuestConfig, MountConfig, RootConfig};
+use flashpan_protocol::control::{
+    BootProtocol, Console, DiskSpec, MAX_DISKS, MAX_PACKET, VCPUS, VmSpec,
+};
 
+use crate::disk::{Disk, Upper, check_guest_paths};
 use crate::error::{Error, Result};
 
 /// vCPUs of a VM unless asked otherwise.
@@ -29,17 +34,37 @@ const MAX_HOSTNAME: usize = 64;
 /// 2048, and the VMM's own part stays well below the other half.
 const MAX_KERNEL_ARGS: usize = 1024;
 
-/// The name the guest gives the first disk.
-const ROOT_DEVICE: &str = "vda";
-
-/// A root file system image. The guest never writes to it: writes go to guest
-/// memory and are lost at the end.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// A root file system image. The guest never writes to it: writes go to the
+/// [`Upper`].
+#[derive(Debug, Clone)]
 pub struct Root {
     /// The image file.
     pub path: PathBuf,
     /// Its file system.
     pub fs_type: FsType,
+    pub(crate) file: Option<Arc<File>>,
+}
+
+impl Root {
+    /// The image at `path`, which is opened when a VM boots.
+    pub fn new(path: impl Into<PathBuf>, fs_type: FsType) -> Self {
+        Self {
+            path: path.into(),
+            fs_type,
+            file: None,
+        }
+    }
+
+    /// An image that is open already: what happens to `path`, which is for
+    /// messages only, does not matter. A lock that the file holds is held by the
+    /// VMM too.
+    pub fn opened(path: impl Into<PathBuf>, file: Arc<File>, fs_type: FsType) -> Self {
+        Self {
+            path: path.into(),
+            fs_type,
+            file: Some(file),
+        }
+    }
 }
 
 /// Where console output goes as it comes, besides the tail that is kept.
@@ -62,6 +87,8 @@ pub struct SandboxBuilder {
     pub(crate) vmm: Option<PathBuf>,
     pub(crate) guest_init: Option<PathBuf>,
     pub(crate) end_with_thread: bool,
+    pub(crate) upper: Upper,
+    pub(crate) disks: Vec<Disk>,
 }
 
 impl fmt::Debug for SandboxBuilder {
@@ -72,6 +99,8 @@ impl fmt::Debug for SandboxBuilder {
             .field("cpus", &self.cpus)
             .field("memory_mib", &self.memory_mib)
             .field("hostname", &self.hostname)
+            .field("upper", &self.upper)
+            .field("disks", &self.disks)
             .finish_non_exhaustive()
     }
 }
@@ -93,6 +122,8 @@ impl SandboxBuilder {
             vmm: None,
             guest_init: None,
             end_with_thread: false,
+            upper: Upper::default(),
+            disks: Vec::new(),
         }
     }
 
@@ -112,6 +143,18 @@ impl SandboxBuilder {
     /// Host name of the guest: 1 to 64 letters, digits, `-` and `.`.
     pub fn hostname(mut self, hostname: impl Into<String>) -> Self {
         self.hostname = hostname.into();
+        self
+    }
+
+    /// What takes the guest's writes to its root; [`Upper::Memory`] otherwise.
+    pub fn upper(mut self, upper: Upper) -> Self {
+        self.upper = upper;
+        self
+    }
+
+    /// Adds a disk. Disks are mounted in the order in which they are added.
+    pub fn disk(mut self, disk: Disk) -> Self {
+        self.disks.push(disk);
         self
     }
 
@@ -202,6 +245,15 @@ impl SandboxBuilder {
         let memory_mib = check_memory(self.memory_mib, host_memory_mib())?;
         check_hostname(&self.hostname)?;
         check_kernel_args(&self.kernel_args)?;
+        check_guest_paths(self.disks.iter().map(|disk| disk.guest_path.as_str()))?;
+        let disks = self.disk_specs();
+        if disks.len() > MAX_DISKS {
+            let why = format!(
+                "{} with those of the root; at most {MAX_DISKS} fit",
+                disks.len()
+            );
+            return Err(Error::config("disks", why));
+        }
         if self.boot_timeout.is_zero() {
             return Err(Error::config("boot timeout", "0 leaves no time to boot"));
         }
@@ -212,27 +264,63 @@ impl SandboxBuilder {
             initramfs: true,
             console: self.console,
             kernel_args: self.kernel_args.clone(),
-            disks: vec![DiskSpec {
-                read_only: true,
-                id: "root".to_owned(),
-            }],
+            disks,
             rng: true,
             shared_memory: false,
         })
     }
 
+    /// All disks: the root image, what takes the writes to it, the others.
+    fn disk_specs(&self) -> Vec<DiskSpec> {
+        let spec = |id: String, read_only, volatile| DiskSpec {
+            read_only,
+            id,
+            volatile,
+        };
+        let mut specs = vec![spec("root".to_owned(), true, false)];
+        match self.upper {
+            Upper::Memory | Upper::ReadOnly => {}
+            Upper::Scratch(_) => specs.push(spec("upper".to_owned(), false, true)),
+            Upper::Disk(_) => specs.push(spec("upper".to_owned(), false, false)),
+        }
+        let others = self.disks.iter().enumerate();
+        specs.extend(others.map(|(n, disk)| spec(format!("disk{n}"), disk.read_only, false)));
+        specs
+    }
+
     /// The settings as the guest takes them.
     pub(crate) fn guest_config(&self) -> GuestConfig {
+        let mut devices = DEVICES.iter().map(|device| (*device).to_owned());
+        // There are as many names as there may be disks.
+        let mut device = || devices.next().unwrap_or_default();
+        let root = device();
+        let upper = match self.upper {
+            Upper::Memory => agent::Upper::Tmpfs,
+            Upper::ReadOnly => agent::Upper::None,
+            Upper::Scratch(_) | Upper::Disk(_) => agent::Upper::Disk(device()),
+        };
+        let mounts = self.disks.iter().map(|disk| MountConfig {
+            device: device(),
+            path: disk.guest_path.clone(),
+            read_only: disk.read_only,
+        });
         GuestConfig {
             hostname: self.hostname.clone(),
+            mounts: mounts.collect(),
             root: RootConfig {
-                device: ROOT_DEVICE.to_owned(),
+                device: root,
                 fs_type: self.root.fs_type,
-                upper: Upper::Tmpfs,
+                upper,
             },
         }
     }
 }
+
+/// The names that the guest's kernel gives disks, in order.
+const DEVICES: [&str; MAX_DISKS] = [
+    "vda", "vdb", "vdc", "vdd", "vde", "vdf", "vdg", "vdh", "vdi", "vdj", "vdk", "vdl", "vdm",
+    "vdn", "vdo", "vdp",
+];
 
 /// Memory of the host in MiB; `None` if the kernel does not say.
 fn host_memory_mib() -> Option<u64> {
@@ -302,11 +390,49 @@ mod tests {
     use super::*;
 
     fn builder() -> SandboxBuilder {
-        let root = Root {
-            path: "root.erofs".into(),
-            fs_type: FsType::Erofs,
-        };
+        let root = Root::new("root.erofs", FsType::Erofs);
         SandboxBuilder::new("vmlinux".into(), root)
+    }
+
+    fn file() -> File {
+        File::open("/dev/null").unwrap()
+    }
+
+    #[test]
+    fn disks_have_the_names_that_the_guest_gives_them() {
+        let plain = builder().disk(Disk::new(file(), "/a").read_only(true));
+        let config = plain.guest_config();
+        assert_eq!(config.root.upper, agent::Upper::Tmpfs);
+        assert_eq!(config.mounts.len(), 1);
+        assert_eq!(config.mounts[0].device, "vdb");
+        assert!(config.mounts[0].read_only);
+        let specs = plain.vm_spec().unwrap().disks;
+        assert!(specs[0].read_only && specs[1].read_only);
+
+        let all = builder()
+            .upper(Upper::Scratch(file()))
+            .disk(Disk::new(file(), "/a"))
+            .disk(Disk::new(file(), "/b"));
+        let config = all.guest_config();
+        assert_eq!(config.root.upper, agent::Upper::Disk("vdb".to_owned()));
+        let devices: Vec<_> = config.mounts.iter().map(|m| m.device.as_str()).collect();
+        assert_eq!(devices, ["vdc", "vdd"]);
+        let specs = all.vm_spec().unwrap().disks;
+        let volatile: Vec<_> = specs.iter().map(|disk| disk.volatile).collect();
+        assert_eq!(volatile, [false, true, false, false]);
+    }
+
+    #[test]
+    fn disks_are_bounded() {
+        let mut many = builder();
+        for n in 0..MAX_DISKS {
+            many = many.disk(Disk::new(file(), format!("/d{n}")));
+        }
+        assert!(refusal(&many).starts_with("disks: 17 with those of the root"));
+        let twice = builder()
+            .disk(Disk::new(file(), "/a"))
+            .disk(Disk::new(file(), "/a"));
+        assert!(refusal(&twice).contains("two disks at /a"));
     }
 
     fn refusal(builder: &SandboxBuilder) -> String {

@@ -7,7 +7,7 @@
 //! use flashpan::{ExecOptions, FsType, Root, Sandbox};
 //!
 //! # async fn example() -> Result<(), flashpan::Error> {
-//! let root = Root { path: "root.erofs".into(), fs_type: FsType::Erofs };
+//! let root = Root::new("root.erofs", FsType::Erofs);
 //! let sandbox = Sandbox::builder("vmlinux", root).cpus(2).memory_mib(512).boot().await?;
 //! let hello = sandbox.exec(ExecOptions::argv(["echo", "hello"])).await?;
 //! let hello = hello.collect(4096).await?;
@@ -29,6 +29,7 @@ mod agent;
 mod config;
 mod console;
 mod control;
+mod disk;
 mod driver;
 mod error;
 mod exec;
@@ -47,6 +48,7 @@ mod vmm_process;
 pub use config::{
     DEFAULT_BOOT_TIMEOUT, DEFAULT_CPUS, DEFAULT_MEMORY_MIB, MIN_MEMORY_MIB, Root, SandboxBuilder,
 };
+pub use disk::{Disk, DiskMount, DiskSource, Upper};
 pub use error::{Error, Result};
 pub use exec::{DEFAULT_PATH, ExecOptions};
 pub use exit::{Exit, ExitReason};

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use flashpan_protocol::agent::{EXEC_PORT, ExecOutput, HostMessage, MAX_FRAME};
+use flashpan_protocol::agent::{EXEC_PORT, ExecOutput, GuestConfig, HostMessage, MAX_FRAME};
 use flashpan_protocol::control::{BootFailureKind, Stats};
 use flashpan_protocol::frame::{self, FrameError};
 use flashpan_protocol::phase::Phase;
@@ -239,10 +239,11 @@ impl SandboxBuilder {
         let spec = self.vm_spec()?;
         let shared = Arc::new(Shared::default());
         shared.timeline().mark(Phase::ProcessStart, start);
-        let vmm = VmmProcess::start(&self, spec)?;
+        let guest = self.guest_config();
+        let vmm = VmmProcess::start(&mut self, spec)?;
         let tap = self.console_sink.take().map(console_thread).transpose()?;
         let driver = Driver::start(vmm, Arc::clone(&shared), tap);
-        match timeout(self.boot_timeout, come_up(&self, driver, &shared)).await {
+        match timeout(self.boot_timeout, come_up(&self, guest, driver, &shared)).await {
             Ok(result) => result,
             Err(_) => Err(Error::BootTimeout {
                 after: self.boot_timeout,
@@ -259,6 +260,7 @@ impl SandboxBuilder {
 /// Waits for the guest's PID 1 and gets it ready.
 async fn come_up(
     config: &SandboxBuilder,
+    guest: GuestConfig,
     driver: DriverHandle,
     shared: &Arc<Shared>,
 ) -> Result<Sandbox> {
@@ -272,7 +274,7 @@ async fn come_up(
         let Ok(stream) = boot.await else {
             return Ok(None);
         };
-        BootLink::establish(stream, config.guest_config(), Arc::clone(shared)).await
+        BootLink::establish(stream, guest, Arc::clone(shared)).await
     };
     let link = tokio::select! {
         biased;

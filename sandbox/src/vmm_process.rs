@@ -22,6 +22,7 @@ use tokio::net::unix::pipe;
 
 use crate::config::SandboxBuilder;
 use crate::control::{Channel, Packet};
+use crate::disk::Upper;
 use crate::error::{Error, Result};
 use crate::locate;
 use crate::spawn::Child;
@@ -44,7 +45,7 @@ pub(crate) struct VmmProcess {
 
 impl VmmProcess {
     /// Starts the VMM, and while it starts gathers what it needs.
-    pub(crate) fn start(config: &SandboxBuilder, spec: VmSpec) -> Result<Self> {
+    pub(crate) fn start(config: &mut SandboxBuilder, spec: VmSpec) -> Result<Self> {
         let program = match &config.vmm {
             Some(path) => path.clone(),
             None => locate::find(locate::VMM)?,
@@ -81,7 +82,15 @@ impl VmmProcess {
                 Some(receiver(reader)?)
             }
         };
-        fds.push(open("root image", &config.root.path)?);
+        fds.push(match &config.root.file {
+            Some(file) => duplicate(file)?,
+            None => open("root image", &config.root.path)?,
+        });
+        match std::mem::take(&mut config.upper) {
+            Upper::Memory | Upper::ReadOnly => {}
+            Upper::Scratch(file) | Upper::Disk(file) => fds.push(file.into()),
+        }
+        fds.extend(config.disks.drain(..).map(|disk| disk.file.into()));
         let opening = [
             Packet::new(&Request::Hello { version: VERSION }, Vec::new())?,
             Packet::new(&Request::Boot(Box::new(spec)), fds)?,
@@ -94,6 +103,12 @@ impl VmmProcess {
             opening,
         })
     }
+}
+
+fn duplicate(file: &File) -> Result<OwnedFd> {
+    file.try_clone()
+        .map(Into::into)
+        .map_err(Error::host("duplicate a descriptor"))
 }
 
 fn receiver(reader: OwnedFd) -> Result<pipe::Receiver> {

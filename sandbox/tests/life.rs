@@ -67,10 +67,7 @@ impl World {
     }
 
     fn builder(&self) -> SandboxBuilder {
-        let root = Root {
-            path: self.path("root.erofs"),
-            fs_type: FsType::Erofs,
-        };
+        let root = Root::new(self.path("root.erofs"), FsType::Erofs);
         Sandbox::builder(self.path("vmlinux"), root)
             .vmm(self.path(self.scenario))
             .guest_init(self.path("init"))

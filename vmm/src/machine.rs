@@ -73,8 +73,11 @@ impl Attached {
     ) -> Result<Self, BootError> {
         let mut slots = Vec::new();
         for (index, (disk, file)) in spec.disks.iter().zip(disks).enumerate() {
-            let block =
+            let mut block =
                 Block::new(file, disk.read_only, &disk.id).map_err(|e| bad_disk(index, &e))?;
+            if disk.volatile {
+                block = block.volatile();
+            }
             let block = Arc::new(Mutex::new(block));
             slots.push(Slot::new(format!("blk{index}"), block, kicked)?);
         }

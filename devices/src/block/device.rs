@@ -93,6 +93,15 @@ impl Block {
         })
     }
 
+    /// The disk's content is thrown away when the device is: a flush is answered
+    /// without waiting for the host's storage, which a later crash of the host
+    /// could not make worse.
+    #[must_use]
+    pub fn volatile(mut self) -> Self {
+        self.backend.disk.set_volatile();
+        self
+    }
+
     /// The disk's counters.
     #[must_use]
     pub fn metrics(&self) -> Arc<BlockMetrics> {

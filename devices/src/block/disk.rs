@@ -32,6 +32,7 @@ enum Direction {
 #[derive(Debug)]
 pub(super) struct Disk {
     file: File,
+    volatile: bool,
 }
 
 impl Disk {
@@ -39,7 +40,13 @@ impl Disk {
     pub(super) fn new(mut file: File) -> io::Result<(Self, u64)> {
         // Block devices have no length in their metadata, but an end.
         let size = file.seek(SeekFrom::End(0))?;
-        Ok((Self { file }, size))
+        let volatile = false;
+        Ok((Self { file, volatile }, size))
+    }
+
+    /// The content is thrown away at the end: it never has to be durable.
+    pub(super) fn set_volatile(&mut self) {
+        self.volatile = true;
     }
 
     /// Fills `slices` from `offset` on.
@@ -55,6 +62,9 @@ impl Disk {
     /// Makes earlier writes durable. The size never changes, other metadata
     /// does not matter.
     pub(super) fn flush(&self) -> io::Result<()> {
+        if self.volatile {
+            return Ok(());
+        }
         self.file.sync_data()
     }
 
@@ -216,6 +226,15 @@ mod tests {
 
     fn memory() -> GuestRam {
         GuestRam::from_ranges(&[(GuestAddress(0), 0x1_0000)]).unwrap()
+    }
+
+    /// `/dev/null` is a file that cannot be made durable.
+    #[test]
+    fn a_volatile_disk_is_flushed_at_once() {
+        let (mut disk, _) = Disk::new(File::open("/dev/null").unwrap()).unwrap();
+        assert!(disk.flush().is_err());
+        disk.set_volatile();
+        disk.flush().unwrap();
     }
 
     /// One call moves 256 pieces; what is more, the next one does.

@@ -1,0 +1,214 @@
+//! `flashpan volume`: disks with names, which outlive VMs.
+
+use std::fmt::Write as _;
+
+use clap::{Args, Subcommand};
+use flashpan_rootfs::cache::Cache;
+use flashpan_rootfs::volume::{Volume, Volumes};
+use serde::Serialize;
+
+use crate::failure::{Failure, print, print_json};
+use crate::parse;
+
+const EXAMPLES: &str = "\
+Examples:
+  flashpan volume create cache --size 10G
+  flashpan run --disk @cache:/root/.cache -- sh -c 'date >> /root/.cache/runs'
+  flashpan volume ls
+
+Volumes are sparse files with an ext4 file system: they take as much of the host
+as is written to them, and give back what is deleted.";
+
+const CREATE_EXAMPLES: &str = "\
+Examples:
+  flashpan volume create cache
+  flashpan volume create work --size 512M --json";
+
+const LS_EXAMPLES: &str = "\
+Examples:
+  flashpan volume ls
+  flashpan volume ls --json";
+
+const RM_EXAMPLES: &str = "\
+Examples:
+  flashpan volume rm cache work";
+
+const CP_EXAMPLES: &str = "\
+Examples:
+  flashpan volume cp work work-before-the-upgrade";
+
+const RESIZE_EXAMPLES: &str = "\
+Examples:
+  flashpan volume resize cache 20G";
+
+/// Looks after volumes: disks with names, which outlive VMs
+#[derive(Debug, Args)]
+#[command(after_help = EXAMPLES)]
+pub(crate) struct VolumeArgs {
+    #[command(subcommand)]
+    command: VolumeCommand,
+}
+
+#[derive(Debug, Subcommand)]
+enum VolumeCommand {
+    Create(CreateArgs),
+    Ls(LsArgs),
+    Rm(RmArgs),
+    Cp(CpArgs),
+    Resize(ResizeArgs),
+}
+
+/// Makes an empty volume
+#[derive(Debug, Args)]
+#[command(after_help = CREATE_EXAMPLES)]
+struct CreateArgs {
+    /// Its name: letters, digits, `_`, `.` and `-`.
+    #[arg(value_name = "NAME")]
+    name: String,
+
+    /// Its size, e.g. 512M or 10G; a plain number is MiB.
+    #[arg(long, value_name = "SIZE", value_parser = parse::disk_size_mib, default_value = "10G")]
+    size: u64,
+
+    /// As JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+/// Lists volumes by name
+#[derive(Debug, Args)]
+#[command(after_help = LS_EXAMPLES, visible_alias = "list")]
+struct LsArgs {
+    /// As JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+/// Removes volumes and all that is in them
+#[derive(Debug, Args)]
+#[command(after_help = RM_EXAMPLES)]
+struct RmArgs {
+    /// Their names.
+    #[arg(value_name = "NAME", required = true)]
+    names: Vec<String>,
+}
+
+/// Copies a volume to a new one
+#[derive(Debug, Args)]
+#[command(after_help = CP_EXAMPLES, visible_alias = "copy")]
+struct CpArgs {
+    /// The volume to copy.
+    #[arg(value_name = "FROM")]
+    from: String,
+
+    /// The name of the new one.
+    #[arg(value_name = "TO")]
+    to: String,
+}
+
+/// Makes a volume larger or smaller
+#[derive(Debug, Args)]
+#[command(after_help = RESIZE_EXAMPLES)]
+struct ResizeArgs {
+    /// Its name.
+    #[arg(value_name = "NAME")]
+    name: String,
+
+    /// Its new size, e.g. 512M or 10G; a plain number is MiB.
+    #[arg(value_name = "SIZE", value_parser = parse::disk_size_mib)]
+    size: u64,
+}
+
+/// Runs `flashpan volume`.
+pub(crate) fn volume(args: &VolumeArgs) -> Result<u8, Failure> {
+    let volumes = Volumes::user().map_err(Failure::new)?;
+    match &args.command {
+        VolumeCommand::Create(args) => {
+            let cache = Cache::user().map_err(Failure::new)?;
+            let size = args.size.saturating_mul(parse::MIB);
+            let volume = volumes
+                .create(&args.name, size, &cache)
+                .map_err(Failure::new)?;
+            if args.json {
+                print_json(&Listed::from(&volume))?;
+            } else {
+                let size = mebibytes(volume.size);
+                print(&format!("Created volume {} ({size})\n", volume.name))?;
+            }
+        }
+        VolumeCommand::Ls(args) => list(&volumes.list().map_err(Failure::new)?, args.json)?,
+        VolumeCommand::Rm(args) => {
+            for name in &args.names {
+                volumes.remove(name).map_err(Failure::new)?;
+                print(&format!("Removed volume {name}\n"))?;
+            }
+        }
+        VolumeCommand::Cp(CpArgs { from, to }) => {
+            volumes.copy(from, to).map_err(Failure::new)?;
+            print(&format!("Copied volume {from} to {to}\n"))?;
+        }
+        VolumeCommand::Resize(args) => {
+            let size = args.size.saturating_mul(parse::MIB);
+            let volume = volumes.resize(&args.name, size).map_err(Failure::new)?;
+            let size = mebibytes(volume.size);
+            print(&format!("Resized volume {} to {size}\n", volume.name))?;
+        }
+    }
+    Ok(0)
+}
+
+/// A volume in JSON.
+#[derive(Debug, Serialize)]
+struct Listed {
+    name: String,
+    size: String,
+    path: String,
+    size_bytes: u64,
+    used_bytes: u64,
+}
+
+impl From<&Volume> for Listed {
+    fn from(volume: &Volume) -> Self {
+        Self {
+            name: volume.name.clone(),
+            size: mebibytes(volume.size),
+            path: volume.path.display().to_string(),
+            size_bytes: volume.size,
+            used_bytes: volume.used,
+        }
+    }
+}
+
+fn list(volumes: &[Volume], json: bool) -> Result<(), Failure> {
+    if json {
+        return print_json(&volumes.iter().map(Listed::from).collect::<Vec<_>>());
+    }
+    let widest = volumes.iter().map(|volume| volume.name.len()).max();
+    let width = widest.unwrap_or(0).max("NAME".len());
+    let mut text = format!("{:width$}  {:>12}  {:>12}\n", "NAME", "SIZE", "USED");
+    for volume in volumes {
+        let (size, used) = (mebibytes(volume.size), mebibytes(volume.used));
+        // Writing to a string does not fail.
+        let _ = writeln!(text, "{:width$}  {size:>12}  {used:>12}", volume.name);
+    }
+    print(&text)
+}
+
+/// Bytes in MiB with one decimal, which programs of others read as well.
+fn mebibytes(bytes: u64) -> String {
+    let tenths = u128::from(bytes) * 10 / u128::from(parse::MIB);
+    format!("{}.{} MB", tenths / 10, tenths % 10)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_have_one_decimal() {
+        assert_eq!(mebibytes(16 << 20), "16.0 MB");
+        assert_eq!(mebibytes((1 << 20) + (1 << 19)), "1.5 MB");
+        assert_eq!(mebibytes(0), "0.0 MB");
+        assert_eq!(mebibytes(u64::MAX), "17592186044415.9 MB");
+    }
+}
