@@ -1,6 +1,6 @@
 //! The boot connection: how PID 1 is told what to do and tells how it went.
 
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, IntoRawFd, OwnedFd};
 use std::sync::atomic::{AtomicI32, Ordering};
 use std::time::{Duration, Instant};
 
@@ -28,7 +28,9 @@ const CLOSE_WITHIN_MS: i32 = 2000;
 /// Token of the connection's events.
 pub(crate) const TOKEN: u64 = 0;
 
-/// The socket of the boot connection, for [`fatal`]; -1 if there is none.
+/// The socket of the boot connection, for [`fatal`]; -1 if there is none. A
+/// descriptor of its own, which is never closed: whatever fails drops the
+/// connection on its way out.
 static SOCKET: AtomicI32 = AtomicI32::new(-1);
 
 /// The boot connection before the guest is set up.
@@ -63,7 +65,11 @@ impl Connecting {
             0 => {}
             error => return Err(Failure::system(CONNECT, Errno::from_raw(error))),
         }
-        SOCKET.store(self.socket.as_raw_fd(), Ordering::Relaxed);
+        let for_the_worst = self.socket.try_clone().map_err(|error| {
+            let errno = Errno::from_raw(error.raw_os_error().unwrap_or_default());
+            Failure::system(CONNECT, errno)
+        })?;
+        SOCKET.store(for_the_worst.into_raw_fd(), Ordering::Relaxed);
         let mut connection = Connection::new(poller, self.socket, TOKEN);
         let kernel_release = nix::sys::utsname::uname()
             .map(|name| name.release().to_string_lossy().into_owned())

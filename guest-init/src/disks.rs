@@ -9,9 +9,9 @@ use nix::errno::Errno;
 use nix::fcntl::{OFlag, open};
 use nix::mount::{MsFlags, mount};
 use nix::sys::stat::Mode;
+use nix::unistd::mkdir;
 
 use crate::failure::{During, Failure};
-use crate::mounts;
 
 /// `discard` gives what is deleted back to the host, whose file has a hole
 /// there. A file system with errors goes read-only rather than take the guest
@@ -69,8 +69,16 @@ fn mount_point(path: &str) -> Result<(), Failure> {
             Component::RootDir => made.push("/"),
             Component::Normal(name) => {
                 made.push(name);
-                let directory = made.to_str().unwrap_or_default();
-                mounts::directory(directory).during(&what())?;
+                match mkdir(&made, Mode::from_bits_truncate(0o755)) {
+                    Ok(()) | Err(Errno::EEXIST) => {}
+                    Err(Errno::EROFS) if made.is_dir() => {}
+                    Err(Errno::EROFS) => {
+                        let why = "the root is read-only and has no such directory; add it to the \
+                                   image or make the root writable";
+                        return Err(Failure::new(what(), why));
+                    }
+                    Err(errno) => return Err(Failure::system(what(), errno)),
+                }
             }
             Component::CurDir | Component::ParentDir | Component::Prefix(_) => {
                 return Err(Failure::new(what(), "it has `.` or `..` in it"));

@@ -3,7 +3,7 @@
 use std::ffi::{OsStr, OsString};
 use std::io::{Read, Write};
 use std::os::unix::process::CommandExt;
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -21,6 +21,7 @@ const PATIENCE: Duration = Duration::from_secs(180);
 pub struct Flashpan {
     command: Command,
     input: Vec<u8>,
+    hold_input: bool,
     patience: Duration,
 }
 
@@ -41,6 +42,7 @@ impl Flashpan {
         Self {
             command,
             input: Vec::new(),
+            hold_input: false,
             patience: PATIENCE,
         }
     }
@@ -69,6 +71,13 @@ impl Flashpan {
     #[must_use]
     pub fn input(mut self, bytes: Vec<u8>) -> Self {
         self.input = bytes;
+        self
+    }
+
+    /// Keeps standard input open until [`Running::close_input`].
+    #[must_use]
+    pub fn hold_input(mut self) -> Self {
+        self.hold_input = true;
         self
     }
 
@@ -103,14 +112,20 @@ impl Flashpan {
             .unwrap_or_else(|error| panic!("cannot start {:?}: {error}", self.command));
         let mut stdin = child.stdin.take().expect("piped");
         let input = self.input;
-        // A program that does not read its input is none of our business.
-        thread::spawn(move || drop(stdin.write_all(&input)));
+        let held = if self.hold_input {
+            Some(stdin)
+        } else {
+            // A program that does not read its input is none of our business.
+            thread::spawn(move || drop(stdin.write_all(&input)));
+            None
+        };
         let stdout = Output::collect(child.stdout.take().expect("piped"));
         let stderr = Output::collect(child.stderr.take().expect("piped"));
         let words = format!("{:?}", self.command);
         Running {
             child,
             words,
+            stdin: held,
             stdout,
             stderr,
             begun: Instant::now(),
@@ -182,6 +197,7 @@ impl Output {
 pub struct Running {
     child: Child,
     words: String,
+    stdin: Option<ChildStdin>,
     stdout: Output,
     stderr: Output,
     begun: Instant,
@@ -195,6 +211,11 @@ impl Running {
     /// If there is no such process.
     pub fn signal(&self, signal: Signal) {
         kill(self.pid(), signal).expect("cannot signal flashpan");
+    }
+
+    /// Ends standard input that was held open.
+    pub fn close_input(&mut self) {
+        self.stdin = None;
     }
 
     /// Waits until standard output is at least this, from its beginning.

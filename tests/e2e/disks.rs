@@ -1,0 +1,170 @@
+//! Where a guest's writes go: memory, a disk that goes with the VM, disks that
+//! stay.
+
+#![allow(clippy::unwrap_used, clippy::panic)]
+
+use std::os::unix::fs::MetadataExt;
+use std::path::PathBuf;
+use std::process::Command;
+
+use flashpan_tests::{Finished, Flashpan, Home};
+
+/// A volume that is removed with the test.
+struct Volume<'a> {
+    home: &'a Home,
+    name: &'static str,
+}
+
+impl<'a> Volume<'a> {
+    fn new(home: &'a Home, name: &'static str) -> Self {
+        let made = Flashpan::new(home, ["volume", "create", name, "--size", "256"]).finish();
+        made.expect_status(0)
+            .expect_stdout(&format!("Created volume {name} (256.0 MB)\n"));
+        Self { home, name }
+    }
+
+    fn path(&self) -> PathBuf {
+        let state = &self.home.environment()[0].1;
+        state.join(format!("flashpan/volumes/{}.ext4", self.name))
+    }
+
+    /// Bytes that it takes on the host.
+    fn used(&self) -> u64 {
+        self.path().metadata().unwrap().blocks() * 512
+    }
+
+    fn remove(self) {
+        let removed = Flashpan::new(self.home, ["volume", "rm", self.name]).finish();
+        removed.expect_status(0);
+    }
+}
+
+fn run(home: &Home, options: &[&str], script: &str) -> Finished {
+    Flashpan::run(home, options, ["sh", "-c", script]).finish()
+}
+
+#[test]
+fn a_disk_takes_more_than_memory_could() {
+    let home = Home::new();
+    let script = "dd if=/dev/zero of=/big bs=1M count=300 2>/dev/null && sync && ls -l /big | awk '{ print $5 }'
+                  df -T / | tail -n 1 | awk '{ print $2 }'";
+    let run = run(&home, &["--memory", "128M", "--disk-size", "1G"], script);
+    run.expect_status(0).expect_stdout("314572800\noverlay\n");
+}
+
+#[test]
+fn a_read_only_root_refuses_writes() {
+    let home = Home::new();
+    let script = "touch /new; echo $?; touch /tmp/new /run/new 2>/dev/null; mount | grep ' / '";
+    let run = run(&home, &["--read-only"], script);
+    run.expect_status(0);
+    assert!(run.text().starts_with("1\n"), "{run}");
+    assert!(run.text().contains("ro,"), "{run}");
+    assert!(run.stderr.contains("Read-only file system"), "{run}");
+}
+
+#[test]
+fn what_is_written_to_a_volume_is_there_for_the_next_vm() {
+    let home = Home::new();
+    let volume = Volume::new(&home, "kept");
+    let write = run(
+        &home,
+        &["--disk", "@kept:/data/deep"],
+        // What the command leaves running is ended before the disk is left.
+        "echo one > /data/deep/file; setsid sh -c 'while :; do date >> /data/deep/log; done' & sleep 1",
+    );
+    write.expect_status(0);
+    let fsck = Command::new("/usr/sbin/e2fsck")
+        .arg("-fn")
+        .arg(volume.path())
+        .output()
+        .unwrap();
+    assert!(fsck.status.success(), "{fsck:?}");
+    let read = run(
+        &home,
+        &["--disk", "@kept:/data:ro"],
+        "cat /data/file; touch /data/x 2>/dev/null; echo $?",
+    );
+    read.expect_status(0).expect_stdout("one\n1\n");
+    volume.remove();
+}
+
+#[test]
+fn one_vm_writes_to_a_volume_at_a_time() {
+    let home = Home::new();
+    let volume = Volume::new(&home, "busy");
+    let mut first = Flashpan::run(
+        &home,
+        ["-i", "--disk", "@busy:/data"],
+        ["sh", "-c", "echo up; cat"],
+    )
+    .hold_input()
+    .start();
+    first.wait_for_stdout("up\n");
+    for options in [["--disk", "@busy:/data"], ["--disk", "@busy:/data:ro"]] {
+        let second = run(&home, &options, "true");
+        second
+            .expect_status(125)
+            .expect_complaint(&["busy", "in use"]);
+    }
+    let removed = Flashpan::new(&home, ["volume", "rm", "busy"]).finish();
+    removed
+        .expect_status(125)
+        .expect_complaint(&["busy", "in use"]);
+    first.close_input();
+    first.finish().expect_status(0);
+    volume.remove();
+}
+
+#[test]
+fn what_a_guest_deletes_is_given_back() {
+    let home = Home::new();
+    let volume = Volume::new(&home, "trim");
+    let empty = volume.used();
+    let fill = "dd if=/dev/urandom of=/data/big bs=1M count=100 2>/dev/null";
+    run(&home, &["--disk", "@trim:/data"], fill).expect_status(0);
+    assert!(volume.used() > empty + (90 << 20), "{}", volume.used());
+    run(&home, &["--disk", "@trim:/data"], "rm /data/big; sync").expect_status(0);
+    assert!(volume.used() < empty + (10 << 20), "{}", volume.used());
+    volume.remove();
+}
+
+#[test]
+fn what_cannot_be_a_disk_is_refused_before_anything_starts() {
+    let home = Home::new();
+    let garbage = home.file("garbage");
+    std::fs::write(&garbage, vec![1; 1 << 20]).unwrap();
+    let garbage = garbage.display().to_string();
+    for (spec, words) in [
+        (
+            format!("{garbage}:/data"),
+            vec![garbage.as_str(), "not a file system image"],
+        ),
+        (
+            "/no/such:/data".to_owned(),
+            vec!["/no/such", "No such file"],
+        ),
+        (
+            "@none:/data".to_owned(),
+            vec!["named volume not found: none"],
+        ),
+        ("@none:data".to_owned(), vec!["absolute path"]),
+        ("/tmp:/data".to_owned(), vec!["/tmp"]),
+    ] {
+        let refused = run(&home, &["--disk", &spec], "true");
+        refused.expect_status(125).expect_complaint(&words);
+    }
+    let refused = run(&home, &["--read-only", "--disk-size", "1G"], "true");
+    refused.expect_status(125);
+    // The root has no such directory and cannot get one.
+    let volume = Volume::new(&home, "here");
+    let refused = run(
+        &home,
+        &["--read-only", "--disk", "@here:/no/such/place"],
+        "true",
+    );
+    refused
+        .expect_status(125)
+        .expect_complaint(&["/no/such/place"]);
+    volume.remove();
+}
