@@ -4,13 +4,25 @@
 //! into; it keeps one file, the newest, named after the source's state:
 //! `<group>-<key>.<extension>`. Who builds holds the lock of the group, writes
 //! `<group>.partial`, syncs it and renames it. A builder that is killed leaves
-//! a partial file that the next one overwrites. A file that is replaced is
-//! only unlinked, so that a VM that has it open keeps it.
+//! a partial file, which goes with the next build of any group. So does what
+//! nobody has used for [`UNUSED`]. A file that is replaced or dropped is only
+//! unlinked, so that a VM that has it open keeps it.
 
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
+
+/// After this long without use a file is dropped: what it was made of may be
+/// gone.
+pub const UNUSED: Duration = Duration::from_secs(30 * 24 * 3600);
+
+/// Use is noted, as the time of modification, no more often than this.
+const NOTED: Duration = Duration::from_secs(24 * 3600);
+
+/// Ending of what is being made.
+const PARTIAL: &str = "partial";
 
 /// Why the cache cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -125,11 +137,17 @@ impl Group {
     pub(crate) fn find(&self, key: &str) -> Result<Option<Cached>, Error> {
         let path = self.path(key);
         match File::open(&path) {
-            Ok(file) => Ok(Some(Cached {
-                file,
-                path,
-                made: false,
-            })),
+            Ok(file) => {
+                if age(&file).is_some_and(|age| age > NOTED) {
+                    // Somebody else's cache cannot be noted in.
+                    let _ = file.set_modified(SystemTime::now());
+                }
+                Ok(Some(Cached {
+                    file,
+                    path,
+                    made: false,
+                }))
+            }
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(error) => Err(failed("open the cached image", &path)(error)),
         }
@@ -155,7 +173,7 @@ impl Group {
             }
             Err(TryLockError::Error(error)) => return Err(failed("take the lock", &path)(error)),
         }
-        let partial = self.directory.join(format!("{}.partial", self.name));
+        let partial = self.directory.join(format!("{}.{PARTIAL}", self.name));
         let file = OpenOptions::new()
             .create(true)
             .truncate(true)
@@ -224,11 +242,40 @@ impl Build<'_> {
                     .file_name()
                     .and_then(|name| name.to_str())
                     .is_some_and(|name| name.starts_with(&prefix));
-            if ours && path != keep {
+            if (ours && path != keep) || self.is_unused(&path) {
                 let _ = fs::remove_file(&path);
+            } else if path.extension().is_some_and(|found| found == PARTIAL) {
+                remove_abandoned(&path);
             }
         }
     }
+
+    fn is_unused(&self, path: &Path) -> bool {
+        path.extension()
+            .is_some_and(|found| found == self.group.extension)
+            && File::open(path)
+                .ok()
+                .and_then(|file| age(&file))
+                .is_some_and(|age| age > UNUSED)
+    }
+}
+
+/// Removes what a killed builder left: nobody has the lock of its group.
+fn remove_abandoned(partial: &Path) {
+    let lock = OpenOptions::new()
+        .write(true)
+        .open(partial.with_extension("lock"));
+    if let Ok(lock) = lock
+        && lock.try_lock().is_ok()
+    {
+        // Held until the file is gone.
+        let _ = fs::remove_file(partial);
+    }
+}
+
+/// Time since a file was modified; nothing if that is in the future.
+fn age(file: &File) -> Option<Duration> {
+    file.metadata().ok()?.modified().ok()?.elapsed().ok()
 }
 
 impl Drop for Build<'_> {
@@ -287,6 +334,38 @@ mod tests {
         assert!(group.find("1").unwrap().is_none());
         drop(build);
         assert_eq!(names(cache.path()), ["name.lock"]);
+    }
+
+    #[test]
+    fn a_build_takes_out_what_is_abandoned_or_unused() {
+        let cache = tempfile::tempdir().unwrap();
+        let group = |name| {
+            Cache::at(cache.path())
+                .group("roots", name, "erofs")
+                .unwrap()
+        };
+        for (name, age) in [("old", UNUSED * 2), ("recent", NOTED * 2)] {
+            let group = group(name);
+            let made = group.lock(&mut || {}).unwrap().publish("1").unwrap();
+            let file = OpenOptions::new().write(true).open(&made.path).unwrap();
+            file.set_modified(SystemTime::now() - age).unwrap();
+        }
+        // Killed while it built, and still building.
+        drop(group("killed").lock(&mut || {}).unwrap());
+        fs::write(cache.path().join("roots/killed.partial"), "half").unwrap();
+        let busy = group("busy");
+        let _building = busy.lock(&mut || {}).unwrap();
+
+        assert!(group("recent").find("1").unwrap().is_some());
+        group("new").lock(&mut || {}).unwrap().publish("1").unwrap();
+        let left: Vec<_> = names(cache.path())
+            .into_iter()
+            .filter(|name| !name.ends_with(".lock"))
+            .collect();
+        assert_eq!(left, ["busy.partial", "new-1.erofs", "recent-1.erofs"]);
+        // Its use was noted.
+        let recent = File::open(cache.path().join("roots/recent-1.erofs")).unwrap();
+        assert!(age(&recent).unwrap() < NOTED);
     }
 
     #[test]

@@ -304,7 +304,10 @@ impl Volumes {
 
     /// Removes what killed processes left: unfinished files that nobody has.
     fn sweep(&self) {
-        let entries = fs::read_dir(&self.directory).into_iter().flatten().flatten();
+        let entries = fs::read_dir(&self.directory)
+            .into_iter()
+            .flatten()
+            .flatten();
         for path in entries.map(|entry| entry.path()) {
             let name = path.file_name().and_then(|name| name.to_str());
             let unfinished =

@@ -135,21 +135,13 @@ mod tests {
 
     fn disk(directory: &Path) -> PathBuf {
         let path = directory.join("disk.ext4");
-        let file = File::create_new(&path).unwrap();
         let file = OpenOptions::new()
             .read(true)
             .write(true)
+            .create_new(true)
             .open(&path)
-            .map(|new| {
-                drop(file);
-                new
-            });
-        create(
-            &file.unwrap(),
-            16 << 20,
-            &Cache::at(directory.join("cache")),
-        )
-        .unwrap();
+            .unwrap();
+        create(&file, 16 << 20, &Cache::at(directory.join("cache"))).unwrap();
         path
     }
 
