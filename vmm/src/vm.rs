@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::os::unix::net::UnixStream;
-use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::mpsc::{self, Receiver, Sender};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use event_manager::{EventManager, EventOps, Events, MutEventSubscriber, SubscriberOps};
@@ -149,6 +149,17 @@ impl VmHandle {
     }
 }
 
+/// A handle, where its commands arrive, and what is readable when some have.
+pub(crate) fn channel() -> Result<(VmHandle, Receiver<Command>, EventFd), BootError> {
+    let (sender, receiver) = mpsc::channel();
+    let wake = eventfd()?;
+    let handle = VmHandle {
+        sender,
+        wake: clone(&wake)?,
+    };
+    Ok((handle, receiver, wake))
+}
+
 /// A subscriber of the event loop.
 type Subscriber = Box<dyn MutEventSubscriber + Send>;
 
@@ -199,12 +210,7 @@ impl Vm {
         let kvm = KvmVm::new(kvm, &memory)?;
         observer.event(VmEvent::Phase(stamp(Phase::MemoryReady)));
 
-        let (sender, receiver) = channel();
-        let wake = eventfd()?;
-        let handle = VmHandle {
-            sender,
-            wake: clone(&wake)?,
-        };
+        let (handle, receiver, wake) = channel()?;
         let vsock = vsock_device(Arc::clone(&observer))?;
         let attached = Attached::new(spec, disks, Arc::clone(&vsock))?;
         let cmdline = boot::cmdline::build(spec.console, attached.len(), &spec.kernel_args)?;
