@@ -171,7 +171,7 @@ mod tests {
         };
         CpuId::from_entries(&[
             leaf(0x0, 0x20, b, c, d),
-            leaf(0x1, 0, 0x0710_0800, u32::MAX & !ECX_TSC_DEADLINE, EDX_HTT),
+            leaf(0x1, 0, 0x0710_0800, !ECX_TSC_DEADLINE, EDX_HTT),
             leaf(0x7, 0, 0, 0, u32::MAX),
             leaf(0xa, 0x0730_0402, 1, 2, 3),
             leaf(0xb, 1, 2, 0x100, 9),
