@@ -36,10 +36,36 @@ fn index(memory: &GuestMemory, ring: u64) -> u16 {
     u16::from_le_bytes(bytes)
 }
 
-/// Waits until the driver has kicked for the request of this number.
-fn kicked(events: &Receiver<VmEvent>, number: u16) {
-    let [low, _] = number.to_le_bytes();
-    while codes(events, |_| false, 1) != [low | FIRST_USER_CODE] {}
+/// How far a driver has come by its marks, one for each kick.
+struct Kicks<'e> {
+    events: &'e Receiver<VmEvent>,
+    seen: u16,
+}
+
+impl Kicks<'_> {
+    /// Waits until the driver has kicked for the request of this number.
+    fn wait(&mut self, number: u16) {
+        while self.seen < number {
+            let [code] = codes(self.events, |_| false, 1)[..] else {
+                panic!("no mark");
+            };
+            self.saw(&[code]);
+        }
+    }
+
+    /// Waits for an event that is not a mark.
+    fn wait_for(&mut self, until: fn(&VmEvent) -> bool) {
+        let codes = codes(self.events, until, usize::MAX);
+        self.saw(&codes);
+    }
+
+    fn saw(&mut self, codes: &[u8]) {
+        for code in codes {
+            self.seen += 1;
+            let [low, _] = self.seen.to_le_bytes();
+            assert_eq!(*code, low | FIRST_USER_CODE, "a mark was lost");
+        }
+    }
 }
 
 /// A kick that comes while the machine is being paused waits: nothing of memory
@@ -53,28 +79,32 @@ fn the_devices_of_a_paused_machine_stand_still() {
     let memory = vm.memory().clone();
     let handle = vm.handle().unwrap();
     let running = thread::spawn(move || vm.run());
-    kicked(&events, 3);
+    let mut kicks = Kicks {
+        events: &events,
+        seen: 0,
+    };
+    kicks.wait(3);
 
     // The loop stands; the driver has one request under way, and no more.
     block.ask();
     block.wait();
-    let under_way = index(&memory, USED_RING).wrapping_add(1);
-    kicked(&events, under_way);
+    let under_way = index(&memory, USED_RING) + 1;
+    kicks.wait(under_way);
     // The loop serves that one, takes the order to pause, and stands again.
     // Meanwhile the driver kicks for the next.
     handle.send(Command::Pause);
     block.ask();
     block.release();
     block.wait();
-    let last = under_way.wrapping_add(1);
-    kicked(&events, last);
+    let last = under_way + 1;
+    kicks.wait(last);
     block.release();
-    codes(&events, is_paused, usize::MAX);
+    kicks.wait_for(is_paused);
 
     // However often the loop turns now, that kick is not served.
     for _ in 0..3 {
         handle.send(Command::Stats);
-        codes(&events, is_stats, usize::MAX);
+        kicks.wait_for(is_stats);
         assert_eq!(index(&memory, AVAIL_RING), last);
         assert_eq!(index(&memory, USED_RING), under_way);
     }
@@ -85,8 +115,8 @@ fn the_devices_of_a_paused_machine_stand_still() {
 
     // It is served once the machine goes on.
     handle.send(Command::Resume);
-    codes(&events, is_resumed, usize::MAX);
-    kicked(&events, last.wrapping_add(2));
+    kicks.wait_for(is_resumed);
+    kicks.wait(last + 2);
     handle.send(Command::End(ExitReason::Killed));
     assert_eq!(running.join().unwrap().reason, ExitReason::Killed);
 
@@ -98,7 +128,11 @@ fn the_devices_of_a_paused_machine_stand_still() {
     vm.restore(&state).unwrap();
     let handle = vm.handle().unwrap();
     let running = thread::spawn(move || vm.run());
-    kicked(&events, last.wrapping_add(2));
+    let mut kicks = Kicks {
+        events: &events,
+        seen: last,
+    };
+    kicks.wait(last + 2);
     handle.send(Command::End(ExitReason::Killed));
     assert_eq!(running.join().unwrap().reason, ExitReason::Killed);
 }
