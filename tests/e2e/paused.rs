@@ -5,16 +5,17 @@
 #![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing)]
 
 use std::sync::mpsc::{Receiver, channel};
+use std::sync::{Arc, Condvar, Mutex};
 use std::thread;
 
 use flashpan_protocol::control::ExitReason;
 use flashpan_protocol::phase::{ExitRequest, FIRST_USER_CODE};
 use flashpan_tests::payload::{
     AVAIL_RING, Blocker, CLOCK, CLOCK_PAGE, DEADLINE, DRIVE, LEAVE, SPIN, USED_RING, codes,
-    contents, machine,
+    contents, machine, parts,
 };
 use flashpan_vmm::memory::GuestMemory;
-use flashpan_vmm::{Command, VmEvent};
+use flashpan_vmm::{Command, Host, Observer, Vm, VmEvent};
 use nix::libc;
 
 fn is_paused(event: &VmEvent) -> bool {
@@ -137,27 +138,52 @@ fn the_devices_of_a_paused_machine_stand_still() {
     assert_eq!(running.join().unwrap().reason, ExitReason::Killed);
 }
 
+/// Keeps the guest from ending before the loop gives the first answer.
+struct Hold {
+    answered: Mutex<bool>,
+    changed: Condvar,
+}
+
+impl Observer for Hold {
+    fn event(&self, event: VmEvent) {
+        let mut answered = self.answered.lock().unwrap();
+        match event {
+            VmEvent::UserPhase { .. } => {
+                while !*answered {
+                    answered = self.changed.wait(answered).unwrap();
+                }
+            }
+            VmEvent::Stats(_) => {
+                *answered = true;
+                self.changed.notify_all();
+            }
+            _ => {}
+        }
+    }
+}
+
 /// One of two processors ends the machine while the other is in the guest and
 /// somebody waits for the state: there is none, but an answer.
 #[test]
 fn the_state_of_a_machine_that_ends_meanwhile_is_refused() {
-    let (mut vm, events) = machine(LEAVE, 2);
-    let (blocker, block) = Blocker::new();
-    vm.subscribe(Box::new(blocker));
+    let (spec, resources) = parts(LEAVE, 2, false);
+    let hold = Arc::new(Hold {
+        answered: Mutex::new(false),
+        changed: Condvar::new(),
+    });
+    let mut vm = Vm::boot(Host::open().unwrap(), &spec, resources, hold).unwrap();
     let handle = vm.handle().unwrap();
-    // The loop stands before the guest begins: what is asked of it meets the end.
-    block.ask();
-    let running = thread::spawn(move || vm.run());
-    block.wait();
+    // All at once for the loop. The guest ends while the counters are told, the
+    // loop comes to the state without having heard of it.
     for _ in 0..200 {
         handle.send(Command::Stats);
     }
     let (reply, answer) = channel();
     handle.send(Command::Save(reply));
-    codes(&events, |_| false, 1);
-    block.release();
-    let refused = answer.recv_timeout(DEADLINE).expect("an answer");
-    assert_eq!(refused.unwrap_err().to_string(), "the machine has ended");
+    let running = thread::spawn(move || vm.run());
+    let answer = answer.recv_timeout(DEADLINE).expect("an answer");
+    let refused = answer.map(drop).unwrap_err().to_string();
+    assert_eq!(refused, "the machine has ended");
     let reason = running.join().unwrap().reason;
     assert_eq!(reason, ExitReason::Requested(ExitRequest::PowerOff));
 }

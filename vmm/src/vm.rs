@@ -361,6 +361,15 @@ impl Vm {
         };
         let at_ns = now_ns();
         self.vcpus.pause();
+        // What was asked for in time is answered.
+        let late = {
+            let mut commands = lock(&self.commands);
+            commands.receive();
+            std::mem::take(&mut commands.pending)
+        };
+        for order in late {
+            self.decline(order);
+        }
         self.machine.flush_console();
         ExitReport {
             reason,
@@ -508,6 +517,13 @@ impl MutEventSubscriber for Commands {
 
     fn process(&mut self, _: Events, _: &mut EventOps<'_>) {
         let _ = self.wake.read();
+        self.receive();
+    }
+}
+
+impl Commands {
+    /// Takes all commands that there are.
+    fn receive(&mut self) {
         while let Ok(command) = self.receiver.try_recv() {
             match command {
                 Command::Connect { id, port, stream } => {
