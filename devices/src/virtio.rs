@@ -150,6 +150,15 @@ pub enum ActivateError {
     },
 }
 
+impl ActivateError {
+    /// As [`Self::Host`], for an error that is kept: it is one for every
+    /// activation that follows.
+    pub(crate) fn lasting(what: &'static str, error: &io::Error) -> Self {
+        let error = io::Error::new(error.kind(), error.to_string());
+        Self::Host { what, error }
+    }
+}
+
 /// A virtio device behind a transport.
 ///
 /// The transport guarantees to the device:

@@ -67,7 +67,8 @@ pub enum Request {
         /// The VMM's number of it.
         id: u64,
     },
-    /// Stop the vCPUs between two instructions. Answered by [`Event::Paused`].
+    /// Stop the vCPUs between two instructions, and the devices between two
+    /// requests. Answered by [`Event::Paused`].
     Pause,
     /// Let them run again. Answered by [`Event::Resumed`].
     Resume,
@@ -87,7 +88,7 @@ pub enum Event {
         /// The VMM's process id as it sees it.
         pid: u32,
     },
-    /// A phase of the boot was reached.
+    /// A phase of the boot was reached; each comes once.
     Phase(Stamp),
     /// A guest program marked a code of its own.
     UserPhase {
@@ -115,9 +116,9 @@ pub enum Event {
         /// The supervisor's number of it.
         id: u64,
     },
-    /// The vCPUs stand still.
+    /// vCPUs and devices stand still.
     Paused,
-    /// The vCPUs run again.
+    /// They go on.
     Resumed,
     /// Counters.
     Stats(Box<Stats>),
@@ -253,7 +254,8 @@ pub enum ExitReason {
 /// Counters of a VM.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Stats {
-    /// VM exits that reached the VMM, by reason, most frequent first.
+    /// VM exits that reached the VMM, by reason, most frequent first: at most
+    /// 512 entries, the rest summed up as `other`.
     pub exits: Vec<ExitCount>,
     /// Bytes of console output that were dropped because nobody read them.
     pub console_dropped: u64,
@@ -264,7 +266,8 @@ pub struct Stats {
 /// How often a VM exit happened.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ExitCount {
-    /// `pio_out`, `mmio_read`, `hlt`, ….
+    /// `pio_out`, `mmio_read`, `interrupted`, …; `other` for all that is not
+    /// listed.
     pub reason: String,
     /// The device and register, e.g. `blk0 InterruptACK` or `serial THR`.
     pub detail: String,

@@ -10,11 +10,14 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixDatagram;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::Duration;
 
 use event_manager::{EventOps, Events, MutEventSubscriber};
 use flashpan_protocol::control::{
-    Event, ExitReason, MAX_FDS, MAX_PACKET, Request, VERSION, VmSpec, decode, encode,
+    Event, ExitReason, ExitReport, MAX_FDS, MAX_PACKET, Request, Stats, VERSION, VmSpec, decode,
+    encode,
 };
 use flashpan_protocol::frame::FrameError;
 use thiserror::Error;
@@ -23,9 +26,13 @@ use vmm_sys_util::sock_ctrl_msg::ScmSocket;
 
 use crate::vm::{Command, Observer, Resources, VmEvent, VmHandle};
 
-/// Packets kept for a supervisor that does not read. Phases beyond are
-/// dropped; anything else beyond ends the VM: it cannot be supervised.
-const MAX_QUEUED: usize = 1024;
+/// Packets kept for a supervisor that does not read: twice what all of a guest's
+/// connections at once bring. Marks of the guest's own beyond are dropped;
+/// anything else beyond ends the VM: it cannot be supervised.
+const MAX_QUEUED: usize = 2 * flashpan_devices::vsock::MAX_CONNECTIONS;
+
+/// How long the last words may take a supervisor that does not read.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Why the conversation with the supervisor ended.
 #[derive(Debug, Error)]
@@ -80,19 +87,30 @@ struct Inner {
     /// A `SOCK_SEQPACKET` socket; the type only lends its calls.
     socket: UnixDatagram,
     queue: Mutex<VecDeque<(Vec<u8>, Option<OwnedFd>)>>,
+    /// The queue was full: nothing is queued any more.
+    overfull: AtomicBool,
+    /// What to end when it is.
+    vm: OnceLock<VmHandle>,
 }
 
 impl Control {
     /// Takes over the socket `fd`.
-    #[must_use]
-    pub fn new(fd: OwnedFd) -> Self {
+    ///
+    /// # Errors
+    /// If it is not a socket.
+    pub fn new(fd: OwnedFd) -> Result<Self, ControlError> {
+        let socket = UnixDatagram::from(fd);
+        // Counts only while the socket is blocking.
+        socket.set_write_timeout(Some(PATIENCE))?;
         let inner = Inner {
-            socket: UnixDatagram::from(fd),
+            socket,
             queue: Mutex::default(),
+            overfull: AtomicBool::new(false),
+            vm: OnceLock::new(),
         };
-        Self {
+        Ok(Self {
             inner: Arc::new(inner),
-        }
+        })
     }
 
     /// Exchanges hellos and waits for the order to boot, blocking.
@@ -126,7 +144,7 @@ impl Control {
     /// # Errors
     /// If the supervisor is gone.
     pub fn send(&self, event: &Event) -> Result<(), ControlError> {
-        self.inner.socket.send(&encode(event)?)?;
+        self.inner.socket.send(&packet(event)?)?;
         Ok(())
     }
 
@@ -138,13 +156,16 @@ impl Control {
         Ok(self.inner.socket.set_nonblocking(nonblocking)?)
     }
 
-    /// Sends what is queued, then `event`, blocking: the last words.
+    /// Sends what is queued, then `event`, blocking for some seconds: the last
+    /// words.
     ///
     /// # Errors
-    /// If the supervisor is gone.
+    /// If the supervisor is gone, or does not read.
     pub fn finish(&self, event: &Event) -> Result<(), ControlError> {
         self.set_nonblocking(false)?;
-        self.flush()?;
+        if !self.flush()? {
+            return Err(not_read());
+        }
         self.send(event)
     }
 
@@ -202,32 +223,53 @@ impl Control {
     }
 
     /// Queues a packet and sends what can be sent. Packets that do not matter
-    /// are dropped when the supervisor does not read.
+    /// are dropped when the supervisor does not read; one that does ends the VM.
     fn queue(&self, event: &Event, fd: Option<OwnedFd>, matters: bool) {
-        let Ok(packet) = encode(event) else { return };
-        {
+        let Ok(packet) = packet(event) else { return };
+        if self.inner.overfull.load(Ordering::Relaxed) {
+            return;
+        }
+        let overfull = {
             let mut queue = self
                 .inner
                 .queue
                 .lock()
                 .unwrap_or_else(PoisonError::into_inner);
-            if queue.len() >= MAX_QUEUED && !matters {
-                return;
+            let full = queue.len() >= MAX_QUEUED;
+            if !full {
+                queue.push_back((packet, fd));
             }
-            queue.push_back((packet, fd));
+            full && matters
+        };
+        if overfull && !self.inner.overfull.swap(true, Ordering::Relaxed) {
+            if let Some(vm) = self.inner.vm.get() {
+                let why = not_read().to_string();
+                vm.send(Command::End(ExitReason::VmmError(why)));
+            }
+            return;
         }
         // Failure shows as a closed socket in the event loop.
         let _ = self.flush();
     }
+}
 
-    fn is_overfull(&self) -> bool {
-        self.inner
-            .queue
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .len()
-            > MAX_QUEUED
-    }
+/// Encodes an event; without its counters if it would be too long with them,
+/// because somebody waits for it.
+fn packet(event: &Event) -> Result<Vec<u8>, FrameError> {
+    let short = match event {
+        Event::Stats(_) => Event::Stats(Box::default()),
+        Event::Exited(report) => Event::Exited(Box::new(ExitReport {
+            reason: report.reason.clone(),
+            at_ns: report.at_ns,
+            stats: Stats::default(),
+        })),
+        _ => return encode(event),
+    };
+    encode(event).or_else(|_| encode(&short))
+}
+
+fn not_read() -> ControlError {
+    ControlError::Io(io::Error::other("the supervisor does not read"))
 }
 
 impl Observer for Control {
@@ -282,10 +324,15 @@ pub struct ControlSubscriber {
 }
 
 impl ControlSubscriber {
-    /// Orders that come over `control` go to `vm`.
-    #[must_use]
-    pub fn new(control: Control, vm: VmHandle) -> Self {
-        Self { control, vm }
+    /// Orders that come over `control` go to `vm`, which ends when nobody reads
+    /// what it has to say.
+    ///
+    /// # Errors
+    /// If the host has no descriptor left.
+    pub fn new(control: Control, vm: VmHandle) -> io::Result<Self> {
+        // There is one machine in the life of a control socket.
+        let _ = control.inner.vm.set(vm.try_clone()?);
+        Ok(Self { control, vm })
     }
 
     /// Handles all packets that are there.
@@ -315,11 +362,6 @@ impl ControlSubscriber {
             };
             self.vm.send(command);
         }
-        if self.control.is_overfull() {
-            return Err(ControlError::Io(io::Error::other(
-                "the supervisor does not read",
-            )));
-        }
         Ok(())
     }
 }
@@ -345,3 +387,6 @@ impl MutEventSubscriber for ControlSubscriber {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -11,6 +11,7 @@ use flashpan_devices::transport::register_name;
 use flashpan_protocol::control::ExitCount;
 
 use crate::layout::{MAX_DEVICES, MMIO_STRIDE};
+use crate::vm::lock;
 
 /// First offset of the device's own configuration space.
 const CONFIG: u64 = 0x100;
@@ -31,6 +32,13 @@ const FAST_PORTS: [(u16, &str); 12] = [
     (flashpan_protocol::phase::PHASE_PORT, "phase"),
     (flashpan_protocol::phase::EXIT_PORT, "exit"),
 ];
+
+/// Ports of the slow map; what a guest does to any others is counted together,
+/// so that it cannot make us keep more.
+const MAX_OTHER_PORTS: usize = 64;
+/// Longest list, so that it fits a packet of the control socket whatever the
+/// guest touched: an entry has 60 bytes at most.
+const MAX_LISTED: usize = 512;
 
 /// Which way an access goes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -69,8 +77,10 @@ pub struct Counters {
     ports: [Pair; FAST_PORTS.len()],
     mmio: Vec<[Pair; REGISTERS]>,
     unmapped: Pair,
-    /// Ports without a counter of their own; at most 2 × 65536 entries.
-    other_ports: Mutex<BTreeMap<(u16, bool), u64>>,
+    /// Ports without a counter of their own; at most [`MAX_OTHER_PORTS`].
+    other_ports: Mutex<BTreeMap<u16, [u64; 2]>>,
+    /// All ports that found no room there.
+    more_ports: Pair,
     /// Returns from KVM_RUN because of a signal.
     interrupted: AtomicU64,
     names: Vec<String>,
@@ -89,6 +99,7 @@ impl Counters {
             mmio: mmio.collect(),
             unmapped: Pair::default(),
             other_ports: Mutex::default(),
+            more_ports: Pair::default(),
             interrupted: AtomicU64::new(0),
             names,
         }
@@ -99,12 +110,19 @@ impl Counters {
         let fast = FAST_PORTS.iter().position(|(number, _)| *number == port);
         if let Some(pair) = fast.and_then(|index| self.ports.get(index)) {
             pair.add(direction);
-        } else if let Ok(mut others) = self.other_ports.lock() {
-            let count = others
-                .entry((port, direction == Direction::Read))
-                .or_default();
-            *count = count.saturating_add(1);
+            return;
         }
+        let mut others = lock(&self.other_ports);
+        if others.len() >= MAX_OTHER_PORTS && !others.contains_key(&port) {
+            self.more_ports.add(direction);
+            return;
+        }
+        let [reads, writes] = others.entry(port).or_default();
+        let count = match direction {
+            Direction::Read => reads,
+            Direction::Write => writes,
+        };
+        *count = count.saturating_add(1);
     }
 
     /// Counts an access to a virtio device, or to nothing at all.
@@ -121,19 +139,21 @@ impl Counters {
         self.interrupted.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// All counters that are not zero, most frequent first.
+    /// All counters that are not zero, most frequent first. The least frequent
+    /// are summed up where there are more than 512.
     #[must_use]
     pub fn list(&self) -> Vec<ExitCount> {
         let mut counts = Vec::new();
         for ((_, name), pair) in FAST_PORTS.iter().zip(&self.ports) {
             pair.list(["pio_in", "pio_out"], name, &mut counts);
         }
-        if let Ok(others) = self.other_ports.lock() {
-            for ((port, read), count) in &*others {
-                let reason = if *read { "pio_in" } else { "pio_out" };
-                push(&mut counts, reason, &format!("port {port:#x}"), *count);
-            }
+        for (port, [reads, writes]) in &*lock(&self.other_ports) {
+            let detail = format!("port {port:#x}");
+            push(&mut counts, "pio_in", &detail, *reads);
+            push(&mut counts, "pio_out", &detail, *writes);
         }
+        self.more_ports
+            .list(["pio_in", "pio_out"], "more ports", &mut counts);
         for (registers, device) in self.mmio.iter().zip(&self.names) {
             for (offset, pair) in (0..=CONFIG).step_by(4).zip(registers) {
                 let register = if offset == CONFIG {
@@ -150,6 +170,11 @@ impl Counters {
         let interrupted = self.interrupted.load(Ordering::Relaxed);
         push(&mut counts, "interrupted", "", interrupted);
         counts.sort_by(|a, b| b.count.cmp(&a.count).then_with(|| a.detail.cmp(&b.detail)));
+        if counts.len() > MAX_LISTED {
+            let rest = counts.split_off(MAX_LISTED - 1);
+            let sum = (rest.iter()).fold(0_u64, |sum, rest| sum.saturating_add(rest.count));
+            push(&mut counts, "other", "", sum);
+        }
         counts
     }
 }
@@ -200,5 +225,34 @@ mod tests {
         has("pio_in", "serial LSR", 1);
         has("pio_out", "port 0x80", 1);
         assert_eq!(seen.len(), 5);
+    }
+
+    /// A guest that touches every port and every register there is does not
+    /// make a report that cannot be sent.
+    #[test]
+    fn the_list_fits_a_packet_whatever_the_guest_touches() {
+        let names = (0..MAX_DEVICES).map(|index| format!("device{index}"));
+        let counters = Counters::new(names.collect());
+        for direction in [Direction::Read, Direction::Write] {
+            for port in 0..=u16::MAX {
+                counters.port(port, direction);
+            }
+            for slot in 0..MAX_DEVICES {
+                for offset in (0..MMIO_STRIDE).step_by(4) {
+                    counters.mmio(Some((slot, offset)), direction);
+                }
+            }
+        }
+        // As if each had been touched as often as can be counted.
+        let mut exits = counters.list();
+        let accesses = 2 * (0x1_0000 + MAX_DEVICES as u64 * MMIO_STRIDE / 4);
+        assert_eq!(exits.iter().map(|exit| exit.count).sum::<u64>(), accesses);
+        exits.iter_mut().for_each(|exit| exit.count = u64::MAX);
+        let stats = flashpan_protocol::control::Stats {
+            exits,
+            console_dropped: u64::MAX,
+            vmm_resident_kib: u64::MAX,
+        };
+        flashpan_protocol::control::encode(&stats).unwrap();
     }
 }

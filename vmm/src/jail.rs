@@ -3,8 +3,11 @@
 //! From its first stage on the process can use what it has open and nothing
 //! else: it cannot open a file, connect a socket, start a program or signal
 //! another process. From the second stage on, when the guest runs, it cannot
-//! start threads or make memory files either. A call outside the lists ends the
-//! process at once; filters cannot be taken back.
+//! start threads or make memory files either, and of KVM it may only ask to run
+//! and to read what it has. A call outside the lists ends the process at once;
+//! filters cannot be taken back.
+
+mod ioctls;
 
 use std::collections::BTreeMap;
 
@@ -77,9 +80,10 @@ const ALLOWED: &[libc::c_long] = &[
     libc::SYS_timerfd_create,
     libc::SYS_timerfd_settime,
     // Control packets, and vsock streams once they are connected.
+    // `sendmsg` may name an address, which a filter cannot see; only a
+    // datagram socket would heed it, and none can be had.
     libc::SYS_sendmsg,
     libc::SYS_recvmsg,
-    libc::SYS_sendto,
     libc::SYS_recvfrom,
     libc::SYS_shutdown,
     // Memory of the process itself.
@@ -103,8 +107,8 @@ const ALLOWED: &[libc::c_long] = &[
     libc::SYS_clock_gettime,
 ];
 
-/// The `ioctl` type byte of KVM.
-const KVM_IOCTL: u64 = 0xae;
+/// The bits of a socket's type that are not flags (`SOCK_TYPE_MASK`).
+const SOCKET_TYPE: u64 = 0xf;
 
 /// Jails the process, all its threads included.
 ///
@@ -127,31 +131,40 @@ fn program(stage: Stage) -> Result<BpfProgram, JailError> {
         .chain(more)
         .map(|call| (*call, Vec::new()))
         .collect();
-    // KVM's own requests, whatever their number, and making a stream
+    // What is asked of KVM, the most frequent first, and making a stream
     // non-blocking.
-    rules.insert(
-        libc::SYS_ioctl,
-        vec![
-            when(1, SeccompCmpOp::MaskedEq(0xff00), KVM_IOCTL << 8)?,
-            when(1, SeccompCmpOp::Eq, libc::FIONBIO)?,
-        ],
-    );
-    // Both ends of a stream that the guest asked for; one goes to the supervisor.
-    rules.insert(
-        libc::SYS_socketpair,
-        vec![when(0, SeccompCmpOp::Eq, as_u64(libc::AF_UNIX))?],
-    );
-    // Flags of a descriptor, and copies of it.
-    rules.insert(
-        libc::SYS_fcntl,
-        vec![
-            when(1, SeccompCmpOp::Eq, as_u64(libc::F_GETFL))?,
-            when(1, SeccompCmpOp::Eq, as_u64(libc::F_SETFL))?,
-            when(1, SeccompCmpOp::Eq, as_u64(libc::F_GETFD))?,
-            when(1, SeccompCmpOp::Eq, as_u64(libc::F_SETFD))?,
-            when(1, SeccompCmpOp::Eq, as_u64(libc::F_DUPFD_CLOEXEC))?,
-        ],
-    );
+    let building = stage == Stage::Building;
+    let more: &[u64] = if building { ioctls::BUILDING } else { &[] };
+    let mut requests = Vec::new();
+    for request in ioctls::RUNNING.iter().chain(more).chain(&[libc::FIONBIO]) {
+        requests.push(when(1, SeccompCmpOp::Eq, *request)?);
+    }
+    rules.insert(libc::SYS_ioctl, requests);
+    // Both ends of a stream that the guest asked for; one goes to the
+    // supervisor. A datagram socket could send to any other by name.
+    let local = condition(0, SeccompCmpOp::Eq, as_u64(libc::AF_UNIX))?;
+    let stream = SeccompCmpOp::MaskedEq(SOCKET_TYPE);
+    let stream = condition(1, stream, as_u64(libc::SOCK_STREAM))?;
+    rules.insert(libc::SYS_socketpair, vec![all(vec![local, stream])?]);
+    // Along a connection only, to no address.
+    let nowhere = SeccompCondition::new(4, SeccompCmpArgLen::Qword, SeccompCmpOp::Eq, 0)
+        .map_err(seccompiler::Error::from)?;
+    rules.insert(libc::SYS_sendto, vec![all(vec![nowhere])?]);
+    // Flags of a descriptor, and copies of it; guest memory that other
+    // processes are given can neither grow nor shrink.
+    let flags = [
+        libc::F_GETFL,
+        libc::F_SETFL,
+        libc::F_GETFD,
+        libc::F_SETFD,
+        libc::F_DUPFD_CLOEXEC,
+    ];
+    let seals = building.then_some(libc::F_ADD_SEALS);
+    let mut commands = Vec::new();
+    for command in flags.into_iter().chain(seals) {
+        commands.push(when(1, SeccompCmpOp::Eq, as_u64(command))?);
+    }
+    rules.insert(libc::SYS_fcntl, commands);
     // No memory becomes executable.
     let not_executable = || when(2, SeccompCmpOp::MaskedEq(as_u64(libc::PROT_EXEC)), 0);
     rules.insert(libc::SYS_mmap, vec![not_executable()?]);
@@ -171,9 +184,19 @@ fn program(stage: Stage) -> Result<BpfProgram, JailError> {
 
 /// A rule that holds when argument `index` compares to `value`.
 fn when(index: u8, op: SeccompCmpOp, value: u64) -> Result<SeccompRule, JailError> {
+    all(vec![condition(index, op, value)?])
+}
+
+/// Whether the lower half of argument `index` compares to `value`.
+fn condition(index: u8, op: SeccompCmpOp, value: u64) -> Result<SeccompCondition, JailError> {
     let condition = SeccompCondition::new(index, SeccompCmpArgLen::Dword, op, value)
         .map_err(seccompiler::Error::from)?;
-    let rule = SeccompRule::new(vec![condition]).map_err(seccompiler::Error::from)?;
+    Ok(condition)
+}
+
+/// A rule that holds when all of `conditions` do.
+fn all(conditions: Vec<SeccompCondition>) -> Result<SeccompRule, JailError> {
+    let rule = SeccompRule::new(conditions).map_err(seccompiler::Error::from)?;
     Ok(rule)
 }
 

@@ -5,7 +5,8 @@ use std::io;
 
 use flashpan_protocol::control::BootFailureKind;
 use kvm_bindings::{
-    KVM_API_VERSION, KVM_PIT_SPEAKER_DUMMY, kvm_pit_config, kvm_userspace_memory_region,
+    KVM_API_VERSION, KVM_CAP_PMU_CAPABILITY, KVM_PIT_SPEAKER_DUMMY, KVM_PMU_CAP_DISABLE,
+    kvm_enable_cap, kvm_pit_config, kvm_userspace_memory_region,
 };
 use kvm_ioctls::{Cap, IoEventAddress, Kvm, VcpuFd, VmFd};
 use vmm_sys_util::eventfd::EventFd;
@@ -61,6 +62,7 @@ impl KvmVm {
         let vm = kvm
             .create_vm()
             .map_err(|e| BootError::kvm("create a virtual machine", e))?;
+        disable_counters(&kvm, &vm)?;
         vm.set_tss_address(KVM_TSS)
             .map_err(|e| BootError::kvm("set the TSS address", e))?;
         vm.create_irq_chip()
@@ -120,6 +122,22 @@ impl KvmVm {
             .register_ioevent(event, &IoEventAddress::Mmio(address), value)
             .map_err(|e| BootError::kvm("bind a queue notification to an event", e))
     }
+}
+
+/// Takes the performance counters away, where KVM lets us (since Linux 5.18);
+/// elsewhere the guest only does not learn of them. Before any vCPU is made.
+fn disable_counters(kvm: &Kvm, vm: &VmFd) -> Result<(), BootError> {
+    let offered = kvm.check_extension_raw(KVM_CAP_PMU_CAPABILITY.into());
+    if u32::try_from(offered).is_ok_and(|offered| offered & KVM_PMU_CAP_DISABLE != 0) {
+        let cap = kvm_enable_cap {
+            cap: KVM_CAP_PMU_CAPABILITY,
+            args: [KVM_PMU_CAP_DISABLE.into(), 0, 0, 0],
+            ..Default::default()
+        };
+        vm.enable_cap(&cap)
+            .map_err(|e| BootError::kvm("disable performance counters", e))?;
+    }
+    Ok(())
 }
 
 /// Opens KVM and checks that it is one that we can use.

@@ -19,7 +19,7 @@
 /// Global descriptor table for the entry state.
 pub const GDT: u64 = 0x500;
 /// Interrupt descriptor table for the entry state; empty.
-pub const IDT: u64 = 0x520;
+pub const IDT: u64 = 0x540;
 /// `hvm_start_info` of the PVH ABI.
 pub const PVH_INFO: u64 = 0x6000;
 /// `hvm_modlist_entry` array.
@@ -32,6 +32,8 @@ pub const ZERO_PAGE: u64 = 0x7000;
 pub const ENTRY_STUB: u64 = 0x8000;
 /// Page map level 4; the next two pages are PDPT and PD.
 pub const PAGE_TABLES: u64 = 0x9000;
+/// What these map onto itself.
+pub const IDENTITY_MAPPED: u64 = 1 << 30;
 /// A `setup_data` entry with a random seed.
 pub const SETUP_DATA: u64 = 0xc000;
 /// The kernel command line.

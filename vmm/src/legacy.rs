@@ -49,13 +49,20 @@ impl Write for Sink {
 /// end until the vCPU thread asks for it.
 struct Marks {
     observer: Arc<dyn Observer>,
+    /// Our own codes that were marked: each is passed on once, since a boot has
+    /// each phase once and a guest could mark one without end.
+    marked: u128,
     exit: Option<ExitRequest>,
 }
 
 impl GuestEvents for Marks {
     fn phase(&mut self, code: u8) {
         if let Some(phase) = Phase::from_code(code) {
-            self.observer.event(VmEvent::Phase(stamp(phase)));
+            let bit = 1_u128.checked_shl(u32::from(code)).unwrap_or(0);
+            if self.marked & bit == 0 {
+                self.marked |= bit;
+                self.observer.event(VmEvent::Phase(stamp(phase)));
+            }
         } else if code >= FIRST_USER_CODE {
             self.observer.event(VmEvent::UserPhase {
                 code,
@@ -97,6 +104,7 @@ impl Legacy {
         let controller = Arc::new(Mutex::new(I8042::new(clone(&reset)?)));
         let marks = Arc::new(Mutex::new(Ports::new(Marks {
             observer,
+            marked: 0,
             exit: None,
         })));
         let mut ports: Bus<Shared> = Bus::new();
@@ -159,5 +167,48 @@ impl Legacy {
 
     pub(crate) fn restore(&self, state: &LegacyState) -> Result<(), RestoreError> {
         lock(&self.serial).restore(&state.serial)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use flashpan_protocol::phase::{CODE_INIT_READY, CODE_KERNEL_ENTRY};
+
+    #[derive(Default)]
+    struct Seen(Mutex<Vec<VmEvent>>);
+
+    impl Observer for Seen {
+        fn event(&self, event: VmEvent) {
+            lock(&self.0).push(event);
+        }
+    }
+
+    /// A guest that marks one of our phases again and again tells of it once;
+    /// its own codes all arrive.
+    #[test]
+    fn a_phase_is_passed_on_once() {
+        let seen = Arc::new(Seen::default());
+        let mut marks = Marks {
+            observer: seen.clone(),
+            marked: 0,
+            exit: None,
+        };
+        for _ in 0..1000 {
+            marks.phase(CODE_KERNEL_ENTRY);
+            marks.phase(CODE_INIT_READY);
+        }
+        marks.phase(FIRST_USER_CODE);
+        marks.phase(FIRST_USER_CODE);
+        let seen = std::mem::take(&mut *lock(&seen.0));
+        let [VmEvent::Phase(entry), VmEvent::Phase(ready), own @ ..] = seen.as_slice() else {
+            panic!("{seen:?}");
+        };
+        assert_eq!(entry.phase, Phase::KernelEntry);
+        assert_eq!(ready.phase, Phase::InitReady);
+        assert!(
+            matches!(own, [VmEvent::UserPhase { .. }, VmEvent::UserPhase { .. }]),
+            "{own:?}"
+        );
     }
 }

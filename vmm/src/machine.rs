@@ -7,7 +7,7 @@ use event_manager::MutEventSubscriber;
 use flashpan_devices::block::Block;
 use flashpan_devices::ring::{KickSubscriber, Kicked};
 use flashpan_devices::rng::Rng;
-use flashpan_devices::transport::registers::QUEUE_NOTIFY;
+use flashpan_devices::transport::registers::{INTERRUPT_ACK, INTERRUPT_STATUS, QUEUE_NOTIFY};
 use flashpan_devices::transport::{MmioTransport, TransportState};
 use flashpan_devices::virtio::{GuestRam, Interrupt, VirtioDevice};
 use flashpan_devices::vsock::{Vsock, VsockSubscriber};
@@ -103,10 +103,45 @@ impl Attached {
     }
 }
 
+/// The register file of a device, shared by the vCPU threads.
+struct Registers {
+    transport: Mutex<MmioTransport>,
+    /// The transport's own, to answer for the two registers that are used for
+    /// every interrupt without waiting for a vCPU that configures the device.
+    interrupt: Interrupt,
+}
+
+impl Registers {
+    fn new(transport: MmioTransport, interrupt: Interrupt) -> Self {
+        Self {
+            transport: Mutex::new(transport),
+            interrupt,
+        }
+    }
+
+    fn read(&self, offset: u64, data: &mut [u8]) {
+        match <&mut [u8; 4]>::try_from(&mut *data) {
+            Ok(word) if offset == INTERRUPT_STATUS => {
+                *word = self.interrupt.status().to_le_bytes();
+            }
+            _ => lock(&self.transport).read(offset, data),
+        }
+    }
+
+    fn write(&self, offset: u64, data: &[u8]) {
+        match <[u8; 4]>::try_from(data) {
+            Ok(word) if offset == INTERRUPT_ACK => {
+                self.interrupt.acknowledge(u32::from_le_bytes(word));
+            }
+            _ => lock(&self.transport).write(offset, data),
+        }
+    }
+}
+
 /// The devices and ports of a running machine, shared by its vCPU threads.
 pub(crate) struct Machine {
     pub(crate) counters: Counters,
-    transports: Vec<Mutex<MmioTransport>>,
+    registers: Vec<Registers>,
     legacy: Legacy,
     observer: Arc<dyn Observer>,
     end: OnceLock<ExitReason>,
@@ -128,7 +163,7 @@ impl Machine {
             .iter()
             .map(|slot| slot.name.clone())
             .collect();
-        let mut transports = Vec::new();
+        let mut registers = Vec::new();
         let mut subscribers = Vec::new();
         let mut address = MMIO_BASE;
         for (slot, irq) in attached.slots.into_iter().zip(FIRST_IRQ..) {
@@ -138,15 +173,16 @@ impl Machine {
                 kvm.bind_kick(kick, address.saturating_add(QUEUE_NOTIFY), queue)?;
             }
             let interrupt = Interrupt::new(line);
+            let hot = interrupt.clone();
             let transport = MmioTransport::new(slot.device, ram.clone(), interrupt, slot.kicks)
                 .map_err(|e| BootError::request(format!("device {}: {e}", slot.name)))?;
-            transports.push(Mutex::new(transport));
+            registers.push(Registers::new(transport, hot));
             subscribers.push(slot.subscriber);
             address = address.saturating_add(MMIO_STRIDE);
         }
         let machine = Self {
             counters: Counters::new(names),
-            transports,
+            registers,
             legacy: Legacy::new(console, kvm, Arc::clone(&observer))?,
             observer,
             end: OnceLock::new(),
@@ -171,8 +207,8 @@ impl Machine {
     pub(crate) fn mmio_read(&self, address: u64, data: &mut [u8]) {
         let slot = slot(address);
         self.counters.mmio(slot, Direction::Read);
-        match slot.and_then(|(index, offset)| Some((self.transports.get(index)?, offset))) {
-            Some((transport, offset)) => lock(transport).read(offset, data),
+        match slot.and_then(|(index, offset)| Some((self.registers.get(index)?, offset))) {
+            Some((registers, offset)) => registers.read(offset, data),
             None => data.fill(0xff),
         }
     }
@@ -182,9 +218,9 @@ impl Machine {
         let slot = slot(address);
         self.counters.mmio(slot, Direction::Write);
         if let Some((index, offset)) = slot
-            && let Some(transport) = self.transports.get(index)
+            && let Some(registers) = self.registers.get(index)
         {
-            lock(transport).write(offset, data);
+            registers.write(offset, data);
         }
     }
 
@@ -224,9 +260,9 @@ impl Machine {
     /// The state of all devices; the vCPUs must stand still.
     pub(crate) fn save(&self) -> (Vec<TransportState>, LegacyState) {
         let devices = self
-            .transports
+            .registers
             .iter()
-            .map(|transport| lock(transport).save())
+            .map(|registers| lock(&registers.transport).save())
             .collect();
         (devices, self.legacy.save())
     }
@@ -237,7 +273,7 @@ impl Machine {
         devices: &[TransportState],
         legacy: &LegacyState,
     ) -> Result<(), MachineStateError> {
-        let (saved, here) = (devices.len(), self.transports.len());
+        let (saved, here) = (devices.len(), self.registers.len());
         if saved != here {
             return Err(MachineStateError::Mismatch {
                 what: "devices",
@@ -245,8 +281,8 @@ impl Machine {
                 here,
             });
         }
-        for (transport, state) in self.transports.iter().zip(devices) {
-            lock(transport).restore(state)?;
+        for (registers, state) in self.registers.iter().zip(devices) {
+            lock(&registers.transport).restore(state)?;
         }
         self.legacy.restore(legacy)?;
         Ok(())
@@ -270,6 +306,43 @@ fn slot(address: u64) -> Option<(usize, u64)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::sync::mpsc::channel;
+    use std::time::Duration;
+
+    use vm_memory::GuestAddress;
+
+    /// A vCPU that handles an interrupt does not wait for one that is at the
+    /// device's other registers, which may take as long as the device.
+    #[test]
+    fn interrupts_are_handled_while_the_transport_is_in_use() {
+        let ram = GuestRam::from_ranges(&[(GuestAddress(0), 4096)]).unwrap();
+        let interrupt = Interrupt::new(eventfd().unwrap());
+        let device = Arc::new(Mutex::new(Rng::new()));
+        let kicks = vec![eventfd().unwrap()];
+        let transport = MmioTransport::new(device, ram, interrupt.clone(), kicks).unwrap();
+        let registers = Arc::new(Registers::new(transport, interrupt.clone()));
+        interrupt.signal_used().unwrap();
+        interrupt.signal_config_change().unwrap();
+        let (sender, seen) = channel();
+
+        let in_use = lock(&registers.transport);
+        let handler = Arc::clone(&registers);
+        std::thread::spawn(move || {
+            let mut status = [0; 4];
+            handler.read(INTERRUPT_STATUS, &mut status);
+            handler.write(INTERRUPT_ACK, &1_u32.to_le_bytes());
+            sender.send(u32::from_le_bytes(status))
+        });
+        assert_eq!(seen.recv_timeout(Duration::from_secs(60)), Ok(3));
+        assert_eq!(interrupt.status(), 2);
+        drop(in_use);
+
+        // Other widths are nothing, as at every register.
+        let mut half = [0xa5; 2];
+        registers.read(INTERRUPT_STATUS, &mut half);
+        registers.write(INTERRUPT_ACK, &[2]);
+        assert_eq!((half, interrupt.status()), ([0; 2], 2));
+    }
 
     #[test]
     fn addresses_map_to_slots() {

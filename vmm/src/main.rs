@@ -54,7 +54,7 @@ fn main() -> ExitCode {
 
 /// Runs the one machine that the supervisor asks for.
 fn serve(spawned: flashpan_protocol::control::Stamp) -> Result<(), Box<dyn std::error::Error>> {
-    let control = Control::new(control_fd()?);
+    let control = Control::new(control_fd()?)?;
     raise_descriptor_limit();
     let host = Host::open();
     jail::enter(Stage::Building)?;
@@ -73,11 +73,14 @@ fn serve(spawned: flashpan_protocol::control::Stamp) -> Result<(), Box<dyn std::
     vm.subscribe(Box::new(ControlSubscriber::new(
         control.clone(),
         vm.handle()?,
-    )));
+    )?));
     jail::enter(Stage::Running)?;
     let report = vm.run();
-    // A supervisor that is gone needs no report.
-    let _ = control.finish(&Event::Exited(Box::new(report)));
+    // A supervisor that is gone needs no report; one that is not finds in our
+    // last lines why there is none.
+    if let Err(error) = control.finish(&Event::Exited(Box::new(report))) {
+        eprintln!("flashpan-vmm: error: could not report the machine's end: {error}");
+    }
     // The process ends now: the kernel takes everything back at once, where we
     // would join threads and unmap memory piece by piece.
     std::mem::forget(vm);

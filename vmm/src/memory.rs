@@ -13,8 +13,9 @@ use std::os::fd::{AsRawFd, FromRawFd};
 
 use flashpan_devices::virtio::GuestRam;
 use flashpan_protocol::control::BootFailureKind;
+use thiserror::Error;
 use vm_memory::mmap::MmapRegionBuilder;
-use vm_memory::{FileOffset, GuestAddress, GuestRegionMmap};
+use vm_memory::{Bytes, FileOffset, GuestAddress, GuestRegionMmap};
 
 use crate::error::BootError;
 use crate::layout::{GAP_END, GAP_START};
@@ -30,6 +31,16 @@ pub const MIN_MIB: u32 = 16;
 
 /// Most guest memory that the layout can hold and KVM maps without trouble.
 pub const MAX_MIB: u32 = 1024 * 1024;
+
+/// An access to what is not a guest's memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
+#[error("{len} bytes from {address:#x} on are not all in the guest's memory: see its layout")]
+pub struct OutsideMemory {
+    /// The guest's address.
+    pub address: u64,
+    /// Bytes.
+    pub len: usize,
+}
 
 /// The memory of a guest. Dropping it unmaps, so it goes last.
 #[derive(Debug)]
@@ -183,6 +194,36 @@ impl GuestMemory {
         &self.ram
     }
 
+    /// The guest's addresses that are memory, in ascending order: where each
+    /// piece begins, and its bytes.
+    pub fn layout(&self) -> impl Iterator<Item = (u64, u64)> + '_ {
+        self.pieces().map(|(guest, _, len)| (guest, len))
+    }
+
+    /// Copies memory from the guest's address `address` on. What the guest or a
+    /// device changes meanwhile may be seen or not: let the machine stand still.
+    ///
+    /// # Errors
+    /// If part of it is not memory.
+    pub fn read(&self, address: u64, bytes: &mut [u8]) -> Result<(), OutsideMemory> {
+        let len = bytes.len();
+        self.ram
+            .read_slice(bytes, GuestAddress(address))
+            .map_err(|_| OutsideMemory { address, len })
+    }
+
+    /// Copies `bytes` to the guest's address `address` and after, for a machine
+    /// that stands still.
+    ///
+    /// # Errors
+    /// If part of it is not memory.
+    pub fn write(&self, address: u64, bytes: &[u8]) -> Result<(), OutsideMemory> {
+        let len = bytes.len();
+        self.ram
+            .write_slice(bytes, GuestAddress(address))
+            .map_err(|_| OutsideMemory { address, len })
+    }
+
     /// The memfd behind all of it, if it is shared.
     #[must_use]
     pub fn file(&self) -> Option<&File> {
@@ -262,7 +303,7 @@ fn memfd(size: u64) -> io::Result<File> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use vm_memory::{Bytes, GuestMemoryBackend, GuestMemoryRegion};
+    use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
 
     #[test]
     fn small_memory_is_one_piece() {
@@ -313,6 +354,27 @@ mod tests {
                 memory.ram().iter().map(GuestMemoryRegion::len).sum::<u64>(),
                 64 * MIB
             );
+        }
+    }
+
+    /// What a library needs to save a machine, whatever its memory is made of:
+    /// all pieces, read and written by address.
+    #[test]
+    fn contents_are_read_and_written_by_address() {
+        for shared in [false, true] {
+            let memory = GuestMemory::new(4096, shared).unwrap();
+            let layout: Vec<_> = memory.layout().collect();
+            assert_eq!(layout, [(0, GAP_START), (GAP_END, 1 << 30)]);
+            for (address, len) in layout {
+                let last = address + len - 3;
+                memory.write(last, b"end").unwrap();
+                let mut back = [0; 3];
+                memory.read(last, &mut back).unwrap();
+                assert_eq!(&back, b"end");
+                let error = memory.read(last + 1, &mut back).unwrap_err();
+                assert_eq!((error.address, error.len), (last + 1, 3));
+                assert!(memory.write(last + 1, b"end").is_err());
+            }
         }
     }
 

@@ -1,7 +1,10 @@
 //! The state of a whole machine except its memory, to be saved and restored.
 //!
-//! Memory is the caller's: it is a memfd and can be copied or mapped. A state
-//! belongs to a machine of the same description on a host with the same CPU.
+//! Memory is the caller's, who reads it from the one machine and writes it to
+//! the other through [`Vm::memory`](crate::Vm::memory). A state belongs to a
+//! machine of the same description on a host with the same CPU.
+//!
+//! For users of the library only: the control protocol has no request for it.
 
 use flashpan_devices::state::RestoreError;
 use flashpan_devices::transport::TransportState;

@@ -2,14 +2,17 @@
 
 use std::fs::File;
 use std::os::unix::net::UnixStream;
-use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::mpsc::{self, Receiver, Sender};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use event_manager::{EventManager, EventOps, Events, MutEventSubscriber, SubscriberOps};
+use event_manager::{
+    EventManager, EventOps, Events, MutEventSubscriber, SubscriberId, SubscriberOps,
+};
 use flashpan_devices::vsock::{Vsock, VsockEvent};
 use flashpan_protocol::agent::GUEST_CID;
 use flashpan_protocol::control::{
-    BootFailureKind, Console, ExitReason, ExitReport, MAX_DISKS, Stamp, Stats, VCPUS, VmSpec,
+    BootFailureKind, Console, ExitReason, ExitReport, MAX_DISK_ID, MAX_DISKS, Stamp, Stats, VCPUS,
+    VmSpec,
 };
 use flashpan_protocol::phase::Phase;
 use vmm_sys_util::epoll::EventSet;
@@ -71,9 +74,9 @@ pub enum VmEvent {
         /// Its number.
         id: u64,
     },
-    /// The vCPUs stand still.
+    /// vCPUs and devices stand still.
     Paused,
-    /// The vCPUs run.
+    /// They go on.
     Resumed,
     /// The answer to [`Command::Stats`].
     Stats(Box<Stats>),
@@ -108,14 +111,15 @@ pub enum Command {
         /// Its number.
         id: u64,
     },
-    /// Let the vCPUs stand still.
+    /// Let the vCPUs and the devices stand still: after [`VmEvent::Paused`]
+    /// nothing changes in the guest's memory or its disks.
     Pause,
-    /// Let the vCPUs run.
+    /// Let them go on.
     Resume,
     /// Report the counters.
     Stats,
     /// Save the machine's state; it must stand still. The answer goes to the
-    /// sender.
+    /// sender; there is none if the machine ends first.
     Save(Sender<Result<Box<VmState>, MachineStateError>>),
     /// End the machine for this reason.
     End(ExitReason),
@@ -149,6 +153,17 @@ impl VmHandle {
     }
 }
 
+/// A handle, where its commands arrive, and what is readable when some have.
+pub(crate) fn channel() -> Result<(VmHandle, Receiver<Command>, EventFd), BootError> {
+    let (sender, receiver) = mpsc::channel();
+    let wake = eventfd()?;
+    let handle = VmHandle {
+        sender,
+        wake: clone(&wake)?,
+    };
+    Ok((handle, receiver, wake))
+}
+
 /// A subscriber of the event loop.
 type Subscriber = Box<dyn MutEventSubscriber + Send>;
 
@@ -159,12 +174,16 @@ type Subscriber = Box<dyn MutEventSubscriber + Send>;
 pub struct Vm {
     vcpus: Vcpus,
     events: EventManager<Subscriber>,
+    /// The devices' subscribers in `events`, while the machine runs.
+    serving: Vec<SubscriberId>,
+    /// The same, taken out of it, while the machine stands still.
+    resting: Vec<Subscriber>,
     commands: Arc<Mutex<Commands>>,
     handle: VmHandle,
     machine: Arc<Machine>,
     resident: ResidentSize,
     kvm: KvmVm,
-    memory: GuestMemory,
+    memory: Arc<GuestMemory>,
 }
 
 impl std::fmt::Debug for Vm {
@@ -199,12 +218,7 @@ impl Vm {
         let kvm = KvmVm::new(kvm, &memory)?;
         observer.event(VmEvent::Phase(stamp(Phase::MemoryReady)));
 
-        let (sender, receiver) = channel();
-        let wake = eventfd()?;
-        let handle = VmHandle {
-            sender,
-            wake: clone(&wake)?,
-        };
+        let (handle, receiver, wake) = channel()?;
         let vsock = vsock_device(Arc::clone(&observer))?;
         let attached = Attached::new(spec, disks, Arc::clone(&vsock))?;
         let cmdline = boot::cmdline::build(spec.console, attached.len(), &spec.kernel_args)?;
@@ -224,9 +238,10 @@ impl Vm {
             .map_err(|e| BootError::host("make the event loop", &std::io::Error::other(e)))?;
         let (machine, subscribers) = Machine::new(attached, &kvm, memory.ram(), console, observer)?;
         let machine = Arc::new(machine);
-        for subscriber in subscribers {
-            events.add_subscriber(subscriber);
-        }
+        let serving = subscribers
+            .into_iter()
+            .map(|subscriber| events.add_subscriber(subscriber))
+            .collect();
         let commands = Commands {
             receiver,
             wake,
@@ -256,12 +271,14 @@ impl Vm {
         Ok(Self {
             vcpus,
             events,
+            serving,
+            resting: Vec::new(),
             commands,
             handle,
             machine,
             resident,
             kvm,
-            memory,
+            memory: Arc::new(memory),
         })
     }
 
@@ -275,7 +292,8 @@ impl Vm {
             .map_err(|e| BootError::host("copy the descriptor of the machine's handle", &e))
     }
 
-    /// Adds a subscriber to the machine's event loop.
+    /// Adds a subscriber to the machine's event loop. Unlike devices, it is
+    /// served while the machine stands still as well.
     pub fn subscribe(&mut self, subscriber: Box<dyn MutEventSubscriber + Send>) {
         self.events.add_subscriber(subscriber);
     }
@@ -298,6 +316,7 @@ impl Vm {
 
     /// Gives a machine that was built and not yet run a saved state. Its memory
     /// ([`Vm::memory`]) must have been given its contents of that moment.
+    /// Connections over vsock do not survive; their guest is told so.
     ///
     /// # Errors
     /// If the state is that of another machine, or KVM refuses a part of it.
@@ -307,9 +326,10 @@ impl Vm {
         self.machine.restore(&state.devices, &state.legacy)
     }
 
-    /// The machine's memory.
+    /// The machine's memory, to be saved and restored. A clone of it can be kept
+    /// while the machine runs; while it stands still, nothing changes there.
     #[must_use]
-    pub fn memory(&self) -> &GuestMemory {
+    pub fn memory(&self) -> &Arc<GuestMemory> {
         &self.memory
     }
 
@@ -317,17 +337,23 @@ impl Vm {
     /// event loop.
     pub fn run(&mut self) -> ExitReport {
         self.machine.phase(Phase::FirstRun);
-        self.vcpus.resume();
+        self.go_on();
         let reason = loop {
             if let Err(error) = self.events.run() {
                 break ExitReason::VmmError(format!("the event loop failed: {error}"));
             }
-            let (pending, ended) = {
+            let (pending, mut ended) = {
                 let mut commands = lock(&self.commands);
                 (std::mem::take(&mut commands.pending), commands.ended.take())
             };
             for order in pending {
-                self.obey(order);
+                match order {
+                    Order::End(reason) => {
+                        ended.get_or_insert(reason);
+                    }
+                    order if ended.is_some() => self.decline(order),
+                    order => self.obey(order),
+                }
             }
             if let Some(reason) = ended {
                 break reason;
@@ -335,6 +361,15 @@ impl Vm {
         };
         let at_ns = now_ns();
         self.vcpus.pause();
+        // What was asked for in time is answered.
+        let late = {
+            let mut commands = lock(&self.commands);
+            commands.receive();
+            std::mem::take(&mut commands.pending)
+        };
+        for order in late {
+            self.decline(order);
+        }
         self.machine.flush_console();
         ExitReport {
             reason,
@@ -343,17 +378,48 @@ impl Vm {
         }
     }
 
+    /// Lets the vCPUs stand still, and then the devices: what their drivers have
+    /// asked for by then waits, and so does what comes for them from the host.
+    fn stand_still(&mut self) {
+        self.vcpus.pause();
+        for id in self.serving.drain(..) {
+            // The ids are those that the loop gave.
+            if let Ok(subscriber) = self.events.remove_subscriber(id) {
+                self.resting.push(subscriber);
+            }
+        }
+    }
+
+    /// Takes the devices and vCPUs up again. What waits for a device is still to
+    /// be read from its descriptors, which wake the loop at once.
+    fn go_on(&mut self) {
+        for subscriber in self.resting.drain(..) {
+            self.serving.push(self.events.add_subscriber(subscriber));
+        }
+        self.vcpus.resume();
+    }
+
+    /// An order to a machine that has ended.
+    fn decline(&mut self, order: Order) {
+        match order {
+            Order::Save(reply) => drop(reply.send(Err(MachineStateError::Ended))),
+            Order::Stats => self.obey(order),
+            Order::Pause | Order::Resume | Order::End(_) => {}
+        }
+    }
+
     /// Orders that concern the machine as a whole.
-    fn obey(&self, order: Order) {
+    fn obey(&mut self, order: Order) {
         match order {
             Order::Pause => {
-                self.vcpus.pause();
+                self.stand_still();
                 self.machine.tell(VmEvent::Paused);
             }
             Order::Resume => {
-                self.vcpus.resume();
+                self.go_on();
                 self.machine.tell(VmEvent::Resumed);
             }
+            Order::End(_) => {}
             Order::Stats => self.machine.tell(VmEvent::Stats(Box::new(self.stats()))),
             // Whoever asked may have stopped waiting.
             Order::Save(reply) => drop(reply.send(self.save().map(Box::new))),
@@ -384,6 +450,14 @@ fn check(spec: &VmSpec, resources: &Resources) -> Result<(), BootError> {
             "{} disks are too many: give at most {MAX_DISKS}",
             spec.disks.len()
         )));
+    }
+    for (index, disk) in spec.disks.iter().enumerate() {
+        let len = disk.id.len();
+        if len > MAX_DISK_ID {
+            return Err(BootError::request(format!(
+                "the identifier of disk {index} has {len} bytes: give at most {MAX_DISK_ID}"
+            )));
+        }
     }
     let given = resources.disks.len();
     if spec.disks.len() != given {
@@ -421,6 +495,7 @@ enum Order {
     Resume,
     Stats,
     Save(Sender<Result<Box<VmState>, MachineStateError>>),
+    End(ExitReason),
 }
 
 /// Takes commands in the event loop.
@@ -442,6 +517,13 @@ impl MutEventSubscriber for Commands {
 
     fn process(&mut self, _: Events, _: &mut EventOps<'_>) {
         let _ = self.wake.read();
+        self.receive();
+    }
+}
+
+impl Commands {
+    /// Takes all commands that there are.
+    fn receive(&mut self) {
         while let Ok(command) = self.receiver.try_recv() {
             match command {
                 Command::Connect { id, port, stream } => {
@@ -453,9 +535,7 @@ impl MutEventSubscriber for Commands {
                 Command::Resume => self.pending.push(Order::Resume),
                 Command::Stats => self.pending.push(Order::Stats),
                 Command::Save(reply) => self.pending.push(Order::Save(reply)),
-                Command::End(reason) => {
-                    self.ended.get_or_insert(reason);
-                }
+                Command::End(reason) => self.pending.push(Order::End(reason)),
             }
         }
     }

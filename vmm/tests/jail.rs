@@ -2,8 +2,10 @@
 //! the VMM needs goes on. Each case runs in a process of its own, this test
 //! program started again.
 
+#![allow(unsafe_code)] // Makes the calls that no safe wrapper makes.
 #![allow(
     clippy::unwrap_used,
+    clippy::cast_possible_truncation,
     clippy::panic,
     clippy::print_stdout,
     clippy::exit,
@@ -13,12 +15,14 @@
 use std::fs::File;
 use std::io::{Read, Seek, Write};
 use std::net::TcpListener;
-use std::os::unix::net::UnixStream;
+use std::os::fd::AsRawFd;
+use std::os::unix::net::{UnixDatagram, UnixStream};
 use std::os::unix::process::ExitStatusExt;
 use std::process::{Command, ExitStatus};
 use std::thread;
 
 use flashpan_vmm::jail::{self, Stage};
+use flashpan_vmm::memory::GuestMemory;
 
 /// Says to the test program which case it is to be.
 const CASE: &str = "FLASHPAN_JAIL_CASE";
@@ -26,35 +30,105 @@ const CASE: &str = "FLASHPAN_JAIL_CASE";
 /// What a case does after it was jailed.
 type Deed = fn(&mut File);
 
-const CASES: [(&str, Stage, Deed); 8] = [
-    ("open", Stage::Building, |_| drop(File::open("/dev/null"))),
-    ("connect", Stage::Building, |_| {
-        drop(TcpListener::bind("127.0.0.1:0"));
-    }),
-    ("exec", Stage::Building, |_| {
-        drop(Command::new("/bin/true").status());
-    }),
-    ("open later", Stage::Running, |_| {
+/// Each case with whether a VMM needs it.
+const CASES: [(&str, Stage, bool, Deed); 17] = [
+    ("open", Stage::Building, false, |_| {
         drop(File::open("/dev/null"));
     }),
-    ("thread later", Stage::Running, |_| {
+    ("connect", Stage::Building, false, |_| {
+        drop(TcpListener::bind("127.0.0.1:0"));
+    }),
+    ("exec", Stage::Building, false, |_| {
+        drop(Command::new("/bin/true").status());
+    }),
+    ("datagram pair", Stage::Building, false, |_| {
+        drop(UnixDatagram::pair());
+    }),
+    ("packet pair", Stage::Building, false, |_| {
+        socketpair(libc::SOCK_SEQPACKET | libc::SOCK_CLOEXEC);
+    }),
+    ("send to a name", Stage::Building, false, |_| {
+        send_to_a_name();
+    }),
+    ("open later", Stage::Running, false, |_| {
+        drop(File::open("/dev/null"));
+    }),
+    ("thread later", Stage::Running, false, |_| {
         drop(thread::spawn(|| ()).join());
     }),
-    ("thread", Stage::Building, |_| {
+    ("seal later", Stage::Running, false, |file| {
+        fcntl(file, libc::F_ADD_SEALS, libc::F_SEAL_GROW);
+    }),
+    // KVM_CREATE_VM, on something else: the filter comes first.
+    ("another machine later", Stage::Running, false, |file| {
+        ioctl(file, 0xae01);
+    }),
+    // KVM_SET_REGS.
+    ("registers later", Stage::Running, false, |file| {
+        ioctl(file, 0x4090_ae82);
+    }),
+    // KVM_SET_GUEST_DEBUG.
+    ("what no VMM needs of KVM", Stage::Building, false, |file| {
+        ioctl(file, 0x4048_ae9b);
+    }),
+    ("thread", Stage::Building, true, |_| {
         thread::spawn(|| ()).join().unwrap();
     }),
-    ("files", Stage::Running, |file| {
+    ("memory", Stage::Building, true, |_| {
+        GuestMemory::new(16, false).unwrap();
+        GuestMemory::new(16, true).unwrap();
+    }),
+    ("files", Stage::Running, true, |file| {
         file.write_all(b"x").unwrap();
         file.rewind().unwrap();
         file.read_exact(&mut [0]).unwrap();
     }),
-    ("streams", Stage::Running, |_| {
+    ("streams", Stage::Running, true, |_| {
         let (mut ours, mut theirs) = UnixStream::pair().unwrap();
         ours.set_nonblocking(true).unwrap();
         ours.write_all(b"x").unwrap();
         theirs.read_exact(&mut [0]).unwrap();
     }),
+    // KVM_RUN, on something else: past the filter.
+    ("run", Stage::Running, true, |file| ioctl(file, 0xae80)),
 ];
+
+fn socketpair(kind: libc::c_int) {
+    let mut fds = [-1; 2];
+    // SAFETY: the pointer is to room for two descriptors.
+    unsafe { libc::socketpair(libc::AF_UNIX, kind, 0, fds.as_mut_ptr()) };
+}
+
+/// What reaches any datagram socket of the host that has a name, without one
+/// that was connected to it.
+fn send_to_a_name() {
+    let (ours, _theirs) = UnixStream::pair().unwrap();
+    let name = libc::sockaddr_un {
+        sun_family: libc::AF_UNIX as libc::sa_family_t,
+        sun_path: [0; 108],
+    };
+    // SAFETY: the pointers are to one byte and to an address of that length.
+    unsafe {
+        libc::sendto(
+            ours.as_raw_fd(),
+            [0_u8].as_ptr().cast(),
+            1,
+            0,
+            (&raw const name).cast(),
+            16,
+        )
+    };
+}
+
+fn fcntl(file: &File, command: libc::c_int, argument: libc::c_int) {
+    // SAFETY: integer arguments on our own descriptor.
+    unsafe { libc::fcntl(file.as_raw_fd(), command, argument) };
+}
+
+fn ioctl(file: &File, request: libc::c_ulong) {
+    // SAFETY: a file knows no such request, and does not look at the argument.
+    unsafe { libc::ioctl(file.as_raw_fd(), request, 0) };
+}
 
 /// Not a test of its own: what the cases are run by.
 #[test]
@@ -62,7 +136,7 @@ fn case() {
     let Ok(wanted) = std::env::var(CASE) else {
         return;
     };
-    let (_, stage, deed) = CASES.iter().find(|(name, ..)| *name == wanted).unwrap();
+    let (_, stage, _, deed) = CASES.iter().find(|(name, ..)| *name == wanted).unwrap();
     let mut file = vmm_sys_util::tempfile::TempFile::new().unwrap().into_file();
     jail::enter(Stage::Building).unwrap();
     if *stage == Stage::Running {
@@ -83,16 +157,20 @@ fn run(case: &str) -> ExitStatus {
 
 #[test]
 fn what_a_vmm_does_not_need_ends_it() {
-    for case in ["open", "connect", "exec", "open later", "thread later"] {
-        let status = run(case);
-        assert_eq!(status.signal(), Some(libc::SIGSYS), "{case}: {status}");
+    for (case, _, needed, _) in CASES {
+        if !needed {
+            let status = run(case);
+            assert_eq!(status.signal(), Some(libc::SIGSYS), "{case}: {status}");
+        }
     }
 }
 
 #[test]
 fn what_a_vmm_needs_goes_on() {
-    for case in ["thread", "files", "streams"] {
-        let status = run(case);
-        assert_eq!(status.code(), Some(77), "{case}: {status}");
+    for (case, _, needed, _) in CASES {
+        if needed {
+            let status = run(case);
+            assert_eq!(status.code(), Some(77), "{case}: {status}");
+        }
     }
 }

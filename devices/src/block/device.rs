@@ -127,6 +127,9 @@ impl Kicked for Block {
     }
 
     fn unreachable(&mut self, error: io::Error) {
+        if let Some(active) = &self.active {
+            active.interrupt.needs_reset();
+        }
         self.unreachable = Some(error);
     }
 }
@@ -159,11 +162,11 @@ impl VirtioDevice for Block {
     }
 
     fn activate(&mut self, activation: Activation) -> Result<(), ActivateError> {
-        if let Some(error) = self.unreachable.take() {
-            return Err(ActivateError::Host {
-                what: "wait for the kicks of the disk",
+        if let Some(error) = &self.unreachable {
+            return Err(ActivateError::lasting(
+                "wait for the kicks of the disk",
                 error,
-            });
+            ));
         }
         let Activation {
             memory,

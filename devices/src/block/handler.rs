@@ -9,10 +9,10 @@ use super::disk::{Disk, is_unsupported};
 use super::metrics::{BlockMetrics, count};
 use super::request::{HEADER_LEN, Range, Request, position};
 use super::{
-    ID_LEN, MAX_DATA_BYTES, MAX_DISCARD_SECTORS, MAX_DISCARD_SEGMENTS, MAX_WRITE_ZEROES_SECTORS,
-    SECTOR,
+    FLUSH_COST, ID_LEN, MAX_DATA_BYTES, MAX_DISCARD_SECTORS, MAX_DISCARD_SEGMENTS,
+    MAX_WRITE_ZEROES_SECTORS, SECTOR,
 };
-use crate::ring::{Buffers, Chain, RingError};
+use crate::ring::{Buffers, Chain, RingError, Served};
 
 /// What a request may touch.
 #[derive(Debug)]
@@ -22,6 +22,15 @@ pub(super) struct Backend {
     pub(super) capacity: u64,
     pub(super) read_only: bool,
     pub(super) id: [u8; ID_LEN],
+}
+
+/// A request on its way through the functions here.
+struct Job<'a> {
+    /// What was negotiated.
+    features: u64,
+    metrics: &'a BlockMetrics,
+    /// See [`Served::cost`].
+    cost: u64,
 }
 
 /// Why a request fails; the driver sees it in the status byte.
@@ -34,7 +43,7 @@ enum Failure {
 impl Backend {
     /// Answers the request in `chain` under the negotiated `features`. Returns
     /// the number of bytes written, counted from the start of the writable
-    /// part.
+    /// part, and what the request cost beside its data.
     ///
     /// Header, data and status are found by position, not by descriptor
     /// (virtio 1.2 §2.7.4.1): the first 16 readable bytes, the last writable
@@ -44,11 +53,16 @@ impl Backend {
         chain: &mut Chain<'_>,
         features: u64,
         metrics: &BlockMetrics,
-    ) -> Result<u32, RingError> {
+    ) -> Result<Served, RingError> {
         // Without a status byte the driver cannot be told anything.
         let status = chain.writable.take_last().ok_or(RingError::ShortRequest)?;
         let room = chain.writable.len();
-        let (code, written) = match self.execute(chain, features, metrics) {
+        let mut job = Job {
+            features,
+            metrics,
+            cost: 0,
+        };
+        let (code, written) = match self.execute(chain, &mut job) {
             Ok(written) => (VIRTIO_BLK_S_OK, written),
             Err(failure) => {
                 count(&metrics.failures, 1);
@@ -63,16 +77,15 @@ impl Backend {
         // The status byte counts only if there is no gap before it: the driver
         // may rely on every byte up to `len` (virtio 1.2 §2.7.8.2).
         let len = if written == room { room + 1 } else { written };
-        Ok(u32::try_from(len).unwrap_or(u32::MAX))
+        Ok(Served {
+            written: u32::try_from(len).unwrap_or(u32::MAX),
+            cost: job.cost,
+        })
     }
 
     /// Returns the bytes written in front of the status byte.
-    fn execute(
-        &self,
-        chain: &mut Chain<'_>,
-        features: u64,
-        metrics: &BlockMetrics,
-    ) -> Result<usize, Failure> {
+    fn execute(&self, chain: &mut Chain<'_>, job: &mut Job<'_>) -> Result<usize, Failure> {
+        let (features, metrics) = (job.features, job.metrics);
         let header: [u8; HEADER_LEN] = chain.readable.take_array().ok_or(Failure::Io)?;
         match Request::parse(header) {
             Request::In(sector) => {
@@ -92,25 +105,25 @@ impl Backend {
                 self.disk
                     .write(data.slices(), offset)
                     .map_err(|_| Failure::Io)?;
-                self.settle(features, metrics)?;
+                self.settle(job)?;
                 count(&metrics.writes, 1);
                 count(&metrics.written_bytes, bytes(data));
                 Ok(0)
             }
             Request::Flush => {
-                self.flush(metrics)?;
+                self.flush(job)?;
                 Ok(0)
             }
             Request::GetId => Ok(chain.writable.write(&self.id)),
             Request::Discard if has(features, VIRTIO_BLK_F_DISCARD) => {
-                self.discard(&mut chain.readable)?;
-                self.settle(features, metrics)?;
+                self.discard(&mut chain.readable, job)?;
+                self.settle(job)?;
                 count(&metrics.discards, 1);
                 Ok(0)
             }
             Request::WriteZeroes if has(features, VIRTIO_BLK_F_WRITE_ZEROES) => {
-                self.write_zeroes(&mut chain.readable)?;
-                self.settle(features, metrics)?;
+                self.write_zeroes(&mut chain.readable, job)?;
+                self.settle(job)?;
                 count(&metrics.discards, 1);
                 Ok(0)
             }
@@ -141,20 +154,21 @@ impl Backend {
 
     /// A driver without `VIRTIO_BLK_F_FLUSH` has no way to ask for it: what is
     /// written is durable at once (virtio 1.2 §5.2.6.2).
-    fn settle(&self, features: u64, metrics: &BlockMetrics) -> Result<(), Failure> {
-        if has(features, VIRTIO_BLK_F_FLUSH) {
+    fn settle(&self, job: &mut Job<'_>) -> Result<(), Failure> {
+        if has(job.features, VIRTIO_BLK_F_FLUSH) {
             return Ok(());
         }
-        self.flush(metrics)
+        self.flush(job)
     }
 
-    fn flush(&self, metrics: &BlockMetrics) -> Result<(), Failure> {
+    fn flush(&self, job: &mut Job<'_>) -> Result<(), Failure> {
+        job.cost = job.cost.saturating_add(FLUSH_COST);
         self.disk.flush().map_err(|_| Failure::Io)?;
-        count(&metrics.flushes, 1);
+        count(&job.metrics.flushes, 1);
         Ok(())
     }
 
-    fn discard(&self, data: &mut Buffers<'_>) -> Result<(), Failure> {
+    fn discard(&self, data: &mut Buffers<'_>, job: &mut Job<'_>) -> Result<(), Failure> {
         // All are checked before any is executed.
         let mut extents = [(0, 0); MAX_DISCARD_SEGMENTS as usize];
         let mut used = 0;
@@ -173,6 +187,7 @@ impl Backend {
             return Err(Failure::Io);
         }
         for &(offset, len) in extents.iter().take(used).filter(|(_, len)| *len > 0) {
+            job.cost = job.cost.saturating_add(len);
             match self.disk.punch_hole(offset, len) {
                 // A hint: the device may keep the content.
                 Err(error) if !is_unsupported(&error) => return Err(Failure::Io),
@@ -182,7 +197,7 @@ impl Backend {
         Ok(())
     }
 
-    fn write_zeroes(&self, data: &mut Buffers<'_>) -> Result<(), Failure> {
+    fn write_zeroes(&self, data: &mut Buffers<'_>, job: &mut Job<'_>) -> Result<(), Failure> {
         let range = data.take_array().map(Range::parse).ok_or(Failure::Io)?;
         if !data.is_empty() {
             return Err(Failure::Io);
@@ -194,6 +209,7 @@ impl Backend {
         if len == 0 {
             return Ok(());
         }
+        job.cost = job.cost.saturating_add(len);
         if range.unmap() {
             match self.disk.punch_hole(offset, len) {
                 Err(error) if is_unsupported(&error) => {}

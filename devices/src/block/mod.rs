@@ -72,6 +72,10 @@ pub const BUDGET: Budget = Budget {
     bytes: 8 << 20,
 };
 
+/// What a flush counts for, in bytes: all of [`BUDGET`]. It waits for the host's
+/// disk, and the other devices wait with it.
+pub const FLUSH_COST: u64 = BUDGET.bytes;
+
 /// Why a file cannot be a disk.
 #[derive(Debug, Error)]
 pub enum BlockError {

@@ -13,7 +13,8 @@ pub trait Kicked {
     /// Serves queue `queue`; does nothing while the device is not active.
     fn serve(&mut self, queue: usize) -> Progress;
 
-    /// Its kicks cannot be waited for: it must refuse to be activated.
+    /// Its kicks cannot be waited for: it must refuse to be activated from now
+    /// on, and ask for a reset if it is active.
     fn unreachable(&mut self, error: io::Error);
 }
 

@@ -83,8 +83,24 @@ pub enum RingError {
 pub struct Budget {
     /// Number of chains.
     pub chains: u32,
-    /// Bytes described by them.
+    /// Bytes described by them, and what else they cost ([`Served::cost`]).
     pub bytes: u64,
+}
+
+/// What answering a chain came to.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Served {
+    /// Bytes written, see [`Ring::complete`].
+    pub written: u32,
+    /// Work that the chain's own bytes do not show, in bytes of [`Budget`].
+    pub cost: u64,
+}
+
+impl From<u32> for Served {
+    /// So many bytes written, and no more work than the chain shows.
+    fn from(written: u32) -> Self {
+        Self { written, cost: 0 }
+    }
 }
 
 /// How a run over a queue ended.
@@ -223,17 +239,17 @@ impl Ring {
     }
 
     /// Serves available chains until there are none or `budget` is spent.
-    /// `handle` answers one chain and returns the bytes it wrote, see
-    /// [`Self::complete`].
+    /// `handle` answers one chain and returns what that came to: [`Served`], or
+    /// just the bytes it wrote.
     ///
     /// The driver is interrupted once, at the end. A broken rule is answered
     /// with `DEVICE_NEEDS_RESET`, after which this does nothing.
-    pub fn serve<'m>(
+    pub fn serve<'m, S: Into<Served>>(
         &mut self,
         memory: &'m GuestRam,
         interrupt: &Interrupt,
         budget: Budget,
-        handle: impl FnMut(&mut Chain<'m>) -> Result<u32, RingError>,
+        handle: impl FnMut(&mut Chain<'m>) -> Result<S, RingError>,
     ) -> Progress {
         if !self.queue.ready() || interrupt.is_reset_needed() {
             return Progress::Drained;
@@ -258,28 +274,37 @@ impl Ring {
         }
     }
 
-    fn try_serve<'m>(
+    fn try_serve<'m, S: Into<Served>>(
         &mut self,
         memory: &'m GuestRam,
         budget: Budget,
-        mut handle: impl FnMut(&mut Chain<'m>) -> Result<u32, RingError>,
+        mut handle: impl FnMut(&mut Chain<'m>) -> Result<S, RingError>,
     ) -> Result<Progress, RingError> {
         let mut chain = Chain::new();
         let (mut chains, mut bytes) = (0, 0u64);
+        let mut announced = false;
         loop {
             self.disable_kicks(memory)?;
             while self.pop(memory, &mut chain)? {
-                bytes = bytes.saturating_add(chain.bytes());
+                announced = false;
                 let head = chain.head();
-                let len = handle(&mut chain)?;
-                self.complete(memory, head, len)?;
+                let described = chain.bytes();
+                let Served { written, cost } = handle(&mut chain)?.into();
+                self.complete(memory, head, written)?;
+                bytes = bytes.saturating_add(described).saturating_add(cost);
                 chains += 1;
                 if chains >= budget.chains || bytes >= budget.bytes {
                     // Kicks stay disabled: the caller comes back by itself.
                     return Ok(Progress::Yielded);
                 }
             }
-            if !self.enable_kicks(memory)? {
+            // A driver that takes back what it has announced, again and again,
+            // would keep the device busy without spending its budget.
+            if announced {
+                return Err(RingError::AvailIndexJump);
+            }
+            announced = self.enable_kicks(memory)?;
+            if !announced {
                 return Ok(Progress::Drained);
             }
         }

@@ -55,6 +55,9 @@ impl Kicked for Rng {
     }
 
     fn unreachable(&mut self, error: io::Error) {
+        if let Some(active) = &self.active {
+            active.interrupt.needs_reset();
+        }
         self.unreachable = Some(error);
     }
 }
@@ -76,11 +79,11 @@ impl VirtioDevice for Rng {
     fn read_config(&self, _offset: u64, _data: &mut [u8]) {}
 
     fn activate(&mut self, activation: Activation) -> Result<(), ActivateError> {
-        if let Some(error) = self.unreachable.take() {
-            return Err(ActivateError::Host {
-                what: "wait for the kicks of the entropy device",
+        if let Some(error) = &self.unreachable {
+            return Err(ActivateError::lasting(
+                "wait for the kicks of the entropy device",
                 error,
-            });
+            ));
         }
         let Activation {
             memory,

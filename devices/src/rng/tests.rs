@@ -249,3 +249,19 @@ proptest! {
         prop_assert_eq!(driver.request(0, &[buffer]), 64);
     }
 }
+
+/// A device whose descriptors are not watched says so, each time that it is
+/// set up.
+#[test]
+fn an_unreachable_device_does_not_start() {
+    use crate::ring::Kicked;
+    let mut rng = Rng::new();
+    rng.unreachable(std::io::Error::other("no more descriptors"));
+    let mut machine = Machine::new(rng);
+    for _ in 0..2 {
+        machine.negotiate(1 << 32);
+        machine.set_up_queue(0, 8, [0x1_0000, 0x1_1000, 0x1_2000]);
+        assert_eq!(machine.set_status(15), 15 | 64);
+        assert_eq!(machine.set_status(0), 0);
+    }
+}

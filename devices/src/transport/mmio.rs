@@ -303,8 +303,9 @@ impl MmioTransport {
     }
 
     fn write_status(&mut self, value: u32) {
-        // A driver adds bits to what it has read, which includes NEEDS_RESET.
-        let value = if self.interrupt.is_reset_needed() {
+        // A driver adds bits to what it has read, which includes NEEDS_RESET. On
+        // its own that bit is not the 0 that resets.
+        let value = if self.interrupt.is_reset_needed() && value != status::NEEDS_RESET {
             value & !status::NEEDS_RESET
         } else {
             value

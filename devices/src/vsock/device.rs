@@ -140,6 +140,9 @@ impl Vsock {
     /// The event loop cannot wait for what the device needs: it must refuse to
     /// be activated.
     pub(super) fn unreachable(&mut self, error: io::Error) {
+        if let Some(active) = &self.active {
+            active.interrupt.needs_reset();
+        }
         self.unreachable = Some(error);
     }
 
@@ -202,8 +205,9 @@ impl VirtioDevice for Vsock {
             interrupt,
         } = activation;
         let host = |what, error| ActivateError::Host { what, error };
-        if let Some(error) = self.unreachable.take() {
-            return Err(host("wait for the queues of the vsock device", error));
+        if let Some(error) = &self.unreachable {
+            let what = "wait for the queues of the vsock device";
+            return Err(ActivateError::lasting(what, error));
         }
         let mut queues = queues.into_iter().map(|queue| {
             let ready = queue.ready();

@@ -118,6 +118,9 @@ impl Handler {
         };
         if entry.connection.accept() {
             self.metrics.connected += 1;
+            if entry.hung_up {
+                entry.connection.host_receives_no_more();
+            }
             self.table.set_deadline(id, None);
             self.touch(id);
         } else if entry.connection.phase() == Phase::Abandoned {
@@ -221,9 +224,11 @@ impl Handler {
         };
         entry.hung_up = true;
         match entry.connection.phase() {
-            Phase::Asked | Phase::Connecting => self.end(id),
+            Phase::Connecting => self.end(id),
             Phase::Established => entry.connection.host_receives_no_more(),
-            Phase::Closing | Phase::Abandoned => {}
+            // The host may have accepted before it closed, and what it wrote is
+            // still to be passed on: its answer, or the deadline, decides.
+            Phase::Asked | Phase::Closing | Phase::Abandoned => {}
             Phase::Draining => self.remove(id),
         }
     }

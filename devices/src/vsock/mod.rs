@@ -109,8 +109,9 @@ impl Default for Deadlines {
 #[derive(Debug)]
 pub enum VsockEvent {
     /// A program in the guest connects to `port` on the host. Answer with
-    /// [`Vsock::accept`] or [`Vsock::reject`] within 10 seconds; closing
-    /// `stream` rejects as well.
+    /// [`Vsock::accept`] or [`Vsock::reject`] within 10 seconds, after which it
+    /// is rejected. Closing `stream` is no answer: a host may write, accept and
+    /// close, and the guest gets what was written.
     Incoming {
         /// Names the connection in the answer. Counted by the device, and of no
         /// relation to the ids given to [`Vsock::connect`].

@@ -133,7 +133,7 @@ fn too_small(end: u64, low_end: u64) -> BootError {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
     use std::io::Write;
 
@@ -141,17 +141,14 @@ mod tests {
         GuestRam::from_ranges(&[(GuestAddress(0), 4 << 20)]).unwrap()
     }
 
-    fn file(bytes: &[u8]) -> File {
-        let name = c"kernel-test";
-        let fd = vmm_sys_util::tempfile::TempFile::new().unwrap();
-        let _ = name;
-        let mut file = fd.into_file();
+    pub(in crate::boot) fn file(bytes: &[u8]) -> File {
+        let mut file = vmm_sys_util::tempfile::TempFile::new().unwrap().into_file();
         file.write_all(bytes).unwrap();
         file
     }
 
     /// The smallest ELF with one loadable segment of `memsz` bytes at `paddr`.
-    fn elf(machine: u16, entry: u64, paddr: u64, memsz: u64) -> Vec<u8> {
+    pub(in crate::boot) fn elf(machine: u16, entry: u64, paddr: u64, memsz: u64) -> Vec<u8> {
         let mut image = vec![0_u8; 64 + 56 + 16];
         image[..4].copy_from_slice(b"\x7fELF");
         image[4..7].copy_from_slice(&[2, 1, 1]);

@@ -15,7 +15,8 @@ use flashpan_protocol::control::BootProtocol;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
 
 use crate::error::BootError;
-use crate::layout::{CMDLINE, GAP_START, HIGH_RAM, MP_TABLE};
+use crate::layout::{CMDLINE, GAP_START, HIGH_RAM, IDENTITY_MAPPED, MP_TABLE};
+use crate::memory::MIB;
 use flashpan_protocol::control::BootFailureKind;
 
 /// Where and how vCPU 0 begins.
@@ -72,6 +73,18 @@ pub fn load(
             ));
         }
     };
+    // The 64-bit entry finds the kernel by page tables, which map one GiB.
+    if protocol == BootProtocol::Linux64 && image.end > IDENTITY_MAPPED {
+        return Err(BootError::new(
+            BootFailureKind::Kernel,
+            format!(
+                "the kernel ends at {} MiB, but the 64-bit boot protocol reaches {} MiB here; \
+                 give one that is linked lower, or boot it by PVH",
+                image.end.div_ceil(MIB),
+                IDENTITY_MAPPED / MIB
+            ),
+        ));
+    }
     let address = match protocol {
         BootProtocol::Pvh => pvh::configure(ram, cmdline.len(), initramfs, target)?,
         _ => linux64::configure(ram, cmdline.len(), initramfs, target)?,
@@ -152,4 +165,24 @@ pub(crate) fn low32(address: u64, what: &str) -> Result<u32, BootError> {
             format!("{what} at {address:#x} is above 4 GiB, where no boot protocol reaches it"),
         )
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_kernel_beyond_the_first_page_tables_is_refused() {
+        let ram = GuestRam::from_ranges(&[(GuestAddress(0), 2 << 30)]).unwrap();
+        let boot = |memsz| {
+            let mut kernel =
+                kernel::tests::file(&kernel::tests::elf(62, HIGH_RAM, HIGH_RAM, memsz));
+            load(&ram, &mut kernel, None, BootProtocol::Auto, "", 1)
+        };
+        let fits = IDENTITY_MAPPED - HIGH_RAM;
+        assert_eq!(boot(fits).unwrap().protocol, BootProtocol::Linux64);
+        let error = boot(fits + 1).unwrap_err();
+        assert_eq!(error.kind, BootFailureKind::Kernel);
+        assert!(error.message.contains("ends at 1025 MiB"), "{error}");
+    }
 }

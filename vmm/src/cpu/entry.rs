@@ -2,7 +2,7 @@
 
 use flashpan_devices::virtio::GuestRam;
 use flashpan_protocol::control::BootProtocol;
-use kvm_bindings::{Msrs, kvm_fpu, kvm_msr_entry, kvm_regs, kvm_segment};
+use kvm_bindings::{Msrs, kvm_fpu, kvm_msr_entry, kvm_regs, kvm_segment, kvm_sregs};
 use kvm_ioctls::VcpuFd;
 
 use crate::boot::{Entry, write};
@@ -34,6 +34,16 @@ const MISC_ENABLE_FAST_STRING: u64 = 1;
 const MSR_MTRR_DEF_TYPE: u32 = 0x2ff;
 /// MTRRs on, everything write-back: guest memory is ordinary memory.
 const MTRR_ENABLED_WRITE_BACK: u64 = (1 << 11) | 6;
+
+/// Selectors of code and data: `__BOOT_CS` and `__BOOT_DS` of the 64-bit boot
+/// protocol.
+const BOOT_CS: u16 = 0x10;
+const BOOT_DS: u16 = 0x18;
+/// Selector of the task segment, which a CPU must have.
+const BOOT_TASK: u16 = 0x20;
+/// Bytes of the descriptor table.
+const GDT_LEN: u16 = 5 * 8;
+const _: () = assert!(GDT + GDT_LEN as u64 <= IDT);
 
 /// Local APIC register offsets of LVT LINT0 and LINT1.
 const LVT_LINT0: usize = 0x350;
@@ -115,33 +125,40 @@ fn set_special(vcpu: &VcpuFd, protocol: BootProtocol) -> Result<(), BootError> {
     let mut sregs = vcpu
         .get_sregs()
         .map_err(|e| BootError::kvm("read the special registers", e))?;
-    let [_, code, data, task] = descriptors(protocol);
-    let data = segment(data, 2);
-    sregs.cs = segment(code, 1);
-    (sregs.ds, sregs.es, sregs.fs, sregs.gs, sregs.ss) = (data, data, data, data, data);
-    sregs.tr = segment(task, 3);
-    sregs.gdt.base = GDT;
-    sregs.gdt.limit = 4 * 8 - 1;
-    sregs.idt.base = IDT;
-    sregs.idt.limit = 7;
-    if protocol == BootProtocol::Pvh {
-        (sregs.cr0, sregs.cr4) = (CR0_PE | CR0_ET, 0);
-    } else {
-        sregs.cr0 |= CR0_PE | CR0_ET | CR0_PG;
-        sregs.cr3 = PAGE_TABLES;
-        sregs.cr4 |= CR4_PAE;
-        sregs.efer |= EFER_LME_LMA;
-    }
+    make_special(&mut sregs, protocol);
     vcpu.set_sregs(&sregs)
         .map_err(|e| BootError::kvm("set the special registers", e))
 }
 
-/// Null, code, data and task descriptor, flat, as the protocol wants them.
-fn descriptors(protocol: BootProtocol) -> [u64; 4] {
+/// Whatever was there: a CPU after reset has its caches off, for one.
+fn make_special(sregs: &mut kvm_sregs, protocol: BootProtocol) {
+    let [.., code, data, task] = descriptors(protocol);
+    let data = segment(data, BOOT_DS);
+    sregs.cs = segment(code, BOOT_CS);
+    (sregs.ds, sregs.es, sregs.fs, sregs.gs, sregs.ss) = (data, data, data, data, data);
+    sregs.tr = segment(task, BOOT_TASK);
+    sregs.gdt.base = GDT;
+    sregs.gdt.limit = GDT_LEN - 1;
+    sregs.idt.base = IDT;
+    sregs.idt.limit = 7;
+    if protocol == BootProtocol::Pvh {
+        (sregs.cr0, sregs.cr4, sregs.efer) = (CR0_PE | CR0_ET, 0, 0);
+    } else {
+        sregs.cr0 = CR0_PE | CR0_ET | CR0_PG;
+        sregs.cr3 = PAGE_TABLES;
+        sregs.cr4 = CR4_PAE;
+        sregs.efer = EFER_LME_LMA;
+    }
+}
+
+/// Null twice, code, data and task descriptor, flat, as the protocol wants
+/// them.
+fn descriptors(protocol: BootProtocol) -> [u64; 5] {
     // Flags: bits 3:0 granularity, default size, long, available; then the
     // access byte (Intel SDM vol. 3, 3.4.5).
     if protocol == BootProtocol::Pvh {
         [
+            0,
             0,
             descriptor(0xc, 0x9b),
             descriptor(0xc, 0x93),
@@ -149,6 +166,7 @@ fn descriptors(protocol: BootProtocol) -> [u64; 4] {
         ]
     } else {
         [
+            0,
             0,
             descriptor(0xa, 0x9b),
             descriptor(0xc, 0x93),
@@ -168,8 +186,8 @@ fn descriptor(flags: u64, access: u64) -> u64 {
     (limit & 0xffff) | (access << 40) | ((limit >> 16) << 48) | (flags << 52)
 }
 
-/// The unpacked form of a descriptor, at `index` of the table.
-fn segment(descriptor: u64, index: u16) -> kvm_segment {
+/// The unpacked form of a descriptor, with its selector.
+fn segment(descriptor: u64, selector: u16) -> kvm_segment {
     let bits = |low: u32, count: u32| -> u8 {
         let mask = (1_u64 << count) - 1;
         u8::try_from((descriptor >> low) & mask).unwrap_or(0)
@@ -184,7 +202,7 @@ fn segment(descriptor: u64, index: u16) -> kvm_segment {
     kvm_segment {
         base: 0,
         limit: u32::try_from(limit).unwrap_or(u32::MAX),
-        selector: index * 8,
+        selector,
         type_: bits(40, 4),
         s: bits(44, 1),
         dpl: bits(45, 2),
@@ -244,18 +262,52 @@ mod tests {
 
     #[test]
     fn segments_unpack_to_what_the_protocols_ask_for() {
-        let [_, code, data, _] = descriptors(BootProtocol::Linux64);
-        let code = segment(code, 1);
+        let [_, _, code, data, _] = descriptors(BootProtocol::Linux64);
+        let code = segment(code, BOOT_CS);
         assert_eq!(
             (code.l, code.db, code.type_, code.limit),
             (1, 0, 0xb, u32::MAX)
         );
-        let data = segment(data, 2);
-        assert_eq!((data.l, data.db, data.type_, data.selector), (0, 1, 3, 16));
-        let [_, code, _, task] = descriptors(BootProtocol::Pvh);
-        let code = segment(code, 1);
+        let data = segment(data, BOOT_DS);
+        assert_eq!((data.l, data.db, data.type_, data.selector), (0, 1, 3, 24));
+        let [_, _, code, _, task] = descriptors(BootProtocol::Pvh);
+        let code = segment(code, BOOT_CS);
         assert_eq!((code.l, code.db, code.limit), (0, 1, u32::MAX));
-        let task = segment(task, 3);
+        let task = segment(task, BOOT_TASK);
         assert_eq!((task.limit, task.type_, task.s), (0x67, 0xb, 0));
+    }
+
+    /// boot.rst, "64-bit Boot Protocol": `__BOOT_CS` and `__BOOT_DS`, paging on,
+    /// and nothing left of the state after reset, in which caches are off.
+    #[test]
+    fn the_entry_state_is_that_of_the_protocol() {
+        let reset = || kvm_sregs {
+            cr0: 0x6000_0010,
+            cr4: u64::MAX,
+            efer: u64::MAX,
+            ..Default::default()
+        };
+        let mut linux = reset();
+        make_special(&mut linux, BootProtocol::Linux64);
+        assert_eq!(linux.cs.selector, 0x10);
+        for data in [linux.ds, linux.es, linux.ss] {
+            assert_eq!(data.selector, 0x18);
+        }
+        assert_eq!((linux.cr0, linux.cr4), (0x8000_0011, 0x20));
+        assert_eq!(linux.efer, 0x500);
+        let mut pvh = reset();
+        make_special(&mut pvh, BootProtocol::Pvh);
+        assert_eq!((pvh.cr0, pvh.cr4, pvh.efer), (0x11, 0, 0));
+
+        // The table in memory is the one that the selectors mean.
+        let ram = GuestRam::from_ranges(&[(vm_memory::GuestAddress(0), 1 << 20)]).unwrap();
+        write_tables(&ram, BootProtocol::Linux64).unwrap();
+        let entry = |selector: u16| -> u64 {
+            let at = GDT + u64::from(selector);
+            vm_memory::Bytes::read_obj(&ram, vm_memory::GuestAddress(at)).unwrap()
+        };
+        assert_eq!(entry(0x10), 0x00af_9b00_0000_ffff);
+        assert_eq!(entry(0x18), 0x00cf_9300_0000_ffff);
+        assert!(usize::from(linux.gdt.limit) + 1 == 40);
     }
 }

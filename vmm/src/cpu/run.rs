@@ -9,7 +9,7 @@ use std::thread::JoinHandle;
 
 use flashpan_protocol::control::ExitReason;
 use kvm_ioctls::{VcpuExit, VcpuFd};
-use vmm_sys_util::signal::{SIGRTMIN, register_signal_handler};
+use vmm_sys_util::signal::{SIGRTMIN, register_signal_handler, unblock_signal};
 
 use super::state::{self, StateError, VcpuState};
 use crate::error::BootError;
@@ -25,8 +25,17 @@ enum Mode {
     /// Stand still between two instructions.
     Paused,
     Running,
+    /// A vCPU has ended the machine: stand still for good. The others learn of
+    /// it when they are paused.
+    Ended,
     /// Leave the thread.
     Stopped,
+}
+
+impl Mode {
+    fn stands(self) -> bool {
+        matches!(self, Self::Paused | Self::Ended)
+    }
 }
 
 #[derive(Debug)]
@@ -52,7 +61,11 @@ impl Task {
     fn perform(self, vcpu: &VcpuFd) -> Self {
         match self {
             Self::Save(msrs) => Self::Saved(state::save(vcpu, &msrs).map(Box::new)),
-            Self::Restore(saved) => Self::Restored(state::restore(vcpu, &saved)),
+            Self::Restore(saved) => {
+                let restored = state::restore(vcpu, &saved);
+                tell_of_pause(vcpu);
+                Self::Restored(restored)
+            }
             done => done,
         }
     }
@@ -78,8 +91,10 @@ impl Orders {
 
     fn set(&self, mode: Mode) {
         let mut shared = self.lock();
-        if shared.mode != Mode::Stopped {
-            shared.mode = mode;
+        match (shared.mode, mode) {
+            // Nothing leads back from these.
+            (Mode::Stopped, _) | (Mode::Ended, Mode::Paused | Mode::Running) => {}
+            _ => shared.mode = mode,
         }
         self.changed.notify_all();
     }
@@ -153,6 +168,9 @@ impl Vcpus {
                 .name(format!("vcpu{id}"))
                 .stack_size(STACK)
                 .spawn(move || {
+                    // Whoever made the machine may have blocked the signal, and
+                    // threads inherit that. Fails only for what is no signal.
+                    let _ = unblock_signal(kick_signal());
                     run(id, &mut vcpu, &orders, &machine);
                     vcpu
                 })
@@ -184,7 +202,7 @@ impl Vcpus {
     /// Waits until all vCPUs stand still, unless they are told to do otherwise.
     fn wait_until_standing(&self) {
         let mut shared = self.orders.lock();
-        while shared.mode == Mode::Paused && shared.standing < self.threads.len() {
+        while shared.mode.stands() && shared.standing < self.threads.len() {
             shared = self
                 .orders
                 .changed
@@ -196,8 +214,9 @@ impl Vcpus {
     /// The state of every vCPU. They must stand still: see [`Self::pause`].
     ///
     /// # Errors
-    /// If KVM does not give a register, or they are running.
-    pub(crate) fn save(&self, msrs: &[u32]) -> Result<Vec<VcpuState>, StateError> {
+    /// If KVM does not give a register, they are running, or one has ended the
+    /// machine.
+    pub(crate) fn save(&self, msrs: &[u32]) -> Result<Vec<VcpuState>, MachineStateError> {
         let tasks = self
             .threads
             .iter()
@@ -206,7 +225,7 @@ impl Vcpus {
         self.perform(tasks)?
             .into_iter()
             .filter_map(|task| match task {
-                Task::Saved(result) => Some(result.map(|state| *state)),
+                Task::Saved(result) => Some(result.map(|state| *state).map_err(Into::into)),
                 _ => None,
             })
             .collect()
@@ -238,10 +257,12 @@ impl Vcpus {
     }
 
     /// Has every thread do its task, and waits.
-    fn perform(&self, tasks: Vec<Task>) -> Result<Vec<Task>, StateError> {
+    fn perform(&self, tasks: Vec<Task>) -> Result<Vec<Task>, MachineStateError> {
         let mut shared = self.orders.lock();
-        if shared.mode != Mode::Paused {
-            return Err(StateError::Running);
+        match shared.mode {
+            Mode::Paused if shared.standing == self.threads.len() => {}
+            Mode::Paused | Mode::Running => return Err(StateError::Running.into()),
+            Mode::Ended | Mode::Stopped => return Err(MachineStateError::Ended),
         }
         shared.tasks = tasks.into_iter().map(Some).collect();
         self.orders.changed.notify_all();
@@ -297,9 +318,9 @@ fn run(id: usize, vcpu: &mut VcpuFd, orders: &Orders, machine: &Machine) {
                 Next::Enter => {}
                 Next::AskOrders => break,
                 Next::End(reason) => {
-                    // The event loop decides what happens next; until then this
-                    // vCPU must not enter the guest again.
-                    orders.set(Mode::Paused);
+                    // This vCPU must not enter the guest again; the event loop
+                    // sees to the others.
+                    orders.set(Mode::Ended);
                     machine.end(reason);
                     break;
                 }
@@ -311,10 +332,11 @@ fn run(id: usize, vcpu: &mut VcpuFd, orders: &Orders, machine: &Machine) {
 /// Stands still while that is the order; false when the thread shall end.
 fn wait_for_order(id: usize, vcpu: &VcpuFd, orders: &Orders) -> bool {
     let mut shared = orders.lock();
-    if shared.mode == Mode::Paused {
+    if shared.mode.stands() {
+        tell_of_pause(vcpu);
         shared.standing += 1;
         orders.changed.notify_all();
-        while shared.mode == Mode::Paused {
+        while shared.mode.stands() {
             if let Some(slot) = shared.tasks.get_mut(id)
                 && let Some(task) = slot.take_if(|task| !task.is_done())
             {
@@ -329,6 +351,13 @@ fn wait_for_order(id: usize, vcpu: &VcpuFd, orders: &Orders) -> bool {
         shared.standing -= 1;
     }
     shared.mode == Mode::Running
+}
+
+/// Has KVM tell the guest, in its clock, that it stood still, so that its
+/// watchdogs do not take the time for its own.
+fn tell_of_pause(vcpu: &VcpuFd) {
+    // Refused if the guest does not use that clock.
+    let _ = vcpu.kvmclock_ctrl();
 }
 
 /// What to do after a VM exit.

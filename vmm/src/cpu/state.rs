@@ -8,6 +8,8 @@ use kvm_ioctls::VcpuFd;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
+/// `IA32_TIME_STAMP_COUNTER`.
+const MSR_TSC: u32 = 0x10;
 /// `IA32_TSC_DEADLINE`: must be set after the TSC, or a timer that is due
 /// never fires.
 const MSR_TSC_DEADLINE: u32 = 0x6e0;
@@ -83,7 +85,7 @@ pub fn save(vcpu: &VcpuFd, msrs: &[u32]) -> Result<VcpuState, StateError> {
         cpuid: tried("read the CPUID", vcpu.get_cpuid2(KVM_MAX_CPUID_ENTRIES))?
             .as_slice()
             .to_vec(),
-        msrs: save_msrs(vcpu, msrs)?,
+        msrs: with_due_timer(save_msrs(vcpu, msrs)?),
         events: tried("read the pending events", vcpu.get_vcpu_events())?,
     })
 }
@@ -132,6 +134,23 @@ pub fn restore(vcpu: &VcpuFd, state: &VcpuState) -> Result<(), StateError> {
     )
 }
 
+/// A deadline of zero is a timer that is not set, or one that has expired and
+/// whose interrupt KVM has not delivered yet, which is not part of what it gives.
+/// A guest that waits for that one would wait for ever; so the deadline is now.
+/// To a guest that had set none this is one interrupt without a cause, which
+/// every guest has to bear.
+fn with_due_timer(mut msrs: Vec<kvm_msr_entry>) -> Vec<kvm_msr_entry> {
+    let tsc = msrs.iter().find(|msr| msr.index == MSR_TSC);
+    if let Some(now) = tsc.map(|msr| msr.data) {
+        for msr in &mut msrs {
+            if msr.index == MSR_TSC_DEADLINE && msr.data == 0 {
+                msr.data = now;
+            }
+        }
+    }
+    msrs
+}
+
 /// Reads those of `indices` that this vCPU has.
 fn save_msrs(vcpu: &VcpuFd, indices: &[u32]) -> Result<Vec<kvm_msr_entry>, StateError> {
     let mut saved = Vec::new();
@@ -161,5 +180,34 @@ fn restore_msrs(vcpu: &VcpuFd, entries: &[kvm_msr_entry]) -> Result<(), StateErr
         Some(refused) => Err(StateError::Msr {
             index: refused.index,
         }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn saved(deadline: u64) -> Vec<(u32, u64)> {
+        let msr = |index, data| kvm_msr_entry {
+            index,
+            data,
+            ..Default::default()
+        };
+        let msrs = vec![
+            msr(0x174, 0),
+            msr(MSR_TSC_DEADLINE, deadline),
+            msr(MSR_TSC, 5000),
+        ];
+        let msrs = with_due_timer(msrs);
+        msrs.iter().map(|msr| (msr.index, msr.data)).collect()
+    }
+
+    /// A timer that has expired, but whose interrupt is still to come, fires
+    /// after the restore; one that is still to expire is as it was.
+    #[test]
+    fn an_expired_timer_is_due_after_a_restore() {
+        let expected = |deadline| [(0x174, 0), (MSR_TSC_DEADLINE, deadline), (MSR_TSC, 5000)];
+        assert_eq!(saved(0), expected(5000));
+        assert_eq!(saved(7000), expected(7000));
     }
 }

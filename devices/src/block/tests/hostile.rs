@@ -209,7 +209,7 @@ fn reset_in_the_middle() {
     for served in [false, true] {
         let mut fixture = Fixture::with(0, false);
         for _ in 0..80 {
-            let head = fixture.driver.readable(&header(FLUSH, 0));
+            let head = fixture.driver.readable(&header(GET_ID, 0));
             let status = fixture.driver.writable(1);
             fixture.driver.rings[0].send(&[head, status]);
         }

@@ -305,7 +305,7 @@ fn another_disk_is_not_taken_over() {
 fn a_busy_disk_gives_way() {
     let mut fixture = Fixture::with(0, false);
     for _ in 0..80 {
-        let head = fixture.driver.readable(&header(FLUSH, 0));
+        let head = fixture.driver.readable(&header(GET_ID, 0));
         let status = fixture.driver.writable(1);
         fixture.driver.rings[0].send(&[head, status]);
     }
@@ -317,6 +317,39 @@ fn a_busy_disk_gives_way() {
     assert_eq!(fixture.driver.machine.run(), 0, "nothing is left to do");
     let metrics = fixture.driver.machine.device().metrics();
     assert_eq!(metrics.read().yields, 1);
+}
+
+/// A request of a few bytes can be long work for the host: a flush, or ranges
+/// that are discarded or zeroed. After as much as [`super::super::BUDGET`]
+/// permits, the others get their turn.
+#[test]
+fn short_requests_that_are_long_work_give_way() {
+    const RANGE: u64 = 12 << 20;
+    let file = tempfile::tempfile().unwrap();
+    file.set_len(RANGE).unwrap();
+    for (kind, sectors) in [
+        (FLUSH, None),
+        (DISCARD, Some((RANGE / SECTOR) as u32)),
+        (WRITE_ZEROES, Some((RANGE / SECTOR) as u32)),
+    ] {
+        let mut driver = Driver::new(block(&file, false), ALL);
+        for _ in 0..3 {
+            let mut segments = vec![driver.readable(&header(kind, 0))];
+            if let Some(sectors) = sectors {
+                segments.push(driver.readable(&range_bytes((0, sectors, 0))));
+            }
+            segments.push(driver.writable(1));
+            driver.rings[0].send(&segments);
+        }
+        driver.machine.kick(0);
+        for turn in 1..=3 {
+            driver.machine.run_once();
+            assert_eq!(driver.rings[0].used_idx(), turn, "request of type {kind}");
+        }
+        driver.machine.run();
+        let statistics = driver.machine.device().metrics().read();
+        assert_eq!(statistics.failures, 0, "request of type {kind}");
+    }
 }
 
 /// A disk whose descriptors are not watched says so instead of hanging.
@@ -333,6 +366,21 @@ fn an_unreachable_disk_does_not_start() {
         1
     );
     assert_eq!(machine.set_status(15), 15 | 64);
+
+    // It does not forget: a reset helps no more than the first time.
+    assert_eq!(machine.set_status(0), 0);
+    machine.negotiate(1 << 32);
+    machine.set_up_queue(0, 8, [0x1_0000, 0x1_1000, 0x1_2000]);
+    assert_eq!(machine.set_status(15), 15 | 64);
+}
+
+/// One that can be reached no more while it is in use says so at once.
+#[test]
+fn a_disk_that_becomes_unreachable_needs_a_reset() {
+    use crate::ring::Kicked;
+    let fixture = Fixture::new();
+    (fixture.driver.machine.device()).unreachable(std::io::Error::other("no more descriptors"));
+    assert!(fixture.driver.machine.needs_reset());
 }
 
 /// virtio 1.2 §2.1.2, §3.1.1: nor does one without its queue.

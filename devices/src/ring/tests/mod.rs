@@ -9,7 +9,7 @@ use virtio_queue::{Queue, QueueT};
 use vm_memory::{Bytes, GuestAddress};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
-use super::{Budget, Chain, Progress, Ring, RingError};
+use super::{Budget, Chain, Progress, Ring, RingError, Served};
 use crate::testing::{
     Descriptor, HOLE, INDIRECT, NEXT, REGION_SEAM, Ring as DriverRing, Segment, WRITE,
 };

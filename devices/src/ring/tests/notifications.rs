@@ -42,6 +42,60 @@ fn avail_idx_jumps() {
     }
 }
 
+/// virtio 1.2 §2.7.13.3: an available index that goes back. The used ring lies
+/// over it so that it does so whenever the device asks for kicks, which would
+/// keep a device busy for ever that looks again each time.
+#[test]
+fn chains_that_are_announced_and_taken_back() {
+    let (sender, progress) = std::sync::mpsc::channel();
+    // Out of the way, in case that it never ends.
+    std::thread::spawn(move || {
+        let mut pair = Pair::new(0);
+        // `flags` of the used ring is `idx` of the available ring: "no kicks"
+        // is one chain available, "kicks" is none.
+        let mut queue = Queue::new(SIZE).unwrap();
+        queue.set_desc_table_address(Some(BASE as u32), None);
+        queue.set_avail_ring_address(Some(0x2002), None);
+        queue.set_used_ring_address(Some(0x2004), None);
+        queue.set_next_avail(1);
+        queue.set_ready(true);
+        pair.device = Ring::new(queue, 0);
+        sender.send((pair.serve(AMPLE), pair.interrupt.is_reset_needed()))
+    });
+    let deadline = std::time::Duration::from_secs(60);
+    assert_eq!(
+        progress.recv_timeout(deadline).expect("an end"),
+        (Progress::Broken(RingError::AvailIndexJump), true)
+    );
+}
+
+/// Work that a chain's bytes do not show counts as well.
+#[test]
+fn what_a_chain_costs_is_taken_from_the_budget() {
+    let mut pair = Pair::new(0);
+    for _ in 0..4 {
+        pair.driver.send(&[Segment::readable(DATA, 4)]);
+    }
+    let budget = Budget {
+        chains: 1000,
+        bytes: 100,
+    };
+    let mut run = |cost| {
+        let served = Served { written: 0, cost };
+        let Pair {
+            device,
+            memory,
+            interrupt,
+            ..
+        } = &mut pair;
+        device.serve(memory, interrupt, budget, |_| Ok(served))
+    };
+    assert_eq!(run(100), Progress::Yielded);
+    assert_eq!(run(u64::MAX), Progress::Yielded);
+    assert_eq!(run(0), Progress::Drained);
+    assert_eq!(pair.driver.used_idx(), 4);
+}
+
 /// virtio 1.2 §2.7.8.2: what was answered before a broken chain is returned,
 /// the broken chain is not.
 #[test]

@@ -196,6 +196,8 @@ fn a_device_that_does_not_start_needs_a_reset() {
     // Nothing but a reset helps.
     assert_eq!(machine.set_status(15), 15 | 64);
     assert_eq!(machine.set_status(15 | 64), 15 | 64);
+    assert_eq!(machine.set_status(64), 15 | 64);
+    assert_eq!(machine.device().resets, 0);
     assert_eq!(machine.set_status(0), 0);
     assert_eq!(machine.read(reg::INTERRUPT_STATUS), 0);
 

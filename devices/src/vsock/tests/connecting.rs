@@ -110,10 +110,10 @@ fn host_that_gives_up_waiting_for_the_guest_is_no_longer_connecting() {
 #[test]
 fn host_rejects_the_guests_connection() {
     for how in ["reject", "close", "deadline"] {
-        let mut guest = Guest::with_deadlines(if how == "deadline" {
-            hasty()
-        } else {
+        let mut guest = Guest::with_deadlines(if how == "reject" {
             Deadlines::default()
+        } else {
+            hasty()
         });
         guest.raw(Op::Request, 80, 4000);
         let VsockEvent::Incoming { id, stream, .. } = guest.event() else {
@@ -133,6 +133,26 @@ fn host_rejects_the_guests_connection() {
         guest.expect_silence();
         assert_eq!(guest.device.handler().table.len(), 0, "{how}");
     }
+}
+
+/// What the host did last is seen first: the stream's end before the answer.
+#[test]
+fn host_that_writes_accepts_and_closes_at_once_loses_nothing() {
+    let mut guest = Guest::new();
+    guest.raw(Op::Request, 80, 4000);
+    let VsockEvent::Incoming { id, mut stream, .. } = guest.event() else {
+        panic!("no connection");
+    };
+    stream.write_all(b"all there is").unwrap();
+    drop(stream);
+    guest.settle();
+    guest.expect_silence();
+    guest.device.accept(id);
+    guest.settle();
+    guest.expect(Op::Response);
+    assert_eq!(guest.expect(Op::Rw).1, b"all there is");
+    let (shutdown, _) = guest.expect(Op::Shutdown);
+    assert_eq!(shutdown.flags, 3);
 }
 
 #[test]

@@ -1,0 +1,87 @@
+//! What a supervisor gets that reads, and what becomes of one that does not.
+
+use flashpan_protocol::control::ExitCount;
+
+use super::*;
+use crate::vm::channel;
+
+/// The VMM's end and the supervisor's.
+fn pair() -> (Control, UnixDatagram) {
+    let mut fds = [-1; 2];
+    let kind = libc::SOCK_SEQPACKET | libc::SOCK_CLOEXEC;
+    // SAFETY: the pointer is to room for two descriptors.
+    let made = unsafe { libc::socketpair(libc::AF_UNIX, kind, 0, fds.as_mut_ptr()) };
+    assert_eq!(made, 0);
+    // SAFETY: the call has just made them.
+    let [ours, theirs] = fds.map(|fd| unsafe { OwnedFd::from_raw_fd(fd) });
+    (Control::new(ours).unwrap(), theirs.into())
+}
+
+fn next(supervisor: &UnixDatagram) -> Event {
+    let mut buffer = vec![0; MAX_PACKET];
+    let len = supervisor.recv(&mut buffer).unwrap();
+    decode(&buffer[..len]).unwrap()
+}
+
+/// Counters that fit no packet.
+fn too_many() -> Stats {
+    let exit = ExitCount {
+        reason: "pio_in".to_owned(),
+        detail: "port 0x1234".to_owned(),
+        count: 1,
+    };
+    Stats {
+        exits: vec![exit; 10_000],
+        ..Stats::default()
+    }
+}
+
+#[test]
+fn a_report_arrives_even_if_its_counters_are_too_long() {
+    let (control, supervisor) = pair();
+    let report = ExitReport {
+        reason: ExitReason::TripleFault,
+        at_ns: 7,
+        stats: too_many(),
+    };
+    control.event(VmEvent::Stats(Box::new(too_many())));
+    control.finish(&Event::Exited(Box::new(report))).unwrap();
+    assert_eq!(next(&supervisor), Event::Stats(Box::default()));
+    let Event::Exited(report) = next(&supervisor) else {
+        panic!("not the report");
+    };
+    assert_eq!((report.reason, report.at_ns), (ExitReason::TripleFault, 7));
+}
+
+#[test]
+fn a_supervisor_that_does_not_read_costs_bounded_memory_and_the_machine() {
+    let (control, supervisor) = pair();
+    control.set_nonblocking(true).unwrap();
+    let (vm, commands, _wake) = channel().unwrap();
+    let _subscriber = ControlSubscriber::new(control.clone(), vm).unwrap();
+    let queued = || control.inner.queue.lock().unwrap().len();
+
+    // What does not matter is dropped, and ends nothing.
+    for _ in 0..10 * MAX_QUEUED {
+        control.event(VmEvent::UserPhase {
+            code: 200,
+            at_ns: 0,
+        });
+    }
+    assert_eq!(queued(), MAX_QUEUED);
+    assert!(
+        commands.try_recv().is_err(),
+        "nothing was lost that matters"
+    );
+
+    for id in 0..10 * MAX_QUEUED as u64 {
+        control.event(VmEvent::Connected { id });
+    }
+    assert_eq!(queued(), MAX_QUEUED);
+    let Ok(Command::End(ExitReason::VmmError(why))) = commands.try_recv() else {
+        panic!("the machine goes on");
+    };
+    assert!(why.contains("does not read"), "{why}");
+    assert!(commands.try_recv().is_err(), "it ends once");
+    drop(supervisor);
+}
