@@ -278,9 +278,12 @@ async fn come_up(
         biased;
         link = establish => match link? {
             Some(link) => link,
-            None => return Err(boot_failure(config, reason_of_end(ended).await)),
+            None => {
+                let exit = wait(ended).await;
+                return Err(boot_failure(config, shared, &exit));
+            }
         },
-        reason = reason_of_end(ended.clone()) => return Err(boot_failure(config, reason)),
+        exit = wait(ended.clone()) => return Err(boot_failure(config, shared, &exit)),
     };
     let (writer, listen) = link.serve();
     Ok(Sandbox {
@@ -292,19 +295,29 @@ async fn come_up(
     })
 }
 
-/// Names the file that the VMM, which was given a descriptor, knows nothing of.
-fn boot_failure(config: &SandboxBuilder, reason: ExitReason) -> Error {
-    let ExitReason::BootFailed { class, message } = reason else {
-        return Error::VmEnded(reason);
+/// Why there is no guest. Names the file that the VMM, which was given a
+/// descriptor, knows nothing of; and what a guest that shut itself down left on
+/// its console.
+fn boot_failure(config: &SandboxBuilder, shared: &Shared, exit: &Exit) -> Error {
+    let (class, message) = match &exit.reason {
+        ExitReason::BootFailed { class, message } => (class, message),
+        ExitReason::PowerOff | ExitReason::Reboot => {
+            return Error::GaveUp {
+                message: console::init_message(&exit.console),
+                console: console::last_line(&exit.console),
+                connected: shared.timeline().has(Phase::AgentConnected),
+            };
+        }
+        reason => return Error::VmEnded(reason.clone()),
     };
-    let file = match class {
+    let file = match *class {
         BootFailureKind::Kernel => Some(("kernel", &config.kernel)),
         BootFailureKind::Disk => Some(("root image", &config.root.path)),
         _ => None,
     };
     let message = match file {
         Some((what, path)) => format!("{what} {}: {message}", path.display()),
-        None => message,
+        None => message.clone(),
     };
     Error::BootFailed { message }
 }

@@ -358,6 +358,11 @@ async fn every_failure_to_boot_has_its_reason() {
         ),
         ("panic", "guest kernel panic: VFS: no root"),
         (
+            "no-vsock",
+            "it could not connect to the supervisor (vsock CID 2, port 1024): Address family not \
+             supported by protocol; its kernel needs VSOCKETS, ",
+        ),
+        (
             "setup-failed",
             "guest could not mount the root image /dev/vda: bad?[1m magic",
         ),

@@ -133,6 +133,16 @@ pub fn main(scenario: &str) -> ! {
                 .unwrap();
             control.exit(ExitReason::Reset)
         }
+        // PID 1 of a kernel without vsock.
+        "no-vsock" => {
+            console
+                .write_all(
+                    b"[ 0.3] flashpan-init: connect to the supervisor (vsock CID 2, port \
+                      1024): Address family not supported by protocol\n",
+                )
+                .unwrap();
+            control.exit(ExitReason::Requested(ExitRequest::PowerOff))
+        }
         "silent" => {
             control.send(
                 &Event::Phase(Stamp {
