@@ -29,6 +29,10 @@ use crate::vmm_process::VmmProcess;
 /// word, before it is killed.
 const END_GRACE: Duration = Duration::from_secs(2);
 
+/// How long a VMM may take to make room for a packet. It reads its control
+/// socket whatever its guest does, so one that does not is stuck.
+const SEND_WITHIN: Duration = Duration::from_secs(30);
+
 /// Most packets that wait to be sent; events are not read meanwhile, so a VMM
 /// that asks much and reads little only stops itself.
 const MAX_OUTBOX: usize = 64;
@@ -51,8 +55,6 @@ pub(crate) enum Command {
     },
     /// Get counters.
     Stats(oneshot::Sender<Stats>),
-    /// End the VM.
-    Kill,
 }
 
 /// What the task and the handles share.
@@ -103,6 +105,9 @@ pub(crate) type Ended = watch::Receiver<Option<Arc<Exit>>>;
 #[derive(Debug)]
 pub(crate) struct DriverHandle {
     pub(crate) commands: mpsc::Sender<Command>,
+    /// Ends the VM, at the first message or when it is dropped. Not a command:
+    /// it must not wait behind any.
+    pub(crate) kill: mpsc::Sender<()>,
     pub(crate) ended: Ended,
     /// The guest's boot connection, once it is made.
     pub(crate) boot: oneshot::Receiver<OwnedFd>,
@@ -118,6 +123,7 @@ pub(crate) struct Driver {
     console_tap_done: Option<oneshot::Receiver<()>>,
     shared: Arc<Shared>,
     commands: mpsc::Receiver<Command>,
+    kill: mpsc::Receiver<()>,
     outbox: VecDeque<Packet>,
     next_id: u64,
     connects: HashMap<u64, oneshot::Sender<bool>>,
@@ -125,6 +131,8 @@ pub(crate) struct Driver {
     boot: Option<oneshot::Sender<OwnedFd>>,
     greeted: bool,
     kill_at: Option<Instant>,
+    /// Until when the first packet of the outbox must have been sent.
+    send_by: Option<Instant>,
     last_word: LastWord,
     ended: watch::Sender<Option<Arc<Exit>>>,
 }
@@ -144,6 +152,7 @@ impl Driver {
         tap: Option<ConsoleTap>,
     ) -> DriverHandle {
         let (command_sender, commands) = mpsc::channel(16);
+        let (kill_sender, kill) = mpsc::channel(1);
         let (boot_sender, boot) = oneshot::channel();
         let (ended_sender, ended) = watch::channel(None);
         let (console_tap, console_tap_done) = tap.map(|tap| (tap.sender, tap.done)).unzip();
@@ -157,6 +166,7 @@ impl Driver {
             console_tap_done,
             shared,
             commands,
+            kill,
             outbox: VecDeque::from(vmm.opening),
             next_id: 1,
             connects: HashMap::new(),
@@ -164,12 +174,14 @@ impl Driver {
             boot: Some(boot_sender),
             greeted: false,
             kill_at: None,
+            send_by: None,
             last_word: LastWord::Nothing,
             ended: ended_sender,
         };
         tokio::spawn(driver.run());
         DriverHandle {
             commands: command_sender,
+            kill: kill_sender,
             ended,
             boot,
         }
@@ -181,7 +193,7 @@ impl Driver {
         let mut stderr_chunk = vec![0_u8; CHUNK];
         while let Some(control) = &self.control {
             let outgoing = self.outbox.front();
-            let deadline = self.kill_at.unwrap_or_else(Instant::now);
+            self.send_by = outgoing.and(self.send_by.or(Instant::now().checked_add(SEND_WITHIN)));
             tokio::select! {
                 received = control.receive(&mut packet), if self.outbox.len() < MAX_OUTBOX => {
                     match received {
@@ -191,15 +203,22 @@ impl Driver {
                     }
                 }
                 sent = send(control, outgoing), if outgoing.is_some() => match sent {
-                    Ok(()) => drop(self.outbox.pop_front()),
+                    Ok(()) => {
+                        self.outbox.pop_front();
+                        self.send_by = None;
+                    }
                     // The reason is in the events that are still to be read, or
                     // in the status of the process.
                     Err(_) => self.outbox.clear(),
                 },
-                command = self.commands.recv(),
+                _ = self.kill.recv(), if self.kill_at.is_none() => {
+                    self.kill_at = Instant::now().checked_add(END_GRACE);
+                    self.request(&Request::Kill, Vec::new());
+                }
+                Some(command) = self.commands.recv(),
                     if self.kill_at.is_none() && self.outbox.len() < MAX_OUTBOX =>
                 {
-                    self.on_command(command.unwrap_or(Command::Kill));
+                    self.on_command(command);
                 }
                 read = read_console(&mut self.console, self.console_tap.as_ref(), &mut console_chunk),
                     if self.console.is_some() =>
@@ -209,9 +228,12 @@ impl Driver {
                 read = read_pipe(&mut self.stderr, &mut stderr_chunk), if self.stderr.is_some() => {
                     self.on_stderr(read, &stderr_chunk);
                 }
-                () = tokio::time::sleep_until(deadline), if self.kill_at.is_some() => {
+                () = until(self.kill_at) => {
                     self.child.kill();
                     self.control = None;
+                }
+                () = until(self.send_by) => {
+                    self.broken(format!("it has read nothing for {SEND_WITHIN:?}"));
                 }
             }
         }
@@ -245,10 +267,6 @@ impl Driver {
             Command::Stats(reply) => {
                 self.stats.push_back(reply);
                 self.request(&Request::Stats, Vec::new());
-            }
-            Command::Kill => {
-                self.kill_at = Some(Instant::now() + END_GRACE);
-                self.request(&Request::Kill, Vec::new());
             }
         }
     }
@@ -382,6 +400,14 @@ impl Driver {
             }
         }
         self.child.wait().await;
+    }
+}
+
+/// Waits until `deadline`, for ever if there is none.
+async fn until(deadline: Option<Instant>) {
+    match deadline {
+        Some(deadline) => tokio::time::sleep_until(deadline).await,
+        None => std::future::pending().await,
     }
 }
 

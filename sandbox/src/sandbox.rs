@@ -48,6 +48,7 @@ const CONSOLE_CHUNKS: usize = 4;
 #[derive(Debug)]
 pub struct Sandbox {
     commands: mpsc::Sender<Command>,
+    kill: mpsc::Sender<()>,
     ended: Ended,
     shared: Arc<Shared>,
     boot_writer: Mutex<OwnedWriteHalf>,
@@ -161,8 +162,9 @@ impl Sandbox {
     /// Ends the VM at once, whatever the guest is doing, and waits until its
     /// process is gone. Nothing that the guest has not synced is saved.
     pub async fn kill(&self) -> Arc<Exit> {
-        // If the driver no longer listens the VM is ending already.
-        let _ = self.commands.send(Command::Kill).await;
+        // If the driver no longer listens the VM is ending already; if there is
+        // no room it was told.
+        let _ = self.kill.try_send(());
         self.wait().await
     }
 
@@ -264,6 +266,7 @@ async fn come_up(
 ) -> Result<Sandbox> {
     let DriverHandle {
         commands,
+        kill,
         ended,
         boot,
     } = driver;
@@ -288,6 +291,7 @@ async fn come_up(
     let (writer, listen) = link.serve();
     Ok(Sandbox {
         commands,
+        kill,
         ended,
         shared: Arc::clone(shared),
         boot_writer: Mutex::new(writer),

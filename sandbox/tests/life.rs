@@ -332,6 +332,23 @@ async fn a_vmm_that_does_not_listen_is_killed() {
 }
 
 #[tokio::test]
+async fn a_vmm_that_does_not_read_its_mail_is_killed() {
+    let world = World::new("stuffed");
+    let (mut console, sink) = std::io::pipe().unwrap();
+    let sandbox = world.builder().console_sink(sink).boot().await.unwrap();
+    let stuffed = tokio::task::spawn_blocking(move || {
+        std::io::Read::read_exact(&mut console, &mut [0; 8]).unwrap();
+    });
+    timeout(LONG, stuffed).await.unwrap().unwrap();
+    // Commands that cannot be sent do not hold up the end either.
+    let asked = sandbox.stats();
+    let exit = timeout(Duration::from_secs(20), sandbox.kill());
+    let (_, exit) = tokio::join!(asked, exit);
+    assert_eq!(exit.unwrap().reason, ExitReason::Killed);
+    world.vmm_is_gone().await;
+}
+
+#[tokio::test]
 async fn a_boot_that_takes_too_long_says_how_far_it_got() {
     let world = World::new("silent");
     let error = world

@@ -154,6 +154,27 @@ pub fn main(scenario: &str) -> ! {
             console.write_all(b"booting...\n").unwrap();
             serve(&control, scenario, &spec)
         }
+        // Asks much, hears nothing, and does not end when it is asked to.
+        "stuffed" => {
+            call_home(&control, scenario);
+            let second = nix::sys::time::TimeVal::new(1, 0);
+            nix::sys::socket::setsockopt(
+                &control.0,
+                nix::sys::socket::sockopt::SendTimeout,
+                &second,
+            )
+            .unwrap();
+            let question = control::encode(&Event::Incoming { id: 1, port: 1 }).unwrap();
+            // Until there is no room for another question, because nobody here
+            // takes the answers.
+            while nix::sys::socket::send(control.0.as_raw_fd(), &question, MsgFlags::MSG_NOSIGNAL)
+                .is_ok()
+            {}
+            console.write_all(b"stuffed\n").unwrap();
+            loop {
+                std::thread::park();
+            }
+        }
         // Hears nothing, and does not end when it is asked to.
         "deaf" => {
             call_home(&control, scenario);
