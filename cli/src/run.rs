@@ -231,8 +231,8 @@ impl RunArgs {
         // A command that has just ended takes no more requests, and its end is
         // the news that counts.
         match asked {
-            Asked::Deliver(signal) => drop(process.signal(signal).await),
-            Asked::Resize if self.tty => drop(process.resize(terminal::size()).await),
+            Asked::Deliver(signal) => drop(process.signal(signal)),
+            Asked::Resize if self.tty => drop(process.resize(terminal::size())),
             Asked::Resize => {}
             Asked::GiveUp(signal) => return Err(Failure::signalled(signal)),
         }

@@ -141,6 +141,9 @@ pub enum Error {
     /// The connection to a running program was lost while the VM lives on.
     #[error("lost the connection to the program: the guest's agent closed it")]
     AgentLost,
+    /// The guest's agent does not take requests, or not fast enough.
+    #[error("the guest's agent takes no more requests; end the VM if it stays so")]
+    AgentBusy,
     /// The guest did not answer in time.
     #[error("guest did not {what} within {after:?}")]
     Timeout {

@@ -19,7 +19,7 @@ use std::time::Duration;
 
 use flashpan::{
     Error, ExecOptions, ExitReason, ExitStatus, FsType, Phase, Process, Root, Sandbox,
-    SandboxBuilder, StartFailureKind,
+    SandboxBuilder, StartFailureKind, TerminalSize,
 };
 use nix::fcntl::{Flock, FlockArg};
 use nix::sys::stat::Mode;
@@ -152,7 +152,7 @@ async fn a_signal_overtakes_input_that_the_program_does_not_read() {
     let mut process = run(&sandbox, &["sleep"]).await;
     let mut stdin = process.stdin.take().unwrap();
     let writer = tokio::spawn(async move { stdin.write_all(&vec![0; 10 << 20]).await });
-    process.signal(15).await.unwrap();
+    process.signal(15).unwrap();
     assert_eq!(process.wait().await.unwrap(), ExitStatus::Signal(15));
     let error = writer.await.unwrap().unwrap_err();
     assert_eq!(error.kind(), std::io::ErrorKind::BrokenPipe);
@@ -164,11 +164,33 @@ async fn a_signal_goes_out_while_output_is_held_back() {
     let sandbox = world.boot().await;
     // Nobody reads the output, so the pipe is full all the way to the guest.
     let process = run(&sandbox, &["flood-then-obey"]).await;
-    process.signal(2).await.unwrap();
+    process.signal(2).unwrap();
     let ExitReason::VmmDied { status, .. } = &sandbox.wait().await.reason else {
         panic!()
     };
     assert_eq!(status, "exited with status 77");
+}
+
+#[tokio::test]
+async fn requests_never_wait_and_of_sizes_the_last_counts() {
+    let world = World::new("normal");
+    let sandbox = world.boot().await;
+    let size = |columns| TerminalSize { rows: 1, columns };
+    // An agent that takes nothing: at some point it says so.
+    let process = run(&sandbox, &["deaf"]).await;
+    let signals = std::iter::repeat_with(|| process.signal(1)).take(100_000);
+    let error = signals.filter_map(Result::err).next().unwrap();
+    assert!(matches!(error, Error::AgentBusy), "{error}");
+    for columns in 0..1000 {
+        process.resize(size(columns)).unwrap();
+    }
+    // One that listens gets the last of many at once.
+    let mut process = run(&sandbox, &["until-one-column"]).await;
+    for columns in (1..1000).rev() {
+        process.resize(size(columns)).unwrap();
+    }
+    let status = timeout(LONG, process.wait()).await.unwrap().unwrap();
+    assert_eq!(status, ExitStatus::Code(0));
 }
 
 #[tokio::test]

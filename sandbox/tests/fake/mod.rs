@@ -393,6 +393,17 @@ fn agent(mut stream: UnixStream) {
                 return;
             }
         },
+        ["deaf"] => std::thread::sleep(Duration::MAX),
+        ["until-one-column"] => loop {
+            match hear() {
+                Some(ExecInput::Resize(size)) if size.columns == 1 => {
+                    say(&ExecOutput::Exited(ExitStatus::Code(0)));
+                    return;
+                }
+                Some(ExecInput::Resize(_)) => {}
+                other => panic!("unexpected {other:?}"),
+            }
+        },
         ["closes-input"] => {
             say(&ExecOutput::StdinClosed);
             assert_eq!(hear(), Some(ExecInput::StdinEof));
