@@ -243,7 +243,7 @@ impl RunArgs {
 /// What to say when the VM ended under the command.
 fn ended_early(reason: &ExitReason) -> Failure {
     match reason {
-        ExitReason::PowerOff | ExitReason::Reboot => {
+        ExitReason::PowerOff | ExitReason::Reboot | ExitReason::AskedByProgram { .. } => {
             Failure::new(format!("{reason} before the command ended"))
         }
         reason => Failure::new(reason),

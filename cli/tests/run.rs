@@ -295,6 +295,11 @@ fn an_end_of_the_vm_is_a_reason() {
             "power-off",
             "error: guest powered off before the command ended",
         ),
+        (
+            "normal",
+            "ask-for-power-off",
+            "error: a program in the guest powered it off before the command ended",
+        ),
     ] {
         let world = World::new(scenario);
         let output = world.output(&[], &[command]);

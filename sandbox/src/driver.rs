@@ -20,7 +20,7 @@ use tokio::time::{Instant, timeout};
 
 use crate::console::Tail;
 use crate::control::{Channel, Packet, Received};
-use crate::exit::{Exit, LastWord, classify};
+use crate::exit::{Exit, GuestWord, LastWord, classify};
 use crate::spawn::Child;
 use crate::timeline::{Timeline, now_ns};
 use crate::vmm_process::VmmProcess;
@@ -63,6 +63,9 @@ pub(crate) struct Shared {
     timeline: Mutex<Timeline>,
     console: Mutex<Tail>,
     warnings: Mutex<VecDeque<String>>,
+    guest_word: Mutex<Option<GuestWord>>,
+    /// Whether somebody listens to the guest's PID 1.
+    listening: watch::Sender<bool>,
 }
 
 impl Shared {
@@ -87,8 +90,35 @@ impl Shared {
         warnings.push_back(warning);
     }
 
+    /// Keeps what PID 1 says of the end; the first word counts.
+    pub(crate) fn note(&self, word: GuestWord) {
+        lock(&self.guest_word).get_or_insert(word);
+    }
+
+    /// From now until the guard is dropped there may be more from PID 1.
+    pub(crate) fn listen(self: &Arc<Self>) -> Listening {
+        self.listening.send_replace(true);
+        Listening(Arc::clone(self))
+    }
+
+    /// Waits until everything that PID 1 said has been heard.
+    async fn heard_all(&self) {
+        // It fails only if the sender is gone, which `self` holds.
+        let _ = self.listening.subscribe().wait_for(|on| !on).await;
+    }
+
     pub(crate) fn take_warnings(&self) -> Vec<String> {
         lock(&self.warnings).drain(..).collect()
+    }
+}
+
+/// See [`Shared::listen`].
+#[derive(Debug)]
+pub(crate) struct Listening(Arc<Shared>);
+
+impl Drop for Listening {
+    fn drop(&mut self) {
+        self.0.listening.send_replace(false);
     }
 }
 
@@ -372,12 +402,16 @@ impl Driver {
             // The sink may be a pipe that nobody reads.
             let _ = timeout(END_GRACE, done).await;
         }
+        // Its end of the connection is closed by now; what it said before is
+        // still on its way.
+        let _ = timeout(END_GRACE, self.shared.heard_all()).await;
         self.shared.mark(Phase::Exit);
 
         let console = self.shared.console();
         let killed = self.kill_at.is_some();
         let stderr = self.stderr_tail.bytes();
-        let reason = classify(&self.last_word, killed, &status, &console, &stderr);
+        let reason = classify(&self.last_word, killed, &status, &console, &stderr)
+            .explained_by(lock(&self.shared.guest_word).take());
         let stats = match self.last_word {
             LastWord::Exited(report) => Some(report.stats),
             _ => None,

@@ -288,6 +288,22 @@ async fn a_vmm_that_dies_under_a_program_is_its_reason() {
 }
 
 #[tokio::test]
+async fn an_end_that_a_program_asked_for_is_told_from_ours() {
+    for (program, expected) in [
+        ("ask-for-power-off", "a program in the guest powered it off"),
+        (
+            "make-init-fail",
+            "guest could not wait for events: Bad file? descriptor",
+        ),
+    ] {
+        let world = World::new("normal");
+        let sandbox = world.boot().await;
+        let error = run(&sandbox, &[program]).await.wait().await.unwrap_err();
+        assert_eq!(error.to_string(), expected);
+    }
+}
+
+#[tokio::test]
 async fn shutdown_asks_the_guest_first() {
     let world = World::new("normal");
     let sandbox = world.boot().await;

@@ -5,6 +5,7 @@ use std::fs::File;
 use std::io::{IoSlice, IoSliceMut, Read, Write};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
+use std::sync::Mutex;
 use std::time::Duration;
 
 use flashpan_protocol::agent::{
@@ -19,6 +20,9 @@ use flashpan_protocol::frame::{self, Decoder};
 use flashpan_protocol::phase::{ExitRequest, Phase};
 use nix::fcntl::{Flock, FlockArg};
 use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, recvmsg, sendmsg};
+
+/// PID 1's connection once it is ready.
+static BOOT: Mutex<Option<UnixStream>> = Mutex::new(None);
 
 /// The control socket of a VMM.
 struct Control(OwnedFd);
@@ -303,6 +307,7 @@ fn init(mut stream: UnixStream, scenario: &str) {
     }
     let warning = GuestMessage::Warning("no entropy\nyet".into());
     frame::write(&mut stream, &warning, MAX_FRAME).unwrap();
+    *BOOT.lock().unwrap() = Some(stream.try_clone().unwrap());
     frame::write(&mut stream, &GuestMessage::Ready, MAX_FRAME).unwrap();
     match decoder.read_message(&mut stream) {
         Ok(Some(HostMessage::Shutdown { .. })) if scenario != "stubborn" => {
@@ -435,6 +440,22 @@ fn agent(mut stream: UnixStream) {
             std::thread::sleep(Duration::MAX);
         }
         ["power-off"] => {
+            // SAFETY: the descriptor stays open until the process ends.
+            let control = Control(unsafe { OwnedFd::from_raw_fd(CONTROL_FD) });
+            control.exit(ExitReason::Requested(ExitRequest::PowerOff))
+        }
+        // As busybox does it: PID 1 is asked, says so and ends the VM.
+        [program @ ("ask-for-power-off" | "make-init-fail")] => {
+            let message = match *program {
+                "make-init-fail" => GuestMessage::Failed {
+                    what: "wait for events".into(),
+                    why: "Bad file\x1b descriptor".into(),
+                    errno: 9,
+                },
+                _ => GuestMessage::ShuttingDown { reboot: false },
+            };
+            let mut boot = BOOT.lock().unwrap();
+            frame::write(boot.as_mut().unwrap(), &message, MAX_FRAME).unwrap();
             // SAFETY: the descriptor stays open until the process ends.
             let control = Control(unsafe { OwnedFd::from_raw_fd(CONTROL_FD) });
             control.exit(ExitReason::Requested(ExitRequest::PowerOff))
