@@ -3,12 +3,15 @@
 use std::fmt;
 use std::io::Write;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use flashpan_protocol::agent::{FsType, GuestConfig, RootConfig, Upper};
 use flashpan_protocol::control::{BootProtocol, Console, DiskSpec, MAX_PACKET, VCPUS, VmSpec};
 
+use crate::driver::Shared;
 use crate::error::{Error, Result};
+use crate::log::VmLog;
 
 /// vCPUs of a VM unless asked otherwise.
 pub const DEFAULT_CPUS: u32 = 1;
@@ -62,6 +65,7 @@ pub struct SandboxBuilder {
     pub(crate) vmm: Option<PathBuf>,
     pub(crate) guest_init: Option<PathBuf>,
     pub(crate) end_with_thread: bool,
+    pub(crate) shared: Arc<Shared>,
 }
 
 impl fmt::Debug for SandboxBuilder {
@@ -93,6 +97,7 @@ impl SandboxBuilder {
             vmm: None,
             guest_init: None,
             end_with_thread: false,
+            shared: Arc::default(),
         }
     }
 
@@ -177,6 +182,12 @@ impl SandboxBuilder {
     pub fn end_with_thread(mut self, end_with_thread: bool) -> Self {
         self.end_with_thread = end_with_thread;
         self
+    }
+
+    /// What becomes known of the VM from now on, also if it fails to boot.
+    #[must_use]
+    pub fn log(&self) -> VmLog {
+        VmLog::new(Arc::clone(&self.shared))
     }
 
     /// Checks all settings.

@@ -239,7 +239,7 @@ impl SandboxBuilder {
     pub async fn boot(mut self) -> Result<Sandbox> {
         let start = self.process_start_ns.unwrap_or_else(now_ns);
         let spec = self.vm_spec()?;
-        let shared = Arc::new(Shared::default());
+        let shared = Arc::clone(&self.shared);
         shared.timeline().mark(Phase::ProcessStart, start);
         let vmm = VmmProcess::start(&self, spec)?;
         let tap = self.console_sink.take().map(console_thread).transpose()?;

@@ -439,6 +439,17 @@ async fn every_failure_to_boot_has_its_reason() {
 }
 
 #[tokio::test]
+async fn a_guest_that_fails_leaves_its_warnings_and_timeline() {
+    let world = World::new("setup-failed");
+    let builder = world.builder();
+    let log = builder.log();
+    builder.boot().await.unwrap_err();
+    assert_eq!(log.take_warnings(), ["the disk is old"]);
+    let reached = |phase| log.timeline().since_start(phase).is_some();
+    assert!(reached(Phase::AgentConnected) && !reached(Phase::InitReady));
+}
+
+#[tokio::test]
 async fn console_output_reaches_the_sink_before_the_end() {
     let world = World::new("panic");
     let (mut reader, writer) = std::io::pipe().unwrap();

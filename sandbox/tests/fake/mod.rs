@@ -297,6 +297,8 @@ fn init(mut stream: UnixStream, scenario: &str) {
     };
     assert_eq!(config.hostname, "fake");
     if scenario == "setup-failed" {
+        let warning = GuestMessage::Warning("the disk is old".into());
+        frame::write(&mut stream, &warning, MAX_FRAME).unwrap();
         let what = "mount the root image /dev/vda".into();
         let failed = GuestMessage::Failed {
             what,
