@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use clap::{Args, ValueEnum};
 use flashpan::{BootProtocol, Console, FsType, Root, Sandbox, SandboxBuilder};
+use flashpan_kernel::image;
 use flashpan_rootfs::cache::Cache;
 use flashpan_rootfs::probe::{RootImage, probe};
 use flashpan_rootfs::{builtin, directory};
@@ -77,25 +78,33 @@ impl VmArgs {
     /// with a progress bar if that takes long.
     pub(crate) fn resolve(&self) -> Result<Template, Failure> {
         let kernel = self.kernel()?;
-        let root = match &self.rootfs {
-            Some(path) => root_from(path)?,
-            None => builtin_root()?,
-        };
         let boot_protocol = match self.boot_protocol {
             Entry::Auto => BootProtocol::Auto,
             Entry::Linux64 => BootProtocol::Linux64,
             Entry::Pvh => BootProtocol::Pvh,
         };
-        Ok(Template {
+        let mut template = Template {
             kernel,
-            root,
+            // Not known yet; nothing looks at it before it is.
+            root: Root {
+                path: PathBuf::new(),
+                fs_type: FsType::Erofs,
+            },
             cpus: self.cpus,
             memory_mib: self.memory,
             hostname: self.hostname.clone(),
             kernel_args: self.kernel_args.join(" "),
             boot_protocol,
             boot_timeout: self.boot_timeout,
-        })
+        };
+        // Before the root image, which may take minutes to make.
+        template.builder(Console::Off).validate()?;
+        image::check(&template.kernel).map_err(Failure::new)?;
+        template.root = match &self.rootfs {
+            Some(path) => root_from(path)?,
+            None => builtin_root()?,
+        };
+        Ok(template)
     }
 
     fn kernel(&self) -> Result<PathBuf, Failure> {

@@ -135,6 +135,24 @@ pub fn open(path: &Path) -> Result<File, ImageError> {
         })
 }
 
+/// Whether [`open`] would find a kernel at `path`, as far as that can be told
+/// without unpacking it.
+///
+/// # Errors
+/// As [`open`].
+pub fn check(path: &Path) -> Result<(), ImageError> {
+    let look = |file: File| match is_elf(&file).map_err(ImageProblem::Read)? {
+        true => Ok(()),
+        false => payload(&file).map(drop),
+    };
+    open_file(path)
+        .and_then(look)
+        .map_err(|problem| ImageError {
+            path: path.to_owned(),
+            problem,
+        })
+}
+
 fn open_file(path: &Path) -> Result<File, ImageProblem> {
     // Non-blocking for FIFOs; and no terminal becomes ours.
     let flags = OFlag::O_NONBLOCK | OFlag::O_NOCTTY;

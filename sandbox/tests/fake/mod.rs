@@ -5,6 +5,7 @@ use std::fs::File;
 use std::io::{IoSlice, IoSliceMut, Read, Write};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
+use std::path::Path;
 use std::sync::Mutex;
 use std::time::Duration;
 
@@ -309,6 +310,11 @@ fn init(mut stream: UnixStream, scenario: &str) {
     }
     let warning = GuestMessage::Warning("no entropy\nyet".into());
     frame::write(&mut stream, &warning, MAX_FRAME).unwrap();
+    if scenario == "gated" {
+        // A FIFO: until the test opens it for writing.
+        let gate = std::env::var_os("FLASHPAN_FAKE_DIR").unwrap();
+        drop(File::open(Path::new(&gate).join("gate")).unwrap());
+    }
     *BOOT.lock().unwrap() = Some(stream.try_clone().unwrap());
     frame::write(&mut stream, &GuestMessage::Ready, MAX_FRAME).unwrap();
     match decoder.read_message(&mut stream) {
@@ -333,6 +339,7 @@ fn agent(mut stream: UnixStream) {
     };
     let ExecRequest {
         command: Command::Argv(argv),
+        terminal,
         ..
     } = *request
     else {
@@ -400,6 +407,11 @@ fn agent(mut stream: UnixStream) {
                 return;
             }
         },
+        ["size"] => {
+            let size = terminal.map(|size| format!("{}x{}", size.rows, size.columns));
+            say(&ExecOutput::Stdout(format!("{size:?}").into_bytes()));
+            say(&ExecOutput::Exited(ExitStatus::Code(0)));
+        }
         ["deaf"] => std::thread::sleep(Duration::MAX),
         ["until-one-column"] => loop {
             match hear() {
