@@ -51,6 +51,11 @@ impl Failure {
         }
     }
 
+    /// What is said of it.
+    pub(crate) fn message(&self) -> &str {
+        self.message.as_deref().unwrap_or_default()
+    }
+
     /// Says it on standard error, on one line (a kernel build may need more).
     pub(crate) fn report(&self) {
         if let Some(message) = &self.message {

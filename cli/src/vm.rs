@@ -16,7 +16,12 @@ use crate::parse;
 use crate::progress::Progress;
 
 /// The environment variable that names a kernel.
-const KERNEL_VARIABLE: &str = "FLASHPAN_KERNEL";
+pub(crate) const KERNEL_VARIABLE: &str = "FLASHPAN_KERNEL";
+
+/// The kernel that the environment names.
+pub(crate) fn named_kernel() -> Option<PathBuf> {
+    std::env::var_os(KERNEL_VARIABLE).map(PathBuf::from)
+}
 
 /// Options of every command that boots a VM.
 #[derive(Debug, Args)]
@@ -108,10 +113,7 @@ impl VmArgs {
     }
 
     fn kernel(&self) -> Result<PathBuf, Failure> {
-        let named = self
-            .kernel
-            .clone()
-            .or_else(|| std::env::var_os(KERNEL_VARIABLE).map(PathBuf::from));
+        let named = self.kernel.clone().or_else(named_kernel);
         kernel::resolve(named.as_deref())
     }
 }

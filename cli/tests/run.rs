@@ -554,6 +554,33 @@ fn a_timeline_never_changes_the_result_and_is_there_when_the_boot_failed() {
 }
 
 #[test]
+fn doctor_looks_at_the_kernel_that_run_would_boot() {
+    let world = World::new("normal");
+    std::fs::write(world.path("text"), "no kernel").unwrap();
+    for (kernel, status) in [("vmlinux", "ok"), ("text", "failed"), ("none", "failed")] {
+        let output = Command::new(env!("CARGO_BIN_EXE_flashpan"))
+            .args(["doctor", "--json"])
+            .env("FLASHPAN_KERNEL", world.path(kernel))
+            .env("XDG_CACHE_HOME", world.path("cache"))
+            .output()
+            .unwrap();
+        let json: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+        let checks = json["checks"].as_array().unwrap();
+        let check = checks
+            .iter()
+            .find(|check| check["name"] == "guest kernel")
+            .unwrap();
+        assert_eq!(check["status"], status, "{check}");
+        assert_eq!(check["fix"].is_null(), status == "ok", "{check}");
+        let named = world.path(kernel).display().to_string();
+        assert!(
+            check["detail"].as_str().unwrap().contains(&named),
+            "{check}"
+        );
+    }
+}
+
+#[test]
 fn bench_boot_counts_its_boots() {
     let world = World::new("normal");
     let run = world.run(&[], &["exit", "0"]);

@@ -53,7 +53,7 @@ pub struct ImageError {
 #[non_exhaustive]
 pub enum ImageProblem {
     /// It cannot be opened.
-    #[error("{0}")]
+    #[error("{0}; name another, or build one with `flashpan kernel build`")]
     Open(io::Error),
     /// A directory, FIFO or device.
     #[error("it is not a regular file")]

@@ -49,7 +49,9 @@ pub enum RootImage {
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// It cannot be opened or read.
-    #[error("cannot read root file system {path}: {source}")]
+    #[error(
+        "cannot read root file system {path}: {source}; name a directory or an image that you may read"
+    )]
     Read {
         /// The path.
         path: PathBuf,
@@ -109,14 +111,19 @@ pub fn probe(path: &Path) -> Result<RootImage, Error> {
         return Ok(RootImage::Directory);
     }
     // Opening a FIFO would wait for a writer.
-    if !kind.is_file() && !kind.is_block_device() {
+    if kind.is_block_device() {
         return Err(Error::Unknown {
             path: path.to_owned(),
-            looks: ": it is neither a file, a block device nor a directory",
+            looks: ": it is a block device; copy it to a file, or mount it and name the directory",
+        });
+    }
+    if !kind.is_file() {
+        return Err(Error::Unknown {
+            path: path.to_owned(),
+            looks: ": it is neither a file nor a directory",
         });
     }
     let mut file = File::open(path).map_err(reading)?;
-    // A block device has an end but no size in its metadata.
     let actual = io::Seek::seek(&mut file, io::SeekFrom::End(0)).map_err(reading)?;
     let image = Image { path, file, actual };
     let superblock = Superblock(image.read::<SUPER_LEN>(SUPER_OFFSET)?);

@@ -39,7 +39,7 @@ pub enum Error {
         why: String,
     },
     /// A file of the caller cannot be opened.
-    #[error("cannot open the {what} {}: {source}", path.display())]
+    #[error("cannot open the {what} {}: {source}{}", path.display(), open_hint(what, source))]
     Open {
         /// What the file is for: `kernel`, `root image`, ….
         what: &'static str,
@@ -105,7 +105,7 @@ pub enum Error {
     #[error("{0}")]
     VmEnded(ExitReason),
     /// The VM has been shut down or killed, or its driver is gone.
-    #[error("the VM is not running")]
+    #[error("the VM is not running any more; boot another")]
     NotRunning,
     /// A program of another version of flashpan answered.
     #[error(
@@ -193,6 +193,17 @@ fn reached_text(reached: Option<Phase>) -> String {
     match reached {
         Some(phase) => format!("it got as far as {}", phase_name(phase)),
         None => "the VMM did not answer".to_owned(),
+    }
+}
+
+/// What to do about a file that cannot be opened. One that is something else
+/// than it should be has said so itself.
+fn open_hint(what: &str, source: &io::Error) -> &'static str {
+    match (what, source.kind()) {
+        (_, io::ErrorKind::InvalidData) => "",
+        ("kernel", _) => "; name another, or build one with `flashpan kernel build`",
+        ("root image", _) => "; name another: an EROFS or ext4 image",
+        _ => "; build it with `cargo build --release`",
     }
 }
 

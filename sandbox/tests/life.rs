@@ -478,6 +478,12 @@ async fn files_that_cannot_be_used_are_named() {
         let error = world.boot_error().await.to_string();
         let expected = format!("cannot open the {what} {}: ", path.display());
         assert!(error.starts_with(&expected), "{error}");
+        let advice = [
+            "kernel build`",
+            "an EROFS or ext4 image",
+            "cargo build --release`",
+        ];
+        assert!(advice.iter().any(|end| error.ends_with(end)), "{error}");
 
         std::fs::create_dir(&path).unwrap();
         let error = world.boot_error().await.to_string();
