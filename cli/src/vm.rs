@@ -217,6 +217,13 @@ impl ImageProgress {
 
     fn on(&mut self, event: directory::Event) {
         match event {
+            directory::Event::LeftOut(path) => say(
+                "warning",
+                &format!(
+                    "{} is left empty in the guest: another file system is mounted there",
+                    path.display()
+                ),
+            ),
             directory::Event::Waiting => {
                 say(
                     "note",
