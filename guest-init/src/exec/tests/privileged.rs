@@ -1,6 +1,7 @@
 //! What only root can set up: users, limits, control groups.
 
 use super::*;
+use crate::cgroup::Removal;
 use crate::testing::{in_own_namespaces, unique};
 
 #[test]
@@ -200,5 +201,42 @@ fn groups_that_programs_made_where_ours_are_made_are_left_alone() {
     assert!(own.join("exec/1").exists());
     std::fs::remove_dir(own.join("exec/0")).unwrap();
     std::fs::remove_dir(own.join("exec/1")).unwrap();
+    remove_groups(&own);
+}
+
+#[test]
+#[ignore = "needs root and cgroup v2"]
+fn the_event_of_a_group_is_over_once_it_was_looked_at() {
+    use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+    use std::os::fd::AsFd;
+
+    let (mut tree, own) = groups("events");
+    let group = tree.new_run().unwrap();
+    let enter = || {
+        let child = std::process::Command::new("sleep")
+            .arg("1000")
+            .spawn()
+            .unwrap();
+        std::fs::write(own.join("exec/0/cgroup.procs"), child.id().to_string()).unwrap();
+        child
+    };
+    let events = group.watch_empty().unwrap();
+    let happened = |timeout| {
+        let mut fds = [PollFd::new(events.as_fd(), PollFlags::POLLPRI)];
+        poll(&mut fds, timeout).unwrap() == 1
+    };
+    let mut first = enter();
+    assert_eq!(group.remove(), Removal::Busy);
+    first.kill().unwrap();
+    first.wait().unwrap();
+    assert!(happened(PollTimeout::MAX));
+    // Somebody is in it again: PID 1 must not be woken for what it knows.
+    let mut second = enter();
+    assert_eq!(group.remove(), Removal::Busy);
+    assert!(!happened(PollTimeout::ZERO));
+    group.kill().unwrap();
+    second.wait().unwrap();
+    assert!(happened(PollTimeout::MAX));
+    assert_eq!(group.remove(), Removal::Removed);
     remove_groups(&own);
 }
