@@ -4,18 +4,19 @@ use std::ffi::OsStr;
 use std::fmt::Write as _;
 use std::fs::{self, File};
 use std::io::{self, Read};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::mpsc;
 use std::time::Duration;
 
 use clap::Args;
+use flashpan_kernel::image;
 use flashpan_rootfs::cache::Cache;
 use serde::{Deserialize, Serialize};
 
 use crate::failure::{Failure, print, print_json};
-use crate::kernel;
+use crate::{kernel, vm};
 
 /// How long the probe may take; its own deadline is shorter.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(15);
@@ -141,18 +142,35 @@ fn examine() -> Vec<Check> {
         "guest init program",
         flashpan::guest_init_program(),
     ));
-    checks.push(match kernel::resolve(None) {
-        Ok(path) => Check::ok("guest kernel", path.display().to_string()),
-        Err(_) => Check::failed(
-            "guest kernel",
-            "none is built",
-            "run: flashpan kernel build",
-        ),
-    });
+    checks.push(guest_kernel());
     checks.push(cache());
     checks.push(memory(fs::read_to_string("/proc/meminfo").as_deref()));
     checks.extend(tools());
     checks
+}
+
+/// The kernel that `flashpan run` would boot.
+fn guest_kernel() -> Check {
+    let name = "guest kernel";
+    let named = vm::named_kernel();
+    match kernel::resolve(named.as_deref()) {
+        Ok(path) => match image::check(&path) {
+            Ok(()) => Check::ok(name, path.display().to_string()),
+            Err(e) => Check::failed(
+                name,
+                e.to_string(),
+                format!("set ${} to another, or to none", vm::KERNEL_VARIABLE),
+            ),
+        },
+        Err(_) if named.is_none() => {
+            Check::failed(name, "none is built", "run: flashpan kernel build")
+        }
+        Err(e) => Check::failed(
+            name,
+            e.message(),
+            format!("set ${} to another, or to none", vm::KERNEL_VARIABLE),
+        ),
+    }
 }
 
 fn processor() -> Check {
@@ -312,14 +330,12 @@ fn cache() -> Check {
     }
 }
 
-/// Asks for a nameless file, which is gone as soon as it is closed.
+/// Makes a file and removes it. A nameless one (`O_TMPFILE`) would leave nothing
+/// behind in any case, but not all file systems have them.
 fn writable(directory: &Path) -> io::Result<()> {
-    let flags = nix::libc::O_TMPFILE;
-    File::options()
-        .write(true)
-        .custom_flags(flags)
-        .open(directory)
-        .map(drop)
+    let path = directory.join(format!(".doctor-{}", std::process::id()));
+    File::options().write(true).create_new(true).open(&path)?;
+    fs::remove_file(&path)
 }
 
 fn memory(meminfo: Result<&str, &io::Error>) -> Check {
@@ -436,6 +452,14 @@ mod tests {
         assert_eq!(memory(Ok(&meminfo(100 * 1024))).status, Status::Warning);
         assert_eq!(memory(Ok(&meminfo(4096 * 1024))).status, Status::Ok);
         assert_eq!(memory(Ok("nothing")).status, Status::Skipped);
+    }
+
+    #[test]
+    fn a_directory_is_writable_if_a_file_can_be_made_in_it() {
+        let dir = tempfile::tempdir().unwrap();
+        writable(dir.path()).unwrap();
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
+        writable(&dir.path().join("nowhere")).unwrap_err();
     }
 
     fn script(text: &str) -> tempfile::TempDir {

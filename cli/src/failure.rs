@@ -2,8 +2,11 @@
 
 use std::fmt::Display;
 use std::io::{self, Write};
+use std::os::fd::AsFd;
 
 use flashpan::{Error, StartFailureKind};
+
+use crate::stdio::Patient;
 
 /// Exit code for failures of flashpan's own, as docker has it.
 const OWN: u8 = 125;
@@ -53,6 +56,11 @@ impl Failure {
         self.code > SIGNALLED
     }
 
+    /// What is said of it.
+    pub(crate) fn message(&self) -> &str {
+        self.message.as_deref().unwrap_or_default()
+    }
+
     /// Says it on standard error, on one line (a kernel build may need more).
     pub(crate) fn report(&self) {
         if let Some(message) = &self.message {
@@ -86,7 +94,8 @@ pub(crate) fn say(kind: &str, message: &str) {
     // One write, so that it stays together among the output of others.
     let line = format!("flashpan: {kind}: {message}\n");
     // With standard error gone there is nobody to tell.
-    let _ = io::stderr().lock().write_all(line.as_bytes());
+    let _ =
+        Patient::new(io::stderr().as_fd()).and_then(|mut stderr| stderr.write_all(line.as_bytes()));
 }
 
 /// Writes the result of a command to standard output.

@@ -1,20 +1,23 @@
 //! `flashpan run`: one command in one new VM.
 
 use std::ffi::OsString;
+use std::fs::File;
 use std::future::Future;
-use std::io;
+use std::io::{self, Write};
+use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::Args;
 use clap::builder::{OsStringValueParser, TypedValueParser};
 use flashpan::timeline::Report;
-use flashpan::{Console, ExecOptions, ExitReason, ExitStatus, Process, Sandbox};
+use flashpan::{Console, ExecOptions, ExitReason, ExitStatus, Process, Sandbox, SandboxBuilder};
 use tokio::sync::oneshot;
 
 use crate::failure::{Failure, say};
 use crate::parse::{self, Variable};
 use crate::signals::{Asked, Signals};
+use crate::stdio::{BrokenInput, Patient};
 use crate::terminal::{self, RawMode};
 use crate::vm::{Template, VmArgs};
 use crate::{runtime, stdio};
@@ -64,7 +67,8 @@ pub(crate) struct RunArgs {
     #[arg(long, short)]
     interactive: bool,
 
-    /// Run on a terminal; standard input has to be one.
+    /// Run on a terminal. With -i, standard input has to be one, and every key
+    /// goes to the command.
     #[arg(long, short)]
     tty: bool,
 
@@ -92,6 +96,9 @@ pub(crate) struct RunArgs {
 /// Runs the command; `started_ns` is when this process began.
 pub(crate) fn run(args: &RunArgs, started_ns: u64) -> Result<u8, Failure> {
     let exec = args.exec_options()?;
+    // What cannot be written is said before anything is done.
+    let timeline = args.timeline.as_deref().map(TimelineFile::open);
+    let timeline = timeline.transpose()?;
     // Making an image of a directory happens here, where signals still end
     // this process at once.
     let template = args.vm.resolve()?;
@@ -99,26 +106,36 @@ pub(crate) fn run(args: &RunArgs, started_ns: u64) -> Result<u8, Failure> {
         let mut signals =
             Signals::watch().map_err(|e| Failure::new(format!("cannot watch signals: {e}")))?;
         let mut deadline = Deadline::new(args.timeout);
-        let sandbox = args
-            .boot(&template, started_ns, &mut signals, &mut deadline)
-            .await?;
-        let result = args
-            .command(&sandbox, exec, &mut signals, &mut deadline)
-            .await;
-        // The third interrupt means now.
-        let hurry = result.as_ref().is_err_and(Failure::is_from_a_signal);
-        if template.keeps_something() && !hurry {
-            sandbox.shutdown(GRACE).await;
-        } else {
-            // What is written goes with the VM: there is nothing to save, so
-            // nothing to wait for.
-            sandbox.kill().await;
-        }
-        for warning in sandbox.take_warnings() {
+        let builder = args.builder(&template, started_ns)?;
+        let log = builder.log();
+        let boot = args.boot(builder, &mut signals, &mut deadline);
+        let result = match boot.await {
+            Ok(sandbox) => {
+                let result = args
+                    .command(&sandbox, exec, &mut signals, &mut deadline)
+                    .await;
+                // The third interrupt means now.
+                let hurry = result.as_ref().is_err_and(Failure::is_from_a_signal);
+                if template.keeps_something() && !hurry {
+                    sandbox.shutdown(GRACE).await;
+                } else {
+                    // What is written goes with the VM: there is nothing to
+                    // save, so nothing to wait for.
+                    sandbox.kill().await;
+                }
+                result
+            }
+            Err(failure) => Err(failure),
+        };
+        for warning in log.take_warnings() {
             say("warning", &format!("guest: {warning}"));
         }
-        if let Some(file) = &args.timeline {
-            write_timeline(file, &sandbox.timeline())?;
+        // Above all of runs that failed. The command's result stands in any
+        // case.
+        if let Some(file) = timeline
+            && let Err(failure) = file.write(&log.timeline())
+        {
+            say("warning", &failure);
         }
         result
     })
@@ -126,9 +143,9 @@ pub(crate) fn run(args: &RunArgs, started_ns: u64) -> Result<u8, Failure> {
 
 impl RunArgs {
     fn exec_options(&self) -> Result<ExecOptions, Failure> {
-        if self.tty && !terminal::stdin_is_terminal() {
+        if self.tty && self.interactive && !terminal::stdin_is_terminal() {
             return Err(Failure::new(
-                "-t needs a terminal on standard input, and it is none; leave -t out",
+                "-it needs a terminal on standard input, and it is none; leave -t out",
             ));
         }
         let argv = match self.command.as_slice() {
@@ -141,11 +158,10 @@ impl RunArgs {
             command => command.to_vec(),
         };
         let mut exec = ExecOptions::argv(argv).stdin(self.interactive);
-        if self.tty {
-            exec = exec.terminal(terminal::size());
-            if let Some(term) = std::env::var_os("TERM") {
-                exec = exec.env("TERM", term);
-            }
+        if self.tty
+            && let Some(term) = std::env::var_os("TERM")
+        {
+            exec = exec.env("TERM", term);
         }
         for (name, value) in self.env.iter().cloned().filter_map(Variable::resolve) {
             exec = exec.env(name, value);
@@ -160,13 +176,7 @@ impl RunArgs {
         Ok(exec)
     }
 
-    async fn boot(
-        &self,
-        template: &Template,
-        started_ns: u64,
-        signals: &mut Signals,
-        deadline: &mut Deadline,
-    ) -> Result<Sandbox, Failure> {
+    fn builder(&self, template: &Template, started_ns: u64) -> Result<SandboxBuilder, Failure> {
         let console = if self.console {
             Console::Full
         } else {
@@ -174,8 +184,19 @@ impl RunArgs {
         };
         let mut builder = template.builder(console)?.process_start_ns(started_ns);
         if self.console {
-            builder = builder.console_sink(io::stderr());
+            let stderr = Patient::new(io::stderr().as_fd())
+                .map_err(|e| Failure::new(format!("cannot show the console: {e}")))?;
+            builder = builder.console_sink(stderr);
         }
+        Ok(builder)
+    }
+
+    async fn boot(
+        &self,
+        builder: SandboxBuilder,
+        signals: &mut Signals,
+        deadline: &mut Deadline,
+    ) -> Result<Sandbox, Failure> {
         tokio::select! {
             sandbox = builder.boot() => Ok(sandbox?),
             signal = signals.ending() => Err(Failure::signalled(signal)),
@@ -187,26 +208,32 @@ impl RunArgs {
     async fn command(
         &self,
         sandbox: &Sandbox,
-        exec: ExecOptions,
+        mut exec: ExecOptions,
         signals: &mut Signals,
         deadline: &mut Deadline,
     ) -> Result<u8, Failure> {
+        // Without -i the keys are not the command's: Ctrl-C is a signal, or
+        // nothing could end the run.
         let _raw =
-            match self.tty {
+            match self.tty && self.interactive {
                 true => Some(RawMode::enter().map_err(|e| {
                     Failure::new(format!("cannot set the terminal to raw mode: {e}"))
                 })?),
                 false => None,
             };
+        signals.command_begins();
+        if self.tty {
+            // Now: a change from here on is a signal.
+            exec = exec.terminal(terminal::size());
+        }
         let mut process = tokio::select! {
             process = sandbox.exec(exec) => process?,
             signal = signals.ending() => return Err(Failure::signalled(signal)),
             failure = deadline.passed("starting the command") => return Err(failure),
         };
         let streams = |e| Failure::new(format!("cannot serve a standard stream: {e}"));
-        if let Some(stdin) = process.stdin.take() {
-            stdio::copy_in(stdin).map_err(streams)?;
-        }
+        let stdin = process.stdin.take().map(stdio::copy_in);
+        let mut stdin = stdin.transpose().map_err(streams)?;
         let stdout = process
             .stdout
             .take()
@@ -227,7 +254,12 @@ impl RunArgs {
                 },
                 result = &mut stdout, if !stdout.done => result?,
                 result = &mut stderr, if !stderr.done => result?,
-                asked = signals.next() => self.obey(asked, &process).await?,
+                broken = broken(&mut stdin) => {
+                    return Err(Failure::new(format!(
+                        "cannot read standard input: {}", broken.error
+                    )));
+                }
+                asked = signals.next() => self.obey(asked, &process)?,
                 failure = deadline.passed("running the command") => return Err(failure),
             }
             if let Some(status) = status
@@ -239,12 +271,12 @@ impl RunArgs {
         }
     }
 
-    async fn obey(&self, asked: Asked, process: &Process) -> Result<(), Failure> {
+    fn obey(&self, asked: Asked, process: &Process) -> Result<(), Failure> {
         // A command that has just ended takes no more requests, and its end is
         // the news that counts.
         match asked {
-            Asked::Deliver(signal) => drop(process.signal(signal).await),
-            Asked::Resize if self.tty => drop(process.resize(terminal::size()).await),
+            Asked::Deliver(signal) => drop(process.signal(signal)),
+            Asked::Resize if self.tty => drop(process.resize(terminal::size())),
             Asked::Resize => {}
             Asked::GiveUp(signal) => return Err(Failure::signalled(signal)),
         }
@@ -252,10 +284,22 @@ impl RunArgs {
     }
 }
 
+/// Waits for the news that standard input cannot be read. Cancel safe.
+async fn broken(stdin: &mut Option<oneshot::Receiver<BrokenInput>>) -> BrokenInput {
+    if let Some(failure) = stdin {
+        if let Ok(failure) = failure.await {
+            return failure;
+        }
+        // It was read to its end, or as far as anybody wanted it.
+        *stdin = None;
+    }
+    std::future::pending().await
+}
+
 /// What to say when the VM ended under the command.
 fn ended_early(reason: &ExitReason) -> Failure {
     match reason {
-        ExitReason::PowerOff | ExitReason::Reboot => {
+        ExitReason::PowerOff | ExitReason::Reboot | ExitReason::AskedByProgram { .. } => {
             Failure::new(format!("{reason} before the command ended"))
         }
         reason => Failure::new(reason),
@@ -329,20 +373,42 @@ impl Deadline {
     }
 }
 
-fn write_timeline(file: &Path, report: &Report) -> Result<(), Failure> {
-    if file == Path::new("-") {
-        use std::io::Write;
-        // A picture that nobody can see is not worth a failure.
-        let _ = io::stderr().lock().write_all(report.picture().as_bytes());
-        return Ok(());
+/// Where the timeline goes; opened before the VM boots.
+struct TimelineFile {
+    path: PathBuf,
+    /// `None` is the picture on standard error.
+    file: Option<File>,
+}
+
+impl TimelineFile {
+    fn open(path: &Path) -> Result<Self, Failure> {
+        let file = match path == Path::new("-") {
+            true => None,
+            false => Some(File::create(path).map_err(|e| {
+                Failure::new(format!(
+                    "cannot write the timeline to {}: {e}; name a file that you may write to",
+                    path.display()
+                ))
+            })?),
+        };
+        Ok(Self {
+            path: path.to_owned(),
+            file,
+        })
     }
-    let failed = |e: io::Error| {
-        Failure::new(format!(
-            "cannot write the timeline to {}: {e}",
-            file.display()
-        ))
-    };
-    let mut json = serde_json::to_vec_pretty(report).map_err(|e| failed(e.into()))?;
-    json.push(b'\n');
-    std::fs::write(file, json).map_err(failed)
+
+    fn write(self, report: &Report) -> Result<(), String> {
+        let Some(mut file) = self.file else {
+            // A picture that nobody can see is not worth a word.
+            let _ = io::stderr().lock().write_all(report.picture().as_bytes());
+            return Ok(());
+        };
+        let failed = |e: io::Error| {
+            let path = self.path.display();
+            format!("cannot write the timeline to {path}: {e}")
+        };
+        let mut json = serde_json::to_vec_pretty(report).map_err(|e| failed(e.into()))?;
+        json.push(b'\n');
+        file.write_all(&json).map_err(failed)
+    }
 }

@@ -1,6 +1,7 @@
 //! Signals that users send to `flashpan run`, and what they mean.
 
 use std::io;
+use std::task::{Context, Poll, Waker};
 
 use nix::libc;
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -8,8 +9,27 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 /// Signals that end a run while it boots, and go to the command afterwards.
 const ENDING: [i32; 4] = [libc::SIGINT, libc::SIGTERM, libc::SIGHUP, libc::SIGQUIT];
 
-/// Signals that go to the command, and mean nothing before there is one.
-const PASSED_ON: [i32; 2] = [libc::SIGUSR1, libc::SIGUSR2];
+/// Signals that go to the command, and mean nothing before there is one: all
+/// that can be caught, but for
+///
+/// * SIGCHLD, SIGPIPE and SIGURG, which the kernel sends for reasons of ours;
+/// * SIGTTIN and SIGTTOU, which stop a background job that uses its terminal;
+/// * those for faults and exceeded limits of this process: SIGILL, SIGTRAP,
+///   SIGBUS, SIGFPE, SIGSEGV, SIGSYS, SIGXCPU, SIGXFSZ;
+/// * SIGWINCH, which is a new size of the terminal.
+const PASSED_ON: [i32; 11] = [
+    libc::SIGABRT,
+    libc::SIGUSR1,
+    libc::SIGUSR2,
+    libc::SIGALRM,
+    libc::SIGSTKFLT,
+    libc::SIGCONT,
+    libc::SIGTSTP,
+    libc::SIGVTALRM,
+    libc::SIGPROF,
+    libc::SIGIO,
+    libc::SIGPWR,
+];
 
 /// How many times a user interrupts a command that does not obey before the
 /// run is ended for it.
@@ -29,48 +49,43 @@ pub(crate) enum Asked {
 /// Watches signals. From its creation on none of them ends this process.
 #[derive(Debug)]
 pub(crate) struct Signals {
-    ending: [Signal; 4],
-    passed_on: [Signal; 2],
-    resize: Signal,
+    ending: Group,
+    passed_on: Group,
+    resize: Group,
     interrupts: u32,
 }
 
 impl Signals {
     pub(crate) fn watch() -> io::Result<Self> {
-        let on = |number| signal(SignalKind::from_raw(number));
-        let [int, term, hup, quit] = ENDING.map(on);
-        let [usr1, usr2] = PASSED_ON.map(on);
+        let real_time = libc::SIGRTMIN()..=libc::SIGRTMAX();
         Ok(Self {
-            ending: [int?, term?, hup?, quit?],
-            passed_on: [usr1?, usr2?],
-            resize: on(libc::SIGWINCH)?,
+            ending: Group::watch(ENDING)?,
+            passed_on: Group::watch(PASSED_ON.into_iter().chain(real_time))?,
+            resize: Group::watch([libc::SIGWINCH])?,
             interrupts: 0,
         })
     }
 
     /// The next signal that ends a boot. Cancel safe.
     pub(crate) async fn ending(&mut self) -> i32 {
-        let [int, term, hup, quit] = &mut self.ending;
-        tokio::select! {
-            _ = int.recv() => libc::SIGINT,
-            _ = term.recv() => libc::SIGTERM,
-            _ = hup.recv() => libc::SIGHUP,
-            _ = quit.recv() => libc::SIGQUIT,
+        std::future::poll_fn(|cx| self.ending.poll(cx)).await
+    }
+
+    /// Forgets what has come so far and means nothing before there is a
+    /// command.
+    pub(crate) fn command_begins(&mut self) {
+        let mut now = Context::from_waker(Waker::noop());
+        for group in [&mut self.passed_on, &mut self.resize] {
+            while group.poll(&mut now).is_ready() {}
         }
     }
 
     /// The next signal of any kind. Cancel safe.
     pub(crate) async fn next(&mut self) -> Asked {
-        let [int, term, hup, quit] = &mut self.ending;
-        let [usr1, usr2] = &mut self.passed_on;
         let number = tokio::select! {
-            _ = int.recv() => libc::SIGINT,
-            _ = term.recv() => libc::SIGTERM,
-            _ = hup.recv() => libc::SIGHUP,
-            _ = quit.recv() => libc::SIGQUIT,
-            _ = usr1.recv() => libc::SIGUSR1,
-            _ = usr2.recv() => libc::SIGUSR2,
-            _ = self.resize.recv() => return Asked::Resize,
+            number = std::future::poll_fn(|cx| self.ending.poll(cx)) => number,
+            number = std::future::poll_fn(|cx| self.passed_on.poll(cx)) => number,
+            _ = std::future::poll_fn(|cx| self.resize.poll(cx)) => return Asked::Resize,
         };
         if matches!(number, libc::SIGINT | libc::SIGTERM) {
             self.interrupts = self.interrupts.saturating_add(1);
@@ -79,5 +94,31 @@ impl Signals {
             }
         }
         Asked::Deliver(number)
+    }
+}
+
+/// Signals and their numbers.
+#[derive(Debug)]
+struct Group(Vec<(i32, Signal)>);
+
+impl Group {
+    fn watch(numbers: impl IntoIterator<Item = i32>) -> io::Result<Self> {
+        let on = |number| Ok((number, signal(SignalKind::from_raw(number))?));
+        numbers
+            .into_iter()
+            .map(on)
+            .collect::<io::Result<_>>()
+            .map(Self)
+    }
+
+    /// One that has come. The stream of a signal never ends.
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<i32> {
+        let come = |(number, signal): &mut (i32, Signal)| {
+            signal.poll_recv(cx).is_ready().then_some(*number)
+        };
+        match self.0.iter_mut().find_map(come) {
+            Some(number) => Poll::Ready(number),
+            None => Poll::Pending,
+        }
     }
 }

@@ -10,6 +10,7 @@ use flashpan::{
     BootProtocol, Console, Disk, DiskMount, DiskSource, FsType, Root, Sandbox, SandboxBuilder,
     Upper,
 };
+use flashpan_kernel::image;
 use flashpan_rootfs::cache::Cache;
 use flashpan_rootfs::probe::{RootImage, probe};
 use flashpan_rootfs::volume::Volumes;
@@ -21,7 +22,12 @@ use crate::parse;
 use crate::progress::Progress;
 
 /// The environment variable that names a kernel.
-const KERNEL_VARIABLE: &str = "FLASHPAN_KERNEL";
+pub(crate) const KERNEL_VARIABLE: &str = "FLASHPAN_KERNEL";
+
+/// The kernel that the environment names.
+pub(crate) fn named_kernel() -> Option<PathBuf> {
+    std::env::var_os(KERNEL_VARIABLE).map(PathBuf::from)
+}
 
 /// Options of every command that boots a VM.
 #[derive(Debug, Args)]
@@ -104,18 +110,15 @@ impl VmArgs {
     /// with a progress bar if that takes long.
     pub(crate) fn resolve(&self) -> Result<Template, Failure> {
         let kernel = self.kernel()?;
-        let root = match &self.rootfs {
-            Some(path) => root_from(path)?,
-            None => builtin_root()?,
-        };
         let boot_protocol = match self.boot_protocol {
             Entry::Auto => BootProtocol::Auto,
             Entry::Linux64 => BootProtocol::Linux64,
             Entry::Pvh => BootProtocol::Pvh,
         };
-        Ok(Template {
+        let mut template = Template {
             kernel,
-            root,
+            // Not known yet; nothing looks at it before it is.
+            root: Root::new(PathBuf::new(), FsType::Erofs),
             cpus: self.cpus,
             memory_mib: self.memory,
             hostname: self.hostname.clone(),
@@ -125,14 +128,19 @@ impl VmArgs {
             scratch_mib: self.disk_size,
             read_only: self.read_only,
             disks: self.disks.clone(),
-        })
+        };
+        // Before the root image, which may take minutes to make.
+        template.bare_builder(Console::Off).validate()?;
+        image::check(&template.kernel).map_err(Failure::new)?;
+        template.root = match &self.rootfs {
+            Some(path) => root_from(path)?,
+            None => builtin_root()?,
+        };
+        Ok(template)
     }
 
     fn kernel(&self) -> Result<PathBuf, Failure> {
-        let named = self
-            .kernel
-            .clone()
-            .or_else(|| std::env::var_os(KERNEL_VARIABLE).map(PathBuf::from));
+        let named = self.kernel.clone().or_else(named_kernel);
         kernel::resolve(named.as_deref())
     }
 }
@@ -272,6 +280,13 @@ impl ImageProgress {
 
     fn on(&mut self, event: directory::Event) {
         match event {
+            directory::Event::LeftOut(path) => say(
+                "warning",
+                &format!(
+                    "{} is left empty in the guest: another file system is mounted there",
+                    path.display()
+                ),
+            ),
             directory::Event::Waiting => {
                 say(
                     "note",

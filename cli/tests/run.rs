@@ -16,6 +16,7 @@ mod fake;
 
 use std::fs::File;
 use std::io::{Read, Write};
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::symlink;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
@@ -241,6 +242,183 @@ fn a_supervisor_that_is_killed_takes_its_vmm_along() {
     drop(Flock::lock(kernel, FlockArg::LockExclusive).unwrap());
 }
 
+/// Where the command of the run is when it says so.
+fn wait_until_ready(child: &mut Child) {
+    let stdout = child.stdout.as_mut().unwrap();
+    stdout.read_exact(&mut [0; 5]).unwrap();
+}
+
+#[test]
+fn signals_that_can_be_caught_go_to_the_command() {
+    let world = World::new("normal");
+    let real_time = nix::libc::SIGRTMIN() + 1;
+    for number in [
+        nix::libc::SIGALRM,
+        nix::libc::SIGTSTP,
+        nix::libc::SIGPWR,
+        real_time,
+    ] {
+        let mut child = world.run(&[], &["announce-and-sleep"]).spawn().unwrap();
+        wait_until_ready(&mut child);
+        // SAFETY: the child is not reaped yet, so the number is its own.
+        unsafe { nix::libc::kill(child.id().cast_signed(), number) };
+        let output = child.wait_with_output().unwrap();
+        assert_eq!(output.status.code(), Some(128 + number), "{output:?}");
+    }
+}
+
+#[test]
+fn a_signal_while_booting_is_not_for_the_command() {
+    let world = World::new("gated");
+    let gate = world.path("gate");
+    nix::unistd::mkfifo(&gate, nix::sys::stat::Mode::S_IRWXU).unwrap();
+    let mut child = world.run(&[], &["announce-and-sleep"]).spawn().unwrap();
+    world.wait_for_vmm();
+    signal(&child, Signal::SIGUSR1);
+    std::fs::write(gate, "").unwrap();
+    wait_until_ready(&mut child);
+    signal(&child, Signal::SIGTERM);
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(143), "{output:?}");
+}
+
+/// Makes `terminal` the child's own: its session's, and its standard input.
+fn on_terminal(run: &mut Command, terminal: &OwnedFd) {
+    use std::os::unix::process::CommandExt;
+    run.stdin(terminal.try_clone().unwrap());
+    // SAFETY: setsid and ioctl are async-signal-safe; 0 is the terminal.
+    unsafe {
+        run.pre_exec(|| {
+            nix::unistd::setsid()?;
+            nix::libc::ioctl(0, nix::libc::TIOCSCTTY, 0);
+            Ok(())
+        });
+    }
+}
+
+#[test]
+fn a_terminal_without_input_leaves_the_keys_to_the_user() {
+    let world = World::new("normal");
+    let pty = nix::pty::openpty(None, None).unwrap();
+    let mut run = world.run(&["-t"], &["announce-and-sleep"]);
+    on_terminal(&mut run, &pty.slave);
+    let mut child = run.spawn().unwrap();
+    wait_until_ready(&mut child);
+    // Ctrl-C: in raw mode it would be a byte that nobody reads.
+    nix::unistd::write(&pty.master, b"\x03").unwrap();
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(130), "{output:?}");
+}
+
+#[test]
+fn only_input_needs_a_terminal() {
+    let world = World::new("normal");
+    let output = world.output(&["-t"], &["size"]);
+    assert_eq!(output.status.code(), Some(0), "{output:?}");
+    assert_eq!(output.stdout, b"Some(\"24x80\")");
+    let output = world.output(&["-it"], &["size"]);
+    assert_eq!(output.status.code(), Some(125), "{output:?}");
+    assert!(complaint(&output).contains("leave -t out"), "{output:?}");
+}
+
+#[test]
+fn a_terminal_that_changes_while_the_guest_boots_has_the_new_size() {
+    let world = World::new("gated");
+    let gate = world.path("gate");
+    nix::unistd::mkfifo(&gate, nix::sys::stat::Mode::S_IRWXU).unwrap();
+    let size = |rows, columns| nix::pty::Winsize {
+        ws_row: rows,
+        ws_col: columns,
+        ws_xpixel: 0,
+        ws_ypixel: 0,
+    };
+    let pty = nix::pty::openpty(&size(30, 90), None).unwrap();
+    let mut run = world.run(&["-it"], &["size"]);
+    on_terminal(&mut run, &pty.slave);
+    let child = run.spawn().unwrap();
+    world.wait_for_vmm();
+    // SAFETY: TIOCSWINSZ reads one winsize.
+    let set = unsafe {
+        nix::libc::ioctl(
+            pty.master.as_raw_fd(),
+            nix::libc::TIOCSWINSZ,
+            &size(50, 132),
+        )
+    };
+    assert_eq!(set, 0);
+    std::fs::write(gate, "").unwrap();
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(output.stdout, b"Some(\"50x132\")", "{output:?}");
+}
+
+fn nonblocking(fd: impl std::os::fd::AsFd) {
+    nix::fcntl::fcntl(
+        fd,
+        nix::fcntl::FcntlArg::F_SETFL(nix::fcntl::OFlag::O_NONBLOCK),
+    )
+    .unwrap();
+}
+
+#[test]
+fn streams_that_do_not_block_lose_nothing() {
+    let world = World::new("normal");
+    let (stdin, mut input) = std::io::pipe().unwrap();
+    let (mut output, stdout) = std::io::pipe().unwrap();
+    nonblocking(&stdin);
+    nonblocking(&stdout);
+    let mut run = world.run(&["-i"], &["cat"]);
+    let mut child = run.stdin(stdin).stdout(stdout).spawn().unwrap();
+    drop(run);
+    // Little at a time, so that there often is nothing to read…
+    for round in 0..50_u8 {
+        input.write_all(&[round]).unwrap();
+        let mut echo = [0];
+        output.read_exact(&mut echo).unwrap();
+        assert_eq!(echo, [round]);
+    }
+    // … and much at a time, so that there often is no room to write.
+    let data = vec![b'x'; 3_000_000];
+    let writer = std::thread::spawn(move || input.write_all(&data).unwrap());
+    let mut echo = Vec::new();
+    output.read_to_end(&mut echo).unwrap();
+    writer.join().unwrap();
+    assert_eq!(echo.len(), 3_000_000);
+    assert_eq!(child.wait().unwrap().code(), Some(0));
+}
+
+#[test]
+fn input_that_cannot_be_read_fails_the_run() {
+    let world = World::new("normal");
+    let mut run = world.run(&["-i"], &["cat"]);
+    let output = run
+        .stdin(File::open(world.path("root")).unwrap())
+        .output()
+        .unwrap();
+    assert_eq!(output.status.code(), Some(125), "{output:?}");
+    assert!(
+        complaint(&output).contains("cannot read standard input: Is a directory"),
+        "{output:?}"
+    );
+}
+
+#[test]
+fn what_is_wrong_is_said_before_a_root_image_is_made() {
+    let world = World::new("normal");
+    std::fs::write(world.path("text"), "no kernel").unwrap();
+    let text = world.path("text");
+    for options in [
+        &["--cpus", "0"][..],
+        &["--memory", "1M"],
+        &["--kernel", text.to_str().unwrap()],
+        &["--kernel", "/nowhere/vmlinux"],
+        &["--timeline", "/nowhere/timeline.json"],
+    ] {
+        let output = world.output(options, &["true"]);
+        assert_eq!(output.status.code(), Some(125), "{output:?}");
+        assert!(!world.path("cache").exists(), "{options:?}: {output:?}");
+    }
+}
+
 #[test]
 fn the_time_limit_is_124_and_one_line() {
     let world = World::new("normal");
@@ -295,6 +473,11 @@ fn an_end_of_the_vm_is_a_reason() {
             "power-off",
             "error: guest powered off before the command ended",
         ),
+        (
+            "normal",
+            "ask-for-power-off",
+            "error: a program in the guest powered it off before the command ended",
+        ),
     ] {
         let world = World::new(scenario);
         let output = world.output(&[], &[command]);
@@ -346,6 +529,54 @@ fn the_timeline_is_written_as_json() {
         "exit",
     ] {
         assert!(phases.contains(&phase), "{phase} is not in {phases:?}");
+    }
+}
+
+#[test]
+fn a_timeline_never_changes_the_result_and_is_there_when_the_boot_failed() {
+    let world = World::new("normal");
+    let output = world.output(&["--timeline", "/dev/full"], &["exit", "7"]);
+    assert_eq!(output.status.code(), Some(7), "{output:?}");
+    let text = String::from_utf8(output.stderr).unwrap();
+    assert!(
+        text.contains("warning: cannot write the timeline to /dev/full: No space left"),
+        "{text}"
+    );
+
+    let world = World::new("setup-failed");
+    let file = world.path("timeline.json");
+    let output = world.output(&["--timeline", file.to_str().unwrap()], &["true"]);
+    assert_eq!(output.status.code(), Some(125), "{output:?}");
+    let text = String::from_utf8(output.stderr).unwrap();
+    assert!(text.contains("warning: guest: the disk is old"), "{text}");
+    let json = std::fs::read_to_string(file).unwrap();
+    assert!(json.contains("agent_connected") && !json.contains("init_ready"));
+}
+
+#[test]
+fn doctor_looks_at_the_kernel_that_run_would_boot() {
+    let world = World::new("normal");
+    std::fs::write(world.path("text"), "no kernel").unwrap();
+    for (kernel, status) in [("vmlinux", "ok"), ("text", "failed"), ("none", "failed")] {
+        let output = Command::new(env!("CARGO_BIN_EXE_flashpan"))
+            .args(["doctor", "--json"])
+            .env("FLASHPAN_KERNEL", world.path(kernel))
+            .env("XDG_CACHE_HOME", world.path("cache"))
+            .output()
+            .unwrap();
+        let json: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+        let checks = json["checks"].as_array().unwrap();
+        let check = checks
+            .iter()
+            .find(|check| check["name"] == "guest kernel")
+            .unwrap();
+        assert_eq!(check["status"], status, "{check}");
+        assert_eq!(check["fix"].is_null(), status == "ok", "{check}");
+        let named = world.path(kernel).display().to_string();
+        assert!(
+            check["detail"].as_str().unwrap().contains(&named),
+            "{check}"
+        );
     }
 }
 

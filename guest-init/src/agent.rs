@@ -5,14 +5,16 @@ use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
 use flashpan_protocol::agent::{MAX_DATA, StartFailure, StartFailureKind};
+use nix::errno::Errno;
 use nix::libc;
 use nix::sys::epoll::EpollFlags;
 
+use crate::anchors::Anchors;
 use crate::cgroup::{Removal, RunGroup, Tree};
 use crate::exec::Exec;
 use crate::poller::Poller;
 use crate::spawn::Privileges;
-use crate::sys;
+use crate::sys::{self, Children};
 
 /// Most programs at a time. Each takes a few descriptors and at most about
 /// 3 MiB of PID 1's memory.
@@ -55,6 +57,7 @@ pub(crate) fn token(id: u64, source: Source) -> u64 {
 #[derive(Debug)]
 pub(crate) struct Shared {
     pub(crate) poller: Poller,
+    pub(crate) anchors: Anchors,
     /// `None` where the kernel has no control groups.
     pub(crate) groups: Option<Tree>,
     pub(crate) privileges: Privileges,
@@ -62,6 +65,38 @@ pub(crate) struct Shared {
     pub(crate) scratch: Vec<u8>,
     /// Groups in which processes were allowed to stay, or could not be ended.
     pub(crate) leftovers: Vec<RunGroup>,
+    /// Programs that were started and whose groups are not given up yet.
+    running: usize,
+    /// Whether processes of a program were ever allowed to stay.
+    lingered: bool,
+}
+
+impl Shared {
+    /// A program was started.
+    pub(crate) fn run_started(&mut self) {
+        self.running = self.running.saturating_add(1);
+    }
+
+    /// A program has ended with its group; what was in that may stay if it
+    /// may `linger`.
+    ///
+    /// A process that has moved to another group belongs to nobody. It goes
+    /// when no program is left that could have started it, unless one was
+    /// asked to leave something behind: this may be it.
+    pub(crate) fn run_ended(&mut self, linger: bool) {
+        self.running = self.running.saturating_sub(1);
+        self.lingered |= linger;
+        // Every process descends from PID 1: without children there is none.
+        let alone = || sys::wait(Children::Any, false) == Err(Errno::ECHILD);
+        if self.running == 0 && !self.lingered && is_init() && !alone() {
+            let _ = sys::kill(-1, libc::SIGKILL);
+        }
+    }
+}
+
+/// Whether this process is PID 1, so that all others are programs'.
+fn is_init() -> bool {
+    std::process::id() == 1
 }
 
 /// The agent: runs programs for whoever connects.
@@ -74,16 +109,24 @@ pub(crate) struct Agent {
 
 impl Agent {
     /// An agent whose events arrive at `poller`.
-    pub(crate) fn new(poller: &Poller, groups: Option<Tree>, privileges: Privileges) -> Self {
+    pub(crate) fn new(
+        poller: &Poller,
+        anchors: Anchors,
+        groups: Option<Tree>,
+        privileges: Privileges,
+    ) -> Self {
         Self {
             execs: BTreeMap::new(),
             next: 1,
             shared: Shared {
                 poller: poller.clone(),
+                anchors,
                 groups,
                 privileges,
                 scratch: vec![0; MAX_DATA],
                 leftovers: Vec::new(),
+                running: 0,
+                lingered: false,
             },
         }
     }

@@ -5,16 +5,34 @@
 //! PID 1 stays in the root group. Moving it to a leaf of its own would cost a
 //! grace period of RCU (milliseconds, at boot) and bring nothing: the root
 //! group is exempt from the rule that processes live in leaves only.
+//!
+//! Groups are reached by descriptors alone. A program that is root may mount
+//! something over the hierarchy, or on a group in it; that changes nothing for
+//! PID 1 (see `anchors`).
+//!
+//! Groups are not made boundaries (`nsdelegate` and a cgroup namespace for each
+//! program), though a program that is root can move to another group so. In a
+//! namespace of its own it would see no controller but those that were enabled
+//! for it beforehand, each at a price at every start, and a container engine
+//! would find its processes where none may be. And it would bind nobody: root
+//! enters the namespaces of PID 1. Instead, what has left its group is ended
+//! when the last program has (`Shared::run_ended`).
 
-use std::os::fd::OwnedFd;
-use std::path::{Path, PathBuf};
+use std::ffi::{CString, OsStr};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+use std::sync::Arc;
 
+use nix::dir::{Dir, Type};
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, open};
 use nix::sys::resource::{Resource, getrlimit};
-use nix::sys::stat::Mode;
-use nix::unistd::{mkdir, read, write};
+use nix::sys::stat::{Mode, mkdirat};
+use nix::sys::uio::pread;
+use nix::unistd::{UnlinkatFlags, unlinkat, write};
 
+use crate::anchors::open_at;
 use crate::sys;
 
 /// Memory that programs cannot take from PID 1 and the kernel: a sixteenth,
@@ -26,13 +44,21 @@ const RESERVE_MAX: u64 = 64 << 20;
 /// Most processes of all programs, below the least `kernel.pid_max`.
 const PROCESSES_MAX: u64 = 31_000;
 
-/// How deep groups that a program made inside its own are removed.
-const DEPTH_MAX: usize = 32;
+/// Most groups that a program made inside its own of which one removal gets rid.
+/// What is left is empty and does no harm.
+const REMOVED_AT_ONCE: usize = 4096;
+
+/// How many names are tried for a new group: programs may have taken some.
+const NAMES_TRIED: usize = 64;
+
+const DIRECTORY: OFlag = OFlag::O_RDONLY.union(OFlag::O_DIRECTORY);
 
 /// The group in which all programs run.
 #[derive(Debug)]
 pub(crate) struct Tree {
-    path: PathBuf,
+    directory: Arc<OwnedFd>,
+    /// `cgroup.kill` of it.
+    kill: OwnedFd,
     next: u64,
 }
 
@@ -41,44 +67,56 @@ impl Tree {
     ///
     /// Limits that cannot be set are returned as warnings.
     pub(crate) fn create(root: &Path) -> nix::Result<(Self, Vec<String>)> {
-        let path = root.join("exec");
-        make_directory(&path)?;
+        let root = open(root, DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())?;
+        match make_directory(&root, "exec") {
+            Ok(()) | Err(Errno::EEXIST) => {}
+            Err(errno) => return Err(errno),
+        }
+        let directory = open_at(&root, "exec", DIRECTORY)?;
         let mut warnings = Vec::new();
-        let mut set = |file: PathBuf, value: &str| {
-            if let Err(errno) = write_file(&file, value) {
-                warnings.push(format!(
-                    "write {value} to {}: {}",
-                    file.display(),
-                    errno.desc()
-                ));
+        let mut set = |group: BorrowedFd<'_>, file: &str, value: &str| {
+            if let Err(errno) = write_file(group, file, value) {
+                let why = errno.desc();
+                warnings.push(format!("write {value} to {file} of a control group: {why}"));
             }
         };
         // Only what is used here: every controller costs time at boot, and
         // whoever needs others, such as a container engine, enables them. Now,
         // while there is no process in the group: enabling a controller for an
         // empty group migrates nothing and so waits for nothing.
-        set(root.join("cgroup.subtree_control"), "+memory +pids");
+        set(root.as_fd(), "cgroup.subtree_control", "+memory +pids");
         let total = sys::total_memory();
         let reserve = (total / 16).clamp(RESERVE_MIN, RESERVE_MAX);
         let most = total.saturating_sub(reserve);
-        set(path.join("memory.max"), &most.to_string());
-        set(path.join("pids.max"), &process_limit().to_string());
-        Ok((Self { path, next: 0 }, warnings))
+        let exec = directory.as_fd();
+        set(exec, "memory.max", &most.to_string());
+        set(exec, "pids.max", &process_limit().to_string());
+        let tree = Self {
+            kill: open_at(&directory, "cgroup.kill", OFlag::O_WRONLY)?,
+            directory: Arc::new(directory),
+            next: 0,
+        };
+        Ok((tree, warnings))
     }
 
-    /// A new, empty group for one program, and its directory to start the
-    /// program in.
-    pub(crate) fn new_run(&mut self) -> nix::Result<(RunGroup, OwnedFd)> {
-        let path = self.path.join(self.next.to_string());
-        self.next = self.next.wrapping_add(1);
-        make_directory(&path)?;
-        let directory = open_directory(&path)?;
-        Ok((RunGroup { path }, directory))
+    /// A new, empty group for one program.
+    pub(crate) fn new_run(&mut self) -> nix::Result<RunGroup> {
+        for _ in 0..NAMES_TRIED {
+            let name = self.next.to_string();
+            self.next = self.next.wrapping_add(1);
+            match make_directory(&*self.directory, &name) {
+                Ok(()) => return RunGroup::open(&self.directory, name),
+                // A program has made it: what is in there is not ours.
+                Err(Errno::EEXIST) => {}
+                Err(errno) => return Err(errno),
+            }
+        }
+        Err(Errno::EEXIST)
     }
 
     /// Ends every process of every program.
     pub(crate) fn kill(&self) -> nix::Result<()> {
-        write_file(&self.path.join("cgroup.kill"), "1")
+        write(&self.kill, b"1").map(drop)
     }
 }
 
@@ -101,84 +139,131 @@ pub(crate) enum Removal {
 /// The group of one program.
 #[derive(Debug)]
 pub(crate) struct RunGroup {
-    path: PathBuf,
+    parent: Arc<OwnedFd>,
+    name: String,
+    directory: OwnedFd,
+    /// `cgroup.kill` and `cgroup.events` of it.
+    kill: OwnedFd,
+    events: OwnedFd,
 }
 
 impl RunGroup {
-    /// Ends everything in the group, groups in it included.
-    pub(crate) fn kill(&self) -> nix::Result<()> {
-        write_file(&self.path.join("cgroup.kill"), "1")
+    fn open(parent: &Arc<OwnedFd>, name: String) -> nix::Result<Self> {
+        let directory = open_at(&**parent, &name, DIRECTORY)?;
+        Ok(Self {
+            kill: open_at(&directory, "cgroup.kill", OFlag::O_WRONLY)?,
+            events: open_at(&directory, "cgroup.events", OFlag::O_RDONLY)?,
+            parent: Arc::clone(parent),
+            name,
+            directory,
+        })
     }
 
-    /// Removes the group if no process is left in it.
+    /// Ends everything in the group, groups in it included.
+    pub(crate) fn kill(&self) -> nix::Result<()> {
+        write(&self.kill, b"1").map(drop)
+    }
+
+    /// Removes the group if no process is left in it or in groups in it.
     pub(crate) fn remove(&self) -> Removal {
-        match remove_tree(&self.path, DEPTH_MAX) {
-            Ok(()) | Err(Errno::ENOENT) => Removal::Removed,
-            Err(_) => Removal::Busy,
+        match self.unlink() {
+            // A program has removed it, which it can only when it is empty.
+            Ok(()) | Err(Errno::ENOENT) => return Removal::Removed,
+            Err(_) if self.is_populated() => return Removal::Busy,
+            Err(_) => {}
         }
+        // Groups without processes are in it. What cannot be removed, for
+        // instance because something is mounted on it, is empty as well.
+        let _ = remove_inner(&self.directory);
+        let _ = self.unlink();
+        Removal::Removed
+    }
+
+    fn unlink(&self) -> nix::Result<()> {
+        remove_directory(&*self.parent, self.name.as_str())
+    }
+
+    /// Whether there are processes in it. Reading arms the event of
+    /// [`RunGroup::watch_empty`]: changes count from here.
+    fn is_populated(&self) -> bool {
+        let mut buffer = [0_u8; 256];
+        // It cannot be read when the group is gone.
+        let length = pread(&self.events, &mut buffer, 0).unwrap_or(0);
+        let text = buffer.get(..length).unwrap_or_default();
+        text.split(|b| *b == b'\n')
+            .any(|line| line == b"populated 1")
     }
 
     /// A descriptor that has an exceptional condition (`EPOLLPRI`) when the
-    /// group becomes empty; `None` if it is already.
-    pub(crate) fn watch_empty(&self) -> nix::Result<Option<OwnedFd>> {
-        let events = open_file(&self.path.join("cgroup.events"), OFlag::O_RDONLY)?;
-        // Reading arms the event: changes count from here.
-        let mut buffer = [0_u8; 256];
-        let length = read(&events, &mut buffer)?;
-        let text = buffer.get(..length).unwrap_or_default();
-        let empty = text
-            .split(|b| *b == b'\n')
-            .any(|line| line == b"populated 0");
-        Ok((!empty).then_some(events))
+    /// group has become empty since [`RunGroup::remove`] found that it was
+    /// busy, and until that is asked again.
+    pub(crate) fn watch_empty(&self) -> nix::Result<OwnedFd> {
+        self.events
+            .try_clone()
+            .map_err(|error| error.raw_os_error().map_or(Errno::EMFILE, Errno::from_raw))
     }
 }
 
-fn remove_tree(path: &Path, depth: usize) -> nix::Result<()> {
-    match rmdir(path) {
-        // Busy: with processes, or with groups in it.
-        Err(Errno::EBUSY) if depth > 0 => {}
-        result => return result,
+impl AsFd for RunGroup {
+    /// The directory of the group, to start a process in it.
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.directory.as_fd()
     }
-    let mut removed = false;
-    for entry in std::fs::read_dir(path)
-        .map_err(|error| to_errno(&error))?
-        .flatten()
-    {
-        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
-            remove_tree(&entry.path(), depth.saturating_sub(1))?;
-            removed = true;
+}
+
+/// Removes the groups in the one at `directory`, however deep they are, as far
+/// as that goes.
+fn remove_inner(directory: &OwnedFd) -> nix::Result<()> {
+    let mut left = REMOVED_AT_ONCE;
+    let mut path: Vec<CString> = Vec::new();
+    let mut current = open_at(directory, ".", DIRECTORY)?;
+    loop {
+        current = match busy_child(&current, &mut left)? {
+            Some(child) => {
+                let inner = open_at(&current, OsStr::from_bytes(child.to_bytes()), DIRECTORY)?;
+                path.push(child);
+                inner
+            }
+            None => {
+                let Some(name) = path.pop() else {
+                    return Ok(());
+                };
+                let parent = open_at(&current, "..", DIRECTORY)?;
+                remove_directory(&parent, name.as_c_str())?;
+                parent
+            }
+        };
+    }
+}
+
+/// Removes the groups directly in `directory`; stops at the first that has
+/// groups in it. `left` counts what may still be tried.
+fn busy_child(directory: &OwnedFd, left: &mut usize) -> nix::Result<Option<CString>> {
+    // A descriptor of its own: closing it ends the listing.
+    let mut listing = Dir::from_fd(open_at(directory, ".", DIRECTORY)?)?;
+    for entry in listing.iter() {
+        let entry = entry?;
+        let name = entry.file_name();
+        if entry.file_type() != Some(Type::Directory) || matches!(name.to_bytes(), b"." | b"..") {
+            continue;
+        }
+        *left = left.checked_sub(1).ok_or(Errno::EAGAIN)?;
+        if remove_directory(directory, name).is_err() {
+            return Ok(Some(name.to_owned()));
         }
     }
-    if removed {
-        rmdir(path)
-    } else {
-        Err(Errno::EBUSY)
-    }
+    Ok(None)
 }
 
-fn rmdir(path: &Path) -> nix::Result<()> {
-    std::fs::remove_dir(path).map_err(|error| to_errno(&error))
+fn remove_directory<P: ?Sized + nix::NixPath>(parent: impl AsFd, name: &P) -> nix::Result<()> {
+    unlinkat(parent, name, UnlinkatFlags::RemoveDir)
 }
 
-fn to_errno(error: &std::io::Error) -> Errno {
-    error.raw_os_error().map_or(Errno::EIO, Errno::from_raw)
+fn make_directory(parent: impl AsFd, name: &str) -> nix::Result<()> {
+    mkdirat(parent, name, Mode::from_bits_truncate(0o755))
 }
 
-fn make_directory(path: &Path) -> nix::Result<()> {
-    match mkdir(path, Mode::from_bits_truncate(0o755)) {
-        Err(Errno::EEXIST) => Ok(()),
-        result => result,
-    }
-}
-
-fn open_file(path: &Path, access: OFlag) -> nix::Result<OwnedFd> {
-    open(path, access | OFlag::O_CLOEXEC, Mode::empty())
-}
-
-fn open_directory(path: &Path) -> nix::Result<OwnedFd> {
-    open_file(path, OFlag::O_RDONLY | OFlag::O_DIRECTORY)
-}
-
-fn write_file(path: &Path, value: &str) -> nix::Result<()> {
-    write(open_file(path, OFlag::O_WRONLY)?, value.as_bytes()).map(drop)
+fn write_file(directory: impl AsFd, name: &str, value: &str) -> nix::Result<()> {
+    let file = open_at(directory, name, OFlag::O_WRONLY)?;
+    write(file, value.as_bytes()).map(drop)
 }

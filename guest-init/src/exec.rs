@@ -269,10 +269,13 @@ impl Exec {
 
     fn start(&mut self, request: ExecRequest, shared: &mut Shared) {
         self.deadline = None;
-        let started = Plan::new(request, &Accounts::load())
+        let started = Plan::new(request, &Accounts::load(&shared.anchors))
             .and_then(|plan| Run::start(plan, self.id, shared));
         match started {
-            Ok(run) => self.stage = Stage::Running(Box::new(run)),
+            Ok(run) => {
+                shared.run_started();
+                self.stage = Stage::Running(Box::new(run));
+            }
             Err(failure) => self.fail(failure),
         }
     }
@@ -404,6 +407,7 @@ impl Exec {
                 return;
             };
             self.deadline = None;
+            shared.run_ended(run.linger);
             run.output.finish();
             if let Some(errors) = &mut run.errors {
                 errors.finish();

@@ -13,6 +13,7 @@ use nix::sys::signal::SigSet;
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 
 use crate::agent::{Agent, FIRST_TOKEN};
+use crate::anchors::Anchors;
 use crate::boot::{self, Connecting};
 use crate::cgroup::Tree;
 use crate::connection::{Connection, Received};
@@ -97,13 +98,14 @@ fn set_up() -> Result<Init, Failure> {
     let mut listener = Watched::new(&poller, listener, LISTENER);
     listener.watch(Some(EpollFlags::EPOLLIN)).during(listen)?;
     let signals = watch_signals(&poller)?;
-    let agent = Agent::new(&poller, groups, Privileges::Set);
 
     let config = boot.configuration()?;
     network::set_hostname(&config.hostname)?;
     let root = root::enter(&config.root, &config.hostname)?;
     let mut writable = disks::mount_all(&config.mounts)?;
     writable.extend(root.disk);
+    let anchors = Anchors::take().during("open the root directory, /dev/null and /dev/pts")?;
+    let agent = Agent::new(&poller, anchors, groups, Privileges::Set);
     let mut boot = boot.into_connection();
     ports::mark(CODE_INIT_READY);
     boot.send(&GuestMessage::Ready);

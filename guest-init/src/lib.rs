@@ -14,6 +14,7 @@
 //!   powered off.
 
 mod agent;
+mod anchors;
 mod boot;
 mod cgroup;
 mod connection;
@@ -32,6 +33,8 @@ mod shutdown;
 mod spawn;
 mod stdio;
 mod sys;
+#[cfg(test)]
+mod testing;
 mod users;
 mod vsock;
 

@@ -9,6 +9,7 @@
 
 use std::os::fd::{AsRawFd, IntoRawFd};
 
+use flashpan_protocol::agent::INIT_LOG;
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, open};
 use nix::mount::{MsFlags, mount};
@@ -162,11 +163,32 @@ pub(crate) fn directory(path: &str) -> nix::Result<()> {
     }
 }
 
-/// Tells the kernel's log, and so the console if there is one.
+/// What is written to `/dev/kmsg`: a priority (0 is the highest, an emergency)
+/// and a line that says who speaks, by which the supervisor finds it.
+fn log_record(message: &str) -> String {
+    format!("<0>{INIT_LOG}{message}\n")
+}
+
+/// Tells the kernel's log, and so the console if there is one. Only for what
+/// ends the guest: it has the priority of a panic, because the console shows
+/// nothing less unless it was asked to (`loglevel=1`).
 pub(crate) fn log(message: &str) {
     let flags = OFlag::O_WRONLY | OFlag::O_CLOEXEC | OFlag::O_NONBLOCK;
     if let Ok(file) = open("/dev/kmsg", flags, Mode::empty()) {
-        // <3> is the priority of an error.
-        let _ = write(file, format!("<3>flashpan-init: {message}\n").as_bytes());
+        let _ = write(file, log_record(message).as_bytes());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::log_record;
+
+    #[test]
+    fn last_words_have_a_priority_that_the_console_shows() {
+        // The VMM's command line has loglevel=1: only what is below is shown.
+        let record = log_record("mount sysfs on /sys: No such device");
+        let (priority, text) = record[1..].split_once('>').unwrap();
+        assert!(priority.parse::<u32>().unwrap() < 1, "{record}");
+        assert_eq!(text, "flashpan-init: mount sysfs on /sys: No such device\n");
     }
 }

@@ -1,6 +1,6 @@
 //! A program while it lives: its leader process, its group, its descriptors.
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::AsFd;
 
 use flashpan_protocol::agent::{ExitStatus, StartFailure, TerminalSize};
 use nix::errno::Errno;
@@ -12,7 +12,7 @@ use crate::agent::{Shared, Source, token};
 use crate::cgroup::{Removal, RunGroup, Tree};
 use crate::plan::Plan;
 use crate::poller::Watched;
-use crate::spawn::{self, Privileges, Spawned, no_resources};
+use crate::spawn::{self, Spawned, no_resources};
 use crate::stdio::{self, Input, OurStdio, Output, Terminal};
 use crate::sys::{self, Children};
 
@@ -59,13 +59,13 @@ pub(crate) struct Run {
 impl Run {
     /// Forks the program of `plan`; what becomes of it, [`Run::launch`] tells.
     pub(crate) fn start(plan: Plan, id: u64, shared: &mut Shared) -> Result<Self, StartFailure> {
-        let (group, directory) = match shared.groups.as_mut().map(Tree::new_run).transpose() {
-            Ok(new) => new.unzip(),
+        let group = match shared.groups.as_mut().map(Tree::new_run).transpose() {
+            Ok(group) => group,
             Err(errno) => {
                 return Err(no_resources("make a control group for the program", errno));
             }
         };
-        let (stdio, spawned) = match Self::fork(&plan, directory.as_ref(), shared.privileges) {
+        let (stdio, spawned) = match Self::fork(&plan, group.as_ref(), shared) {
             Ok(forked) => forked,
             Err(failure) => {
                 let busy = group.filter(|group| group.remove() == Removal::Busy);
@@ -95,12 +95,12 @@ impl Run {
     /// Drops the program's ends of its streams: only the program holds them.
     fn fork(
         plan: &Plan,
-        group: Option<&OwnedFd>,
-        privileges: Privileges,
+        group: Option<&RunGroup>,
+        shared: &Shared,
     ) -> Result<(OurStdio, Spawned), StartFailure> {
-        let (ours, theirs) = stdio::make(plan)
+        let (ours, theirs) = stdio::make(plan, &shared.anchors)
             .map_err(|errno| no_resources("make the program's input and output", errno))?;
-        let spawned = spawn::spawn(plan, &theirs, group.map(AsFd::as_fd), privileges)
+        let spawned = spawn::spawn(plan, &theirs, group.map(AsFd::as_fd), shared.privileges)
             .map_err(|errno| no_resources("start a process", errno))?;
         Ok((ours, spawned))
     }
@@ -206,7 +206,7 @@ impl Run {
             return Remains::None;
         }
         if self.group_events.is_none()
-            && let Ok(Some(events)) = group.watch_empty()
+            && let Ok(events) = group.watch_empty()
         {
             let mut events = Watched::new(&shared.poller, events, token(id, Source::Group));
             if events.watch(Some(EpollFlags::EPOLLPRI)).is_ok() {

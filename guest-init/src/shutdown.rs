@@ -99,12 +99,14 @@ pub(crate) fn power_off(request: ExitRequest, writable: &[Writable]) -> ! {
 /// Ends the VM as things are.
 pub(crate) fn leave(request: ExitRequest) -> ! {
     ports::exit(request);
-    // Not our VMM, then.
-    let mode = match request {
-        ExitRequest::PowerOff => RebootMode::RB_POWER_OFF,
-        ExitRequest::Reboot => RebootMode::RB_AUTOBOOT,
-    };
-    let _ = reboot(mode);
+    // Not our VMM, then, or a kernel that lets nobody use ports.
+    reset()
+}
+
+/// The end whatever was asked for: without ACPI there is no power to switch
+/// off, and a kernel that cannot do that halts for ever.
+fn reset() -> ! {
+    let _ = reboot(RebootMode::RB_AUTOBOOT);
     sys::halt()
 }
 

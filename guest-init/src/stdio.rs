@@ -6,12 +6,12 @@ use std::os::fd::{AsFd, OwnedFd};
 
 use flashpan_protocol::agent::{MAX_DATA, STDIN_WINDOW, TerminalSize};
 use nix::errno::Errno;
-use nix::fcntl::{FcntlArg, OFlag, fcntl, open};
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::epoll::EpollFlags;
-use nix::sys::stat::Mode;
 use nix::sys::termios::{LocalFlags, SpecialCharacterIndices, tcgetattr};
 use nix::unistd::{Gid, Uid, fchown, pipe2, read, write};
 
+use crate::anchors::Anchors;
 use crate::plan::Plan;
 use crate::poller::{Poller, Watched};
 use crate::spawn::ChildStdio;
@@ -49,21 +49,20 @@ impl Terminal {
 }
 
 /// Makes what `plan` asks for, for its user: our ends and the program's.
-pub(crate) fn make(plan: &Plan) -> nix::Result<(OurStdio, ChildStdio)> {
+pub(crate) fn make(plan: &Plan, anchors: &Anchors) -> nix::Result<(OurStdio, ChildStdio)> {
     match plan.terminal {
-        Some(size) => terminal(plan, size),
-        None => pipes(plan),
+        Some(size) => terminal(plan, size, anchors),
+        None => pipes(plan, anchors),
     }
 }
 
-fn pipes(plan: &Plan) -> nix::Result<(OurStdio, ChildStdio)> {
+fn pipes(plan: &Plan, anchors: &Anchors) -> nix::Result<(OurStdio, ChildStdio)> {
     let (stdin, input) = if plan.stdin {
         let (theirs, ours) = pipe2(OFlag::O_CLOEXEC)?;
         set_nonblocking(&ours)?;
         (theirs, Some(ours))
     } else {
-        let flags = OFlag::O_RDONLY | OFlag::O_CLOEXEC;
-        (open("/dev/null", flags, Mode::empty())?, None)
+        (anchors.null()?, None)
     };
     let (output, stdout) = pipe2(OFlag::O_CLOEXEC)?;
     let (errors, stderr) = pipe2(OFlag::O_CLOEXEC)?;
@@ -94,9 +93,12 @@ fn pipes(plan: &Plan) -> nix::Result<(OurStdio, ChildStdio)> {
     Ok((ours, theirs))
 }
 
-fn terminal(plan: &Plan, size: TerminalSize) -> nix::Result<(OurStdio, ChildStdio)> {
-    let flags = OFlag::O_RDWR | OFlag::O_NOCTTY | OFlag::O_CLOEXEC | OFlag::O_NONBLOCK;
-    let master = open("/dev/ptmx", flags, Mode::empty())?;
+fn terminal(
+    plan: &Plan,
+    size: TerminalSize,
+    anchors: &Anchors,
+) -> nix::Result<(OurStdio, ChildStdio)> {
+    let master = anchors.new_terminal()?;
     let slave = sys::open_slave(master.as_fd())?;
     sys::set_terminal_size(master.as_fd(), size)?;
     if plan.identity.uid != 0 {

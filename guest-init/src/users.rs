@@ -1,11 +1,13 @@
 //! Who a program runs as: users and groups of the guest's `/etc/passwd` and
 //! `/etc/group`, by the rules of `docker run --user`.
 
+use std::fs::File;
 use std::io::Read;
-use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
 
-use nix::libc;
 use thiserror::Error;
+
+use crate::anchors::Anchors;
 
 /// Longest account file that is read.
 const FILE_MAX: u64 = 1 << 20;
@@ -48,21 +50,23 @@ pub(crate) struct Accounts {
 }
 
 impl Accounts {
-    /// Reads the files of the running system. A file that is missing, not a
-    /// regular file or unreadable counts as empty; of a longer one only the
-    /// first mebibyte counts.
-    pub(crate) fn load() -> Self {
+    /// Reads the files of the root file system. One that is missing, not a
+    /// regular file, unreadable or something that a program has mounted there
+    /// counts as empty; of a longer one only the first mebibyte counts.
+    pub(crate) fn load(anchors: &Anchors) -> Self {
         Self {
-            passwd: load("/etc/passwd"),
-            group: load("/etc/group"),
+            passwd: load(anchors, "etc/passwd"),
+            group: load(anchors, "etc/group"),
         }
     }
 
     /// Looks `spec` up: `name`, `uid`, `name:group`, `uid:gid`; `None` is root.
     ///
-    /// As docker does: a name goes before a number; a number need not be
-    /// known; an unknown user has group 0; supplementary groups are those that
-    /// list the user, unless a group is given.
+    /// As docker does: digits are a number, whatever names the image has (else
+    /// an image with a user called `1000` that is root would undo `--user
+    /// 1000`: CVE-2016-3697); a number need not be known; an unknown user has
+    /// group 0; supplementary groups are those that list the user, unless a
+    /// group is given.
     pub(crate) fn resolve(&self, spec: Option<&str>) -> Result<Identity, UserError> {
         let spec = spec.unwrap_or("0");
         let (user, group) = match spec.split_once(':') {
@@ -74,13 +78,12 @@ impl Accounts {
             return Err(UserError::Malformed(spec.to_owned()));
         }
         let number = parse_id(user)?;
-        let by_name = || self.users().find(|entry| entry.name == user.as_bytes());
-        let by_number = || self.users().find(|entry| Some(entry.uid) == number);
-        let entry = by_name().or_else(by_number);
-        let uid = entry
-            .as_ref()
-            .map(|entry| entry.uid)
-            .or(number)
+        let entry = self.users().find(|entry| match number {
+            Some(number) => entry.uid == number,
+            None => entry.name == user.as_bytes(),
+        });
+        let uid = number
+            .or(entry.as_ref().map(|entry| entry.uid))
             .ok_or_else(|| UserError::NoUser(user.to_owned()))?;
         let (gid, groups) = match (group, &entry) {
             (Some(group), _) => (self.group_id(group)?, Vec::new()),
@@ -99,11 +102,13 @@ impl Accounts {
     }
 
     fn group_id(&self, group: &str) -> Result<u32, UserError> {
-        let by_name = self.groups().find(|entry| entry.name == group.as_bytes());
-        match by_name {
-            Some(entry) => Ok(entry.gid),
-            None => parse_id(group)?.ok_or_else(|| UserError::NoGroup(group.to_owned())),
+        if let Some(number) = parse_id(group)? {
+            return Ok(number);
         }
+        let by_name = self.groups().find(|entry| entry.name == group.as_bytes());
+        by_name
+            .map(|entry| entry.gid)
+            .ok_or_else(|| UserError::NoGroup(group.to_owned()))
     }
 
     fn groups_of(&self, user: &[u8]) -> Vec<u32> {
@@ -176,14 +181,10 @@ fn parse_id(text: &str) -> Result<Option<u32>, UserError> {
     }
 }
 
-fn load(path: &str) -> Vec<u8> {
-    // The image decides what the path is: do not wait for a FIFO, do not read
-    // a device without end.
-    let file = std::fs::OpenOptions::new()
-        .read(true)
-        .custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY)
-        .open(path);
+fn load(anchors: &Anchors, path: &str) -> Vec<u8> {
+    let file = anchors.root_file(Path::new(path)).map(File::from);
     let mut bytes = Vec::new();
+    // A device could be read without end.
     if let Ok(file) = file
         && file.metadata().is_ok_and(|meta| meta.is_file())
     {

@@ -189,17 +189,30 @@ impl Cache {
         lock.ok_or(Error::Cancelled)
     }
 
-    /// Removes what builds left that were killed: whatever no one holds the lock
-    /// of. `ours` is locked by us.
+    /// Removes what builds and removals left that were killed: whatever no one
+    /// holds the lock of. `ours` is locked by us.
     fn sweep(&self, ours: &str) -> Result<(), Error> {
-        for entry in fs::read_dir(self.scratch()).into_iter().flatten().flatten() {
-            let hash = entry.file_name().to_string_lossy().into_owned();
-            if hash == ours {
-                continue;
-            }
+        let names = |directory: &Path| {
+            let entries = fs::read_dir(directory).into_iter().flatten().flatten();
+            entries.map(|entry| entry.file_name().to_string_lossy().into_owned())
+        };
+        let scratch = self.scratch();
+        let unfinished = names(&scratch).map(|hash| (scratch.join(&hash), hash));
+        let half = names(self.kernels()).filter_map(|name| {
+            let hash = name.strip_prefix(".new-").or(name.strip_prefix(".old-"))?;
+            Some((self.kernels().join(&name), hash.to_owned()))
+        });
+        for (directory, hash) in unfinished.chain(half) {
             let path = self.lock(&hash);
-            if let Some(_lock) = Lock::try_take(&path).map_err(Error::io("lock", &path))? {
-                remove_tree(&entry.path())?;
+            let lock = match hash == ours {
+                true => None,
+                false => match Lock::try_take(&path).map_err(Error::io("lock", &path))? {
+                    Some(lock) => Some(lock),
+                    None => continue,
+                },
+            };
+            remove_tree(&directory)?;
+            if lock.is_some() {
                 let _ = fs::remove_file(self.log(&hash));
             }
         }
@@ -284,6 +297,7 @@ impl Build<'_> {
             .ok_or_else(|| SourceError::NotSource(self.plan.source.path.clone()))?;
         let resolved = self.configure(&source)?;
         let (seconds, jobs) = self.compile(&source, &resolved)?;
+        self.plan.source.verify(&self.cache.sources())?;
         self.publish(self.describe(&version, &resolved, seconds, jobs))
     }
 

@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use crate::error::Error;
 use crate::fragment::{Fragment, merged};
 use crate::kernel::Kernel;
+use crate::lock::Lock;
 use crate::publish::remove_tree;
 
 /// Fewest digits of a hash that name a kernel.
@@ -99,6 +100,10 @@ impl Cache {
     /// As for [`Self::find`], or the files cannot be removed.
     pub fn remove(&self, wanted: &str) -> Result<Kernel, Error> {
         let kernel = self.find(Some(wanted))?;
+        // So that nobody takes it for what a killed removal has left. Whoever
+        // holds it checks or waits, and leaves kernels alone.
+        let path = self.lock(&kernel.info.hash);
+        let _lock = Lock::try_take(&path).map_err(Error::io("lock", &path))?;
         // Out of sight first: a half-removed kernel must not be found.
         let doomed = self.kernels.join(format!(".old-{}", kernel.info.hash));
         remove_tree(&doomed)?;
@@ -115,6 +120,11 @@ impl Cache {
     /// Where the kernel with this hash is or will be.
     pub(crate) fn directory(&self, hash: &str) -> PathBuf {
         self.kernels.join(hash)
+    }
+
+    /// The directory of all kernels.
+    pub(crate) fn kernels(&self) -> &Path {
+        &self.kernels
     }
 
     pub(crate) fn lock(&self, hash: &str) -> PathBuf {

@@ -37,8 +37,11 @@ impl Cancel {
             state.wake.take()
         };
         if let Some(wake) = wake {
-            // Nobody listens when the step has just ended; the next one looks first.
-            let _ = wake.send(Event::Cancelled);
+            // Nobody listens when the step has just ended; the next one looks
+            // first. And where there is no room, the step is not waiting: it
+            // looks before it takes the next event. Waiting for room would be
+            // for ever when the caller is the step's own callback.
+            let _ = wake.try_send(Event::Cancelled);
         }
     }
 
@@ -55,7 +58,7 @@ impl Cancel {
         let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if state.cancelled {
             drop(state);
-            let _ = wake.send(Event::Cancelled);
+            let _ = wake.try_send(Event::Cancelled);
         } else {
             state.wake = Some(wake);
         }
@@ -64,5 +67,27 @@ impl Cancel {
     /// The step is over.
     pub(crate) fn detach(&self) {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).wake = None;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc::{channel, sync_channel};
+    use std::time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn cancelling_never_waits_for_the_step() {
+        let (wake, _events) = sync_channel(1);
+        wake.send(Event::Line("fills the queue".into())).unwrap();
+        let cancel = Cancel::default();
+        cancel.attach(wake);
+        let (done, returned) = channel();
+        std::thread::spawn(move || {
+            cancel.cancel();
+            done.send(cancel.is_cancelled())
+        });
+        assert_eq!(returned.recv_timeout(Duration::from_secs(20)), Ok(true));
     }
 }

@@ -53,7 +53,7 @@ pub struct ImageError {
 #[non_exhaustive]
 pub enum ImageProblem {
     /// It cannot be opened.
-    #[error("{0}")]
+    #[error("{0}; name another, or build one with `flashpan kernel build`")]
     Open(io::Error),
     /// A directory, FIFO or device.
     #[error("it is not a regular file")]
@@ -129,6 +129,24 @@ pub enum ImageProblem {
 pub fn open(path: &Path) -> Result<File, ImageError> {
     open_file(path)
         .and_then(to_elf)
+        .map_err(|problem| ImageError {
+            path: path.to_owned(),
+            problem,
+        })
+}
+
+/// Whether [`open`] would find a kernel at `path`, as far as that can be told
+/// without unpacking it.
+///
+/// # Errors
+/// As [`open`].
+pub fn check(path: &Path) -> Result<(), ImageError> {
+    let look = |file: File| match is_elf(&file).map_err(ImageProblem::Read)? {
+        true => Ok(()),
+        false => payload(&file).map(drop),
+    };
+    open_file(path)
+        .and_then(look)
         .map_err(|problem| ImageError {
             path: path.to_owned(),
             problem,

@@ -70,7 +70,7 @@ pub(crate) fn run(
     let (send, receive) = sync_channel(QUEUE_LINES);
     cancel.attach(send.clone());
     let lines = thread::spawn(move || forward(reader, &send));
-    let read = consume(&receive, log, on_line);
+    let read = consume(&receive, cancel, log, on_line);
     cancel.detach();
     if read.is_none() {
         drop(group);
@@ -116,12 +116,17 @@ fn forward(reader: PipeReader, send: &SyncSender<Event>) {
 /// Takes lines until the end; `None` when cancelled.
 fn consume(
     receive: &Receiver<Event>,
+    cancel: &Cancel,
     log: &mut File,
     on_line: &mut dyn FnMut(&str),
 ) -> Option<VecDeque<String>> {
     let mut tail = VecDeque::with_capacity(TAIL_LINES);
     loop {
-        match receive.recv() {
+        let event = receive.recv();
+        if cancel.is_cancelled() {
+            return None;
+        }
+        match event {
             Ok(Event::Line(line)) => {
                 // A log that cannot be written must not end a good build.
                 let _ = writeln!(log, "{line}");
@@ -242,6 +247,21 @@ mod tests {
         )
         .unwrap_err();
         assert!(matches!(error, RunError::Cancelled));
+    }
+
+    #[test]
+    fn a_cancelled_step_takes_no_more_lines_though_many_wait() {
+        let (send, receive) = sync_channel(10);
+        for _ in 0..10 {
+            send.send(Event::Line("one of many".into())).unwrap();
+        }
+        let cancel = Cancel::default();
+        let mut seen = 0;
+        let tail = consume(&receive, &cancel, &mut log(), &mut |_| {
+            seen += 1;
+            cancel.cancel();
+        });
+        assert_eq!((tail, seen), (None, 1));
     }
 
     #[test]

@@ -29,8 +29,9 @@ pub struct Source {
     pub path: PathBuf,
     /// Which of the two it is.
     pub kind: SourceKind,
-    /// `sha256:…` of a tarball; `tree:…` of a directory, from the names, sizes and
-    /// times of its files: an edited file makes another kernel.
+    /// `sha256:…` of a tarball; `tree:…` of a directory, from the names, modes,
+    /// sizes and times of its files and the targets of its links: an edited file
+    /// makes another kernel.
     pub identity: String,
 }
 
@@ -84,6 +85,12 @@ pub enum SourceError {
         "{0} is no kernel source: neither a .tar[.xz|.zst|.gz|.bz2] nor a directory with a kernel's Makefile"
     )]
     NotSource(PathBuf),
+    /// It is not what it was when the build began.
+    #[error(
+        "the kernel source {0} changed while the kernel was built from it, so nobody can say what \
+         it was built from; build it again"
+    )]
+    Changed(PathBuf),
     /// Somebody has configured or built in the tree itself.
     #[error(
         "the source tree {0} has been built in; kernels are built outside it: run `make mrproper` there"
@@ -125,6 +132,14 @@ impl Source {
             kind,
             identity,
         })
+    }
+
+    /// Makes sure that it is still what it was when it was found.
+    pub(crate) fn verify(&self, memory: &Path) -> Result<(), SourceError> {
+        match Self::open(&self.path, memory) {
+            Ok(now) if now == *self => Ok(()),
+            Ok(_) | Err(_) => Err(SourceError::Changed(self.path.clone())),
+        }
     }
 
     /// The distribution's package, as something to install.
@@ -228,8 +243,9 @@ pub(crate) fn version(tree: &Path) -> Option<String> {
     (number(&major) && number(&minor)).then(|| format!("{major}.{minor}.{sublevel}{extra}"))
 }
 
-/// Digest of the names, sizes and modification times below a directory. 90,000
-/// files take a third of a second; reading them all would take twenty.
+/// Digest of the names, modes, sizes, times and link targets below a directory.
+/// 90,000 files take a third of a second; reading them all would take twenty.
+/// The time of the last change of an inode is what no tool sets back.
 fn tree_digest(tree: &Path) -> io::Result<String> {
     let mut hash = Sha256::new();
     let mut directories = vec![tree.to_owned()];
@@ -256,6 +272,13 @@ fn tree_digest(tree: &Path) -> io::Result<String> {
             hash.update(metadata.len().to_le_bytes());
             hash.update(metadata.mtime().to_le_bytes());
             hash.update(metadata.mtime_nsec().to_le_bytes());
+            hash.update(metadata.ctime().to_le_bytes());
+            hash.update(metadata.ctime_nsec().to_le_bytes());
+            hash.update(metadata.mode().to_le_bytes());
+            if metadata.is_symlink() {
+                hash.update(fs::read_link(&path)?.as_os_str().as_encoded_bytes());
+            }
+            hash.update([0]);
         }
     }
     Ok(hex(&hash.finalize()))
@@ -267,11 +290,15 @@ struct Remembered {
     bytes: u64,
     mtime_s: i64,
     mtime_ns: i64,
+    #[serde(default)]
+    ctime_s: i64,
+    #[serde(default)]
+    ctime_ns: i64,
     inode: u64,
     sha256: String,
 }
 
-/// SHA-256 of a tarball, from memory while length, time and inode are the same.
+/// SHA-256 of a tarball, from memory while length, times and inode are the same.
 fn tarball_digest(path: &Path, metadata: &fs::Metadata, memory: &Path) -> io::Result<String> {
     let key = path.to_string_lossy().into_owned();
     // A memory that is lost or broken costs one more hashing.
@@ -281,6 +308,8 @@ fn tarball_digest(path: &Path, metadata: &fs::Metadata, memory: &Path) -> io::Re
         bytes: metadata.len(),
         mtime_s: metadata.mtime(),
         mtime_ns: metadata.mtime_nsec(),
+        ctime_s: metadata.ctime(),
+        ctime_ns: metadata.ctime_nsec(),
         inode: metadata.ino(),
         sha256: String::new(),
     };

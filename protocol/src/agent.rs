@@ -39,6 +39,10 @@ pub const BOOT_PORT: u32 = 1024;
 /// Port in the guest on which the agent accepts exec connections.
 pub const EXEC_PORT: u32 = 1025;
 
+/// What the lines begin with that PID 1 writes to the kernel's log, and so to
+/// the console, when it cannot go on and has nobody else to tell.
+pub const INIT_LOG: &str = "flashpan-init: ";
+
 /// Longest frame body. Arguments and environment are the longest messages:
 /// Linux itself refuses more than 2 MiB of them.
 pub const MAX_FRAME: usize = 2 * 1024 * 1024 + 64 * 1024;

@@ -25,6 +25,7 @@ fn run() -> Result<(), Box<dyn Error>> {
     let started = Instant::now();
     let cache = Cache::user()?;
     let event = &mut |event| match event {
+        Event::LeftOut(path) => eprintln!("{} is left empty", path.display()),
         Event::Waiting => eprintln!("waiting for another process that makes this image"),
         Event::Copied(erofs::Progress { done, total }) => {
             eprint!("\r{} of {} MiB", done >> 20, total >> 20);

@@ -7,7 +7,8 @@
 //!
 //! Names, types, modes, owners, mtimes, hard links and extended attributes are
 //! kept as they are. Symbolic links are never followed. Other file systems
-//! mounted below the directory show as empty directories unless asked for.
+//! mounted below the directory show as empty directories unless asked for; that
+//! is told ([`Event::LeftOut`]).
 
 mod scan;
 mod source;
@@ -84,8 +85,11 @@ pub struct Options {
 }
 
 /// What happens while an image is made.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Event {
+    /// This directory has another file system mounted on it and is empty in the
+    /// image; told also when the image is there already.
+    LeftOut(PathBuf),
     /// Another process makes an image of the same directory; waiting for it.
     Waiting,
     /// Bytes of content copied so far.
@@ -113,7 +117,8 @@ pub fn image(
     let group = hex(&Sha256::digest(canonical.as_os_str().as_bytes()));
     let group = cache.group("roots", group.get(..16).unwrap_or_default(), "erofs")?;
 
-    let fingerprint = scan::Fingerprint::of(root, options)?;
+    let left_out = &mut |path: &Path| event(Event::LeftOut(path.to_owned()));
+    let fingerprint = scan::Fingerprint::of(root, options, left_out)?;
     if let Some(cached) = group.find(&fingerprint)? {
         return Ok(cached);
     }

@@ -49,7 +49,9 @@ pub enum RootImage {
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// It cannot be opened or read.
-    #[error("cannot read root file system {path}: {source}")]
+    #[error(
+        "cannot read root file system {path}: {source}; name a directory or an image that you may read"
+    )]
     Read {
         /// The path.
         path: PathBuf,
@@ -109,24 +111,28 @@ pub fn probe(path: &Path) -> Result<RootImage, Error> {
         return Ok(RootImage::Directory);
     }
     // Opening a FIFO would wait for a writer.
-    if !kind.is_file() && !kind.is_block_device() {
+    if kind.is_block_device() {
         return Err(Error::Unknown {
             path: path.to_owned(),
-            looks: ": it is neither a file, a block device nor a directory",
+            looks: ": it is a block device; copy it to a file, or mount it and name the directory",
+        });
+    }
+    if !kind.is_file() {
+        return Err(Error::Unknown {
+            path: path.to_owned(),
+            looks: ": it is neither a file nor a directory",
         });
     }
     let file = File::open(path).map_err(reading)?;
     probe_file(path, &file)
 }
 
-/// The same of a regular file or block device that is open already; `path` is for
-/// messages.
+/// The same of a file that is open already; `path` is for messages.
 pub(crate) fn probe_file(path: &Path, mut file: &File) -> Result<RootImage, Error> {
     let reading = |source| Error::Read {
         path: path.to_owned(),
         source,
     };
-    // A block device has an end but no size in its metadata.
     let actual = io::Seek::seek(&mut file, io::SeekFrom::End(0)).map_err(reading)?;
     let image = Image { path, file, actual };
     let superblock = Superblock(image.read::<SUPER_LEN>(SUPER_OFFSET)?);

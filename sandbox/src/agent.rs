@@ -13,6 +13,7 @@ use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 
 use crate::driver::Shared;
 use crate::error::{Error, Result};
+use crate::exit::GuestWord;
 use crate::frames::FrameReader;
 use crate::text::one_line;
 
@@ -101,14 +102,24 @@ impl BootLink {
             mut reader,
             shared,
         } = self;
+        let listening = shared.listen();
         let listen = async move {
             // Any end of this connection is followed by the end of the VM,
             // which carries the reason.
             while let Ok(Some(message)) = next(&mut reader).await {
-                if let GuestMessage::Warning(text) = message {
-                    shared.warn(one_line(&text, QUOTED));
+                match message {
+                    GuestMessage::Warning(text) => shared.warn(one_line(&text, QUOTED)),
+                    GuestMessage::ShuttingDown { reboot } => {
+                        shared.note(GuestWord::ShuttingDown { reboot });
+                    }
+                    GuestMessage::Failed { what, why, .. } => shared.note(GuestWord::Failed {
+                        what: one_line(&what, QUOTED),
+                        why: one_line(&why, QUOTED),
+                    }),
+                    GuestMessage::Hello { .. } | GuestMessage::Ready => {}
                 }
             }
+            drop(listening);
         };
         (writer, listen)
     }

@@ -13,7 +13,9 @@ use flashpan_protocol::control::{
 };
 
 use crate::disk::{Disk, Upper, check_guest_paths};
+use crate::driver::Shared;
 use crate::error::{Error, Result};
+use crate::log::VmLog;
 
 /// vCPUs of a VM unless asked otherwise.
 pub const DEFAULT_CPUS: u32 = 1;
@@ -89,6 +91,7 @@ pub struct SandboxBuilder {
     pub(crate) end_with_thread: bool,
     pub(crate) upper: Upper,
     pub(crate) disks: Vec<Disk>,
+    pub(crate) shared: Arc<Shared>,
 }
 
 impl fmt::Debug for SandboxBuilder {
@@ -124,6 +127,7 @@ impl SandboxBuilder {
             end_with_thread: false,
             upper: Upper::default(),
             disks: Vec::new(),
+            shared: Arc::default(),
         }
     }
 
@@ -220,6 +224,12 @@ impl SandboxBuilder {
     pub fn end_with_thread(mut self, end_with_thread: bool) -> Self {
         self.end_with_thread = end_with_thread;
         self
+    }
+
+    /// What becomes known of the VM from now on, also if it fails to boot.
+    #[must_use]
+    pub fn log(&self) -> VmLog {
+        VmLog::new(Arc::clone(&self.shared))
     }
 
     /// Checks all settings.

@@ -3,6 +3,8 @@
 
 use std::collections::VecDeque;
 
+use flashpan_protocol::agent::INIT_LOG;
+
 use crate::text::one_line;
 
 /// Bytes of console output that are kept for reports.
@@ -48,6 +50,16 @@ pub(crate) fn panic_message(console: &[u8]) -> Option<String> {
         .map(|(_, message)| one_line(message, QUOTED))
 }
 
+/// The last words of the guest's PID 1 in `console`, on one line. As unreliable
+/// as [`panic_message`].
+pub(crate) fn init_message(console: &[u8]) -> Option<String> {
+    let text = String::from_utf8_lossy(console);
+    text.lines()
+        .rev()
+        .find_map(|line| line.split_once(INIT_LOG))
+        .map(|(_, message)| one_line(message, QUOTED))
+}
+
 /// Whether a panic message says that the guest had too little memory.
 pub(crate) fn is_out_of_memory(panic: &str) -> bool {
     // mm/oom_kill.c: "System is deadlocked on memory", "Out of memory: … panic_on_oom".
@@ -86,6 +98,16 @@ mod tests {
             [    0.512399] CPU: 0 PID: 1\r\n";
         assert_eq!(panic_message(console).as_deref(), Some("VFS: ?[31mUnable"));
         assert_eq!(panic_message(b"all is well"), None);
+    }
+
+    #[test]
+    fn the_last_words_of_pid_1_are_found_behind_the_time() {
+        let console = b"[    0.3] flashpan-init: mount sysfs: No such device\n[    0.4] more\n";
+        assert_eq!(
+            init_message(console).as_deref(),
+            Some("mount sysfs: No such device")
+        );
+        assert_eq!(init_message(b"[    0.4] more\n"), None);
     }
 
     #[test]

@@ -20,7 +20,7 @@ use tokio::time::{Instant, timeout};
 
 use crate::console::Tail;
 use crate::control::{Channel, Packet, Received};
-use crate::exit::{Exit, LastWord, classify};
+use crate::exit::{Exit, GuestWord, LastWord, classify};
 use crate::spawn::Child;
 use crate::timeline::{Timeline, now_ns};
 use crate::vmm_process::VmmProcess;
@@ -28,6 +28,10 @@ use crate::vmm_process::VmmProcess;
 /// How long a VMM may take to end after it was asked to, or after its last
 /// word, before it is killed.
 const END_GRACE: Duration = Duration::from_secs(2);
+
+/// How long a VMM may take to make room for a packet. It reads its control
+/// socket whatever its guest does, so one that does not is stuck.
+const SEND_WITHIN: Duration = Duration::from_secs(30);
 
 /// Most packets that wait to be sent; events are not read meanwhile, so a VMM
 /// that asks much and reads little only stops itself.
@@ -51,8 +55,6 @@ pub(crate) enum Command {
     },
     /// Get counters.
     Stats(oneshot::Sender<Stats>),
-    /// End the VM.
-    Kill,
 }
 
 /// What the task and the handles share.
@@ -61,6 +63,9 @@ pub(crate) struct Shared {
     timeline: Mutex<Timeline>,
     console: Mutex<Tail>,
     warnings: Mutex<VecDeque<String>>,
+    guest_word: Mutex<Option<GuestWord>>,
+    /// Whether somebody listens to the guest's PID 1.
+    listening: watch::Sender<bool>,
 }
 
 impl Shared {
@@ -85,8 +90,35 @@ impl Shared {
         warnings.push_back(warning);
     }
 
+    /// Keeps what PID 1 says of the end; the first word counts.
+    pub(crate) fn note(&self, word: GuestWord) {
+        lock(&self.guest_word).get_or_insert(word);
+    }
+
+    /// From now until the guard is dropped there may be more from PID 1.
+    pub(crate) fn listen(self: &Arc<Self>) -> Listening {
+        self.listening.send_replace(true);
+        Listening(Arc::clone(self))
+    }
+
+    /// Waits until everything that PID 1 said has been heard.
+    async fn heard_all(&self) {
+        // It fails only if the sender is gone, which `self` holds.
+        let _ = self.listening.subscribe().wait_for(|on| !on).await;
+    }
+
     pub(crate) fn take_warnings(&self) -> Vec<String> {
         lock(&self.warnings).drain(..).collect()
+    }
+}
+
+/// See [`Shared::listen`].
+#[derive(Debug)]
+pub(crate) struct Listening(Arc<Shared>);
+
+impl Drop for Listening {
+    fn drop(&mut self) {
+        self.0.listening.send_replace(false);
     }
 }
 
@@ -103,6 +135,9 @@ pub(crate) type Ended = watch::Receiver<Option<Arc<Exit>>>;
 #[derive(Debug)]
 pub(crate) struct DriverHandle {
     pub(crate) commands: mpsc::Sender<Command>,
+    /// Ends the VM, at the first message or when it is dropped. Not a command:
+    /// it must not wait behind any.
+    pub(crate) kill: mpsc::Sender<()>,
     pub(crate) ended: Ended,
     /// The guest's boot connection, once it is made.
     pub(crate) boot: oneshot::Receiver<OwnedFd>,
@@ -118,6 +153,7 @@ pub(crate) struct Driver {
     console_tap_done: Option<oneshot::Receiver<()>>,
     shared: Arc<Shared>,
     commands: mpsc::Receiver<Command>,
+    kill: mpsc::Receiver<()>,
     outbox: VecDeque<Packet>,
     next_id: u64,
     connects: HashMap<u64, oneshot::Sender<bool>>,
@@ -125,6 +161,8 @@ pub(crate) struct Driver {
     boot: Option<oneshot::Sender<OwnedFd>>,
     greeted: bool,
     kill_at: Option<Instant>,
+    /// Until when the first packet of the outbox must have been sent.
+    send_by: Option<Instant>,
     last_word: LastWord,
     ended: watch::Sender<Option<Arc<Exit>>>,
 }
@@ -144,6 +182,7 @@ impl Driver {
         tap: Option<ConsoleTap>,
     ) -> DriverHandle {
         let (command_sender, commands) = mpsc::channel(16);
+        let (kill_sender, kill) = mpsc::channel(1);
         let (boot_sender, boot) = oneshot::channel();
         let (ended_sender, ended) = watch::channel(None);
         let (console_tap, console_tap_done) = tap.map(|tap| (tap.sender, tap.done)).unzip();
@@ -157,6 +196,7 @@ impl Driver {
             console_tap_done,
             shared,
             commands,
+            kill,
             outbox: VecDeque::from(vmm.opening),
             next_id: 1,
             connects: HashMap::new(),
@@ -164,12 +204,14 @@ impl Driver {
             boot: Some(boot_sender),
             greeted: false,
             kill_at: None,
+            send_by: None,
             last_word: LastWord::Nothing,
             ended: ended_sender,
         };
         tokio::spawn(driver.run());
         DriverHandle {
             commands: command_sender,
+            kill: kill_sender,
             ended,
             boot,
         }
@@ -181,7 +223,7 @@ impl Driver {
         let mut stderr_chunk = vec![0_u8; CHUNK];
         while let Some(control) = &self.control {
             let outgoing = self.outbox.front();
-            let deadline = self.kill_at.unwrap_or_else(Instant::now);
+            self.send_by = outgoing.and(self.send_by.or(Instant::now().checked_add(SEND_WITHIN)));
             tokio::select! {
                 received = control.receive(&mut packet), if self.outbox.len() < MAX_OUTBOX => {
                     match received {
@@ -191,15 +233,22 @@ impl Driver {
                     }
                 }
                 sent = send(control, outgoing), if outgoing.is_some() => match sent {
-                    Ok(()) => drop(self.outbox.pop_front()),
+                    Ok(()) => {
+                        self.outbox.pop_front();
+                        self.send_by = None;
+                    }
                     // The reason is in the events that are still to be read, or
                     // in the status of the process.
                     Err(_) => self.outbox.clear(),
                 },
-                command = self.commands.recv(),
+                _ = self.kill.recv(), if self.kill_at.is_none() => {
+                    self.kill_at = Instant::now().checked_add(END_GRACE);
+                    self.request(&Request::Kill, Vec::new());
+                }
+                Some(command) = self.commands.recv(),
                     if self.kill_at.is_none() && self.outbox.len() < MAX_OUTBOX =>
                 {
-                    self.on_command(command.unwrap_or(Command::Kill));
+                    self.on_command(command);
                 }
                 read = read_console(&mut self.console, self.console_tap.as_ref(), &mut console_chunk),
                     if self.console.is_some() =>
@@ -209,9 +258,12 @@ impl Driver {
                 read = read_pipe(&mut self.stderr, &mut stderr_chunk), if self.stderr.is_some() => {
                     self.on_stderr(read, &stderr_chunk);
                 }
-                () = tokio::time::sleep_until(deadline), if self.kill_at.is_some() => {
+                () = until(self.kill_at) => {
                     self.child.kill();
                     self.control = None;
+                }
+                () = until(self.send_by) => {
+                    self.broken(format!("it has read nothing for {SEND_WITHIN:?}"));
                 }
             }
         }
@@ -245,10 +297,6 @@ impl Driver {
             Command::Stats(reply) => {
                 self.stats.push_back(reply);
                 self.request(&Request::Stats, Vec::new());
-            }
-            Command::Kill => {
-                self.kill_at = Some(Instant::now() + END_GRACE);
-                self.request(&Request::Kill, Vec::new());
             }
         }
     }
@@ -354,12 +402,16 @@ impl Driver {
             // The sink may be a pipe that nobody reads.
             let _ = timeout(END_GRACE, done).await;
         }
+        // Its end of the connection is closed by now; what it said before is
+        // still on its way.
+        let _ = timeout(END_GRACE, self.shared.heard_all()).await;
         self.shared.mark(Phase::Exit);
 
         let console = self.shared.console();
         let killed = self.kill_at.is_some();
         let stderr = self.stderr_tail.bytes();
-        let reason = classify(&self.last_word, killed, &status, &console, &stderr);
+        let reason = classify(&self.last_word, killed, &status, &console, &stderr)
+            .explained_by(lock(&self.shared.guest_word).take());
         let stats = match self.last_word {
             LastWord::Exited(report) => Some(report.stats),
             _ => None,
@@ -382,6 +434,14 @@ impl Driver {
             }
         }
         self.child.wait().await;
+    }
+}
+
+/// Waits until `deadline`, for ever if there is none.
+async fn until(deadline: Option<Instant>) {
+    match deadline {
+        Some(deadline) => tokio::time::sleep_until(deadline).await,
+        None => std::future::pending().await,
     }
 }
 

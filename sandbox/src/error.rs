@@ -39,7 +39,7 @@ pub enum Error {
         why: String,
     },
     /// A file of the caller cannot be opened.
-    #[error("cannot open the {what} {}: {source}", path.display())]
+    #[error("cannot open the {what} {}: {source}{}", path.display(), open_hint(what, source))]
     Open {
         /// What the file is for: `kernel`, `root image`, ….
         what: &'static str,
@@ -90,11 +90,22 @@ pub enum Error {
         /// The error number in the guest, 0 if there is none.
         errno: i32,
     },
+    /// The guest ended in order before it was ready, so its init could not even
+    /// say why on its connection.
+    #[error("guest gave up before it was ready{}{}", gave_up(message.as_deref(), console.as_deref()), kernel_hint(*connected))]
+    GaveUp {
+        /// What its init wrote to the console.
+        message: Option<String>,
+        /// The last line on its console.
+        console: Option<String>,
+        /// Whether its init had reached the supervisor.
+        connected: bool,
+    },
     /// The VM ended before the operation was complete.
     #[error("{0}")]
     VmEnded(ExitReason),
     /// The VM has been shut down or killed, or its driver is gone.
-    #[error("the VM is not running")]
+    #[error("the VM is not running any more; boot another")]
     NotRunning,
     /// A program of another version of flashpan answered.
     #[error(
@@ -130,6 +141,9 @@ pub enum Error {
     /// The connection to a running program was lost while the VM lives on.
     #[error("lost the connection to the program: the guest's agent closed it")]
     AgentLost,
+    /// The guest's agent does not take requests, or not fast enough.
+    #[error("the guest's agent takes no more requests; end the VM if it stays so")]
+    AgentBusy,
     /// The guest did not answer in time.
     #[error("guest did not {what} within {after:?}")]
     Timeout {
@@ -182,6 +196,33 @@ fn reached_text(reached: Option<Phase>) -> String {
     }
 }
 
+/// What to do about a file that cannot be opened. One that is something else
+/// than it should be has said so itself.
+fn open_hint(what: &str, source: &io::Error) -> &'static str {
+    match (what, source.kind()) {
+        (_, io::ErrorKind::InvalidData) => "",
+        ("kernel", _) => "; name another, or build one with `flashpan kernel build`",
+        ("root image", _) => "; name another: an EROFS or ext4 image",
+        _ => "; build it with `cargo build --release`",
+    }
+}
+
+fn gave_up(message: Option<&str>, console: Option<&str>) -> String {
+    match message {
+        Some(message) => format!(": it could not {message}"),
+        None => quoted(console),
+    }
+}
+
+/// What to do about a guest whose init could not call.
+fn kernel_hint(connected: bool) -> &'static str {
+    if connected {
+        return "";
+    }
+    "; its kernel needs VSOCKETS, VIRTIO_VSOCKETS, VIRTIO_MMIO, VIRTIO_MMIO_CMDLINE_DEVICES, \
+     DEVTMPFS, PROC_FS and SYSFS built in (=y, not =m), as `flashpan kernel build` makes them"
+}
+
 fn quoted(line: Option<&str>) -> String {
     line.map(|line| format!("; last on its console: {line}"))
         .unwrap_or_default()
@@ -203,6 +244,33 @@ mod tests {
             "guest was not ready within 60s (it got as far as kernel_entry); \
              last on its console: VFS: cannot open root; \
              allow it more time if this host is busy"
+        );
+    }
+
+    #[test]
+    fn a_guest_that_gave_up_is_quoted_and_its_kernel_suspected() {
+        let mut error = Error::GaveUp {
+            message: Some("connect to the supervisor: not supported".into()),
+            console: None,
+            connected: false,
+        };
+        let text = error.to_string();
+        assert!(
+            text.starts_with(
+                "guest gave up before it was ready: it could not connect to the \
+                 supervisor: not supported; its kernel needs VSOCKETS, "
+            ),
+            "{text}"
+        );
+        assert!(!text.contains("  "), "{text}");
+        error = Error::GaveUp {
+            message: None,
+            console: Some("last".into()),
+            connected: true,
+        };
+        assert_eq!(
+            error.to_string(),
+            "guest gave up before it was ready; last on its console: last"
         );
     }
 

@@ -22,6 +22,18 @@ pub enum ExitReason {
     PowerOff,
     /// The guest asked for a restart, which ends a VM.
     Reboot,
+    /// A program in the guest asked its PID 1 for the end, as `poweroff` does.
+    AskedByProgram {
+        /// Whether it asked for a restart, which ends a VM.
+        reboot: bool,
+    },
+    /// The guest's PID 1 could not go on.
+    GuestFailed {
+        /// What it was doing.
+        what: String,
+        /// Why it failed.
+        why: String,
+    },
     /// The guest's kernel panicked.
     KernelPanic {
         /// What the kernel printed, on one line, free of control characters.
@@ -66,6 +78,13 @@ impl fmt::Display for ExitReason {
         match self {
             Self::PowerOff => write!(f, "guest powered off"),
             Self::Reboot => write!(f, "guest restarted, which ends a VM"),
+            Self::AskedByProgram { reboot: false } => {
+                write!(f, "a program in the guest powered it off")
+            }
+            Self::AskedByProgram { reboot: true } => {
+                write!(f, "a program in the guest restarted it, which ends a VM")
+            }
+            Self::GuestFailed { what, why } => write!(f, "guest could not {what}: {why}"),
             Self::KernelPanic { message } if console::is_out_of_memory(message) => {
                 write!(
                     f,
@@ -117,6 +136,30 @@ pub(crate) enum LastWord {
     /// It broke the protocol; the text says how.
     Broken(String),
     Nothing,
+}
+
+/// What the guest's PID 1 said last on the boot connection, after it was ready.
+#[derive(Debug, Clone)]
+pub(crate) enum GuestWord {
+    /// It ends because a program asked it to.
+    ShuttingDown { reboot: bool },
+    /// It cannot go on.
+    Failed { what: String, why: String },
+}
+
+impl ExitReason {
+    /// An end in order, with what PID 1 said of it.
+    pub(crate) fn explained_by(self, word: Option<GuestWord>) -> Self {
+        match (self, word) {
+            (Self::PowerOff | Self::Reboot, Some(GuestWord::ShuttingDown { reboot })) => {
+                Self::AskedByProgram { reboot }
+            }
+            (Self::PowerOff | Self::Reboot, Some(GuestWord::Failed { what, why })) => {
+                Self::GuestFailed { what, why }
+            }
+            (reason, _) => reason,
+        }
+    }
 }
 
 /// Everything that is known at the end, made into one reason.

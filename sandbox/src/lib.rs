@@ -36,6 +36,7 @@ mod exec;
 mod exit;
 mod frames;
 mod locate;
+mod log;
 mod process;
 mod pump;
 mod sandbox;
@@ -56,6 +57,7 @@ pub use flashpan_protocol::agent::{ExitStatus, FsType, StartFailureKind, Termina
 pub use flashpan_protocol::control::{BootProtocol, Console, ExitCount, Stats};
 pub use flashpan_protocol::phase::Phase;
 pub use locate::{guest_init_program, vmm_program};
+pub use log::VmLog;
 pub use process::{Collected, Process};
 pub use sandbox::Sandbox;
 pub use stdio::{Output, Stdin};

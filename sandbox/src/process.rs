@@ -10,13 +10,17 @@ use std::time::Duration;
 
 use flashpan_protocol::agent::{ExecInput, ExitStatus, TerminalSize};
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::mpsc::error::TrySendError;
+use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::driver::{Ended, Shared};
 use crate::error::{Error, Result};
 use crate::frames::FrameReader;
 use crate::pump::{OutputPump, Task, pump_input};
 use crate::stdio::{self, Output, Stdin};
+
+/// Signals that wait for an agent that does not take them.
+const REQUESTS: usize = 64;
 
 /// A running program. Dropping it ends the program: the agent sends SIGTERM to
 /// its process group, then SIGKILL to everything it started.
@@ -32,6 +36,7 @@ pub struct Process {
     pub stderr: Option<Output>,
     pid: u32,
     control: mpsc::Sender<ExecInput>,
+    size: watch::Sender<Option<TerminalSize>>,
     status: Status,
     _tasks: [Task; 2],
 }
@@ -57,7 +62,8 @@ impl Process {
         let (stdout_sender, stdout) = stdio::output();
         let (stderr_sender, stderr) = stdio::output();
         let (input, frames, gate) = stdio::input();
-        let (control, control_receiver) = mpsc::channel(8);
+        let (control, control_receiver) = mpsc::channel(REQUESTS);
+        let (size, new_size) = watch::channel(None);
         let (status_sender, status) = oneshot::channel();
         let output = OutputPump {
             reader,
@@ -72,6 +78,7 @@ impl Process {
             Task::spawn(pump_input(
                 writer,
                 control_receiver,
+                new_size,
                 stdin.then_some(frames),
             )),
         ];
@@ -81,6 +88,7 @@ impl Process {
             stderr: (!terminal).then_some(stderr),
             pid,
             control,
+            size,
             status: Status::Pending(status),
             _tasks: tasks,
         }
@@ -111,37 +119,41 @@ impl Process {
         status
     }
 
-    /// Sends a signal to the program's process group.
+    /// Sends a signal to the program's process group. Does not wait.
+    ///
+    /// # Errors
+    /// [`Error::AgentLost`] if the program has ended or its connection broke,
+    /// [`Error::AgentBusy`] if the agent takes no requests any more.
+    pub fn signal(&self, signal: i32) -> Result<()> {
+        self.send(ExecInput::Signal(signal))
+    }
+
+    /// Tells the program's terminal its new size. Does not wait; of sizes that
+    /// come faster than the agent takes them only the last counts.
     ///
     /// # Errors
     /// [`Error::AgentLost`] if the program has ended or its connection broke.
-    pub async fn signal(&self, signal: i32) -> Result<()> {
-        self.send(ExecInput::Signal(signal)).await
-    }
-
-    /// Tells the program's terminal its new size.
-    ///
-    /// # Errors
-    /// As [`Process::signal`].
-    pub async fn resize(&self, size: TerminalSize) -> Result<()> {
-        self.send(ExecInput::Resize(size)).await
+    pub fn resize(&self, size: TerminalSize) -> Result<()> {
+        let told = self.size.send(Some(size));
+        told.map_err(|_| Error::AgentLost)
     }
 
     /// Ends the program: SIGTERM to its process group, and SIGKILL to
-    /// everything it started when it is still there after `grace`.
+    /// everything it started when it is still there after `grace`. Does not
+    /// wait for it.
     ///
     /// # Errors
     /// As [`Process::signal`].
-    pub async fn cancel(&self, grace: Duration) -> Result<()> {
+    pub fn cancel(&self, grace: Duration) -> Result<()> {
         let grace_ms = u32::try_from(grace.as_millis()).unwrap_or(u32::MAX);
-        self.send(ExecInput::Cancel { grace_ms }).await
+        self.send(ExecInput::Cancel { grace_ms })
     }
 
-    async fn send(&self, message: ExecInput) -> Result<()> {
-        self.control
-            .send(message)
-            .await
-            .map_err(|_| Error::AgentLost)
+    fn send(&self, message: ExecInput) -> Result<()> {
+        self.control.try_send(message).map_err(|error| match error {
+            TrySendError::Full(_) => Error::AgentBusy,
+            TrySendError::Closed(_) => Error::AgentLost,
+        })
     }
 
     /// Collects all output, at most `limit` bytes of each stream, and waits for

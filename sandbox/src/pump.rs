@@ -4,12 +4,14 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use flashpan_protocol::agent::{ExecInput, ExecOutput, ExitStatus, MAX_DATA, MAX_FRAME};
+use flashpan_protocol::agent::{
+    ExecInput, ExecOutput, ExitStatus, MAX_DATA, MAX_FRAME, TerminalSize,
+};
 use flashpan_protocol::frame::{self, FrameError};
 use flashpan_protocol::phase::Phase;
 use tokio::io::AsyncWriteExt;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 
 use crate::driver::{Ended, Shared};
@@ -116,10 +118,12 @@ impl OutputPump {
 }
 
 /// Takes requests and input, if there is any, to the agent: requests first,
-/// input as it comes, end of file when the input's sender is gone.
+/// then the size of the terminal if it is new, input as it comes, end of file
+/// when the input's sender is gone.
 pub(crate) async fn pump_input(
     mut writer: OwnedWriteHalf,
     mut control: mpsc::Receiver<ExecInput>,
+    mut size: watch::Receiver<Option<TerminalSize>>,
     mut input: Option<mpsc::Receiver<Vec<u8>>>,
 ) {
     loop {
@@ -128,6 +132,10 @@ pub(crate) async fn pump_input(
             message = control.recv() => match message {
                 Some(message) => message,
                 None => return,
+            },
+            Ok(()) = size.changed() => match *size.borrow_and_update() {
+                Some(size) => ExecInput::Resize(size),
+                None => continue,
             },
             bytes = next_input(&mut input), if input.is_some() => match bytes {
                 Some(bytes) => ExecInput::Stdin(bytes),

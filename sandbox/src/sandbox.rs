@@ -48,6 +48,7 @@ const CONSOLE_CHUNKS: usize = 4;
 #[derive(Debug)]
 pub struct Sandbox {
     commands: mpsc::Sender<Command>,
+    kill: mpsc::Sender<()>,
     ended: Ended,
     shared: Arc<Shared>,
     boot_writer: Mutex<OwnedWriteHalf>,
@@ -161,8 +162,9 @@ impl Sandbox {
     /// Ends the VM at once, whatever the guest is doing, and waits until its
     /// process is gone. Nothing that the guest has not synced is saved.
     pub async fn kill(&self) -> Arc<Exit> {
-        // If the driver no longer listens the VM is ending already.
-        let _ = self.commands.send(Command::Kill).await;
+        // If the driver no longer listens the VM is ending already; if there is
+        // no room it was told.
+        let _ = self.kill.try_send(());
         self.wait().await
     }
 
@@ -237,7 +239,7 @@ impl SandboxBuilder {
     pub async fn boot(mut self) -> Result<Sandbox> {
         let start = self.process_start_ns.unwrap_or_else(now_ns);
         let spec = self.vm_spec()?;
-        let shared = Arc::new(Shared::default());
+        let shared = Arc::clone(&self.shared);
         shared.timeline().mark(Phase::ProcessStart, start);
         let guest = self.guest_config();
         let vmm = VmmProcess::start(&mut self, spec)?;
@@ -266,6 +268,7 @@ async fn come_up(
 ) -> Result<Sandbox> {
     let DriverHandle {
         commands,
+        kill,
         ended,
         boot,
     } = driver;
@@ -280,13 +283,17 @@ async fn come_up(
         biased;
         link = establish => match link? {
             Some(link) => link,
-            None => return Err(boot_failure(config, reason_of_end(ended).await)),
+            None => {
+                let exit = wait(ended).await;
+                return Err(boot_failure(config, shared, &exit));
+            }
         },
-        reason = reason_of_end(ended.clone()) => return Err(boot_failure(config, reason)),
+        exit = wait(ended.clone()) => return Err(boot_failure(config, shared, &exit)),
     };
     let (writer, listen) = link.serve();
     Ok(Sandbox {
         commands,
+        kill,
         ended,
         shared: Arc::clone(shared),
         boot_writer: Mutex::new(writer),
@@ -294,19 +301,29 @@ async fn come_up(
     })
 }
 
-/// Names the file that the VMM, which was given a descriptor, knows nothing of.
-fn boot_failure(config: &SandboxBuilder, reason: ExitReason) -> Error {
-    let ExitReason::BootFailed { class, message } = reason else {
-        return Error::VmEnded(reason);
+/// Why there is no guest. Names the file that the VMM, which was given a
+/// descriptor, knows nothing of; and what a guest that shut itself down left on
+/// its console.
+fn boot_failure(config: &SandboxBuilder, shared: &Shared, exit: &Exit) -> Error {
+    let (class, message) = match &exit.reason {
+        ExitReason::BootFailed { class, message } => (class, message),
+        ExitReason::PowerOff | ExitReason::Reboot => {
+            return Error::GaveUp {
+                message: console::init_message(&exit.console),
+                console: console::last_line(&exit.console),
+                connected: shared.timeline().has(Phase::AgentConnected),
+            };
+        }
+        reason => return Error::VmEnded(reason.clone()),
     };
-    let file = match class {
+    let file = match *class {
         BootFailureKind::Kernel => Some(("kernel", &config.kernel)),
         BootFailureKind::Disk => Some(("root image", &config.root.path)),
         _ => None,
     };
     let message = match file {
         Some((what, path)) => format!("{what} {}: {message}", path.display()),
-        None => message,
+        None => message.clone(),
     };
     Error::BootFailed { message }
 }

@@ -66,6 +66,11 @@ impl Timeline {
         self.stamps.iter().map(|(phase, _)| *phase).max()
     }
 
+    /// Whether `phase` was reached.
+    pub(crate) fn has(&self, phase: Phase) -> bool {
+        self.stamps.iter().any(|(known, _)| *known == phase)
+    }
+
     /// The timeline in its public form.
     pub(crate) fn report(&self) -> Report {
         let mut stamps = self.stamps.clone();

@@ -19,7 +19,7 @@ use std::time::Duration;
 
 use flashpan::{
     Error, ExecOptions, ExitReason, ExitStatus, FsType, Phase, Process, Root, Sandbox,
-    SandboxBuilder, StartFailureKind,
+    SandboxBuilder, StartFailureKind, TerminalSize,
 };
 use nix::fcntl::{Flock, FlockArg};
 use nix::sys::stat::Mode;
@@ -149,7 +149,7 @@ async fn a_signal_overtakes_input_that_the_program_does_not_read() {
     let mut process = run(&sandbox, &["sleep"]).await;
     let mut stdin = process.stdin.take().unwrap();
     let writer = tokio::spawn(async move { stdin.write_all(&vec![0; 10 << 20]).await });
-    process.signal(15).await.unwrap();
+    process.signal(15).unwrap();
     assert_eq!(process.wait().await.unwrap(), ExitStatus::Signal(15));
     let error = writer.await.unwrap().unwrap_err();
     assert_eq!(error.kind(), std::io::ErrorKind::BrokenPipe);
@@ -161,11 +161,33 @@ async fn a_signal_goes_out_while_output_is_held_back() {
     let sandbox = world.boot().await;
     // Nobody reads the output, so the pipe is full all the way to the guest.
     let process = run(&sandbox, &["flood-then-obey"]).await;
-    process.signal(2).await.unwrap();
+    process.signal(2).unwrap();
     let ExitReason::VmmDied { status, .. } = &sandbox.wait().await.reason else {
         panic!()
     };
     assert_eq!(status, "exited with status 77");
+}
+
+#[tokio::test]
+async fn requests_never_wait_and_of_sizes_the_last_counts() {
+    let world = World::new("normal");
+    let sandbox = world.boot().await;
+    let size = |columns| TerminalSize { rows: 1, columns };
+    // An agent that takes nothing: at some point it says so.
+    let process = run(&sandbox, &["deaf"]).await;
+    let signals = std::iter::repeat_with(|| process.signal(1)).take(100_000);
+    let error = signals.filter_map(Result::err).next().unwrap();
+    assert!(matches!(error, Error::AgentBusy), "{error}");
+    for columns in 0..1000 {
+        process.resize(size(columns)).unwrap();
+    }
+    // One that listens gets the last of many at once.
+    let mut process = run(&sandbox, &["until-one-column"]).await;
+    for columns in (1..1000).rev() {
+        process.resize(size(columns)).unwrap();
+    }
+    let status = timeout(LONG, process.wait()).await.unwrap().unwrap();
+    assert_eq!(status, ExitStatus::Code(0));
 }
 
 #[tokio::test]
@@ -263,6 +285,22 @@ async fn a_vmm_that_dies_under_a_program_is_its_reason() {
 }
 
 #[tokio::test]
+async fn an_end_that_a_program_asked_for_is_told_from_ours() {
+    for (program, expected) in [
+        ("ask-for-power-off", "a program in the guest powered it off"),
+        (
+            "make-init-fail",
+            "guest could not wait for events: Bad file? descriptor",
+        ),
+    ] {
+        let world = World::new("normal");
+        let sandbox = world.boot().await;
+        let error = run(&sandbox, &[program]).await.wait().await.unwrap_err();
+        assert_eq!(error.to_string(), expected);
+    }
+}
+
+#[tokio::test]
 async fn shutdown_asks_the_guest_first() {
     let world = World::new("normal");
     let sandbox = world.boot().await;
@@ -329,6 +367,23 @@ async fn a_vmm_that_does_not_listen_is_killed() {
 }
 
 #[tokio::test]
+async fn a_vmm_that_does_not_read_its_mail_is_killed() {
+    let world = World::new("stuffed");
+    let (mut console, sink) = std::io::pipe().unwrap();
+    let sandbox = world.builder().console_sink(sink).boot().await.unwrap();
+    let stuffed = tokio::task::spawn_blocking(move || {
+        std::io::Read::read_exact(&mut console, &mut [0; 8]).unwrap();
+    });
+    timeout(LONG, stuffed).await.unwrap().unwrap();
+    // Commands that cannot be sent do not hold up the end either.
+    let asked = sandbox.stats();
+    let exit = timeout(Duration::from_secs(20), sandbox.kill());
+    let (_, exit) = tokio::join!(asked, exit);
+    assert_eq!(exit.unwrap().reason, ExitReason::Killed);
+    world.vmm_is_gone().await;
+}
+
+#[tokio::test]
 async fn a_boot_that_takes_too_long_says_how_far_it_got() {
     let world = World::new("silent");
     let error = world
@@ -355,6 +410,11 @@ async fn every_failure_to_boot_has_its_reason() {
         ),
         ("panic", "guest kernel panic: VFS: no root"),
         (
+            "no-vsock",
+            "it could not connect to the supervisor (vsock CID 2, port 1024): Address family not \
+             supported by protocol; its kernel needs VSOCKETS, ",
+        ),
+        (
             "setup-failed",
             "guest could not mount the root image /dev/vda: bad?[1m magic",
         ),
@@ -373,6 +433,17 @@ async fn every_failure_to_boot_has_its_reason() {
         assert!(error.contains(expected), "{scenario}: {error}");
         world.vmm_is_gone().await;
     }
+}
+
+#[tokio::test]
+async fn a_guest_that_fails_leaves_its_warnings_and_timeline() {
+    let world = World::new("setup-failed");
+    let builder = world.builder();
+    let log = builder.log();
+    builder.boot().await.unwrap_err();
+    assert_eq!(log.take_warnings(), ["the disk is old"]);
+    let reached = |phase| log.timeline().since_start(phase).is_some();
+    assert!(reached(Phase::AgentConnected) && !reached(Phase::InitReady));
 }
 
 #[tokio::test]
@@ -404,6 +475,12 @@ async fn files_that_cannot_be_used_are_named() {
         let error = world.boot_error().await.to_string();
         let expected = format!("cannot open the {what} {}: ", path.display());
         assert!(error.starts_with(&expected), "{error}");
+        let advice = [
+            "kernel build`",
+            "an EROFS or ext4 image",
+            "cargo build --release`",
+        ];
+        assert!(advice.iter().any(|end| error.ends_with(end)), "{error}");
 
         std::fs::create_dir(&path).unwrap();
         let error = world.boot_error().await.to_string();

@@ -26,6 +26,15 @@ fn a_guest_that_powers_off_under_its_command_is_reported() {
 }
 
 #[test]
+fn a_program_that_asks_for_the_end_is_named_as_the_one() {
+    let home = Home::new();
+    // As busybox's poweroff does it.
+    let run = Flashpan::script(&home, "kill -USR2 1; sleep 100").finish();
+    run.expect_status(125)
+        .expect_complaint(&["a program in the guest powered it off before the command ended"]);
+}
+
+#[test]
 fn a_command_that_takes_all_memory_is_killed_and_not_the_host() {
     let home = Home::new();
     let script = "tail /dev/zero; echo status $?";

@@ -233,6 +233,21 @@ impl Running {
         }
     }
 
+    /// Waits until this is somewhere on standard error.
+    ///
+    /// # Panics
+    /// If it takes too long.
+    #[track_caller]
+    pub fn wait_for_stderr(&mut self, text: &str) {
+        while !String::from_utf8_lossy(&self.stderr.bytes).contains(text) {
+            let so_far = String::from_utf8_lossy(&self.stderr.bytes).into_owned();
+            assert!(
+                self.stderr.wait(self.patience),
+                "waited for {text:?}, saw {so_far:?}"
+            );
+        }
+    }
+
     fn pid(&self) -> Pid {
         Pid::from_raw(i32::try_from(self.child.id()).expect("a pid"))
     }

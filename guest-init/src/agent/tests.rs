@@ -7,11 +7,13 @@ use flashpan_protocol::agent::{ExecOutput, MAX_FRAME, StartFailureKind};
 use flashpan_protocol::frame::Decoder;
 
 use super::{Agent, EXECS_MAX, SOURCES, token};
+use crate::anchors::Anchors;
 use crate::poller::Poller;
 use crate::spawn::Privileges;
 
 fn agent() -> Agent {
-    Agent::new(&Poller::new().unwrap(), None, Privileges::Keep)
+    let (poller, anchors) = (Poller::new().unwrap(), Anchors::take().unwrap());
+    Agent::new(&poller, anchors, None, Privileges::Keep)
 }
 
 fn connect(agent: &mut Agent) -> UnixStream {

@@ -16,6 +16,7 @@ use flashpan_protocol::frame::{self, Decoder};
 use nix::sys::epoll::EpollEvent;
 
 use crate::agent::Agent;
+use crate::anchors::Anchors;
 use crate::cgroup::Tree;
 use crate::poller::Poller;
 use crate::spawn::Privileges;
@@ -162,7 +163,8 @@ impl Session {
 /// The agent's loop for one connection; returns when the agent has dropped it.
 fn serve(groups: Option<Tree>, socket: OwnedFd) {
     let poller = Poller::new().unwrap();
-    let mut agent = Agent::new(&poller, groups, privileges());
+    let anchors = Anchors::take().unwrap();
+    let mut agent = Agent::new(&poller, anchors, groups, privileges());
     agent.connect(socket);
     let mut events = [EpollEvent::empty(); 16];
     while !agent.is_idle() {

@@ -10,7 +10,8 @@ fn accounts() -> Accounts {
             broken line\n\
             :x:7:7::/:\n\
             negative:x:-1:7::/:\n\
-            1000:x:1234:1234:a user whose name is a number:/home/number:/bin/sh\n\
+            1000:x:0:0:root in disguise:/root:/bin/sh\n\
+            4711:x:0:0:and again:/root:/bin/sh\n\
             alice:x:1000:1001:Alice:/home/alice:/bin/bash\n\
             nohome:x:5:5:::\n\
             short:x:6:6"
@@ -20,6 +21,7 @@ fn accounts() -> Accounts {
             staff:x:50:\n\
             alice:x:1001:\n\
             docker:x:999:bob,alice\n\
+            77:x:0:\n\
             again:x:999:alice\n\
             bad:x:many:alice\n"
             .to_vec(),
@@ -47,11 +49,17 @@ fn a_name_brings_primary_and_supplementary_groups_and_home() {
 }
 
 #[test]
-fn a_name_that_looks_like_a_number_goes_before_the_number() {
-    let found = accounts().resolve(Some("1000")).unwrap();
+fn a_number_is_never_taken_for_the_name_of_another_user() {
+    let alice = identity(1000, 1001, &[4, 999], "/home/alice");
+    assert_eq!(accounts().resolve(Some("1000")), Ok(alice));
+    // No user has this number, and one who is root has it as a name.
     assert_eq!(
-        (found.uid, found.home.as_slice()),
-        (1234, &b"/home/number"[..])
+        accounts().resolve(Some("4711")),
+        Ok(identity(4711, 0, &[], "/"))
+    );
+    assert_eq!(
+        accounts().resolve(Some("alice:77")),
+        Ok(identity(1000, 77, &[], "/home/alice"))
     );
 }
 
@@ -62,8 +70,8 @@ fn a_known_number_is_the_user_and_an_unknown_one_has_group_zero() {
         Ok(identity(1, 1, &[4], "/usr/sbin"))
     );
     assert_eq!(
-        accounts().resolve(Some("4711")),
-        Ok(identity(4711, 0, &[], "/"))
+        accounts().resolve(Some("4712")),
+        Ok(identity(4712, 0, &[], "/"))
     );
 }
 

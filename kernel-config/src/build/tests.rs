@@ -185,6 +185,37 @@ fn a_killed_build_is_cleaned_up_by_the_next() {
 }
 
 #[test]
+fn what_a_killed_publication_or_removal_left_goes_unless_somebody_is_at_it() {
+    let bench = Bench::new(GOOD);
+    let options = bench.options();
+    let left = |name: &str| {
+        let path = bench.cache.directory(name);
+        fs::create_dir_all(path.join("inner")).unwrap();
+        path
+    };
+    let ours = format!(".old-{}", bench.hash(&options));
+    let gone = [".new-0123", ".old-4567", &ours].map(left);
+    let busy = left(".new-89ab");
+    let _lock = Lock::try_take(&bench.cache.lock("89ab")).unwrap().unwrap();
+    bench.build(&options).unwrap();
+    assert!(gone.iter().all(|path| !path.exists()));
+    assert!(busy.exists());
+}
+
+#[test]
+fn a_source_that_changes_under_its_build_makes_no_kernel() {
+    let edit = "echo 'config MORE' >> $(BENCH)/tree/Kconfig";
+    let bench = Bench::new(&format!("@{edit}\n\t{GOOD}"));
+    let error = bench.build(&bench.options()).unwrap_err().to_string();
+    assert!(
+        error.contains("changed while the kernel was built"),
+        "{error}"
+    );
+    assert_eq!(bench.cache.list().unwrap(), []);
+    bench.assert_no_scratch();
+}
+
+#[test]
 fn of_two_builds_of_one_kernel_one_compiles() {
     // The first stops in make until somebody writes into the pipe, which the
     // second does when it starts to wait.

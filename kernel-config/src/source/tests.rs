@@ -27,6 +27,29 @@ fn a_tree_is_identified_by_its_files() {
 }
 
 #[test]
+fn a_tree_with_other_links_or_an_edit_that_hides_is_another() {
+    let directory = tempfile::tempdir().unwrap();
+    tree(directory.path());
+    let (link, kconfig) = (
+        directory.path().join("link"),
+        directory.path().join("Kconfig"),
+    );
+    std::os::unix::fs::symlink("aa", &link).unwrap();
+    let first = open(directory.path()).unwrap();
+    // As long as before, and with the time of before.
+    let time = fs::metadata(&kconfig).unwrap().modified().unwrap();
+    fs::write(&kconfig, "mainmenu \"y\"\n").unwrap();
+    let file = File::options().write(true).open(&kconfig).unwrap();
+    file.set_modified(time).unwrap();
+    let second = open(directory.path()).unwrap();
+    assert_ne!(second.identity, first.identity);
+    fs::remove_file(&link).unwrap();
+    std::os::unix::fs::symlink("bb", &link).unwrap();
+    assert_ne!(open(directory.path()).unwrap().identity, second.identity);
+    assert!(first.verify(&directory.path().join("memory")).is_err());
+}
+
+#[test]
 fn a_tree_that_was_built_in_is_refused_with_the_cure() {
     let directory = tempfile::tempdir().unwrap();
     tree(directory.path());

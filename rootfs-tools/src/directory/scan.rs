@@ -21,6 +21,9 @@ use crate::tree::{Content, InodeId, Metadata, Node, Timestamp, Tree};
 /// Time stamps of files come from a clock that ticks this often or more often
 /// (100 Hz), so that two writes within a tick look like one.
 const CLOCK_TICK: Duration = Duration::from_millis(10);
+/// How far the clock that stamps files may be ahead of ours: that of a file
+/// server may.
+const CLOCK_SKEW: Duration = Duration::from_mins(1);
 /// The most that Linux returns of one attribute or of the names of all.
 const XATTR_MAX: usize = 64 << 10;
 
@@ -29,7 +32,8 @@ const XATTR_MAX: usize = 64 << 10;
 pub(super) struct Fingerprint {
     hash: Sha256,
     started: SystemTime,
-    newest: Timestamp,
+    /// Something may have changed since without showing it.
+    unclear: bool,
 }
 
 impl Fingerprint {
@@ -41,24 +45,33 @@ impl Fingerprint {
         Self {
             hash,
             started: SystemTime::now(),
-            newest: Timestamp::default(),
+            unclear: false,
         }
     }
 
     /// The fingerprint of `root` as it is now, without making a tree.
-    pub(super) fn of(root: &Path, options: &Options) -> Result<String, Error> {
+    /// `left_out` hears of each directory whose contents do not count.
+    pub(super) fn of(
+        root: &Path,
+        options: &Options,
+        left_out: &mut dyn FnMut(&Path),
+    ) -> Result<String, Error> {
         let mut fingerprint = Self::new(options);
         walk(root, options.cross_file_systems, &mut |step| {
             fingerprint.add(&step);
+            if let Step::LeftOut(path) = step {
+                left_out(path);
+            }
             Ok(())
         })?;
         Ok(fingerprint.finish())
     }
 
     fn add(&mut self, step: &Step<'_>) {
-        let Step::Found(found) = step else {
-            self.hash.update([0]);
-            return;
+        let found = match step {
+            Step::Found(found) => found,
+            Step::Leave => return self.hash.update([0]),
+            Step::LeftOut(_) => return self.hash.update([2]),
         };
         let stat = found.stat;
         // The size of a directory says how its file system stores it.
@@ -85,21 +98,19 @@ impl Fingerprint {
         }
         self.hash.update(found.target.unwrap_or_default());
         self.hash.update([0]);
-        self.newest = self
-            .newest
-            .max(timestamp(stat.st_ctime, stat.st_ctime_nsec));
+        // Of times in the far future, which say nothing, none may hide one that
+        // does.
+        let changed = timestamp(stat.st_ctime, stat.st_ctime_nsec);
+        self.unclear |= may_change_unseen(changed, self.started);
     }
 
     /// The fingerprint as hexadecimal digits.
     ///
-    /// A file that changed within the last tick of the clock may change again
+    /// A file that changed within the last tick of a clock may change again
     /// without showing it. Such a state gets a fingerprint that no other has:
     /// its image is used, but never taken for that of a later state.
     fn finish(mut self) -> String {
-        let newest = SystemTime::UNIX_EPOCH
-            + Duration::new(u64::try_from(self.newest.seconds).unwrap_or(0), 0)
-            + Duration::from_nanos(self.newest.nanoseconds.into());
-        if newest + CLOCK_TICK >= self.started {
+        if self.unclear {
             let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
             self.hash
                 .update(now.unwrap_or_default().as_nanos().to_le_bytes());
@@ -107,6 +118,20 @@ impl Fingerprint {
         }
         hex(&self.hash.finalize())
     }
+}
+
+/// Whether a file with this change time may have changed again at `now` without
+/// another change time. One that is further in the future than clocks differ is
+/// from before a clock was set back: what changes now gets another.
+pub(super) fn may_change_unseen(changed: Timestamp, now: SystemTime) -> bool {
+    let nanoseconds = |duration: Duration| i128::try_from(duration.as_nanos()).unwrap_or(i128::MAX);
+    let now = match now.duration_since(SystemTime::UNIX_EPOCH) {
+        Ok(after) => nanoseconds(after),
+        Err(before) => -nanoseconds(before.duration()),
+    };
+    let changed = i128::from(changed.seconds) * 1_000_000_000 + i128::from(changed.nanoseconds);
+    let unclear = now - nanoseconds(CLOCK_TICK)..=now + nanoseconds(CLOCK_SKEW);
+    unclear.contains(&changed)
 }
 
 /// A directory as a tree, and the fingerprint of the state that it shows.
@@ -138,6 +163,7 @@ impl Scan {
             fingerprint.add(&step);
             match step {
                 Step::Found(found) => builder.add(&found),
+                Step::LeftOut(_) => Ok(()),
                 Step::Leave => {
                     builder.inside.pop();
                     builder.path.pop();

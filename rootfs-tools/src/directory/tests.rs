@@ -4,7 +4,7 @@ use std::process::Command;
 use std::time::{Duration, SystemTime};
 
 use super::*;
-use crate::tree::{InodeId, Node, Tree};
+use crate::tree::{InodeId, Node, Timestamp, Tree};
 
 /// A directory to be made an image of, and a cache for it.
 struct Place {
@@ -60,7 +60,8 @@ impl Place {
     /// Waits until the clock that stamps files has ticked since the last write:
     /// then, and not before, a state has one fingerprint.
     fn tick(&self) {
-        let fingerprint = || scan::Fingerprint::of(&self.root(), &Options::default()).unwrap();
+        let fingerprint =
+            || scan::Fingerprint::of(&self.root(), &Options::default(), &mut |_| {}).unwrap();
         while fingerprint() != fingerprint() {}
     }
 }
@@ -155,6 +156,23 @@ fn a_change_within_a_tick_of_the_clock_is_seen() {
         fs.open("/file").unwrap().read_at(&mut content, 0).unwrap();
         assert_eq!(content, [b'a' + round]);
     }
+}
+
+#[test]
+fn times_in_the_far_future_do_not_make_every_state_a_new_one() {
+    let now = SystemTime::UNIX_EPOCH + Duration::from_secs(1_000_000);
+    let unclear = |seconds, nanoseconds| {
+        let changed = Timestamp {
+            seconds,
+            nanoseconds,
+        };
+        scan::may_change_unseen(changed, now)
+    };
+    assert!(unclear(1_000_000, 0) && unclear(999_999, 995_000_000));
+    assert!(unclear(1_000_030, 0), "a file server is ahead");
+    assert!(!unclear(999_999, 0) && !unclear(0, 0) && !unclear(-5, 0));
+    assert!(!unclear(2_000_000, 0) && !unclear(i64::MAX, 999_999_999));
+    assert!(!unclear(i64::MIN, 0));
 }
 
 #[test]
@@ -331,21 +349,25 @@ fn extended_attributes_are_kept() {
 fn other_file_systems_show_as_empty_directories_unless_wanted() {
     // Of those that are mounted wherever programs run, /dev has a small one.
     let seen = |cross| {
-        let mut seen = Vec::new();
+        let (mut seen, mut left_out) = (Vec::new(), Vec::new());
         let walked = walk::walk(Path::new("/dev"), cross, &mut |step| {
-            if let walk::Step::Found(found) = step {
-                seen.push(found.path.to_owned());
+            match step {
+                walk::Step::Found(found) => seen.push(found.path.to_owned()),
+                walk::Step::LeftOut(path) => left_out.push(path.to_owned()),
+                walk::Step::Leave => {}
             }
             Ok(())
         });
         walked.unwrap();
-        seen
+        (seen, left_out)
     };
     let (mount, file) = (PathBuf::from("/dev/pts"), PathBuf::from("/dev/pts/ptmx"));
-    let without = seen(false);
+    let (without, left_out) = seen(false);
     assert!(without.contains(&mount) && !without.contains(&file));
-    let with = seen(true);
+    assert!(left_out.contains(&mount), "{left_out:?}");
+    let (with, left_out) = seen(true);
     assert!(with.contains(&mount) && with.contains(&file));
+    assert!(left_out.is_empty(), "{left_out:?}");
 }
 
 #[test]

@@ -8,7 +8,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
-use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, Stat};
+use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, Stat, StatxFlags};
 
 use super::Error;
 
@@ -44,6 +44,9 @@ impl Found<'_> {
 pub(super) enum Step<'a> {
     /// Something; if it is a directory, its entries and a [`Step::Leave`] follow.
     Found(Found<'a>),
+    /// The directory found last has another file system mounted on it, and is
+    /// told as an empty one. Its path on the host.
+    LeftOut(&'a Path),
     /// The end of the directory found last and not left yet.
     Leave,
 }
@@ -67,6 +70,7 @@ pub(super) fn walk(
     let fd = rustix::fs::open(root, flags, Mode::empty()).map_err(Error::reading(root))?;
     let stat = rustix::fs::fstat(&fd).map_err(Error::reading(root))?;
     let device = stat.st_dev;
+    let mount = mount_id(fd.as_fd(), c"");
     let directory = fd.as_fd();
     visit(Step::Found(Found {
         directory,
@@ -103,18 +107,40 @@ pub(super) fn walk(
             stat: &stat,
             target: target.as_deref().map(CStr::to_bytes),
         }))?;
-        if kind == FileType::Directory && (cross || stat.st_dev == device) {
+        // A btrfs subvolume has a device number of its own, but is a directory
+        // like any other.
+        let enter = kind == FileType::Directory
+            && (cross || stat.st_dev == device || {
+                is_same_mount(mount, mount_id(frame.fd.as_fd(), &name))
+            });
+        if enter {
             let fd = rustix::fs::openat(&frame.fd, &name, ENTER, Mode::empty())
                 .map_err(Error::reading(&path))?;
             frames.push(Frame::read(fd, &path)?);
         } else {
             if kind == FileType::Directory {
+                visit(Step::LeftOut(&path))?;
                 visit(Step::Leave)?;
             }
             path.pop();
         }
     }
     Ok(())
+}
+
+/// The number of the mount that `name` in `directory` belongs to (of
+/// `directory` itself if `name` is empty); `None` before Linux 5.8.
+fn mount_id(directory: BorrowedFd<'_>, name: &CStr) -> Option<u64> {
+    let flags = AtFlags::SYMLINK_NOFOLLOW | AtFlags::EMPTY_PATH;
+    let stat = rustix::fs::statx(directory, name, flags, StatxFlags::MNT_ID).ok()?;
+    let known = StatxFlags::from_bits_retain(stat.stx_mask).contains(StatxFlags::MNT_ID);
+    known.then_some(stat.stx_mnt_id)
+}
+
+/// Whether two things with different device numbers are in one mount all the
+/// same. Where nobody knows, another device is another file system.
+fn is_same_mount(one: Option<u64>, other: Option<u64>) -> bool {
+    one.is_some() && one == other
 }
 
 impl Frame {
@@ -129,5 +155,21 @@ impl Frame {
         }
         names.sort_unstable_by(|one, other| other.cmp(one));
         Ok(Self { fd, names })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn mounts_have_numbers_and_directories_those_of_their_mount() {
+        let dev = rustix::fs::open("/dev", ENTER, Mode::empty()).unwrap();
+        let root = rustix::fs::open("/", ENTER, Mode::empty()).unwrap();
+        let id = |fd: &OwnedFd, name| mount_id(fd.as_fd(), name);
+        assert!(is_same_mount(id(&dev, c""), id(&dev, c"null")));
+        assert!(is_same_mount(id(&root, c""), id(&root, c"usr")));
+        assert!(!is_same_mount(id(&dev, c""), id(&dev, c"pts")));
+        assert!(!is_same_mount(None, None), "nobody knows");
     }
 }

@@ -5,6 +5,8 @@ use std::fs::File;
 use std::io::{IoSlice, IoSliceMut, Read, Write};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::sync::Mutex;
 use std::time::Duration;
 
 use flashpan_protocol::agent::{
@@ -19,6 +21,9 @@ use flashpan_protocol::frame::{self, Decoder};
 use flashpan_protocol::phase::{ExitRequest, Phase};
 use nix::fcntl::{Flock, FlockArg};
 use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, recvmsg, sendmsg};
+
+/// PID 1's connection once it is ready.
+static BOOT: Mutex<Option<UnixStream>> = Mutex::new(None);
 
 /// The control socket of a VMM.
 struct Control(OwnedFd);
@@ -133,6 +138,16 @@ pub fn main(scenario: &str) -> ! {
                 .unwrap();
             control.exit(ExitReason::Reset)
         }
+        // PID 1 of a kernel without vsock.
+        "no-vsock" => {
+            console
+                .write_all(
+                    b"[ 0.3] flashpan-init: connect to the supervisor (vsock CID 2, port \
+                      1024): Address family not supported by protocol\n",
+                )
+                .unwrap();
+            control.exit(ExitReason::Requested(ExitRequest::PowerOff))
+        }
         "silent" => {
             control.send(
                 &Event::Phase(Stamp {
@@ -143,6 +158,27 @@ pub fn main(scenario: &str) -> ! {
             );
             console.write_all(b"booting...\n").unwrap();
             serve(&control, scenario, &spec)
+        }
+        // Asks much, hears nothing, and does not end when it is asked to.
+        "stuffed" => {
+            call_home(&control, scenario);
+            let second = nix::sys::time::TimeVal::new(1, 0);
+            nix::sys::socket::setsockopt(
+                &control.0,
+                nix::sys::socket::sockopt::SendTimeout,
+                &second,
+            )
+            .unwrap();
+            let question = control::encode(&Event::Incoming { id: 1, port: 1 }).unwrap();
+            // Until there is no room for another question, because nobody here
+            // takes the answers.
+            while nix::sys::socket::send(control.0.as_raw_fd(), &question, MsgFlags::MSG_NOSIGNAL)
+                .is_ok()
+            {}
+            console.write_all(b"stuffed\n").unwrap();
+            loop {
+                std::thread::park();
+            }
         }
         // Hears nothing, and does not end when it is asked to.
         "deaf" => {
@@ -262,6 +298,8 @@ fn init(mut stream: UnixStream, scenario: &str) {
     };
     assert_eq!(config.hostname, "fake");
     if scenario == "setup-failed" {
+        let warning = GuestMessage::Warning("the disk is old".into());
+        frame::write(&mut stream, &warning, MAX_FRAME).unwrap();
         let what = "mount the root image /dev/vda".into();
         let failed = GuestMessage::Failed {
             what,
@@ -272,6 +310,12 @@ fn init(mut stream: UnixStream, scenario: &str) {
     }
     let warning = GuestMessage::Warning("no entropy\nyet".into());
     frame::write(&mut stream, &warning, MAX_FRAME).unwrap();
+    if scenario == "gated" {
+        // A FIFO: until the test opens it for writing.
+        let gate = std::env::var_os("FLASHPAN_FAKE_DIR").unwrap();
+        drop(File::open(Path::new(&gate).join("gate")).unwrap());
+    }
+    *BOOT.lock().unwrap() = Some(stream.try_clone().unwrap());
     frame::write(&mut stream, &GuestMessage::Ready, MAX_FRAME).unwrap();
     match decoder.read_message(&mut stream) {
         Ok(Some(HostMessage::Shutdown { .. })) if scenario != "stubborn" => {
@@ -295,6 +339,7 @@ fn agent(mut stream: UnixStream) {
     };
     let ExecRequest {
         command: Command::Argv(argv),
+        terminal,
         ..
     } = *request
     else {
@@ -362,6 +407,22 @@ fn agent(mut stream: UnixStream) {
                 return;
             }
         },
+        ["size"] => {
+            let size = terminal.map(|size| format!("{}x{}", size.rows, size.columns));
+            say(&ExecOutput::Stdout(format!("{size:?}").into_bytes()));
+            say(&ExecOutput::Exited(ExitStatus::Code(0)));
+        }
+        ["deaf"] => std::thread::sleep(Duration::MAX),
+        ["until-one-column"] => loop {
+            match hear() {
+                Some(ExecInput::Resize(size)) if size.columns == 1 => {
+                    say(&ExecOutput::Exited(ExitStatus::Code(0)));
+                    return;
+                }
+                Some(ExecInput::Resize(_)) => {}
+                other => panic!("unexpected {other:?}"),
+            }
+        },
         ["closes-input"] => {
             say(&ExecOutput::StdinClosed);
             assert_eq!(hear(), Some(ExecInput::StdinEof));
@@ -393,6 +454,22 @@ fn agent(mut stream: UnixStream) {
             std::thread::sleep(Duration::MAX);
         }
         ["power-off"] => {
+            // SAFETY: the descriptor stays open until the process ends.
+            let control = Control(unsafe { OwnedFd::from_raw_fd(CONTROL_FD) });
+            control.exit(ExitReason::Requested(ExitRequest::PowerOff))
+        }
+        // As busybox does it: PID 1 is asked, says so and ends the VM.
+        [program @ ("ask-for-power-off" | "make-init-fail")] => {
+            let message = match *program {
+                "make-init-fail" => GuestMessage::Failed {
+                    what: "wait for events".into(),
+                    why: "Bad file\x1b descriptor".into(),
+                    errno: 9,
+                },
+                _ => GuestMessage::ShuttingDown { reboot: false },
+            };
+            let mut boot = BOOT.lock().unwrap();
+            frame::write(boot.as_mut().unwrap(), &message, MAX_FRAME).unwrap();
             // SAFETY: the descriptor stays open until the process ends.
             let control = Control(unsafe { OwnedFd::from_raw_fd(CONTROL_FD) });
             control.exit(ExitReason::Requested(ExitRequest::PowerOff))

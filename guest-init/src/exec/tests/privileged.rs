@@ -1,6 +1,8 @@
 //! What only root can set up: users, limits, control groups.
 
 use super::*;
+use crate::cgroup::Removal;
+use crate::testing::{in_own_namespaces, unique};
 
 #[test]
 #[ignore = "needs root: changes the user"]
@@ -44,7 +46,7 @@ fn groups(name: &str) -> (Tree, PathBuf) {
         .find(|line| line.contains(" cgroup2 "))
         .expect("no cgroup v2 here");
     let root = PathBuf::from(mount.split(' ').nth(1).unwrap());
-    let own = root.join(format!("guest-init-{}-{name}", std::process::id()));
+    let own = root.join(format!("guest-init-{}-{name}", unique()));
     std::fs::create_dir(&own).unwrap();
     // That limits cannot be set where the controllers are in v1 does not matter
     // here.
@@ -104,5 +106,137 @@ fn every_program_has_a_group_and_it_is_gone_with_it() {
             .any(|line| line.starts_with("0::") && line.ends_with("/exec/0")),
         "{text}"
     );
+    remove_groups(&own);
+}
+
+#[test]
+#[ignore = "needs root and cgroup v2"]
+fn a_mount_over_the_groups_hides_no_process_from_pid_1() {
+    // Mounts of a program stay within this test.
+    in_own_namespaces(
+        "exec::tests::privileged::a_mount_over_the_groups_hides_no_process_from_pid_1",
+        || {
+            let (tree, own) = groups("mounted");
+            let mount = own.parent().unwrap().to_path_buf();
+            let line = format!(
+                "mount -t tmpfs none {0} && setsid sh -c 'echo $$; exec sleep 1000' & sleep 0.2; exit 6",
+                mount.display()
+            );
+            let outcome = Session::start_in(Some(tree), shell(&line)).finish();
+            assert_eq!(outcome.status, Some(ExitStatus::Code(6)), "{outcome:?}");
+            let text = String::from_utf8(outcome.stdout).unwrap();
+            assert!(!lives(text.trim().parse().unwrap()));
+            nix::mount::umount(&mount).unwrap();
+            remove_groups(&own);
+        },
+    );
+}
+
+#[test]
+#[ignore = "needs root and cgroup v2"]
+fn a_process_that_left_its_group_goes_with_the_last_program() {
+    in_own_namespaces(
+        "exec::tests::privileged::a_process_that_left_its_group_goes_with_the_last_program",
+        || {
+            let (tree, own) = groups("left");
+            let line = format!(
+                "setsid sh -c 'echo $$ >{0}/cgroup.procs; echo $$; exec sleep 1000' & sleep 0.2; exit 6",
+                own.display()
+            );
+            let outcome = Session::start_in(Some(tree), shell(&line)).finish();
+            assert_eq!(outcome.status, Some(ExitStatus::Code(6)), "{outcome:?}");
+            let text = String::from_utf8(outcome.stdout).unwrap();
+            assert!(!lives(text.trim().parse().unwrap()));
+            remove_groups(&own);
+        },
+    );
+}
+
+#[test]
+#[ignore = "needs root and cgroup v2"]
+fn a_process_that_left_its_group_may_stay_if_its_program_may_linger() {
+    in_own_namespaces(
+        "exec::tests::privileged::a_process_that_left_its_group_may_stay_if_its_program_may_linger",
+        || {
+            let (tree, own) = groups("stays");
+            let line = format!(
+                "setsid sh -c 'echo $$ >{0}/cgroup.procs; echo $$; exec sleep 1000 >/dev/null 2>&1' & sleep 0.2",
+                own.display()
+            );
+            let mut asked = shell(&line);
+            asked.linger = true;
+            let outcome = Session::start_in(Some(tree), asked).finish();
+            let text = String::from_utf8(outcome.stdout).unwrap();
+            let pid = text.trim().parse().unwrap();
+            assert!(lives(pid));
+            std::fs::write(own.join("cgroup.kill"), "1").unwrap();
+            assert!(!lives(pid));
+            std::fs::remove_dir(own.join("exec/0")).unwrap();
+            remove_groups(&own);
+        },
+    );
+}
+
+#[test]
+#[ignore = "needs root and cgroup v2"]
+fn groups_in_groups_are_removed_however_deep_and_in_reasonable_time() {
+    let (tree, own) = groups("deep");
+    let line = format!(
+        "cd {0}/exec/0; for n in $(seq 200); do mkdir a b; cd a; done; exit 3",
+        own.display()
+    );
+    let begun = Instant::now();
+    let outcome = Session::start_in(Some(tree), shell(&line)).finish();
+    assert_eq!(outcome.status, Some(ExitStatus::Code(3)), "{outcome:?}");
+    assert!(begun.elapsed() < Duration::from_secs(8), "it was given up");
+    remove_groups(&own);
+}
+
+#[test]
+#[ignore = "needs root and cgroup v2"]
+fn groups_that_programs_made_where_ours_are_made_are_left_alone() {
+    let (mut tree, own) = groups("taken");
+    std::fs::create_dir(own.join("exec/0")).unwrap();
+    drop(tree.new_run().unwrap());
+    assert!(own.join("exec/1").exists());
+    std::fs::remove_dir(own.join("exec/0")).unwrap();
+    std::fs::remove_dir(own.join("exec/1")).unwrap();
+    remove_groups(&own);
+}
+
+#[test]
+#[ignore = "needs root and cgroup v2"]
+fn the_event_of_a_group_is_over_once_it_was_looked_at() {
+    use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+    use std::os::fd::AsFd;
+
+    let (mut tree, own) = groups("events");
+    let group = tree.new_run().unwrap();
+    let enter = || {
+        let child = std::process::Command::new("sleep")
+            .arg("1000")
+            .spawn()
+            .unwrap();
+        std::fs::write(own.join("exec/0/cgroup.procs"), child.id().to_string()).unwrap();
+        child
+    };
+    let events = group.watch_empty().unwrap();
+    let happened = |timeout| {
+        let mut fds = [PollFd::new(events.as_fd(), PollFlags::POLLPRI)];
+        poll(&mut fds, timeout).unwrap() == 1
+    };
+    let mut first = enter();
+    assert_eq!(group.remove(), Removal::Busy);
+    first.kill().unwrap();
+    first.wait().unwrap();
+    assert!(happened(PollTimeout::MAX));
+    // Somebody is in it again: PID 1 must not be woken for what it knows.
+    let mut second = enter();
+    assert_eq!(group.remove(), Removal::Busy);
+    assert!(!happened(PollTimeout::ZERO));
+    group.kill().unwrap();
+    second.wait().unwrap();
+    assert!(happened(PollTimeout::MAX));
+    assert_eq!(group.remove(), Removal::Removed);
     remove_groups(&own);
 }
