@@ -5,9 +5,7 @@ use std::os::unix::net::UnixStream;
 use std::sync::mpsc::{self, Receiver, Sender};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use event_manager::{
-    EventManager, EventOps, Events, MutEventSubscriber, SubscriberId, SubscriberOps,
-};
+use event_manager::{EventManager, MutEventSubscriber, SubscriberId, SubscriberOps};
 use flashpan_devices::vsock::{Vsock, VsockEvent};
 use flashpan_protocol::agent::GUEST_CID;
 use flashpan_protocol::control::{
@@ -15,9 +13,9 @@ use flashpan_protocol::control::{
     VmSpec,
 };
 use flashpan_protocol::phase::Phase;
-use vmm_sys_util::epoll::EventSet;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
+use self::orders::{Commands, EndSubscriber, Order};
 use crate::boot;
 use crate::cpu::run::Vcpus;
 use crate::cpu::{cpuid, entry};
@@ -27,6 +25,8 @@ use crate::machine::{Attached, Machine};
 use crate::memory::GuestMemory;
 use crate::resident::ResidentSize;
 use crate::state::{MachineStateError, VmState};
+
+mod orders;
 
 /// What a machine is built from besides its description.
 #[derive(Debug)]
@@ -242,19 +242,13 @@ impl Vm {
             .into_iter()
             .map(|subscriber| events.add_subscriber(subscriber))
             .collect();
-        let commands = Commands {
-            receiver,
-            wake,
-            vsock,
-            ended: None,
-            pending: Vec::new(),
-        };
+        let commands = Commands::new(receiver, wake, vsock);
         let commands = Arc::new(Mutex::new(commands));
         events.add_subscriber(Box::new(Arc::clone(&commands)) as Subscriber);
-        events.add_subscriber(Box::new(EndSubscriber {
-            machine: Arc::clone(&machine),
-            commands: Arc::clone(&commands),
-        }));
+        events.add_subscriber(Box::new(EndSubscriber::new(
+            Arc::clone(&machine),
+            Arc::clone(&commands),
+        )));
 
         let supported = cpuid::supported(kvm.kvm())?;
         let mut vcpus = Vec::new();
@@ -488,84 +482,6 @@ fn vsock_device(observer: Arc<dyn Observer>) -> Result<Arc<Mutex<Vsock>>, BootEr
     Ok(Arc::new(Mutex::new(vsock)))
 }
 
-/// An order that needs the whole machine.
-#[derive(Debug)]
-enum Order {
-    Pause,
-    Resume,
-    Stats,
-    Save(Sender<Result<Box<VmState>, MachineStateError>>),
-    End(ExitReason),
-}
-
-/// Takes commands in the event loop.
-struct Commands {
-    receiver: Receiver<Command>,
-    wake: EventFd,
-    vsock: Arc<Mutex<Vsock>>,
-    /// For [`Vm::run`] to do after this round of events.
-    pending: Vec<Order>,
-    ended: Option<ExitReason>,
-}
-
-impl MutEventSubscriber for Commands {
-    fn init(&mut self, ops: &mut EventOps<'_>) {
-        if let Err(error) = ops.add(Events::new(&self.wake, EventSet::IN)) {
-            self.ended = Some(unwatched("commands", &error));
-        }
-    }
-
-    fn process(&mut self, _: Events, _: &mut EventOps<'_>) {
-        let _ = self.wake.read();
-        self.receive();
-    }
-}
-
-impl Commands {
-    /// Takes all commands that there are.
-    fn receive(&mut self) {
-        while let Ok(command) = self.receiver.try_recv() {
-            match command {
-                Command::Connect { id, port, stream } => {
-                    lock(&self.vsock).connect(id, port, stream);
-                }
-                Command::Accept { id } => lock(&self.vsock).accept(id),
-                Command::Reject { id } => lock(&self.vsock).reject(id),
-                Command::Pause => self.pending.push(Order::Pause),
-                Command::Resume => self.pending.push(Order::Resume),
-                Command::Stats => self.pending.push(Order::Stats),
-                Command::Save(reply) => self.pending.push(Order::Save(reply)),
-                Command::End(reason) => self.pending.push(Order::End(reason)),
-            }
-        }
-    }
-}
-
-/// Notices that a vCPU has ended the machine.
-struct EndSubscriber {
-    machine: Arc<Machine>,
-    commands: Arc<Mutex<Commands>>,
-}
-
-impl MutEventSubscriber for EndSubscriber {
-    fn init(&mut self, ops: &mut EventOps<'_>) {
-        if let Err(error) = ops.add(Events::new(self.machine.end_event(), EventSet::IN)) {
-            lock(&self.commands).ended = Some(unwatched("the end of the guest", &error));
-        }
-    }
-
-    fn process(&mut self, _: Events, _: &mut EventOps<'_>) {
-        let _ = self.machine.end_event().read();
-        if let Some(reason) = self.machine.end_reason() {
-            lock(&self.commands).ended.get_or_insert(reason);
-        }
-    }
-}
-
-fn unwatched(what: &str, error: &event_manager::Error) -> ExitReason {
-    ExitReason::VmmError(format!("could not watch {what}: {error}"))
-}
-
 /// Locks; a poisoned lock cannot be in a process that aborts on panic.
 pub(crate) fn lock<T: ?Sized>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
@@ -615,3 +531,6 @@ pub fn now_ns() -> u64 {
     let nanos = u64::try_from(now.tv_nsec).unwrap_or(0);
     seconds.saturating_mul(1_000_000_000).saturating_add(nanos)
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,112 @@
+//! What the event loop of a machine is told: commands, and its end.
+
+use std::sync::mpsc::{Receiver, Sender};
+use std::sync::{Arc, Mutex};
+
+use event_manager::{EventOps, Events, MutEventSubscriber};
+use flashpan_devices::vsock::Vsock;
+use flashpan_protocol::control::ExitReason;
+use vmm_sys_util::epoll::EventSet;
+use vmm_sys_util::eventfd::EventFd;
+
+use super::{Command, lock};
+use crate::machine::Machine;
+use crate::state::{MachineStateError, VmState};
+
+/// An order that needs the whole machine.
+#[derive(Debug)]
+pub(super) enum Order {
+    Pause,
+    Resume,
+    Stats,
+    Save(Sender<Result<Box<VmState>, MachineStateError>>),
+    End(ExitReason),
+}
+
+/// Takes commands in the event loop.
+pub(super) struct Commands {
+    receiver: Receiver<Command>,
+    wake: EventFd,
+    vsock: Arc<Mutex<Vsock>>,
+    /// For [`super::Vm::run`] to do after this round of events.
+    pub(super) pending: Vec<Order>,
+    pub(super) ended: Option<ExitReason>,
+}
+
+impl MutEventSubscriber for Commands {
+    fn init(&mut self, ops: &mut EventOps<'_>) {
+        if let Err(error) = ops.add(Events::new(&self.wake, EventSet::IN)) {
+            self.ended = Some(unwatched("commands", &error));
+        }
+    }
+
+    fn process(&mut self, _: Events, _: &mut EventOps<'_>) {
+        let _ = self.wake.read();
+        self.receive();
+    }
+}
+
+impl Commands {
+    pub(super) fn new(
+        receiver: Receiver<Command>,
+        wake: EventFd,
+        vsock: Arc<Mutex<Vsock>>,
+    ) -> Self {
+        Self {
+            receiver,
+            wake,
+            vsock,
+            pending: Vec::new(),
+            ended: None,
+        }
+    }
+
+    /// Takes all commands that there are.
+    pub(super) fn receive(&mut self) {
+        while let Ok(command) = self.receiver.try_recv() {
+            match command {
+                Command::Connect { id, port, stream } => {
+                    lock(&self.vsock).connect(id, port, stream);
+                }
+                Command::Accept { id } => lock(&self.vsock).accept(id),
+                Command::Reject { id } => lock(&self.vsock).reject(id),
+                Command::Pause => self.pending.push(Order::Pause),
+                Command::Resume => self.pending.push(Order::Resume),
+                Command::Stats => self.pending.push(Order::Stats),
+                Command::Save(reply) => self.pending.push(Order::Save(reply)),
+                Command::End(reason) => self.pending.push(Order::End(reason)),
+            }
+        }
+    }
+}
+
+/// Notices that a vCPU has ended the machine.
+pub(super) struct EndSubscriber {
+    machine: Arc<Machine>,
+    commands: Arc<Mutex<Commands>>,
+}
+
+impl EndSubscriber {
+    pub(super) fn new(machine: Arc<Machine>, commands: Arc<Mutex<Commands>>) -> Self {
+        Self { machine, commands }
+    }
+}
+
+impl MutEventSubscriber for EndSubscriber {
+    fn init(&mut self, ops: &mut EventOps<'_>) {
+        if let Err(error) = ops.add(Events::new(self.machine.end_event(), EventSet::IN)) {
+            lock(&self.commands).ended = Some(unwatched("the end of the guest", &error));
+        }
+    }
+
+    fn process(&mut self, _: Events, _: &mut EventOps<'_>) {
+        let _ = self.machine.end_event().read();
+        if let Some(reason) = self.machine.end_reason() {
+            lock(&self.commands).ended.get_or_insert(reason);
+        }
+    }
+}
+
+fn unwatched(what: &str, error: &event_manager::Error) -> ExitReason {
+    ExitReason::VmmError(format!("could not watch {what}: {error}"))
+}
