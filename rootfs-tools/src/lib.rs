@@ -19,12 +19,19 @@
 //! Everything works on ordinary files, needs no root and mounts nothing.
 //! Functions block; none starts threads.
 
+pub mod archive;
 pub mod builtin;
 pub mod cache;
 pub mod directory;
 pub mod disk;
 pub mod erofs;
+pub mod image_config;
 pub mod initramfs;
+pub mod layers;
+pub mod manifest;
 pub mod probe;
+pub mod reference;
+pub mod registry;
 mod sparse;
+pub mod store;
 pub mod tree;
