@@ -15,9 +15,12 @@
 //! - [`directory`] and [`builtin`] make trees and keep their images in a [`cache`].
 //! - [`probe`]: what a path is that somebody wants as a root.
 //! - [`disk`]: sparse, empty ext4 disks.
+//! - [`reference`] and [`platform`]: the names of images and what they are for;
+//!   [`registry`] fetches images.
 //!
 //! Everything works on ordinary files, needs no root and mounts nothing.
-//! Functions block; none starts threads.
+//! Functions block and start no threads, but for those of [`registry`], which
+//! are asynchronous.
 
 pub mod builtin;
 pub mod cache;
@@ -25,6 +28,12 @@ pub mod directory;
 pub mod disk;
 pub mod erofs;
 pub mod initramfs;
+pub mod platform;
 pub mod probe;
+pub mod reference;
+pub mod registry;
 mod sparse;
 pub mod tree;
+
+/// The types of images, registries and runtimes: one version for everybody.
+pub use oci_spec as oci;
