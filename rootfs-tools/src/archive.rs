@@ -18,7 +18,7 @@ mod piece;
 mod spool;
 
 use std::fs::File;
-use std::io;
+use std::io::{self, BufReader};
 use std::os::fd::AsFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
@@ -26,8 +26,10 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{Mode, OFlags};
 use sha2::{Digest, Sha256};
 
+use crate::compression::{Compression, Decompressor};
 use crate::directory::hex;
-use crate::manifest::{Packing, Platform};
+use crate::platform::Platform;
+use crate::registry;
 use members::{Members, ScanError};
 use spool::{Look, SpoolError};
 
@@ -36,6 +38,10 @@ pub use piece::Piece;
 /// What has images in a form that is understood, for messages.
 const UNDERSTOOD: &str = "a `docker save` tar, an OCI image layout (tar or directory), or a root \
                           file system (tar or directory), each tar also with gzip or zstd";
+
+/// Longest manifest, index or list of images that is read, in bytes; what
+/// registries take.
+const MANIFEST_MAX: usize = 4 << 20;
 
 /// Directories of which a root file system has at least one.
 const ROOT_MARKS: [&[u8]; 8] = [
@@ -80,14 +86,17 @@ pub enum Error {
         what: String,
     },
     /// A manifest or an index in it cannot be used.
-    #[error("cannot use {blob} of {archive}: {source}")]
-    Manifest {
+    #[error(transparent)]
+    Manifest(Box<registry::Error>),
+    /// It has images for other platforms only.
+    #[error("{archive} has nothing for {wanted}; it has {}", list(available))]
+    NoPlatform {
         /// The archive.
         archive: String,
-        /// Which one.
-        blob: String,
-        /// Why.
-        source: crate::manifest::Error,
+        /// What was asked for.
+        wanted: String,
+        /// What there is.
+        available: Vec<String>,
     },
     /// It unpacks to more than is allowed.
     #[error("{archive} unpacks to more than the {} MiB that are allowed", max >> 20)]
@@ -107,6 +116,13 @@ pub enum Error {
         /// Why.
         source: io::Error,
     },
+}
+
+fn list(names: &[String]) -> String {
+    match names {
+        [] => "no images at all".to_owned(),
+        names => names.join(", "),
+    }
 }
 
 /// How to read archives.
@@ -151,6 +167,8 @@ pub struct Layer {
     pub piece: Piece,
     /// The digest of the bytes, where the archive promises one.
     pub digest: Option<String>,
+    /// What the manifest says that it is; empty if there is none.
+    pub media_type: String,
 }
 
 /// An archive's name for messages.
@@ -253,16 +271,16 @@ fn from_file(
         piece.length = piece.length.saturating_sub(piece.offset);
         piece
     } else {
-        spooled(origin, Packing::Plain, file, options, progress)?
+        spooled(origin, Compression::None, file, options, progress)?
     };
     if piece.length == 0 {
         return Err(origin.not_an_image("it is empty"));
     }
     match spool::look(&piece.head::<8>().map_err(reading)?) {
         Look::Foreign(why) => Err(origin.not_an_image(why)),
-        Look::Packed(Packing::Plain) => from_tar(origin, &piece, options),
-        Look::Packed(packing) => {
-            let plain = spooled(origin, packing, piece.reader(), options, progress)?;
+        Look::Known(Compression::None) => from_tar(origin, &piece, options),
+        Look::Known(compression) => {
+            let plain = spooled(origin, compression, piece.reader(), options, progress)?;
             from_tar(origin, &plain, options)
         }
     }
@@ -271,7 +289,7 @@ fn from_file(
 /// A file without a name with what `from` unpacks to.
 fn spooled(
     origin: &Origin,
-    packing: Packing,
+    compression: Compression,
     from: impl io::Read,
     options: &Options,
     progress: &mut dyn FnMut(u64),
@@ -282,10 +300,11 @@ fn spooled(
         source,
     };
     let mut to = nameless(&options.spool).map_err(writing)?;
-    let from = spool::unpacker(packing, from).map_err(|source| origin.read(source))?;
+    let from = BufReader::with_capacity(spool::STEP, from);
+    let from = Decompressor::new(from, compression);
     spool::collect(from, &mut to, options.max_unpacked, progress).map_err(|error| match error {
-        SpoolError::Read(source) => match packing {
-            Packing::Plain => origin.read(source),
+        SpoolError::Read(source) => match compression {
+            Compression::None => origin.read(source),
             _ => origin.damaged(format!("it cannot be unpacked ({source})")),
         },
         SpoolError::Write(source) => writing(source),
@@ -338,6 +357,7 @@ fn from_tar(origin: &Origin, tar: &Piece, options: &Options) -> Result<Contents,
         Contents::Root(Layer {
             piece: tar.clone(),
             digest: None,
+            media_type: String::new(),
         })
     } else {
         return Err(origin.not_an_image(format!(

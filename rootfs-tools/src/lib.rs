@@ -17,9 +17,13 @@
 //! - [`directory`] and [`builtin`] make trees and keep their images in a [`cache`].
 //! - [`probe`]: what a path is that somebody wants as a root.
 //! - [`disk`]: sparse, empty ext4 disks.
+//! - [`reference`] and [`platform`]: the names of images and what they are for;
+//!   [`registry`] fetches images, [`archive`] finds them in files.
+//! - [`store`]: the images of a user; [`image_config`]: how their programs are run.
 //!
 //! Everything works on ordinary files, needs no root and mounts nothing.
-//! Functions block; only [`layers`] starts threads, which end before it returns.
+//! Functions block, but for those of [`registry`] and [`store::Store::pull`],
+//! which are asynchronous; only [`layers`] and pulls start threads.
 
 pub mod archive;
 pub mod builtin;
@@ -31,7 +35,7 @@ pub mod erofs;
 pub mod image_config;
 pub mod initramfs;
 pub mod layers;
-pub mod manifest;
+pub mod platform;
 pub mod probe;
 pub mod reference;
 pub mod registry;
@@ -39,3 +43,6 @@ mod sparse;
 pub mod store;
 pub mod tar;
 pub mod tree;
+
+/// The types of images, registries and runtimes: one version for everybody.
+pub use oci_spec as oci;

@@ -117,33 +117,24 @@ impl Reference {
         format!("{}/{}{separator}{version}", self.registry, self.repository)
     }
 
-    /// The name as people write it: without docker.io, its `library` and
-    /// `:latest`. It parses to the same reference.
+    /// The name as people write it, without docker.io and its `library`. It
+    /// parses to the same reference.
     #[must_use]
     pub fn short(&self) -> String {
-        let name = if self.registry == DEFAULT_REGISTRY {
-            let official = self
-                .repository
-                .strip_prefix(OFFICIAL)
-                .and_then(|rest| rest.strip_prefix('/'))
-                .filter(|rest| !rest.contains('/'));
-            official.unwrap_or(&self.repository).to_owned()
-        } else {
-            format!("{}/{}", self.registry, self.repository)
-        };
-        let latest = self.version == Version::Tag(DEFAULT_TAG.to_owned());
-        // A name that looks like an identifier, or whose first component looks
-        // like a host, has to keep its registry.
-        let text = if latest && self.registry != DEFAULT_REGISTRY {
-            name
-        } else {
-            format!("{name}{}{}", self.separator(), self.version())
-        };
-        if text.parse().as_ref() == Ok(self) {
-            text
-        } else {
-            self.canonical()
-        }
+        let canonical = self.canonical();
+        let home = canonical
+            .strip_prefix(DEFAULT_REGISTRY)
+            .and_then(|rest| rest.strip_prefix('/'));
+        let official = home
+            .and_then(|rest| rest.strip_prefix(OFFICIAL))
+            .and_then(|rest| rest.strip_prefix('/'));
+        // `docker.io/library/a/b` is not `a/b`, and `docker.io/a.b/c` not `a.b/c`.
+        let means_this = |text: &&str| text.parse().as_ref() == Ok(self);
+        official
+            .filter(means_this)
+            .or(home.filter(means_this))
+            .unwrap_or(&canonical)
+            .to_owned()
     }
 
     fn separator(&self) -> char {
@@ -286,7 +277,7 @@ pub(crate) fn check_registry(text: &str) -> Result<String, String> {
 
 /// `path-component := [a-z0-9]+ (separator [a-z0-9]+)*`, the separators being
 /// `.`, `_`, `__` and any number of `-`.
-fn check_path(path: &str) -> Result<(), String> {
+pub(crate) fn check_path(path: &str) -> Result<(), String> {
     if path.chars().any(|c| c.is_ascii_uppercase()) {
         return Err(format!(
             "the path has to be in lower case (`{}`)",

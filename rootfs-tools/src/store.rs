@@ -41,7 +41,7 @@ use crate::cache::{self, Cache};
 use crate::directory::{self, hex};
 use crate::image_config::{self, ImageConfig};
 use crate::reference::{self, Reference};
-use crate::{archive, layers, manifest, registry};
+use crate::{archive, layers, registry};
 use index::{Images, Index};
 use lock::Work;
 
@@ -176,13 +176,13 @@ pub enum Error {
         /// Why.
         source: image_config::Error,
     },
-    /// The manifest cannot be used.
-    #[error("cannot use the image {name}: {source}")]
-    Manifest {
+    /// A blob is named by a digest of another kind.
+    #[error("the image {name} names a blob {digest:?}; only SHA-256 digests are understood")]
+    Digest {
         /// The image.
         name: String,
-        /// Why.
-        source: manifest::Error,
+        /// The digest.
+        digest: String,
     },
     /// The registry does not give it.
     #[error(transparent)]

@@ -5,9 +5,8 @@ use serde::Deserialize;
 
 use super::members::Members;
 use super::piece::Piece;
-use super::{Error, Image, Layer, Origin};
+use super::{Error, Image, Layer, MANIFEST_MAX, Origin};
 use crate::image_config::{CONFIG_MAX, LAYERS_MAX, is_sha256};
-use crate::manifest::MANIFEST_MAX;
 
 /// The file with the list of images.
 pub(super) const MANIFEST: &str = "manifest.json";
@@ -65,6 +64,7 @@ fn image(origin: &Origin, tar: &Piece, members: &Members, listed: Listed) -> Res
         Ok(Layer {
             piece: find(name)?,
             digest: named_digest(name),
+            media_type: String::new(),
         })
     });
     Ok(Image {

@@ -3,9 +3,13 @@
 
 use std::collections::HashSet;
 
-use super::{Error, Image, Layer, Origin, Piece};
-use crate::image_config::CONFIG_MAX;
-use crate::manifest::{self, Blob, Document, Entry, MANIFEST_MAX, Platform};
+use oci_spec::image::{Descriptor, ImageIndex};
+
+use super::{Error, Image, Layer, MANIFEST_MAX, Origin, Piece};
+use crate::image_config::{CONFIG_MAX, is_sha256};
+use crate::platform::Platform;
+use crate::registry::Limits;
+use crate::registry::manifest::{self, Document};
 
 /// The file that marks a layout.
 pub(super) const MARK: &str = "oci-layout";
@@ -46,15 +50,15 @@ pub(super) fn images(
         platform,
         seen: HashSet::new(),
         images: Vec::new(),
-        other: None,
+        left_out: None,
     };
     match walk.document(INDEX, &json)? {
-        Document::Index(entries) => walk.named(&entries)?,
-        Document::Manifest(_) => {
+        Document::Index(index) => walk.named(&index)?,
+        Document::Image(_) => {
             return Err(origin.damaged(format!("its {INDEX} is a manifest and not an index")));
         }
     }
-    match walk.other {
+    match walk.left_out {
         // Nothing fits, and that is why.
         Some(error) if walk.images.is_empty() => Err(error),
         _ => Ok(walk.images),
@@ -65,88 +69,92 @@ struct Walk<'a> {
     origin: &'a Origin,
     files: &'a dyn Files,
     platform: &'a Platform,
-    /// Documents that were read.
-    seen: HashSet<(String, Vec<String>)>,
+    /// Documents that were read, and the name of the image that they were read for.
+    seen: HashSet<(String, Option<String>)>,
     images: Vec<Image>,
     /// Why something was left out.
-    other: Option<Error>,
+    left_out: Option<Error>,
 }
 
 impl Walk<'_> {
     fn document(&self, name: &str, json: &[u8]) -> Result<Document, Error> {
-        Document::parse(json).map_err(|source| Error::Manifest {
-            archive: self.origin.0.clone(),
-            blob: name.to_owned(),
-            source,
-        })
+        manifest::parse(json, None, name, &self.origin.0).map_err(|source| self.unusable(source))
     }
 
-    /// Entries at the top: each is an image by its own name, in one or several
+    fn unusable(&self, source: crate::registry::Error) -> Error {
+        Error::Manifest(Box::new(source))
+    }
+
+    /// Entries at the top: each is an image by its own name, for one or several
     /// platforms.
-    fn named(&mut self, entries: &[Entry]) -> Result<(), Error> {
-        for entry in entries {
-            let names: Vec<String> = NAMES
+    fn named(&mut self, index: &ImageIndex) -> Result<(), Error> {
+        for entry in index.manifests() {
+            let annotations = entry.annotations().as_ref();
+            let name = NAMES
                 .iter()
-                .filter_map(|key| entry.annotations.get(*key).cloned())
-                .take(1)
-                .collect();
-            match &entry.platform {
-                Some(platform) if !self.platform.accepts(platform) => {
-                    let error = manifest::for_platform(std::slice::from_ref(entry), self.platform);
-                    self.leave_out(error.err());
+                .find_map(|key| annotations.and_then(|all| all.get(*key)));
+            // Of images under one name, the one for the platform.
+            if entry.platform().is_some() {
+                let mut alone = index.clone();
+                alone.set_manifests(vec![entry.clone()]);
+                if let Err(no_match) = self.platform.select(&alone) {
+                    self.leave_out(no_match.available);
+                    continue;
                 }
-                _ => self.blob(&entry.blob, &names, DEPTH)?,
             }
+            self.blob(entry, name, DEPTH)?;
         }
         Ok(())
     }
 
-    fn leave_out(&mut self, error: Option<manifest::Error>) {
-        if let (None, Some(source)) = (&self.other, error) {
-            self.other = Some(Error::Manifest {
+    fn leave_out(&mut self, available: Vec<Platform>) {
+        if self.left_out.is_none() {
+            self.left_out = Some(Error::NoPlatform {
                 archive: self.origin.0.clone(),
-                blob: INDEX.to_owned(),
-                source,
+                wanted: self.platform.to_string(),
+                available: available.iter().take(20).map(Platform::to_string).collect(),
             });
         }
     }
 
-    fn blob(&mut self, blob: &Blob, names: &[String], depth: usize) -> Result<(), Error> {
-        let (origin, digest) = (self.origin, blob.digest.as_str());
-        if !self.seen.insert((digest.to_owned(), names.to_vec())) {
+    fn blob(
+        &mut self,
+        blob: &Descriptor,
+        name: Option<&String>,
+        depth: usize,
+    ) -> Result<(), Error> {
+        let (origin, digest) = (self.origin, blob.digest().to_string());
+        if !self.seen.insert((digest.clone(), name.cloned())) {
             return Ok(());
         }
         if depth == 0 || self.seen.len() > DOCUMENTS_MAX {
             return Err(origin.damaged("its indexes go on without end".to_owned()));
         }
         let json = self.small(blob, MANIFEST_MAX)?;
-        match self.document(digest, &json)? {
-            Document::Index(entries) => {
-                match manifest::for_platform(&entries, self.platform) {
-                    // One platform, one image: the best.
-                    Ok(fitting) => {
-                        for entry in fitting.into_iter().take(1) {
-                            self.blob(&entry.blob, names, depth.saturating_sub(1))?;
-                        }
-                    }
-                    Err(error) => self.leave_out(Some(error)),
+        match self.document(&digest, &json)? {
+            Document::Index(index) => match self.platform.select(&index) {
+                // One platform, one image.
+                Ok(entry) => self.blob(entry, name, depth.saturating_sub(1)),
+                Err(no_match) => {
+                    self.leave_out(no_match.available);
+                    Ok(())
                 }
-                Ok(())
-            }
-            Document::Manifest(manifest) => {
-                let config = self.small(&manifest.config, CONFIG_MAX)?;
-                let layers = manifest.layers.iter().map(|layer| {
-                    let name = path(&layer.digest);
-                    let piece = find(origin, self.files, &name)?;
-                    self.check_size(layer, &piece)?;
+            },
+            Document::Image(manifest) => {
+                manifest::check(&manifest, &digest, &origin.0, &Limits::default())
+                    .map_err(|source| self.unusable(source))?;
+                let config = self.small(manifest.config(), CONFIG_MAX)?;
+                let layers = manifest.layers().iter().map(|layer| {
+                    let piece = self.find(layer)?;
                     Ok(Layer {
                         piece,
-                        digest: Some(layer.digest.clone()),
+                        digest: Some(layer.digest().to_string()),
+                        media_type: layer.media_type().to_string(),
                     })
                 });
                 let layers = layers.collect::<Result<_, _>>()?;
                 self.images.push(Image {
-                    names: names.to_vec(),
+                    names: name.cloned().into_iter().collect(),
                     config,
                     manifest: Some(json),
                     layers,
@@ -157,30 +165,36 @@ impl Walk<'_> {
     }
 
     /// The bytes of a blob, checked against its digest.
-    fn small(&self, blob: &Blob, max: usize) -> Result<Vec<u8>, Error> {
-        let name = path(&blob.digest);
-        let piece = find(self.origin, self.files, &name)?;
-        self.check_size(blob, &piece)?;
+    fn small(&self, blob: &Descriptor, max: usize) -> Result<Vec<u8>, Error> {
+        let piece = self.find(blob)?;
+        let digest = blob.digest().to_string();
         let bytes = piece
             .read(max)
-            .map_err(|source| self.origin.member(&name, source))?;
-        self.origin.verify(&name, &bytes, Some(&blob.digest))?;
+            .map_err(|source| self.origin.member(&digest, source))?;
+        self.origin.verify(&digest, &bytes, Some(&digest))?;
         Ok(bytes)
     }
 
-    fn check_size(&self, blob: &Blob, piece: &Piece) -> Result<(), Error> {
-        if piece.length == blob.size {
-            return Ok(());
+    /// A blob, of the size that it should have.
+    fn find(&self, blob: &Descriptor) -> Result<Piece, Error> {
+        let digest = blob.digest().to_string();
+        if !is_sha256(&digest) {
+            let digest: String = digest.chars().take(100).collect();
+            return Err(self.origin.damaged(format!(
+                "it names a blob {digest:?}, and only SHA-256 digests are understood"
+            )));
+        }
+        let name = format!("blobs/{}", digest.replacen(':', "/", 1));
+        let piece = find(self.origin, self.files, &name)?;
+        if piece.length == blob.size() {
+            return Ok(piece);
         }
         Err(self.origin.damaged(format!(
-            "its blob {} has {} bytes and should have {}",
-            blob.digest, piece.length, blob.size
+            "its blob {digest} has {} bytes and should have {}",
+            piece.length,
+            blob.size()
         )))
     }
-}
-
-fn path(digest: &str) -> String {
-    format!("blobs/{}", digest.replacen(':', "/", 1))
 }
 
 fn find(origin: &Origin, files: &dyn Files, name: &str) -> Result<Piece, Error> {

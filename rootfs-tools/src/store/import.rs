@@ -12,7 +12,7 @@ use super::{
 use crate::archive::{self, Contents};
 use crate::directory::{self, Scan};
 use crate::image_config::ImageConfig;
-use crate::manifest::{Document, Platform};
+use crate::platform::Platform;
 use crate::reference::Reference;
 
 /// Where an import comes from.
@@ -114,22 +114,12 @@ impl Store {
             source,
         })?;
         super::pull::check(&name, &config, image.layers.len())?;
-        let types: Vec<String> = match &image.manifest {
-            Some(json) => match Document::parse(json) {
-                Ok(Document::Manifest(manifest)) => {
-                    let types = manifest.layers.into_iter();
-                    types.map(|layer| layer.media_type).collect()
-                }
-                _ => Vec::new(),
-            },
-            None => Vec::new(),
-        };
-        let infos = config.diff_ids.iter().zip(&image.layers).enumerate();
-        let infos = infos.map(|(index, (diff_id, layer))| LayerInfo {
+        let infos = config.diff_ids.iter().zip(&image.layers);
+        let infos = infos.map(|(diff_id, layer)| LayerInfo {
             diff_id: diff_id.clone(),
             digest: layer.digest.clone(),
             size: layer.piece.length,
-            media_type: types.get(index).cloned().unwrap_or_default(),
+            media_type: layer.media_type.clone(),
         });
         let infos: Vec<LayerInfo> = infos.collect();
         let root = roots::name(&config.diff_ids);

@@ -234,7 +234,9 @@ mod tests {
         let (tell, told) = mpsc::channel();
         let path = work.clone();
         let second = std::thread::spawn(move || {
-            Work::take(&path, &mut || tell.send(()).unwrap()).unwrap().keep_partial(true);
+            Work::take(&path, &mut || tell.send(()).unwrap())
+                .unwrap()
+                .keep_partial(true);
         });
         told.recv().unwrap();
         let held = first.publish(&done).unwrap();

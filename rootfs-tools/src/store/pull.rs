@@ -13,7 +13,7 @@ use super::{
     now, roots, tag_name,
 };
 use crate::archive::Piece;
-use crate::image_config::ImageConfig;
+use crate::image_config::{ImageConfig, is_sha256};
 use crate::reference::Reference;
 use crate::registry::{self, Client, PARALLEL, Resolved};
 
@@ -150,6 +150,7 @@ impl Pull<'_> {
         })?;
         let layers = self.resolved.layers();
         check(&self.name, &config, layers.len())?;
+        self.check_digests()?;
         let root_name = roots::name(&config.diff_ids);
         let path = self.store.directory.join("roots").join(&root_name);
         let there = Held::open(&path).map_err(failed("open the root image", &path))?;
@@ -186,6 +187,19 @@ impl Pull<'_> {
             Ok(Image { info, config })
         })
         .await
+    }
+
+    /// Names of files are made of digests.
+    fn check_digests(&self) -> Result<(), Error> {
+        let layers = self.resolved.layers().iter().map(Descriptor::digest);
+        let mut digests = layers.chain([&self.resolved.manifest_digest]);
+        match digests.find(|digest| !is_sha256(digest.as_ref())) {
+            None => Ok(()),
+            Some(other) => Err(Error::Digest {
+                name: self.name.clone(),
+                digest: other.to_string(),
+            }),
+        }
     }
 
     /// Gets all layers and makes the root image of them.
