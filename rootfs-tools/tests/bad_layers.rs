@@ -138,7 +138,7 @@ fn absurd_sizes() {
     );
     // A sparse file that is nearly all hole.
     pax.data = b"22 GNU.sparse.major=1\n22 GNU.sparse.minor=0\n\
-                 44 GNU.sparse.realsize=9000000000000000000\n"
+                 43 GNU.sparse.realsize=9000000000000000000\n"
         .to_vec();
     bytes.clear();
     pax.plain(&mut bytes);

@@ -18,7 +18,9 @@ fn unpacked(bytes: &[u8]) -> io::Result<Vec<u8>> {
 }
 
 fn text() -> Vec<u8> {
-    (0..100_000).flat_map(|n: u32| format!("{n} ").into_bytes()).collect()
+    (0..100_000)
+        .flat_map(|n: u32| format!("{n} ").into_bytes())
+        .collect()
 }
 
 const SKIPPABLE: &[u8] = b"\x50\x2a\x4d\x18\x03\0\0\0abc";
@@ -28,7 +30,13 @@ fn streams_are_told_by_their_first_bytes() {
     assert_eq!(Compression::of_bytes(&gzip(b"")), Compression::Gzip);
     assert_eq!(Compression::of_bytes(&zstd(b"x")), Compression::Zstd);
     assert_eq!(Compression::of_bytes(SKIPPABLE), Compression::Zstd);
-    for plain in [&b""[..], b"\x1f\x8b", b"\x1f\x8b\x07\0", b"./usr", &[0; 512]] {
+    for plain in [
+        &b""[..],
+        b"\x1f\x8b",
+        b"\x1f\x8b\x07\0",
+        b"./usr",
+        &[0; 512],
+    ] {
         assert_eq!(Compression::of_bytes(plain), Compression::None);
     }
 }
@@ -39,7 +47,15 @@ fn members_and_frames_follow_each_other() {
     let (first, second) = text.split_at(12_345);
     let members = [gzip(first), gzip(b""), gzip(second)].concat();
     assert_eq!(unpacked(&members).unwrap(), text);
-    let frames = [SKIPPABLE, &zstd(first), SKIPPABLE, SKIPPABLE, &zstd(second), SKIPPABLE].concat();
+    let frames = [
+        SKIPPABLE,
+        &zstd(first),
+        SKIPPABLE,
+        SKIPPABLE,
+        &zstd(second),
+        SKIPPABLE,
+    ]
+    .concat();
     assert_eq!(unpacked(&frames).unwrap(), text);
     assert_eq!(unpacked(SKIPPABLE).unwrap(), b"");
 }
@@ -49,7 +65,11 @@ fn an_early_end_is_told_from_wrong_bytes() {
     for whole in [gzip(&text()), zstd(&text()), SKIPPABLE.to_vec()] {
         for length in [whole.len() - 1, whole.len() / 2, 5] {
             let error = unpacked(&whole[..length]).unwrap_err();
-            assert_eq!(error.kind(), io::ErrorKind::UnexpectedEof, "{length}: {error}");
+            assert_eq!(
+                error.kind(),
+                io::ErrorKind::UnexpectedEof,
+                "{length}: {error}"
+            );
         }
     }
     for whole in [gzip(&text()), zstd(&text())] {
@@ -65,7 +85,9 @@ fn a_part_of_a_file_ends_with_the_file_or_before() {
     let file = Arc::new(file);
     let read = |offset, length| {
         let mut out = Vec::new();
-        Part::new(Arc::clone(&file), offset, length).read_to_end(&mut out).unwrap();
+        Part::new(Arc::clone(&file), offset, length)
+            .read_to_end(&mut out)
+            .unwrap();
         out
     };
     assert_eq!(read(2, 3), b"234");

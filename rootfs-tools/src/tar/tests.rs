@@ -50,7 +50,10 @@ fn an_entry_has_what_its_header_says() {
         permissions: 0o644,
         uid: 1,
         gid: 2,
-        modified: Timestamp { seconds: 7, nanoseconds: 0 },
+        modified: Timestamp {
+            seconds: 7,
+            nanoseconds: 0,
+        },
         xattrs: Vec::new(),
         size: 3,
         position: 512,
@@ -73,17 +76,29 @@ fn records_are_for_one_entry_and_global_ones_for_all() {
     ]
     .concat();
     let found = read(&archive).unwrap();
-    let seen: Vec<_> = found.iter().map(|(e, _)| (&e.path[..], e.uid, e.gid)).collect();
+    let seen: Vec<_> = found
+        .iter()
+        .map(|(e, _)| (&e.path[..], e.uid, e.gid))
+        .collect();
     assert_eq!(seen, [(&b"own"[..], 99, 88), (b"next", 77, 88)]);
 }
 
 #[test]
 fn only_regular_files_have_data() {
     // Some programs write sizes for links and directories.
-    let archive = [header("d", b'5', 700), header("l", b'1', 700), header("f", b'0', 0)].concat();
+    let archive = [
+        header("d", b'5', 700),
+        header("l", b'1', 700),
+        header("f", b'0', 0),
+    ]
+    .concat();
     assert_eq!(read(&archive).unwrap().len(), 3);
     let old = [header("directory/", 0, 0), header("file", 0, 0)].concat();
-    let kinds: Vec<_> = read(&old).unwrap().into_iter().map(|(entry, _)| entry.kind).collect();
+    let kinds: Vec<_> = read(&old)
+        .unwrap()
+        .into_iter()
+        .map(|(entry, _)| entry.kind)
+        .collect();
     assert_eq!(kinds, [Kind::Directory, Kind::Regular]);
 }
 
@@ -99,8 +114,18 @@ fn signed_check_sums_of_old_are_taken() {
 #[test]
 fn extended_headers_are_bounded_before_they_are_read() {
     let error = read(&header("x", b'x', 1001)).unwrap_err();
-    assert!(matches!(error, Error::HeaderSize { size: 1001, limit: 1000, .. }));
-    assert!(matches!(read(&header("L", b'L', 1 << 32)), Err(Error::HeaderSize { .. })));
+    assert!(matches!(
+        error,
+        Error::HeaderSize {
+            size: 1001,
+            limit: 1000,
+            ..
+        }
+    ));
+    assert!(matches!(
+        read(&header("L", b'L', 1 << 32)),
+        Err(Error::HeaderSize { .. })
+    ));
 }
 
 #[test]
@@ -108,7 +133,10 @@ fn one_block_of_zeros_is_an_end_only_at_the_end() {
     let one = [&header("a", b'0', 0)[..], &[0; 512]].concat();
     assert_eq!(read(&one).unwrap().len(), 1);
     let more = [&one[..], &header("b", b'0', 0)].concat();
-    assert!(matches!(read(&more), Err(Error::Header { position: 1024, .. })));
+    assert!(matches!(
+        read(&more),
+        Err(Error::Header { position: 1024, .. })
+    ));
     assert!(read(b"").unwrap().is_empty());
 }
 
