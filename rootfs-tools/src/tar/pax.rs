@@ -292,7 +292,7 @@ mod tests {
     fn records_with_wrong_lengths_are_refused() {
         for wrong in [
             &b"11 path=a\n"[..],
-            b"9 path=a\n",
+            b"8 path=a\n",
             b"x path=a\n",
             b"10 path=a",
             b"99999999999999999999 path=a\n",

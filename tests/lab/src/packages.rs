@@ -32,6 +32,9 @@ pub const ROOTFS: &[&str] = &[
     "mmdebstrap",
 ];
 
+/// What images of containers are made, compared and fuzzed with.
+pub const IMAGES: &[&str] = &["attr", "g++", "gzip", "tar", "umoci", "zstd"];
+
 /// What the lab runs on, QEMU apart, which has a version to watch.
 pub const LAB: &[&str] = &["busybox-static", "e2fsprogs", "xz-utils"];
 
