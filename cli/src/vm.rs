@@ -1,15 +1,20 @@
 //! Options that describe a VM, and what they stand for.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use clap::{Args, ValueEnum};
 use flashpan::{BootProtocol, Console, FsType, Root, Sandbox, SandboxBuilder};
 use flashpan_rootfs::cache::Cache;
+use flashpan_rootfs::image_config::RunConfig;
+use flashpan_rootfs::platform::Platform;
 use flashpan_rootfs::probe::{RootImage, probe};
+use flashpan_rootfs::store::Held;
 use flashpan_rootfs::{builtin, directory};
 
 use crate::failure::{Failure, say};
+use crate::image::{self, PullPolicy, RegistryArgs};
 use crate::kernel;
 use crate::parse;
 use crate::progress::Progress;
@@ -33,6 +38,31 @@ pub(crate) struct VmArgs {
     /// one with busybox. The guest never writes to it.
     #[arg(long, value_name = "DIR|IMAGE")]
     rootfs: Option<PathBuf>,
+
+    /// Container image whose root file system it is, and which says what runs
+    /// and how; pulled if it is not there (see `flashpan image`). The guest
+    /// never writes to it.
+    #[arg(long, value_name = "IMAGE", conflicts_with = "rootfs")]
+    image: Option<String>,
+
+    /// When to pull the image.
+    #[arg(
+        long,
+        value_enum,
+        default_value_t,
+        value_name = "WHEN",
+        requires = "image"
+    )]
+    pull: PullPolicy,
+
+    /// Of an image for several platforms, which one.
+    #[arg(
+        long,
+        value_name = "OS/ARCH[/VARIANT]",
+        default_value_t,
+        requires = "image"
+    )]
+    platform: Platform,
 
     /// Number of virtual CPUs, 1 to 32.
     #[arg(long, value_name = "N", default_value_t = flashpan::DEFAULT_CPUS)]
@@ -58,6 +88,9 @@ pub(crate) struct VmArgs {
     /// How long the guest may take to become ready, e.g. 10s or 5m.
     #[arg(long, value_name = "DURATION", value_parser = parse::duration, default_value = "60s")]
     boot_timeout: Duration,
+
+    #[command(flatten)]
+    registries: RegistryArgs,
 }
 
 /// [`BootProtocol`] on the command line.
@@ -77,9 +110,13 @@ impl VmArgs {
     /// with a progress bar if that takes long.
     pub(crate) fn resolve(&self) -> Result<Template, Failure> {
         let kernel = self.kernel()?;
-        let root = match &self.rootfs {
-            Some(path) => root_from(path)?,
-            None => builtin_root()?,
+        let (root, image) = match (&self.image, &self.rootfs) {
+            (Some(name), _) => {
+                let (root, image) = self.image_root(name)?;
+                (root, Some(image))
+            }
+            (None, Some(path)) => (root_from(path)?, None),
+            (None, None) => (builtin_root()?, None),
         };
         let boot_protocol = match self.boot_protocol {
             Entry::Auto => BootProtocol::Auto,
@@ -89,6 +126,7 @@ impl VmArgs {
         Ok(Template {
             kernel,
             root,
+            image,
             cpus: self.cpus,
             memory_mib: self.memory,
             hostname: self.hostname.clone(),
@@ -96,6 +134,34 @@ impl VmArgs {
             boot_protocol,
             boot_timeout: self.boot_timeout,
         })
+    }
+
+    /// The name of the container image, if one is asked for.
+    pub(crate) fn has_image(&self) -> bool {
+        self.image.is_some()
+    }
+
+    fn image_root(&self, name: &str) -> Result<(Root, Arc<InUse>), Failure> {
+        let (image, held) = image::obtain(name, self.pull, &self.platform, &self.registries)?;
+        if image.config.architecture != NATIVE {
+            let is_for = &image.info.platform;
+            return Err(Failure::new(format!(
+                "the image {name} is for {is_for}, and guests are linux/{NATIVE}; pull it with \
+                 --platform linux/{NATIVE}"
+            )));
+        }
+        let root = Root {
+            path: held.path().to_owned(),
+            fs_type: FsType::Erofs,
+        };
+        let config = image.config.run;
+        Ok((
+            root,
+            Arc::new(InUse {
+                config,
+                _held: held,
+            }),
+        ))
     }
 
     fn kernel(&self) -> Result<PathBuf, Failure> {
@@ -112,6 +178,8 @@ impl VmArgs {
 pub(crate) struct Template {
     pub(crate) kernel: PathBuf,
     root: Root,
+    /// The container image that the root is of.
+    image: Option<Arc<InUse>>,
     cpus: u32,
     memory_mib: u64,
     hostname: String,
@@ -120,7 +188,27 @@ pub(crate) struct Template {
     boot_timeout: Duration,
 }
 
+/// The architecture of guests, as images call it.
+const NATIVE: &str = "amd64";
+
+/// A container image that nobody removes while this lives.
+#[derive(Debug)]
+struct InUse {
+    config: RunConfig,
+    _held: Held,
+}
+
 impl Template {
+    /// What the container image says about its programs.
+    pub(crate) fn image_config(&self) -> Option<&RunConfig> {
+        self.image.as_ref().map(|image| &image.config)
+    }
+
+    /// Host name of the guest.
+    pub(crate) fn hostname(&self) -> &str {
+        &self.hostname
+    }
+
     /// A builder for one VM.
     pub(crate) fn builder(&self, console: Console) -> SandboxBuilder {
         Sandbox::builder(&self.kernel, self.root.clone())

@@ -42,6 +42,8 @@ pub mod registry;
 mod sparse;
 pub mod store;
 pub mod tar;
+#[cfg(test)]
+mod testing;
 pub mod tree;
 
 /// The types of images, registries and runtimes: one version for everybody.

@@ -11,11 +11,8 @@ use super::lock::Work;
 use super::{Cancel, Error, Event, Events, Held, Store, failed};
 use crate::archive::Piece;
 use crate::directory::hex;
+use crate::erofs::FORMAT_VERSION;
 use crate::layers;
-
-/// Version of what a root image is made like: a root image of another version
-/// is made again.
-const FORMAT: u32 = 1;
 
 /// The name of the root image of these layers: the OCI chain identity (image
 /// specification 1.1, `config.md`, "Layer ChainID").
@@ -32,7 +29,7 @@ pub(super) fn name(diff_ids: &[String]) -> String {
         // Of no layers at all.
         None => hex(&Sha256::digest([])),
     };
-    format!("{hex}-{FORMAT}.erofs")
+    format!("{hex}-{FORMAT_VERSION}.erofs")
 }
 
 impl Store {
@@ -175,11 +172,11 @@ mod tests {
         let a = super::super::sha256(b"a");
         let b = super::super::sha256(b"b");
         let one = name(std::slice::from_ref(&a));
-        assert_eq!(one, format!("{}-1.erofs", &a["sha256:".len()..]));
+        assert_eq!(one, format!("{}-{FORMAT_VERSION}.erofs", &a["sha256:".len()..]));
         let chain = super::super::sha256(format!("{a} {b}").as_bytes());
         let two = name(&[a.clone(), b.clone()]);
-        assert_eq!(two, format!("{}-1.erofs", &chain["sha256:".len()..]));
+        assert_eq!(two, format!("{}-{FORMAT_VERSION}.erofs", &chain["sha256:".len()..]));
         assert_ne!(two, name(&[b, a]));
-        assert_eq!(name(&[]).len(), 64 + "-1.erofs".len());
+        assert_eq!(name(&[]).len(), 64 + format!("-{FORMAT_VERSION}.erofs").len());
     }
 }
