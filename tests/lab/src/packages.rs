@@ -32,6 +32,10 @@ pub const ROOTFS: &[&str] = &[
     "mmdebstrap",
 ];
 
+/// What the tests of images run: a registry, what fills it, and what makes
+/// certificates and layers.
+pub const IMAGES: &[&str] = &["docker-registry", "openssl", "skopeo", "util-linux", "zstd"];
+
 /// What the lab runs on, QEMU apart, which has a version to watch.
 pub const LAB: &[&str] = &["busybox-static", "e2fsprogs", "xz-utils"];
 

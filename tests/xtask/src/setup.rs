@@ -21,7 +21,13 @@ pub(crate) fn setup() -> Result<()> {
     step::say("packages of the distribution");
     // First, as the backports that it may add have the kernel's source too.
     packages::ensure_qemu()?;
-    let mut all = [packages::KERNEL, packages::ROOTFS, packages::LAB].concat();
+    let mut all = [
+        packages::KERNEL,
+        packages::ROOTFS,
+        packages::IMAGES,
+        packages::LAB,
+    ]
+    .concat();
     all.sort_unstable();
     all.dedup();
     packages::ensure(&all)?;
