@@ -213,10 +213,16 @@ proptest! {
             text = format!("{text}@{digest}");
         }
         let reference = parse(&text);
-        if let Some(host) = host {
-            prop_assert_eq!(reference.registry(), host);
-        }
-        prop_assert!(reference.repository().ends_with(&path) || path.starts_with("localhost/"));
+        // Without a host, the first of several components can look like one.
+        let (registry, rest) = match (&host, path.split_once('/')) {
+            (Some(host), _) => (host.as_str(), path.as_str()),
+            (None, Some((first, rest))) if first.contains('.') || first == "localhost" => {
+                (first, rest)
+            }
+            (None, _) => ("docker.io", path.as_str()),
+        };
+        prop_assert_eq!(reference.registry(), registry);
+        prop_assert!(reference.repository().ends_with(rest));
         prop_assert_eq!(reference.version(), digest.or(tag).unwrap_or("latest".to_owned()));
         prop_assert_eq!(&parse(&reference.canonical()), &reference);
         prop_assert_eq!(&parse(&reference.short()), &reference);

@@ -11,12 +11,12 @@ use tempfile::TempDir;
 use crate::image::{CONFIG, MANIFEST, json};
 
 /// What is let in where a login is wanted; its hash is that of bcrypt.
-pub const USER: &str = "me";
-pub const PASSWORD: &str = "correct horse";
+pub(crate) const USER: &str = "me";
+pub(crate) const PASSWORD: &str = "correct horse";
 const HTPASSWD: &str = "me:$2b$05$abcdefghijklmnopqrstuuHNbAKRhpaujgo33bRWs.NLUTJO3lOy2\n";
 
 /// A registry on a port of its own. It ends with the test.
-pub struct Registry {
+pub(crate) struct Registry {
     process: Child,
     directory: TempDir,
     port: u16,
@@ -35,12 +35,12 @@ fn run(program: &str, arguments: &[&str]) {
 
 impl Registry {
     /// In plain HTTP, for everybody.
-    pub fn open() -> Self {
+    pub(crate) fn open() -> Self {
         Self::start(false, false)
     }
 
     /// Over TLS, with a certificate of an authority of its own; for [`USER`].
-    pub fn closed() -> Self {
+    pub(crate) fn closed() -> Self {
         Self::start(true, true)
     }
 
@@ -106,24 +106,27 @@ impl Registry {
     }
 
     /// `HOST:PORT`.
-    pub fn name(&self) -> String {
+    pub(crate) fn name(&self) -> String {
         format!("127.0.0.1:{}", self.port)
     }
 
-    pub fn authority(&self) -> PathBuf {
+    pub(crate) fn authority(&self) -> PathBuf {
         self.directory.path().join("ca.pem")
     }
 
     /// Copies an image into the registry, with skopeo.
-    pub fn push(&self, layout: &Layout, tag: &str, name: &str, options: &[&str]) {
+    pub(crate) fn push(&self, layout: &Layout, tag: &str, name: &str, options: &[&str]) {
         let from = format!("oci:{}:{tag}", layout.directory.path().display());
         let to = format!("docker://{}/{name}", self.name());
         let login = format!("{USER}:{PASSWORD}");
         let mut arguments = vec!["--insecure-policy", "copy", "--quiet"];
         arguments.extend(options);
-        let certificates = self.directory.path().display().to_string();
+        // A directory that has nothing but the authority in it.
+        let trust = self.directory.path().join("trust");
+        let certificates = trust.display().to_string();
         if self.tls {
-            fs::copy(self.authority(), self.directory.path().join("ca.crt")).unwrap();
+            fs::create_dir_all(&trust).unwrap();
+            fs::copy(self.authority(), trust.join("ca.crt")).unwrap();
             arguments.extend(["--dest-cert-dir", &certificates]);
         } else {
             arguments.push("--dest-tls-verify=false");
@@ -192,13 +195,13 @@ fn certificates(directory: &Path) {
 }
 
 /// Images in an OCI layout, of archives that are real.
-pub struct Layout {
+pub(crate) struct Layout {
     directory: TempDir,
     index: Vec<String>,
 }
 
 impl Layout {
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let directory = tempfile::tempdir().unwrap();
         fs::create_dir_all(directory.path().join("blobs/sha256")).unwrap();
         let header = br#"{"imageLayoutVersion":"1.0.0"}"#;
@@ -227,7 +230,7 @@ impl Layout {
 
     /// An image with these layers: a compressor and the content of a file each.
     /// Gives its manifest.
-    pub fn image(&self, architecture: &str, layers: &[(&str, &[u8])]) -> Vec<u8> {
+    pub(crate) fn image(&self, architecture: &str, layers: &[(&str, &[u8])]) -> Vec<u8> {
         let (mut list, mut ids) = (Vec::new(), Vec::new());
         for (compress, content) in layers {
             let (packed, id) = self.layer(compress, content);
@@ -251,7 +254,7 @@ impl Layout {
     }
 
     /// Gives a document a tag.
-    pub fn tag(&mut self, media_type: &str, document: &[u8], tag: &str) {
+    pub(crate) fn tag(&mut self, media_type: &str, document: &[u8], tag: &str) {
         self.blob(document);
         let entry = json(media_type, document);
         let entry = entry.strip_suffix('}').unwrap();

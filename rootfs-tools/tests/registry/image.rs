@@ -5,20 +5,20 @@ use flashpan_rootfs::registry::sha256;
 
 use crate::server::{Reply, Request};
 
-pub const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
-pub const INDEX: &str = "application/vnd.oci.image.index.v1+json";
-pub const CONFIG: &str = "application/vnd.oci.image.config.v1+json";
-pub const LAYER: &str = "application/vnd.oci.image.layer.v1.tar+gzip";
+pub(crate) const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
+pub(crate) const INDEX: &str = "application/vnd.oci.image.index.v1+json";
+pub(crate) const CONFIG: &str = "application/vnd.oci.image.config.v1+json";
+pub(crate) const LAYER: &str = "application/vnd.oci.image.layer.v1.tar+gzip";
 
 #[derive(Debug, Clone)]
-pub struct Image {
-    pub manifest: Vec<u8>,
-    pub config: Vec<u8>,
-    pub layers: Vec<Vec<u8>>,
+pub(crate) struct Image {
+    pub(crate) manifest: Vec<u8>,
+    pub(crate) config: Vec<u8>,
+    pub(crate) layers: Vec<Vec<u8>>,
 }
 
 /// Bytes that do not compress, always the same.
-pub fn noise(length: usize, seed: u64) -> Vec<u8> {
+pub(crate) fn noise(length: usize, seed: u64) -> Vec<u8> {
     let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
     let mut bytes = Vec::with_capacity(length + 8);
     while bytes.len() < length {
@@ -31,19 +31,19 @@ pub fn noise(length: usize, seed: u64) -> Vec<u8> {
     bytes
 }
 
-pub fn descriptor(media_type: &str, content: &[u8]) -> Descriptor {
+pub(crate) fn descriptor(media_type: &str, content: &[u8]) -> Descriptor {
     let size = content.len() as u64;
     Descriptor::new(MediaType::from(media_type), size, sha256(content))
 }
 
 /// The JSON of a descriptor.
-pub fn json(media_type: &str, content: &[u8]) -> String {
+pub(crate) fn json(media_type: &str, content: &[u8]) -> String {
     let (digest, size) = (sha256(content), content.len());
     format!(r#"{{"mediaType":"{media_type}","digest":"{digest}","size":{size}}}"#)
 }
 
 /// An index of documents for platforms.
-pub fn index(entries: &[(&str, &[u8], &str, &str)]) -> Vec<u8> {
+pub(crate) fn index(entries: &[(&str, &[u8], &str, &str)]) -> Vec<u8> {
     let entries = entries
         .iter()
         .map(|(media_type, content, os, architecture)| {
@@ -57,11 +57,11 @@ pub fn index(entries: &[(&str, &[u8], &str, &str)]) -> Vec<u8> {
 }
 
 impl Image {
-    pub fn new(layers: Vec<Vec<u8>>) -> Self {
+    pub(crate) fn new(layers: Vec<Vec<u8>>) -> Self {
         Self::of("amd64", layers)
     }
 
-    pub fn of(architecture: &str, layers: Vec<Vec<u8>>) -> Self {
+    pub(crate) fn of(architecture: &str, layers: Vec<Vec<u8>>) -> Self {
         let config = format!(
             r#"{{"architecture":"{architecture}","os":"linux","config":{{"Cmd":["/bin/true"]}},"rootfs":{{"type":"layers","diff_ids":[]}}}}"#
         );
@@ -79,20 +79,20 @@ impl Image {
         }
     }
 
-    pub fn layer(&self, number: usize) -> Descriptor {
+    pub(crate) fn layer(&self, number: usize) -> Descriptor {
         descriptor(LAYER, &self.layers[number])
     }
 
-    pub fn digest(&self) -> Digest {
+    pub(crate) fn digest(&self) -> Digest {
         sha256(&self.manifest)
     }
 
-    pub fn config_digest(&self) -> Digest {
+    pub(crate) fn config_digest(&self) -> Digest {
         sha256(&self.config)
     }
 
     /// Serves whatever is asked for, tags included, and parts of blobs.
-    pub fn serve(&self, request: &Request, reply: &mut Reply) {
+    pub(crate) fn serve(&self, request: &Request, reply: &mut Reply) {
         if request.path.contains("/manifests/") {
             let digest = self.digest().to_string();
             let headers = [
@@ -111,7 +111,7 @@ impl Image {
 }
 
 /// Serves a blob, or the part of it that is asked for.
-pub fn serve_blob(blob: &[u8], request: &Request, reply: &mut Reply) {
+pub(crate) fn serve_blob(blob: &[u8], request: &Request, reply: &mut Reply) {
     match request.from() {
         None => reply.send(200, &[], blob),
         Some(from) if from < blob.len() => {

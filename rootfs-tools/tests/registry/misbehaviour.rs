@@ -300,8 +300,9 @@ async fn servers_that_are_busy_are_asked_again() {
             _ => served.serve(request, reply),
         });
         let (options, notices) = with_notices(options(&[&server.name()]));
-        let resolved = client(options).resolve(&name(&format!("{}/app", server.name())));
-        assert_eq!(resolved.await.unwrap().manifest_digest, image.digest());
+        let reference = name(&format!("{}/app", server.name()));
+        let resolved = client(options).resolve(&reference).await.unwrap();
+        assert_eq!(resolved.manifest_digest, image.digest());
         assert_eq!(server.seen().len(), 3, "{status}");
         let notices = notices.lock().unwrap();
         assert_eq!(notices.len(), 2, "{notices:?}");

@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 
 /// Answers until it is dropped, one request for a connection.
-pub struct Server {
+pub(crate) struct Server {
     address: SocketAddr,
     seen: Arc<Mutex<Vec<Request>>>,
     stop: Arc<AtomicBool>,
@@ -16,24 +16,24 @@ pub struct Server {
 
 /// A request that has come.
 #[derive(Debug, Clone)]
-pub struct Request {
-    pub method: String,
+pub(crate) struct Request {
+    pub(crate) method: String,
     /// With the query.
-    pub path: String,
+    pub(crate) path: String,
     /// Names in lower case.
-    pub headers: BTreeMap<String, String>,
-    pub body: String,
+    pub(crate) headers: BTreeMap<String, String>,
+    pub(crate) body: String,
     /// How many for the same path came before.
-    pub before: usize,
+    pub(crate) before: usize,
 }
 
 impl Request {
-    pub fn header(&self, name: &str) -> Option<&str> {
+    pub(crate) fn header(&self, name: &str) -> Option<&str> {
         self.headers.get(name).map(String::as_str)
     }
 
     /// The first byte that is wanted.
-    pub fn from(&self) -> Option<usize> {
+    pub(crate) fn from(&self) -> Option<usize> {
         let range = self.header("range")?;
         let from = range.strip_prefix("bytes=")?.strip_suffix('-')?;
         Some(from.parse().unwrap())
@@ -41,11 +41,11 @@ impl Request {
 }
 
 /// Where the answer goes. Errors are the client's business: it may have gone.
-pub struct Reply(TcpStream);
+pub(crate) struct Reply(TcpStream);
 
 impl Reply {
     /// A whole answer.
-    pub fn send(&mut self, status: u16, headers: &[(&str, &str)], body: &[u8]) {
+    pub(crate) fn send(&mut self, status: u16, headers: &[(&str, &str)], body: &[u8]) {
         let length = body.len().to_string();
         let mut all = vec![("content-length", length.as_str())];
         all.extend_from_slice(headers);
@@ -54,7 +54,7 @@ impl Reply {
     }
 
     /// The head of an answer.
-    pub fn head(&mut self, status: u16, headers: &[(&str, &str)]) {
+    pub(crate) fn head(&mut self, status: u16, headers: &[(&str, &str)]) {
         let mut head = format!("HTTP/1.1 {status} Whatever\r\nconnection: close\r\n");
         for (name, value) in headers {
             head.push_str(&format!("{name}: {value}\r\n"));
@@ -63,7 +63,7 @@ impl Reply {
         self.raw(head.as_bytes());
     }
 
-    pub fn raw(&mut self, bytes: &[u8]) -> bool {
+    pub(crate) fn raw(&mut self, bytes: &[u8]) -> bool {
         self.0
             .write_all(bytes)
             .and_then(|()| self.0.flush())
@@ -71,7 +71,7 @@ impl Reply {
     }
 
     /// A body of unknown length: its pieces, and the end if it is to have one.
-    pub fn chunks(&mut self, chunks: &[&[u8]], end: bool) {
+    pub(crate) fn chunks(&mut self, chunks: &[&[u8]], end: bool) {
         self.head(200, &[("transfer-encoding", "chunked")]);
         for chunk in chunks {
             self.chunk(chunk);
@@ -81,7 +81,7 @@ impl Reply {
         }
     }
 
-    pub fn chunk(&mut self, chunk: &[u8]) -> bool {
+    pub(crate) fn chunk(&mut self, chunk: &[u8]) -> bool {
         let mut bytes = format!("{:x}\r\n", chunk.len()).into_bytes();
         bytes.extend_from_slice(chunk);
         bytes.extend_from_slice(b"\r\n");
@@ -89,17 +89,17 @@ impl Reply {
     }
 
     /// Waits until the client has gone.
-    pub fn wait_for_hangup(&mut self) {
+    pub(crate) fn wait_for_hangup(&mut self) {
         let _ = self.0.read(&mut [0; 64]);
     }
 
-    pub fn stream(&self) -> &TcpStream {
+    pub(crate) fn stream(&self) -> &TcpStream {
         &self.0
     }
 }
 
 impl Server {
-    pub fn start(handler: impl Fn(&Request, &mut Reply) + Send + Sync + 'static) -> Self {
+    pub(crate) fn start(handler: impl Fn(&Request, &mut Reply) + Send + Sync + 'static) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let server = Self {
             address: listener.local_addr().unwrap(),
@@ -130,17 +130,17 @@ impl Server {
     }
 
     /// `HOST:PORT`.
-    pub fn name(&self) -> String {
+    pub(crate) fn name(&self) -> String {
         self.address.to_string()
     }
 
     /// The requests so far.
-    pub fn seen(&self) -> Vec<Request> {
+    pub(crate) fn seen(&self) -> Vec<Request> {
         self.seen.lock().unwrap().clone()
     }
 
     /// Those whose path contains this.
-    pub fn seen_for(&self, part: &str) -> Vec<Request> {
+    pub(crate) fn seen_for(&self, part: &str) -> Vec<Request> {
         let mut seen = self.seen();
         seen.retain(|request| request.path.contains(part));
         seen
