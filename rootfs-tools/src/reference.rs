@@ -157,7 +157,7 @@ impl FromStr for Reference {
 
     fn from_str(text: &str) -> Result<Self, Error> {
         parse(text).map_err(|why| Error {
-            text: text.chars().take(NAME_MAX).collect(),
+            text: brief_of(text, NAME_MAX),
             why,
         })
     }
@@ -207,7 +207,13 @@ fn parse(text: &str) -> Result<Reference, String> {
 
 /// A piece of a name for a message.
 fn brief(text: &str) -> String {
-    text.chars().take(40).collect()
+    brief_of(text, 40)
+}
+
+/// The beginning of a text, in one line.
+fn brief_of(text: &str, most: usize) -> String {
+    let start = text.chars().take(most);
+    start.flat_map(char::escape_debug).collect()
 }
 
 /// Takes the registry off the front, if there is one: the first of several

@@ -136,14 +136,10 @@ impl Session<'_> {
             from: sink.done,
         };
         let mut answer = self.get(&wish).await?;
-        match answer.response.status() {
-            StatusCode::PARTIAL_CONTENT if sink.done > 0 && starts_at(&answer, sink.done) => {}
-            // The whole, asked for or not.
-            StatusCode::OK => {
-                if sink.done > 0 {
-                    sink.restart()?;
-                }
-            }
+        let whole = match answer.response.status() {
+            StatusCode::PARTIAL_CONTENT if sink.done > 0 && starts_at(&answer, sink.done) => false,
+            // Asked for or not.
+            StatusCode::OK => true,
             // A range that we did not ask for, or none where there has to be one.
             _ if sink.done > 0 => {
                 *ranges = false;
@@ -154,18 +150,21 @@ impl Session<'_> {
                 }));
             }
             _ => return Err(self.inner.transport.status(answer, what).await),
-        }
-        let missing = sink.missing();
+        };
+        let before = if whole { 0 } else { sink.done };
         if let Some(length) = answer.response.content_length()
-            && length != missing
+            && length != sink.blob.size().saturating_sub(before)
         {
             return Err(Error::Size {
                 what: what.to_owned(),
                 host: answer.host,
-                got: Some(sink.done.saturating_add(length)),
+                got: Some(before.saturating_add(length)),
                 size: sink.blob.size(),
             }
             .into());
+        }
+        if whole && sink.done > 0 {
+            sink.restart()?;
         }
         self.pour(&mut answer, sink, what, progress).await?;
         if sink.is_right() {
