@@ -104,7 +104,7 @@ pub(crate) fn run(args: &RunArgs, started_ns: u64) -> Result<u8, Failure> {
     args.check_terminal()?;
     if !args.vm.has_image() {
         // Before anything that takes time.
-        args.exec_options(None)?;
+        args.exec_options(None).map(drop)?;
     }
     // Making an image of a directory happens here, where signals still end
     // this process at once; a pull ends in order.

@@ -1,7 +1,7 @@
 //! Getting images: from registries, archives and directories.
 
 use std::fs::File;
-use std::io::{self, IsTerminal};
+use std::io::{self, IsTerminal, Write};
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -108,10 +108,7 @@ pub(crate) fn pull(args: &PullArgs) -> Result<(), Failure> {
     let store = Store::user().map_err(Failure::new)?;
     let client = args.registries.client(&args.platform)?;
     let name = args.image.short();
-    if !args.quiet {
-        // On standard error, as it is no result.
-        crate::failure::say("pulling", &format!("{name}..."));
-    }
+    announce(args.quiet, &format!("Pulling {name}..."));
     let cancel = Cancel::default();
     let options = PullOptions {
         force: args.force,
@@ -137,6 +134,14 @@ pub(crate) fn pull(args: &PullArgs) -> Result<(), Failure> {
         short_name(tag),
         size(info.size)
     ))
+}
+
+/// Says to who watches what begins.
+fn announce(quiet: bool, text: &str) {
+    if !quiet && io::stderr().is_terminal() {
+        // With standard error gone there is nobody to tell.
+        let _ = writeln!(io::stderr().lock(), "{text}");
+    }
 }
 
 /// Pulls, showing progress; a signal ends it in order.
@@ -186,9 +191,9 @@ pub(super) fn import(args: &ImportArgs) -> Result<(), Failure> {
         Input::Path(path) => path.display().to_string(),
         Input::File { name, .. } => name.clone(),
     };
-    if !args.quiet && matches!(input, Input::File { .. }) {
+    if matches!(input, Input::File { .. }) {
         let name = name.as_deref().unwrap_or("images");
-        crate::failure::say("importing", &format!("{name} from stdin..."));
+        announce(args.quiet, &format!("Importing {name} from stdin..."));
     }
     let images = import_in_order(&store, input, name, &args.platform, &what, args.quiet)?;
     for image in &images {

@@ -172,11 +172,20 @@ mod tests {
         let a = super::super::sha256(b"a");
         let b = super::super::sha256(b"b");
         let one = name(std::slice::from_ref(&a));
-        assert_eq!(one, format!("{}-{FORMAT_VERSION}.erofs", &a["sha256:".len()..]));
+        assert_eq!(
+            one,
+            format!("{}-{FORMAT_VERSION}.erofs", &a["sha256:".len()..])
+        );
         let chain = super::super::sha256(format!("{a} {b}").as_bytes());
         let two = name(&[a.clone(), b.clone()]);
-        assert_eq!(two, format!("{}-{FORMAT_VERSION}.erofs", &chain["sha256:".len()..]));
+        assert_eq!(
+            two,
+            format!("{}-{FORMAT_VERSION}.erofs", &chain["sha256:".len()..])
+        );
         assert_ne!(two, name(&[b, a]));
-        assert_eq!(name(&[]).len(), 64 + format!("-{FORMAT_VERSION}.erofs").len());
+        assert_eq!(
+            name(&[]).len(),
+            64 + format!("-{FORMAT_VERSION}.erofs").len()
+        );
     }
 }

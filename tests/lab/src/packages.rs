@@ -40,6 +40,7 @@ pub const IMAGES: &[&str] = &[
     "g++",
     "gzip",
     "openssl",
+    "python3",
     "skopeo",
     "tar",
     "umoci",

@@ -10,6 +10,7 @@ mod bench;
 mod demo;
 mod deny;
 mod fuzz;
+mod images;
 mod lab;
 mod setup;
 mod step;
