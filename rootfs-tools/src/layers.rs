@@ -13,7 +13,7 @@
 //!    their content in the spool.
 //! 2. **Flatten.** The entries are applied from the lowest layer up, as a
 //!    container runtime would extract them into a directory, to a
-//!    [`Tree`](crate::tree::Tree) in memory.
+//!    [`Tree`] in memory.
 //! 3. **Write.** [`crate::erofs`] writes the tree; contents are copied from
 //!    spool to image.
 //!

@@ -16,7 +16,7 @@ use super::error::LayerError;
 use super::limits::{Limits, PATH_MAX};
 use super::unpack::{Unflattened, Unpacked};
 use crate::tar::Kind;
-use crate::tree::{Content, InodeId, Metadata, Node, Tree};
+use crate::tree::{Content, Inode, InodeId, Metadata, Node, Tree};
 
 /// Symbolic links that are followed in one path: as many as Linux follows
 /// (`MAXSYMLINKS`), so that what fails here could not be reached in a guest.
@@ -138,10 +138,7 @@ impl Flattener {
             ..
         } = entry;
         if let Some(there) = self.tree.lookup(parent, name) {
-            let is_directory = self
-                .tree
-                .get(there)
-                .is_some_and(crate::tree::Inode::is_directory);
+            let is_directory = self.tree.get(there).is_some_and(Inode::is_directory);
             if is_directory && kind == Kind::Directory {
                 if let Some(inode) = self.tree.get_mut(there) {
                     inode.metadata = metadata;
@@ -205,11 +202,7 @@ impl Flattener {
         let found = self.resolve(directories, path)?;
         let directory = self.existing(&found).ok_or_else(wrong)?;
         let inode = self.tree.lookup(directory, last).ok_or_else(wrong)?;
-        if self
-            .tree
-            .get(inode)
-            .is_none_or(crate::tree::Inode::is_directory)
-        {
+        if self.tree.get(inode).is_none_or(Inode::is_directory) {
             return Err(wrong());
         }
         let linked = self.tree.link(parent, name, inode);
@@ -264,7 +257,7 @@ impl Flattener {
                 .tree
                 .get(directory)
                 .into_iter()
-                .flat_map(|inode| inode.entries())
+                .flat_map(Inode::entries)
             {
                 seen += 1;
                 if self.is_touched(directory, name, id) {
@@ -325,7 +318,7 @@ impl Flattener {
                     let metadata = Metadata::root_owned(0o755);
                     // Into something else than a directory, it does not go.
                     let inode = self.tree.get(directory);
-                    if !inode.is_some_and(crate::tree::Inode::is_directory) {
+                    if !inode.is_some_and(Inode::is_directory) {
                         return Err(LayerError::NotADirectory {
                             path: path.to_owned(),
                         });
@@ -335,11 +328,7 @@ impl Flattener {
             };
             self.touch(directory);
         }
-        if !self
-            .tree
-            .get(directory)
-            .is_some_and(crate::tree::Inode::is_directory)
-        {
+        if !self.tree.get(directory).is_some_and(Inode::is_directory) {
             return Err(LayerError::NotADirectory {
                 path: path.to_owned(),
             });

@@ -101,11 +101,8 @@ impl SparseRecords {
             b"size" | b"realsize" => self.size = Some(decimal(value)?),
             b"major" => self.major = Some(decimal(value)?),
             b"minor" => self.minor = Some(decimal(value)?),
-            b"offset" => {
-                if self.pending.replace(decimal(value)?).is_some() {
-                    return None;
-                }
-            }
+            b"offset" if self.pending.is_some() => return None,
+            b"offset" => self.pending = Some(decimal(value)?),
             b"numbytes" => {
                 let offset = self.pending.take()?;
                 self.push(offset, decimal(value)?)?;

@@ -56,7 +56,7 @@ impl Item {
             record(&mut records, b"gid", self.owner.1.to_string().as_bytes());
         }
         let (seconds, nanoseconds) = self.modified;
-        if nanoseconds > 0 || seconds < 0 {
+        if nanoseconds > 0 || !(0..1 << 33).contains(&seconds) {
             let total = i128::from(seconds) * 1_000_000_000 + i128::from(nanoseconds);
             let (sign, whole) = (if total < 0 { "-" } else { "" }, total.unsigned_abs());
             let (whole, rest) = (whole / 1_000_000_000, whole % 1_000_000_000);
