@@ -5,6 +5,7 @@ mod bench;
 mod doctor;
 mod failure;
 mod generate;
+mod image;
 mod kernel;
 mod parse;
 mod progress;
@@ -30,6 +31,7 @@ First steps:
   flashpan kernel build            build the guest's kernel, once
   flashpan run -- echo hello       run a command in a new VM
   flashpan run -it                 a shell in a new VM
+  flashpan run --image python:3.12-slim -- python3 -c 'print(6*7)'
 
 `flashpan COMMAND --help` has examples for each command.";
 
@@ -45,6 +47,8 @@ struct Cli {
 enum Command {
     Run(Box<run::RunArgs>),
     Doctor(doctor::DoctorArgs),
+    Image(image::ImageArgs),
+    Pull(image::PullArgs),
     Kernel(kernel::KernelArgs),
     Volume(volume::VolumeArgs),
     Bench(bench::BenchArgs),
@@ -72,6 +76,8 @@ fn dispatch(command: Command, started_ns: u64) -> Result<u8, Failure> {
     match command {
         Command::Run(args) => run::run(&args, started_ns),
         Command::Doctor(args) => doctor::doctor(&args),
+        Command::Image(args) => image::image(&args),
+        Command::Pull(args) => image::pull(&args).map(|()| 0),
         Command::Kernel(args) => kernel::kernel(&args),
         Command::Volume(args) => volume::volume(&args),
         Command::Bench(args) => bench::bench(&args),

@@ -45,6 +45,11 @@ impl Progress {
         Self::new(what, total, "{msg} {wide_bar} {pos}/{len} ({eta} left)")
     }
 
+    /// Progress through `total` steps that mean nothing to anybody but as a share.
+    pub(crate) fn steps_of(what: &str, total: u64) -> Self {
+        Self::new(what, total, "{msg} {wide_bar} {percent} % ({eta} left)")
+    }
+
     /// Progress of work that knows its share and its estimate; see
     /// [`Progress::at`].
     pub(crate) fn share(what: &str) -> Self {

@@ -12,6 +12,7 @@ use clap::Args;
 use clap::builder::{OsStringValueParser, TypedValueParser};
 use flashpan::timeline::Report;
 use flashpan::{Console, ExecOptions, ExitReason, ExitStatus, Process, Sandbox, SandboxBuilder};
+use flashpan_rootfs::image_config::{Overrides, RunConfig, compose};
 use tokio::sync::oneshot;
 
 use crate::failure::{Failure, say};
@@ -30,6 +31,9 @@ pub(crate) const EXAMPLES: &str = "\
 Examples:
   flashpan run -- uname -a
   flashpan run -it                                   a shell in the built-in root
+  flashpan run --image alpine -- cat /etc/os-release
+  flashpan run --image python:3.12-slim -it
+  flashpan run --image redis --entrypoint sh -- -c 'id; env'
   flashpan run --rootfs ./debian -- python3 -c 'print(6*7)'
   flashpan run --rootfs root.erofs --cpus 4 -m 2G -e LANG=C -- make -j4
   tar c src | flashpan run -i -- sh -c 'cd /tmp && tar x && ls'
@@ -55,13 +59,24 @@ pub(crate) struct RunArgs {
           value_parser = OsStringValueParser::new().try_map(|text| parse::variable(&text)))]
     env: Vec<Variable>,
 
-    /// Working directory of the command in the guest.
+    /// Working directory of the command in the guest; otherwise the image's.
+    /// With --image it is made if it is missing.
     #[arg(long, short, value_name = "DIR")]
     workdir: Option<OsString>,
 
-    /// Run as this user of the guest; root otherwise.
+    /// Run as this user of the guest; otherwise as the image says, or as root.
     #[arg(long, short, value_name = "NAME|UID[:GROUP|GID]")]
     user: Option<String>,
+
+    /// Program to run instead of the image's entrypoint; the image's command
+    /// does not count then. Empty for none.
+    #[arg(
+        long,
+        value_name = "PROGRAM",
+        requires = "image",
+        allow_hyphen_values = true
+    )]
+    entrypoint: Option<OsString>,
 
     /// Pass standard input on; otherwise the command reads /dev/null.
     #[arg(long, short)]
@@ -85,7 +100,8 @@ pub(crate) struct RunArgs {
     #[arg(long, value_name = "FILE")]
     timeline: Option<PathBuf>,
 
-    /// The command and its arguments; /bin/sh with -it.
+    /// The command and its arguments; otherwise that of the image, or without
+    /// an image /bin/sh with -it.
     #[arg(trailing_var_arg = true, value_name = "COMMAND")]
     command: Vec<OsString>,
 
@@ -95,13 +111,18 @@ pub(crate) struct RunArgs {
 
 /// Runs the command; `started_ns` is when this process began.
 pub(crate) fn run(args: &RunArgs, started_ns: u64) -> Result<u8, Failure> {
-    let exec = args.exec_options()?;
+    args.check_terminal()?;
+    if !args.vm.has_image() {
+        // Before anything that takes time.
+        args.exec_options(None).map(drop)?;
+    }
     // What cannot be written is said before anything is done.
     let timeline = args.timeline.as_deref().map(TimelineFile::open);
     let timeline = timeline.transpose()?;
     // Making an image of a directory happens here, where signals still end
-    // this process at once.
+    // this process at once; a pull ends in order.
     let template = args.vm.resolve()?;
+    let exec = args.exec_options(Some(&template))?;
     runtime(async {
         let mut signals =
             Signals::watch().map_err(|e| Failure::new(format!("cannot watch signals: {e}")))?;
@@ -142,13 +163,41 @@ pub(crate) fn run(args: &RunArgs, started_ns: u64) -> Result<u8, Failure> {
 }
 
 impl RunArgs {
-    fn exec_options(&self) -> Result<ExecOptions, Failure> {
+    fn check_terminal(&self) -> Result<(), Failure> {
         if self.tty && self.interactive && !terminal::stdin_is_terminal() {
             return Err(Failure::new(
                 "-it needs a terminal on standard input, and it is none; leave -t out",
             ));
         }
-        let argv = match self.command.as_slice() {
+        Ok(())
+    }
+
+    /// What to run: what the user says, and where there is an image, what that
+    /// says besides.
+    fn exec_options(&self, template: Option<&Template>) -> Result<ExecOptions, Failure> {
+        let variables = self.env.iter().cloned().filter_map(Variable::resolve);
+        let wishes = Overrides {
+            entrypoint: self.entrypoint.clone(),
+            command: self.command.clone(),
+            env: variables.collect(),
+            working_dir: self.workdir.clone(),
+            user: self.user.clone(),
+        };
+        let image = template.and_then(|template| Some((template, template.image_config()?)));
+        let mut exec = match image {
+            Some((template, config)) => of_image(template, config, &wishes, self.tty)?,
+            None => self.of_user(wishes)?,
+        };
+        exec = exec.stdin(self.interactive);
+        if self.tty {
+            exec = exec.terminal(terminal::size());
+        }
+        exec.validate()?;
+        Ok(exec)
+    }
+
+    fn of_user(&self, wishes: Overrides) -> Result<ExecOptions, Failure> {
+        let argv = match wishes.command.as_slice() {
             [] if self.tty && self.interactive => vec![OsString::from("/bin/sh")],
             [] => {
                 return Err(Failure::new(
@@ -157,22 +206,21 @@ impl RunArgs {
             }
             command => command.to_vec(),
         };
-        let mut exec = ExecOptions::argv(argv).stdin(self.interactive);
+        let mut exec = ExecOptions::argv(argv);
         if self.tty
             && let Some(term) = std::env::var_os("TERM")
         {
             exec = exec.env("TERM", term);
         }
-        for (name, value) in self.env.iter().cloned().filter_map(Variable::resolve) {
+        for (name, value) in wishes.env {
             exec = exec.env(name, value);
         }
-        if let Some(dir) = &self.workdir {
+        if let Some(dir) = wishes.working_dir {
             exec = exec.working_dir(dir);
         }
-        if let Some(user) = &self.user {
+        if let Some(user) = wishes.user {
             exec = exec.user(user);
         }
-        exec.validate()?;
         Ok(exec)
     }
 
@@ -294,6 +342,30 @@ async fn broken(stdin: &mut Option<oneshot::Receiver<BrokenInput>>) -> BrokenInp
         *stdin = None;
     }
     std::future::pending().await
+}
+
+/// What an image and a user want together, and the variables that docker sets.
+fn of_image(
+    template: &Template,
+    config: &RunConfig,
+    wishes: &Overrides,
+    tty: bool,
+) -> Result<ExecOptions, Failure> {
+    let command = compose(config, wishes).map_err(Failure::new)?;
+    let mut exec = ExecOptions::argv(command.argv)
+        .env("HOSTNAME", template.hostname())
+        .working_dir(command.working_dir)
+        .make_working_dir(true);
+    if tty && let Some(term) = std::env::var_os("TERM") {
+        exec = exec.env("TERM", term);
+    }
+    for (name, value) in command.env {
+        exec = exec.env(name, value);
+    }
+    if let Some(user) = command.user {
+        exec = exec.user(user);
+    }
+    Ok(exec)
 }
 
 /// What to say when the VM ended under the command.

@@ -10,16 +10,24 @@ use flashpan::{
     BootProtocol, Console, Disk, DiskMount, DiskSource, FsType, Root, Sandbox, SandboxBuilder,
     Upper,
 };
-use flashpan_kernel::image;
+use flashpan_kernel::image as kernel_image;
 use flashpan_rootfs::cache::Cache;
+use flashpan_rootfs::image_config::RunConfig;
+use flashpan_rootfs::platform::Platform;
 use flashpan_rootfs::probe::{RootImage, probe};
+use flashpan_rootfs::store::Held;
 use flashpan_rootfs::volume::Volumes;
 use flashpan_rootfs::{builtin, directory, disk};
 
 use crate::failure::{Failure, say};
+use crate::image::{self, PullPolicy, RegistryArgs};
 use crate::kernel;
 use crate::parse;
 use crate::progress::Progress;
+
+/// What programs of a container image can write unless asked otherwise, in MiB.
+/// It is sparse.
+const IMAGE_DISK_MIB: u64 = 5 * 1024;
 
 /// The environment variable that names a kernel.
 pub(crate) const KERNEL_VARIABLE: &str = "FLASHPAN_KERNEL";
@@ -46,9 +54,34 @@ pub(crate) struct VmArgs {
     #[arg(long, value_name = "DIR|IMAGE")]
     rootfs: Option<PathBuf>,
 
+    /// Container image whose root file system it is, and which says what runs
+    /// and how; pulled if it is not there (see `flashpan image`). The guest
+    /// never writes to it.
+    #[arg(long, value_name = "IMAGE", conflicts_with = "rootfs")]
+    image: Option<String>,
+
+    /// When to pull the image.
+    #[arg(
+        long,
+        value_enum,
+        default_value_t,
+        value_name = "WHEN",
+        requires = "image"
+    )]
+    pull: PullPolicy,
+
+    /// Of an image for several platforms, which one.
+    #[arg(
+        long,
+        value_name = "OS/ARCH[/VARIANT]",
+        default_value_t,
+        requires = "image"
+    )]
+    platform: Platform,
+
     /// Take the guest's writes to its root on a disk of this size, e.g. 10G. It
-    /// is sparse, and is gone at the end. Without this option and the next two,
-    /// writes go to the guest's memory.
+    /// is sparse, and is gone at the end. Without this option and the next two it
+    /// has 5 GiB with --image; otherwise writes go to the guest's memory.
     #[arg(long, value_name = "SIZE", value_parser = parse::size_mib,
           conflicts_with_all = ["ephemeral", "read_only"])]
     disk_size: Option<u64>,
@@ -91,6 +124,9 @@ pub(crate) struct VmArgs {
     /// How long the guest may take to become ready, e.g. 10s or 5m.
     #[arg(long, value_name = "DURATION", value_parser = parse::duration, default_value = "60s")]
     boot_timeout: Duration,
+
+    #[command(flatten)]
+    registries: RegistryArgs,
 }
 
 /// [`BootProtocol`] on the command line.
@@ -119,24 +155,67 @@ impl VmArgs {
             kernel,
             // Not known yet; nothing looks at it before it is.
             root: Root::new(PathBuf::new(), FsType::Erofs),
+            image: None,
             cpus: self.cpus,
             memory_mib: self.memory,
             hostname: self.hostname.clone(),
             kernel_args: self.kernel_args.join(" "),
             boot_protocol,
             boot_timeout: self.boot_timeout,
-            scratch_mib: self.disk_size,
+            scratch_mib: self.scratch_mib(),
             read_only: self.read_only,
             disks: self.disks.clone(),
         };
         // Before the root image, which may take minutes to make.
         template.bare_builder(Console::Off).validate()?;
-        image::check(&template.kernel).map_err(Failure::new)?;
-        template.root = match &self.rootfs {
-            Some(path) => root_from(path)?,
-            None => builtin_root()?,
-        };
+        kernel_image::check(&template.kernel).map_err(Failure::new)?;
+        match (&self.image, &self.rootfs) {
+            (Some(name), _) => {
+                let (root, image) = self.image_root(name)?;
+                template.root = root;
+                template.image = Some(image);
+            }
+            (None, Some(path)) => template.root = root_from(path)?,
+            (None, None) => template.root = builtin_root()?,
+        }
         Ok(template)
+    }
+
+    /// The size of the disk that takes the writes to the root, if it is a disk.
+    fn scratch_mib(&self) -> Option<u64> {
+        let usual =
+            (self.image.is_some() && !self.ephemeral && !self.read_only).then_some(IMAGE_DISK_MIB);
+        self.disk_size.or(usual)
+    }
+
+    /// The name of the container image, if one is asked for.
+    pub(crate) fn has_image(&self) -> bool {
+        self.image.is_some()
+    }
+
+    fn image_root(&self, name: &str) -> Result<(Root, Arc<InUse>), Failure> {
+        let (image, held) = image::obtain(name, self.pull, &self.platform, &self.registries)?;
+        if image.config.architecture != NATIVE {
+            let is_for = &image.info.platform;
+            return Err(Failure::new(format!(
+                "the image {name} is for {is_for}, and guests are linux/{NATIVE}; pull it with \
+                 --platform linux/{NATIVE}"
+            )));
+        }
+        // The VMM gets the same open file, and with it the lock.
+        let file = held.file().try_clone().map_err(|e| {
+            let path = held.path().display();
+            Failure::new(format!("cannot duplicate a descriptor of {path}: {e}"))
+        })?;
+        let root = Root::opened(held.path(), Arc::new(file), FsType::Erofs);
+        let config = image.config.run;
+        Ok((
+            root,
+            Arc::new(InUse {
+                config,
+                _held: held,
+            }),
+        ))
     }
 
     fn kernel(&self) -> Result<PathBuf, Failure> {
@@ -150,6 +229,8 @@ impl VmArgs {
 pub(crate) struct Template {
     pub(crate) kernel: PathBuf,
     root: Root,
+    /// The container image that the root is of.
+    image: Option<Arc<InUse>>,
     cpus: u32,
     memory_mib: u64,
     hostname: String,
@@ -161,10 +242,30 @@ pub(crate) struct Template {
     disks: Vec<DiskMount>,
 }
 
+/// The architecture of guests, as images call it.
+const NATIVE: &str = "amd64";
+
+/// A container image that nobody removes while this lives.
+#[derive(Debug)]
+struct InUse {
+    config: RunConfig,
+    _held: Held,
+}
+
 impl Template {
     /// Whether the guest has something to save at the end.
     pub(crate) fn keeps_something(&self) -> bool {
         self.disks.iter().any(|disk| !disk.read_only)
+    }
+
+    /// What the container image says about its programs.
+    pub(crate) fn image_config(&self) -> Option<&RunConfig> {
+        self.image.as_ref().map(|image| &image.config)
+    }
+
+    /// Host name of the guest.
+    pub(crate) fn hostname(&self) -> &str {
+        &self.hostname
     }
 
     /// A builder for one VM.

@@ -17,6 +17,9 @@ const DEFAULT_PATH: &[u8] = b"/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:
 /// Terminal type when the request has none; every image knows it.
 const DEFAULT_TERM: &[u8] = b"xterm";
 
+/// Linux's longest path, with its NUL.
+const PATH_MAX: usize = 4096;
+
 const SHELL: &[u8] = b"/bin/sh";
 
 /// A program that is ready to be started.
@@ -27,6 +30,9 @@ pub(crate) struct Plan {
     pub(crate) arguments: Vec<CString>,
     pub(crate) environment: Vec<CString>,
     pub(crate) directory: CString,
+    /// Directories to make first, where they are missing: the working directory
+    /// and those above it, the uppermost first.
+    pub(crate) directories: Vec<CString>,
     pub(crate) identity: Identity,
     pub(crate) terminal: Option<TerminalSize>,
     pub(crate) stdin: bool,
@@ -60,10 +66,16 @@ impl Plan {
                 "the working directory is empty; leave it out or name one",
             ));
         }
+        let directories = match request.make_working_dir {
+            // A longer one cannot be entered, which is told then.
+            true if directory.len() < PATH_MAX => with_parents(&directory),
+            _ => Vec::new(),
+        };
         Ok(Self {
             candidates: c_strings(candidates, "the program's name")?,
             arguments: numbered_c_strings(arguments, "argument")?,
             environment: numbered_c_strings(environment, "environment entry")?,
+            directories: c_strings(directories, "the working directory")?,
             directory: c_string(directory, "the working directory")?,
             identity,
             terminal: request.terminal,
@@ -141,6 +153,17 @@ fn candidates(program: &[u8], path: &[u8]) -> Vec<Vec<u8>> {
             b"" => program.to_vec(),
             directory => [directory, b"/", program].concat(),
         })
+        .collect()
+}
+
+/// A path and what is above it, but for the root, the uppermost first.
+fn with_parents(path: &[u8]) -> Vec<Vec<u8>> {
+    let ends = path.iter().enumerate().skip(1);
+    let ends = ends.filter_map(|(index, byte)| (*byte == b'/').then_some(index));
+    ends.chain([path.len()])
+        .filter_map(|end| path.get(..end))
+        .filter(|part| !part.ends_with(b"/"))
+        .map(<[u8]>::to_vec)
         .collect()
 }
 

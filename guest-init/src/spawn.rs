@@ -238,6 +238,7 @@ impl Child<'_> {
             let controlled = unsafe { libc::ioctl(0, libc::TIOCSCTTY, 0) };
             call(Step::Terminal, i64::from(controlled))?;
         }
+        self.directories();
         if self.privileges == Privileges::Set {
             self.limits()?;
             self.identity()?;
@@ -296,6 +297,15 @@ impl Child<'_> {
         // those above STATUS_FD is used again.
         let closed = unsafe { libc::syscall(libc::SYS_close_range, first, libc::c_uint::MAX, 0) };
         call(Step::Descriptors, closed)
+    }
+
+    /// Makes the working directory, as root. What cannot be made shows when it
+    /// is entered.
+    fn directories(&self) {
+        for directory in &self.plan.directories {
+            // SAFETY: mkdir takes a valid C string and a number.
+            unsafe { libc::mkdir(directory.as_ptr(), 0o755) };
+        }
     }
 
     fn limits(&self) -> Result<(), (Step, Errno)> {

@@ -22,7 +22,7 @@
 use serde::{Deserialize, Serialize};
 
 /// Version of this protocol; both hellos carry it and must agree.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 
 /// First bytes of the guest's hello, to tell a stray connection from an agent.
 pub const MAGIC: [u8; 8] = *b"flashpan";
@@ -222,6 +222,9 @@ pub struct ExecRequest {
     pub env: Vec<(Bytes, Bytes)>,
     /// Working directory; `/` (or the user's choice of the image) if `None`.
     pub working_dir: Option<Bytes>,
+    /// Make the working directory if it is missing, as root with mode 755,
+    /// as container runtimes do for images.
+    pub make_working_dir: bool,
     /// `name`, `uid`, `name:group` or `uid:gid`, looked up in the guest; root
     /// if `None`.
     pub user: Option<String>,

@@ -27,20 +27,24 @@ fn request() -> impl Strategy<Value = ExecRequest> {
         command,
         proptest::collection::vec((bytes(), bytes()), 0..8),
         proptest::option::of(bytes()),
+        any::<bool>(),
         proptest::option::of(".{0,20}"),
         any::<bool>(),
         proptest::option::of(terminal()),
         any::<bool>(),
     )
         .prop_map(
-            |(command, env, working_dir, user, stdin, terminal, linger)| ExecRequest {
-                command,
-                env,
-                working_dir,
-                user,
-                stdin,
-                terminal,
-                linger,
+            |(command, env, working_dir, make_working_dir, user, stdin, terminal, linger)| {
+                ExecRequest {
+                    command,
+                    env,
+                    working_dir,
+                    make_working_dir,
+                    user,
+                    stdin,
+                    terminal,
+                    linger,
+                }
             },
         )
 }

@@ -28,7 +28,7 @@ use std::io;
 use crate::tree::Tree;
 
 pub use xattrs::XattrError;
-pub(crate) use xattrs::storable as xattr_storable;
+pub(crate) use xattrs::{size as xattrs_size, storable as xattr_storable};
 
 /// Changes whenever the same tree gives other bytes than before, so that
 /// caches of images know which are stale.
@@ -137,6 +137,21 @@ pub fn write(
     output: &File,
     progress: &mut dyn FnMut(Progress),
 ) -> Result<Summary, Error> {
+    let summary = write_unless(tree, options, output, &mut |now| {
+        progress(now);
+        false
+    })?;
+    // It was never asked to stop.
+    summary.ok_or_else(|| Error::Write(io::ErrorKind::Interrupted.into()))
+}
+
+/// As [`write`], but stops when `stop` returns true; there is no image then.
+pub(crate) fn write_unless(
+    tree: &Tree,
+    options: &Options,
+    output: &File,
+    stop: &mut dyn FnMut(Progress) -> bool,
+) -> Result<Option<Summary>, Error> {
     let plan = layout::Plan::new(tree, options)?;
-    writer::Writer::new(tree, &plan, output, progress).write(options)
+    writer::Writer::new(tree, &plan, output, stop).write(options)
 }

@@ -21,6 +21,7 @@ pub struct ExecOptions {
     command: Command,
     env: Vec<(OsString, OsString)>,
     working_dir: Option<OsString>,
+    make_working_dir: bool,
     user: Option<String>,
     stdin: bool,
     terminal: Option<TerminalSize>,
@@ -52,6 +53,7 @@ impl ExecOptions {
             command,
             env: Vec::new(),
             working_dir: None,
+            make_working_dir: false,
             user: None,
             stdin: false,
             terminal: None,
@@ -69,6 +71,13 @@ impl ExecOptions {
     /// Sets the working directory; `/` otherwise.
     pub fn working_dir(mut self, dir: impl Into<OsString>) -> Self {
         self.working_dir = Some(dir.into());
+        self
+    }
+
+    /// Whether a working directory that is missing is made, for root and with
+    /// mode 755; to start in one is an error otherwise.
+    pub fn make_working_dir(mut self, make: bool) -> Self {
+        self.make_working_dir = make;
         self
     }
 
@@ -164,6 +173,7 @@ impl ExecOptions {
                 .map(|(name, value)| (bytes(name), bytes(value)))
                 .collect(),
             working_dir: self.working_dir.map(bytes),
+            make_working_dir: self.make_working_dir,
             user: self.user,
             stdin: self.stdin,
             terminal: self.terminal,

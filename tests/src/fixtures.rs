@@ -39,3 +39,11 @@ pub fn debian() -> PathBuf {
 pub fn debian_directory() -> PathBuf {
     given("FLASHPAN_TEST_DEBIAN_DIR")
 }
+
+/// A directory with container images: an OCI layout `layout` with the images
+/// `python` (several layers, with deletions) and `multi` (for two platforms),
+/// and `box.tar`, an image by `docker save`.
+#[must_use]
+pub fn images() -> PathBuf {
+    given("FLASHPAN_TEST_IMAGES")
+}

@@ -50,6 +50,7 @@ fn request(command: Command) -> ExecRequest {
         command,
         env: Vec::new(),
         working_dir: None,
+        make_working_dir: false,
         user: None,
         stdin: false,
         terminal: None,
@@ -263,6 +264,26 @@ fn given_variables_win_over_defaults() {
         (bytes("HOME"), bytes("")),
     ];
     assert_eq!(stdout(asked), "PATH=/nowhere\nHOME=\n");
+}
+
+#[test]
+fn a_working_directory_that_is_missing_is_made_when_asked_for() {
+    let parent = tempfile("made");
+    let path = parent.join("a/b");
+    let at = |path: &std::path::Path| ExecRequest {
+        working_dir: Some(bytes(path.to_str().unwrap())),
+        make_working_dir: true,
+        ..argv(&["pwd"])
+    };
+    for _ in 0..2 {
+        assert_eq!(stdout(at(&path)), format!("{}\n", path.display()));
+    }
+    let file = parent.join("file");
+    std::fs::write(&file, "").unwrap();
+    let failure = start_failure(at(&file.join("x")));
+    assert_eq!(failure.0, StartFailureKind::BadRequest);
+    assert!(failure.1.contains("working directory"), "{failure:?}");
+    std::fs::remove_dir_all(parent).unwrap();
 }
 
 #[test]

@@ -29,7 +29,7 @@ impl<'a> Writer<'a> {
         tree: &'a Tree,
         plan: &'a Plan,
         output: &'a File,
-        progress: &'a mut dyn FnMut(Progress),
+        stop: &'a mut dyn FnMut(Progress) -> bool,
     ) -> Self {
         let progress_now = Progress {
             done: 0,
@@ -44,18 +44,23 @@ impl<'a> Writer<'a> {
             meter: Meter {
                 now: progress_now,
                 reported: 0,
-                report: progress,
+                stopped: false,
+                stop,
             },
         }
     }
 
-    pub(super) fn write(mut self, options: &Options) -> Result<Summary, Error> {
+    /// `None` when it was stopped.
+    pub(super) fn write(mut self, options: &Options) -> Result<Option<Summary>, Error> {
         let size = u64::from(self.plan.blocks) * BLOCK;
         // Emptied first: all that is not written has to read as zeros.
         self.output.set_len(0).map_err(Error::Write)?;
         self.output.set_len(size).map_err(Error::Write)?;
         for placed in &self.plan.inodes {
             self.inode(placed)?;
+            if self.meter.stopped {
+                return Ok(None);
+            }
         }
         let root = u16::try_from(self.plan.nid(self.tree.root())).unwrap_or(u16::MAX);
         let inodes = u64::try_from(self.plan.inodes.len()).unwrap_or(u64::MAX);
@@ -68,11 +73,11 @@ impl<'a> Writer<'a> {
         );
         self.put(&superblock, SUPER_OFFSET)?;
         self.meter.report();
-        Ok(Summary {
+        Ok(Some(Summary {
             size,
             inodes,
             content: self.plan.content,
-        })
+        }))
     }
 
     fn inode(&mut self, placed: &Placed) -> Result<(), Error> {
@@ -219,11 +224,12 @@ fn file_type(node: Option<&Node>) -> FileType {
     }
 }
 
-/// Counts bytes and tells of them now and then.
+/// Counts bytes, tells of them now and then, and hears whether to stop.
 struct Meter<'a> {
     now: Progress,
     reported: u64,
-    report: &'a mut dyn FnMut(Progress),
+    stopped: bool,
+    stop: &'a mut dyn FnMut(Progress) -> bool,
 }
 
 impl Meter<'_> {
@@ -236,6 +242,6 @@ impl Meter<'_> {
 
     fn report(&mut self) {
         self.reported = self.now.done;
-        (self.report)(self.now);
+        self.stopped |= (self.stop)(self.now);
     }
 }

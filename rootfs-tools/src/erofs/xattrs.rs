@@ -75,7 +75,7 @@ fn split(name: &[u8]) -> Result<(u8, &[u8], u8), XattrError> {
 }
 
 /// Bytes that the attributes take after their inode; 0 when there are none.
-pub(super) fn size(xattrs: &BTreeMap<Vec<u8>, Vec<u8>>) -> Result<usize, XattrError> {
+pub(crate) fn size(xattrs: &BTreeMap<Vec<u8>, Vec<u8>>) -> Result<usize, XattrError> {
     if xattrs.is_empty() {
         return Ok(0);
     }

@@ -1,11 +1,13 @@
 //! `flashpan-bench boot`: how much it takes from nothing to a guest's PID 1, and
 //! to a program's end, beside QEMU's microvm machine in the same run.
+//! `flashpan-bench image`: how long the layers of an image take to become a root.
 //!
 //! Prints one JSON object per line: `name`, `value`, `unit`, and where they
 //! apply `peer`, `ratio` and `budget`. Ends with status 1 if a budget is
 //! broken. Under `-icount` in the lab a nanosecond is an instruction.
 
 mod budgets;
+mod image;
 mod peer;
 mod vmm;
 
@@ -20,7 +22,9 @@ use serde::Serialize;
 use serde_json::Value;
 
 const USAGE: &str = "usage: flashpan-bench boot --kernel FILE --init FILE --flashpan FILE \
-                     --budgets FILE --unit instructions|ns [--runs N]";
+                     --budgets FILE --unit instructions|ns [--runs N]\n   or: \
+                     flashpan-bench image --layout DIRECTORY --tag TAG --work DIRECTORY \
+                     --budgets FILE --runs N";
 
 /// Memory of every guest, in MiB.
 const MEMORY_MIB: u32 = 128;
@@ -54,6 +58,15 @@ fn main() -> ExitCode {
     let words: Vec<String> = env::args().skip(1).collect();
     let done = match words.split_first() {
         Some((command, rest)) if command == "boot" => parse(rest).and_then(|o| boot(&o)),
+        Some((command, rest)) if command == "image" => {
+            image::ImageOptions::parse(rest).and_then(|o| image::image(&o))
+        }
+        Some((command, [layout, tag, image])) if command == "convert" => {
+            image::convert(layout.as_ref(), tag, image.as_ref()).map(|()| true)
+        }
+        Some((command, [layout, tag])) if command == "decompress" => {
+            image::decompress(layout.as_ref(), tag).map(|()| true)
+        }
         Some((command, [kernel, initramfs])) if command == "vmm" => {
             vmm::run(kernel.as_ref(), initramfs.as_ref()).map(|()| true)
         }
@@ -105,6 +118,11 @@ fn boot(options: &Options) -> Result<bool> {
     let cleaned = fs::remove_dir_all(&directory);
     let figures = figures?;
     cleaned.with_context(|| format!("remove {}", directory.display()))?;
+    print(figures)
+}
+
+/// Prints figures; false if one is over its budget.
+fn print(figures: Vec<Figure>) -> Result<bool> {
     let mut kept = true;
     for figure in figures {
         println!("{}", serde_json::to_string(&figure)?);

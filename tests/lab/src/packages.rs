@@ -32,6 +32,22 @@ pub const ROOTFS: &[&str] = &[
     "mmdebstrap",
 ];
 
+/// What images of containers are made, served, compared and fuzzed with, and
+/// certificates for registries.
+pub const IMAGES: &[&str] = &[
+    "attr",
+    "docker-registry",
+    "g++",
+    "gzip",
+    "openssl",
+    "python3",
+    "skopeo",
+    "tar",
+    "umoci",
+    "util-linux",
+    "zstd",
+];
+
 /// What the lab runs on, QEMU apart, which has a version to watch.
 pub const LAB: &[&str] = &["busybox-static", "e2fsprogs", "xz-utils"];
 

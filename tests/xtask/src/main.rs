@@ -9,6 +9,8 @@ use anyhow::{Result, bail};
 mod bench;
 mod demo;
 mod deny;
+mod fuzz;
+mod images;
 mod lab;
 mod setup;
 mod step;
@@ -19,7 +21,8 @@ Development commands.
 
   cargo xtask demo                        boot VMs, from nothing to a program's output
   cargo xtask test [--unit|--e2e] [WHAT]  everything that has to be green
-  cargo xtask bench boot [--runs N]       figures beside a peer's, against budgets
+  cargo xtask bench boot|image [--runs N] figures beside a peer's, against budgets
+  cargo xtask fuzz [TARGET] [--seconds N] fuzz what reads what strangers made
   cargo xtask lab [OPTIONS] -- COMMAND…   run a command in the emulated host
   cargo xtask deny                        check the dependency graph (deny.toml)
   cargo xtask setup                       install, or name, the packages all this needs
@@ -42,6 +45,7 @@ fn dispatch(command: &str, arguments: Vec<OsString>) -> Result<u8> {
         "demo" => demo::demo(),
         "test" => test::test(&arguments),
         "bench" => bench::bench(&arguments),
+        "fuzz" => fuzz::fuzz(&arguments),
         "lab" => lab::lab(arguments),
         "deny" => deny::check().map(|()| 0),
         "setup" => setup::setup().map(|()| 0),

@@ -9,10 +9,10 @@ use std::process::Command;
 use anyhow::{Context, Result, bail};
 use flashpan_lab::packages;
 
-use crate::step;
+use crate::{images, step};
 
 /// The release of Debian whose root file system is tried.
-const DEBIAN: &str = "bookworm";
+pub(crate) const DEBIAN: &str = "bookworm";
 /// What the tests run in it: a language with a big runtime, and an editor.
 const DEBIAN_PACKAGES: &str = "python3,vim-tiny";
 
@@ -21,7 +21,13 @@ pub(crate) fn setup() -> Result<()> {
     step::say("packages of the distribution");
     // First, as the backports that it may add have the kernel's source too.
     packages::ensure_qemu()?;
-    let mut all = [packages::KERNEL, packages::ROOTFS, packages::LAB].concat();
+    let mut all = [
+        packages::KERNEL,
+        packages::ROOTFS,
+        packages::IMAGES,
+        packages::LAB,
+    ]
+    .concat();
     all.sort_unstable();
     all.dedup();
     packages::ensure(&all)?;
@@ -55,6 +61,8 @@ pub(crate) struct Guest {
     pub(crate) debian: PathBuf,
     /// The same as a directory.
     pub(crate) debian_directory: PathBuf,
+    /// Container images in several forms; see `images`.
+    pub(crate) images: PathBuf,
     /// Where VMs run on this machine.
     pub(crate) place: Place,
 }
@@ -72,12 +80,14 @@ impl Guest {
             .context("cargo built no program `flashpan`")?;
         let kernel = kernel(&flashpan)?;
         let (debian_directory, debian) = debian()?;
+        let images = images::prepare()?;
         let place = place(&flashpan)?;
         Ok(Self {
             flashpan,
             kernel,
             debian,
             debian_directory,
+            images,
             place,
         })
     }
@@ -106,6 +116,7 @@ impl Guest {
         command.env("FLASHPAN_KERNEL", &self.kernel);
         command.env("FLASHPAN_TEST_DEBIAN", &self.debian);
         command.env("FLASHPAN_TEST_DEBIAN_DIR", &self.debian_directory);
+        command.env("FLASHPAN_TEST_IMAGES", &self.images);
         Ok(command)
     }
 }

@@ -7,6 +7,7 @@ use super::*;
 /// What `check` says of a machine with disks of these identifiers.
 fn checked(ids: &[&str]) -> Result<(), BootError> {
     let disk = |id: &&str| DiskSpec {
+        volatile: false,
         read_only: true,
         id: (*id).to_owned(),
     };

@@ -1,0 +1,329 @@
+//! Getting images: from registries, archives and directories.
+
+use std::fs::File;
+use std::io::{self, IsTerminal, Write};
+use std::os::fd::AsFd;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use clap::{Args, ValueEnum};
+use flashpan_rootfs::platform::Platform;
+use flashpan_rootfs::reference::Reference;
+use flashpan_rootfs::store::{
+    Cancel, Conversion, Error, Held, Image, ImportOptions, Input, PullOptions, Pulled, Store,
+};
+use tokio::sync::oneshot;
+
+use super::progress::ImageProgress;
+use super::registries::RegistryArgs;
+use super::show::{short_name, size};
+use crate::failure::{Failure, print};
+use crate::runtime;
+use crate::signals::Signals;
+
+/// How long work that was cancelled may take to end in order.
+const PATIENCE: Duration = Duration::from_secs(3);
+
+const PULL_EXAMPLES: &str = "\
+Examples:
+  flashpan pull alpine
+  flashpan image pull quay.io/podman/hello -t hello
+  flashpan image pull --platform linux/arm64 debian:12
+  flashpan image pull localhost:5000/app --insecure-registry localhost:5000
+
+Credentials are those that docker and podman have stored (`docker login`). A pull
+that was interrupted goes on where it was.";
+
+const IMPORT_EXAMPLES: &str = "\
+Examples:
+  docker save app | flashpan image import -
+  flashpan image import app.tar                 all its images, by their own names
+  flashpan image import base debian-root.tar.zst
+  flashpan image import app ./oci-layout
+  flashpan image import mine < root.tar
+
+Understood are tars of `docker save`, OCI image layouts (tar or directory) and
+root file systems (tar or directory), each tar also with gzip or zstd.";
+
+/// Pulls an image from a registry
+#[derive(Debug, Args)]
+#[command(after_help = PULL_EXAMPLES)]
+pub(crate) struct PullArgs {
+    /// Name of the image, as docker writes it.
+    #[arg(value_name = "IMAGE")]
+    image: Reference,
+
+    /// Of an image for several platforms, which one.
+    #[arg(long, value_name = "OS/ARCH[/VARIANT]", default_value_t)]
+    platform: Platform,
+
+    /// Check everything that is there, and make the root image again.
+    #[arg(long)]
+    force: bool,
+
+    /// A second name for the image.
+    #[arg(long, short, value_name = "NAME")]
+    tag: Option<String>,
+
+    /// Only print the digest.
+    #[arg(long, short)]
+    quiet: bool,
+
+    #[command(flatten)]
+    registries: RegistryArgs,
+}
+
+/// Imports images from an archive, a directory or standard input
+#[derive(Debug, Args)]
+#[command(after_help = IMPORT_EXAMPLES)]
+pub(super) struct ImportArgs {
+    /// Name for the image, or of several images which one; and where it is:
+    /// a file, a directory, or `-` for standard input.
+    #[arg(value_names = ["[NAME]", "FILE|DIR|-"], num_args = 1..=2, required = true)]
+    words: Vec<String>,
+
+    /// Of an archive for several platforms, which one.
+    #[arg(long, value_name = "OS/ARCH[/VARIANT]", default_value_t)]
+    platform: Platform,
+
+    /// Only print digests.
+    #[arg(long, short)]
+    quiet: bool,
+}
+
+/// When `flashpan run` pulls.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
+pub(crate) enum PullPolicy {
+    /// If the image is not there.
+    #[default]
+    Missing,
+    /// Whenever the registry has another one.
+    Always,
+    /// Not at all.
+    Never,
+}
+
+pub(crate) fn pull(args: &PullArgs) -> Result<(), Failure> {
+    let store = Store::user().map_err(Failure::new)?;
+    let client = args.registries.client(&args.platform)?;
+    let name = args.image.short();
+    announce(args.quiet, &format!("Pulling {name}..."));
+    let cancel = Cancel::default();
+    let options = PullOptions {
+        force: args.force,
+        tag: args.tag.clone(),
+        conversion: Conversion {
+            cancel: cancel.clone(),
+            ..Conversion::default()
+        },
+    };
+    let pulled = fetch(&store, &client, &args.image, &options, args.quiet)?;
+    let info = &pulled.image.info;
+    let digest = info.manifest.as_deref().unwrap_or(&info.id);
+    if args.quiet {
+        return print(&format!("{digest}\n"));
+    }
+    let tag = pulled.tag.as_deref().unwrap_or(&info.name);
+    let current = match pulled.changed {
+        true => "",
+        false => "Up to date\n",
+    };
+    print(&format!(
+        "{current}Tagged: {}\nDigest: {digest}\nSize: {}\n",
+        short_name(tag),
+        size(info.size)
+    ))
+}
+
+/// Says to who watches what begins.
+fn announce(quiet: bool, text: &str) {
+    if !quiet && io::stderr().is_terminal() {
+        // With standard error gone there is nobody to tell.
+        let _ = writeln!(io::stderr().lock(), "{text}");
+    }
+}
+
+/// Pulls, showing progress; a signal ends it in order.
+fn fetch(
+    store: &Store,
+    client: &flashpan_rootfs::registry::Client,
+    image: &Reference,
+    options: &PullOptions,
+    quiet: bool,
+) -> Result<Pulled, Failure> {
+    let progress = Arc::new(ImageProgress::new(&image.short(), quiet));
+    let listener = Arc::clone(&progress);
+    let events: flashpan_rootfs::store::Listener = Arc::new(move |event| listener.on(event));
+    let cancel = options.conversion.cancel.clone();
+    runtime(in_order(
+        &cancel,
+        store.pull(client, image, options, &events),
+    ))
+}
+
+/// Awaits work that can be cancelled. A signal cancels it, and it has a moment
+/// to leave everything in order.
+async fn in_order<T>(
+    cancel: &Cancel,
+    work: impl Future<Output = Result<T, Error>>,
+) -> Result<T, Failure> {
+    let mut signals =
+        Signals::watch().map_err(|e| Failure::new(format!("cannot watch signals: {e}")))?;
+    tokio::pin!(work);
+    tokio::select! {
+        done = &mut work => done.map_err(Failure::new),
+        signal = signals.ending() => {
+            cancel.cancel();
+            match tokio::time::timeout(PATIENCE, work).await {
+                // It was done before it heard of the signal.
+                Ok(Ok(done)) => Ok(done),
+                _ => Err(Failure::signalled(signal)),
+            }
+        }
+    }
+}
+
+pub(super) fn import(args: &ImportArgs) -> Result<(), Failure> {
+    let store = Store::user().map_err(Failure::new)?;
+    let (name, input) = args.input()?;
+    let what = match &input {
+        Input::Path(path) => path.display().to_string(),
+        Input::File { name, .. } => name.clone(),
+    };
+    if matches!(input, Input::File { .. }) {
+        let name = name.as_deref().unwrap_or("images");
+        announce(args.quiet, &format!("Importing {name} from stdin..."));
+    }
+    let images = import_in_order(&store, input, name, &args.platform, &what, args.quiet)?;
+    for image in &images {
+        let info = &image.info;
+        if args.quiet {
+            print(&format!("{}\n", info.id))?;
+            continue;
+        }
+        print(&format!(
+            "Imported: {}\nLayers: {}\nSize: {}\n",
+            short_name(&info.name),
+            info.layers.len(),
+            size(info.size)
+        ))?;
+    }
+    Ok(())
+}
+
+fn import_in_order(
+    store: &Store,
+    input: Input,
+    name: Option<String>,
+    platform: &Platform,
+    what: &str,
+    quiet: bool,
+) -> Result<Vec<Image>, Failure> {
+    let cancel = Cancel::default();
+    let options = ImportOptions {
+        name,
+        platform: platform.clone(),
+        conversion: Conversion {
+            cancel: cancel.clone(),
+            ..Conversion::default()
+        },
+    };
+    let progress = ImageProgress::new(what, quiet);
+    let store = store.clone();
+    runtime(async move {
+        let (sender, done) = oneshot::channel();
+        // Not waited for at the end: reading a pipe may take as long as it likes.
+        std::thread::Builder::new()
+            .name("import".to_owned())
+            .spawn(move || {
+                let imported = store.import(input, &options, &|event| progress.on(event));
+                drop(progress);
+                drop(sender.send(imported));
+            })
+            .map_err(|e| Failure::new(format!("cannot start a thread: {e}")))?;
+        let work = async { done.await.map_err(|_| Error::Cancelled)? };
+        in_order(&cancel, work).await
+    })
+}
+
+impl ImportArgs {
+    /// The name that the image is to get, and where it is. One word is a place
+    /// if there is something, and otherwise a name for what comes in.
+    fn input(&self) -> Result<(Option<String>, Input), Failure> {
+        match self.words.as_slice() {
+            [place] if place == "-" => Ok((None, stdin()?)),
+            [place] if Path::new(place).exists() => Ok((None, Input::Path(PathBuf::from(place)))),
+            [name] if !io::stdin().is_terminal() && name.parse::<Reference>().is_ok() => {
+                Ok((Some(name.clone()), stdin()?))
+            }
+            [place] => Err(Failure::new(format!(
+                "cannot read {place}: there is no such file or directory"
+            ))),
+            [name, place] if place == "-" => Ok((Some(name.clone()), stdin()?)),
+            [name, place] => Ok((Some(name.clone()), Input::Path(PathBuf::from(place)))),
+            _ => Err(Failure::new("write `flashpan image import [NAME] FILE`")),
+        }
+    }
+}
+
+fn stdin() -> Result<Input, Failure> {
+    if io::stdin().is_terminal() {
+        return Err(Failure::new(
+            "standard input is a terminal, and an archive cannot be typed; name a file",
+        ));
+    }
+    let fd = io::stdin().as_fd().try_clone_to_owned();
+    let fd = fd.map_err(|e| Failure::new(format!("cannot read standard input: {e}")))?;
+    Ok(Input::File {
+        file: File::from(fd),
+        name: "standard input".to_owned(),
+    })
+}
+
+/// An image to run, pulled if need be, and its root image, which nobody removes
+/// while it is held.
+pub(crate) fn obtain(
+    name: &str,
+    policy: PullPolicy,
+    platform: &Platform,
+    registries: &RegistryArgs,
+) -> Result<(Image, Held), Failure> {
+    let store = Store::user().map_err(Failure::new)?;
+    if policy != PullPolicy::Always {
+        let there = store.get(name).and_then(|image| {
+            let root = store.root(&image.info)?;
+            Ok((image, root))
+        });
+        match there {
+            Ok((image, root)) if suits(platform, &image) => return Ok((image, root)),
+            Ok((image, _)) if policy == PullPolicy::Never => {
+                let is_for = &image.info.platform;
+                return Err(Failure::new(format!(
+                    "the image {name} is for {is_for} and not for {platform}"
+                )));
+            }
+            Err(error @ (Error::NotFound(_) | Error::Missing { .. }))
+                if policy == PullPolicy::Never =>
+            {
+                return Err(Failure::new(format!(
+                    "{error}; leave --pull never out to pull it"
+                )));
+            }
+            // Not there, or not as it should be.
+            Ok(_) | Err(Error::NotFound(_) | Error::Missing { .. }) => {}
+            Err(error) => return Err(Failure::new(error)),
+        }
+    }
+    let reference: Reference = name.parse().map_err(Failure::new)?;
+    let client = registries.client(platform)?;
+    let pulled = fetch(&store, &client, &reference, &PullOptions::default(), false)?;
+    let root = store.root(&pulled.image.info).map_err(Failure::new)?;
+    Ok((pulled.image, root))
+}
+
+/// Is the image for this platform?
+fn suits(platform: &Platform, image: &Image) -> bool {
+    let is_for = image.info.platform.parse::<Platform>();
+    is_for.is_ok_and(|is_for| platform.suits(&is_for).is_some())
+}

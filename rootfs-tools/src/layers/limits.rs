@@ -1,0 +1,38 @@
+//! What an image may ask for.
+
+/// What the layers of one image may ask for at most.
+///
+/// The defaults are well above the largest images in use, and low enough that
+/// an image that is made to hurt fills neither disk nor memory of a machine
+/// that could run it. There is no limit on the ratio of compression: a layer
+/// of zeros is legitimate, costs holes only, and is bounded by `total`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Bytes of all layers uncompressed, with the holes of sparse files: 64 GiB.
+    pub total: u64,
+    /// Bytes of one file: 32 GiB.
+    pub file: u64,
+    /// Entries of all layers, and directories that are only implied: 2,000,000.
+    /// Each takes 300 to 500 bytes of memory until the image is written.
+    pub entries: u64,
+    /// Bytes of names, link targets and extended attributes of all entries:
+    /// 256 MiB, which are kept in memory.
+    pub metadata: u64,
+    /// Bytes of one extended header of a tar (PAX records or a GNU long name): 1 MiB.
+    pub header: u64,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            total: 64 << 30,
+            file: 32 << 30,
+            entries: 2_000_000,
+            metadata: 256 << 20,
+            header: 1 << 20,
+        }
+    }
+}
+
+/// The longest path, in bytes: `PATH_MAX` of Linux without its NUL.
+pub(super) const PATH_MAX: usize = 4095;

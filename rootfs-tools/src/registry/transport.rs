@@ -1,0 +1,405 @@
+//! One HTTP request: where it may go, what it may carry there, and what went
+//! wrong with it.
+//!
+//! Redirects are followed here and not by the HTTP client: credentials stay
+//! with the origin that they were meant for, and plain HTTP is only spoken to
+//! hosts that are named insecure.
+
+use std::error::Error as StdError;
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use reqwest::header::{ACCEPT, AUTHORIZATION, HeaderValue, LOCATION, RANGE, RETRY_AFTER};
+use reqwest::{Client, Method, NoProxy, Proxy, Request, Response, StatusCode, Url};
+use tokio::time::{Instant, timeout, timeout_at};
+
+use super::error::{Again, Error, Failure, clean};
+use super::options::{Options, Proxies};
+use super::{dns, tls};
+
+/// Redirects that are followed for one request.
+const MOST_HOPS: usize = 8;
+/// What is read of an answer that explains an error, in bytes.
+const LONGEST_EXPLANATION: u64 = 16 << 10;
+
+/// Makes requests.
+#[derive(Debug)]
+pub(super) struct Transport {
+    client: Client,
+    options: Arc<Options>,
+}
+
+/// A request.
+#[derive(Debug, Clone)]
+pub(super) struct Ask<'a> {
+    pub(super) url: Url,
+    /// What it is for, in messages.
+    pub(super) what: &'a str,
+    /// The media types that we take.
+    pub(super) accept: Option<&'static str>,
+    /// The first byte that is wanted, if that is not the first one.
+    pub(super) from: u64,
+    /// Sent to the origin of `url` and to nobody else.
+    pub(super) authorization: Option<HeaderValue>,
+    /// A form to send (POST).
+    pub(super) form: Option<zeroize::Zeroizing<String>>,
+}
+
+impl<'a> Ask<'a> {
+    pub(super) fn new(url: Url, what: &'a str) -> Self {
+        Self {
+            url,
+            what,
+            accept: None,
+            from: 0,
+            authorization: None,
+            form: None,
+        }
+    }
+}
+
+/// An answer, its body not read yet.
+#[derive(Debug)]
+pub(super) struct Answer {
+    pub(super) response: Response,
+    /// Who gave it.
+    pub(super) host: String,
+    /// Is that who was asked, and not one whom it sent us to?
+    pub(super) direct: bool,
+}
+
+impl Transport {
+    pub(super) fn new(options: Arc<Options>) -> Result<Self, Error> {
+        let mut builder = Client::builder()
+            .user_agent(concat!("flashpan/", env!("CARGO_PKG_VERSION")))
+            .tls_backend_preconfigured(tls::config(&options)?)
+            .dns_resolver(dns::Resolver::default())
+            .redirect(reqwest::redirect::Policy::none())
+            .referer(false)
+            .http1_only()
+            .connect_timeout(options.deadlines.connect)
+            .no_proxy();
+        for proxy in proxies(&options.proxies)? {
+            builder = builder.proxy(proxy);
+        }
+        let client = builder.build().map_err(|error| Error::Options {
+            why: format!("cannot set HTTP up: {}", innermost(&error)),
+        })?;
+        Ok(Self { client, options })
+    }
+
+    /// Asks, and follows redirects, until there is an answer of another kind.
+    pub(super) async fn ask(&self, ask: &Ask<'_>) -> Result<Answer, Failure> {
+        let origin = ask.url.origin();
+        let mut url = ask.url.clone();
+        for _ in 0..=MOST_HOPS {
+            let host = host_of(&url);
+            let direct = url.origin() == origin;
+            let response = self.send(ask, &url, direct, &host).await?;
+            let Some(next) = redirect(&response) else {
+                return Ok(Answer {
+                    response,
+                    host,
+                    direct,
+                });
+            };
+            let refuse = |to: String, why| Error::Redirect {
+                what: ask.what.to_owned(),
+                host: host.clone(),
+                to,
+                why,
+            };
+            let next = url
+                .join(&next)
+                .map_err(|_| refuse(clean(&next), "which is no address"))?;
+            let shown = || format!("{}://{}", next.scheme(), host_of(&next));
+            match next.scheme() {
+                "https" => {}
+                "http" if self.options.is_insecure(&host_of(&next)) => {}
+                "http" => {
+                    return Err(refuse(
+                        shown(),
+                        "in plain HTTP, which is only spoken to registries named insecure",
+                    )
+                    .into());
+                }
+                _ => return Err(refuse(shown(), "which is not HTTP").into()),
+            }
+            if ask.form.is_some() && next.origin() != origin {
+                return Err(refuse(shown(), "and the secret stays here").into());
+            }
+            url = next;
+        }
+        Err(Error::Redirect {
+            what: ask.what.to_owned(),
+            host: host_of(&ask.url),
+            to: host_of(&url),
+            why: "and on and on",
+        }
+        .into())
+    }
+
+    async fn send(
+        &self,
+        ask: &Ask<'_>,
+        url: &Url,
+        direct: bool,
+        host: &str,
+    ) -> Result<Response, Failure> {
+        let method = if ask.form.is_some() {
+            Method::POST
+        } else {
+            Method::GET
+        };
+        let mut request = Request::new(method, url.clone());
+        let headers = request.headers_mut();
+        if let Some(accept) = ask.accept {
+            headers.insert(ACCEPT, HeaderValue::from_static(accept));
+        }
+        if let Some(authorization) = ask.authorization.as_ref().filter(|_| direct) {
+            headers.insert(AUTHORIZATION, authorization.clone());
+        }
+        if ask.from > 0
+            && let Ok(range) = HeaderValue::from_str(&format!("bytes={}-", ask.from))
+        {
+            headers.insert(RANGE, range);
+        }
+        if let Some(form) = &ask.form {
+            let form_type = HeaderValue::from_static("application/x-www-form-urlencoded");
+            headers.insert(reqwest::header::CONTENT_TYPE, form_type);
+            *request.body_mut() = Some(form.as_bytes().to_vec().into());
+        }
+        let deadlines = &self.options.deadlines;
+        let limit = deadlines.connect + deadlines.idle;
+        match timeout(limit, self.client.execute(request)).await {
+            Ok(Ok(response)) => Ok(response),
+            Ok(Err(error)) => Err(self.explain(&error, host, ask.what)),
+            Err(_) => Err(Failure::passing(Error::TimedOut {
+                what: ask.what.to_owned(),
+                host: host.to_owned(),
+                doing: "to answer the request for",
+                limit,
+            })),
+        }
+    }
+
+    /// The next piece of a body; nothing at its end. The deadline is for it.
+    pub(super) async fn chunk(
+        &self,
+        answer: &mut Answer,
+        what: &str,
+        deadline: Instant,
+        limit: Duration,
+    ) -> Result<Option<impl AsRef<[u8]> + use<>>, Failure> {
+        match timeout_at(deadline, answer.response.chunk()).await {
+            Ok(Ok(chunk)) => Ok(chunk),
+            Ok(Err(error)) => Err(self.explain(&error, &answer.host, what)),
+            Err(_) => Err(Failure::passing(Error::TimedOut {
+                what: what.to_owned(),
+                host: answer.host.clone(),
+                doing: "in the middle of",
+                limit,
+            })),
+        }
+    }
+
+    /// A whole body of no more than `limit` bytes.
+    pub(super) async fn document(
+        &self,
+        answer: &mut Answer,
+        what: &str,
+        limit: u64,
+    ) -> Result<Vec<u8>, Failure> {
+        let too_large = |size: String| Error::TooLarge {
+            what: what.to_owned(),
+            size,
+            limit,
+        };
+        if let Some(size) = answer
+            .response
+            .content_length()
+            .filter(|size| *size > limit)
+        {
+            return Err(too_large(size.to_string()).into());
+        }
+        let wait = self.options.deadlines.document;
+        let deadline = Instant::now() + wait;
+        let mut body = Vec::new();
+        while let Some(chunk) = self.chunk(answer, what, deadline, wait).await? {
+            let chunk = chunk.as_ref();
+            if (body.len() + chunk.len()) as u64 > limit {
+                return Err(too_large("more".to_owned()).into());
+            }
+            body.extend_from_slice(chunk);
+        }
+        Ok(body)
+    }
+
+    /// The error that a status other than success means, but for those that
+    /// mean something in particular to the one who asked.
+    pub(super) async fn status(&self, mut answer: Answer, what: &str) -> Failure {
+        let status = answer.response.status();
+        let wait = retry_after(&answer.response);
+        if status == StatusCode::TOO_MANY_REQUESTS {
+            return Failure {
+                error: Error::RateLimited {
+                    host: answer.host,
+                    wait,
+                },
+                again: Again::After(wait),
+            };
+        }
+        let body = self.document(&mut answer, what, LONGEST_EXPLANATION).await;
+        let mut text = body.map(|body| said(&body)).unwrap_or_default();
+        if status == StatusCode::BAD_REQUEST && text.contains("HTTP request to an HTTPS server") {
+            // What servers in Go say.
+            text = "it is named insecure and speaks HTTPS".to_owned();
+        }
+        let error = Error::Status {
+            what: what.to_owned(),
+            host: answer.host,
+            status: status.as_u16(),
+            text,
+        };
+        let again = if status.is_server_error() || status == StatusCode::REQUEST_TIMEOUT {
+            Again::After(wait)
+        } else {
+            Again::Never
+        };
+        Failure { error, again }
+    }
+
+    /// What an error of the HTTP client means.
+    fn explain(&self, error: &reqwest::Error, host: &str, what: &str) -> Failure {
+        let host = host.to_owned();
+        if let Some(dns) = find::<dns::Failure>(error) {
+            let why = dns.why.clone();
+            let definite = dns.definite;
+            let error = Error::Name { host, why };
+            return if definite {
+                error.into()
+            } else {
+                Failure::passing(error)
+            };
+        }
+        if let Some(error) = find::<rustls::Error>(error) {
+            let why = tls::explain(error);
+            return Error::Tls { host, why }.into();
+        }
+        if error.is_connect() && error.is_timeout() {
+            return Failure::passing(Error::TimedOut {
+                what: what.to_owned(),
+                host,
+                doing: "to connect for",
+                limit: self.options.deadlines.connect,
+            });
+        }
+        let kind = find::<io::Error>(error).map(io::Error::kind);
+        let mut why = match kind {
+            Some(io::ErrorKind::ConnectionRefused) => {
+                "connection refused; is the port right, and does the registry run?".to_owned()
+            }
+            Some(io::ErrorKind::UnexpectedEof) => "it was closed".to_owned(),
+            _ => clean(&innermost(error)),
+        };
+        if error.is_connect() && self.options.proxies.any() {
+            why.push_str(" (proxies are set)");
+        }
+        Failure::passing(if error.is_connect() {
+            Error::Connect { host, why }
+        } else {
+            let what = what.to_owned();
+            Error::Broken { what, host, why }
+        })
+    }
+}
+
+/// `HOST`, or `HOST:PORT` if it is not the scheme's.
+pub(super) fn host_of(url: &Url) -> String {
+    let host = url.host_str().unwrap_or_default();
+    url.port()
+        .map_or_else(|| host.to_owned(), |port| format!("{host}:{port}"))
+}
+
+fn redirect(response: &Response) -> Option<String> {
+    if !matches!(response.status().as_u16(), 301 | 302 | 303 | 307 | 308) {
+        return None;
+    }
+    let location = response.headers().get(LOCATION)?.to_str().ok()?;
+    Some(location.to_owned())
+}
+
+/// Seconds; the other form, a date, is not used by registries.
+fn retry_after(response: &Response) -> Option<Duration> {
+    let value = response.headers().get(RETRY_AFTER)?.to_str().ok()?;
+    value.trim().parse().ok().map(Duration::from_secs)
+}
+
+/// What an answer says about an error: JSON in the form of registries, or the
+/// beginning of whatever it is.
+fn said(body: &[u8]) -> String {
+    #[derive(serde::Deserialize)]
+    struct Body {
+        errors: Vec<Item>,
+    }
+    #[derive(serde::Deserialize)]
+    struct Item {
+        #[serde(default)]
+        code: String,
+        #[serde(default)]
+        message: String,
+    }
+    match serde_json::from_slice::<Body>(body) {
+        Ok(body) => body.errors.first().map_or_else(String::new, |item| {
+            clean(&format!("{} {}", item.code, item.message))
+        }),
+        Err(_) => clean(&String::from_utf8_lossy(body)),
+    }
+}
+
+fn proxies(proxies: &Proxies) -> Result<Vec<Proxy>, Error> {
+    // As Go does, and with it docker and podman: never for this host itself.
+    let mut none = "localhost,127.0.0.0/8,::1".to_owned();
+    if let Some(more) = &proxies.none {
+        none.push(',');
+        none.push_str(more);
+    }
+    let none = NoProxy::from_string(&none);
+    // The error would repeat the URL, which can have a password in it.
+    let wrong = |name: &str| Error::Options {
+        why: format!("the proxy for {name} is no URL that can be used"),
+    };
+    let mut list = Vec::new();
+    type Make = fn(String) -> reqwest::Result<Proxy>;
+    for (name, url, make) in [
+        ("HTTP", &proxies.http, Proxy::http::<String> as Make),
+        ("HTTPS", &proxies.https, Proxy::https::<String>),
+        ("all", &proxies.all, Proxy::all::<String>),
+    ] {
+        if let Some(url) = url {
+            let proxy = make(url.clone()).map_err(|_| wrong(name))?;
+            list.push(proxy.no_proxy(none.clone()));
+        }
+    }
+    Ok(list)
+}
+
+/// The first error of a type among the causes of another. Errors of I/O keep
+/// theirs where `source` does not show it.
+fn find<'a, T: StdError + 'static>(error: &'a (dyn StdError + 'static)) -> Option<&'a T> {
+    if let Some(found) = error.downcast_ref::<T>() {
+        return Some(found);
+    }
+    let inner = error
+        .downcast_ref::<io::Error>()
+        .and_then(io::Error::get_ref)
+        .and_then(|inner| find::<T>(inner));
+    inner.or_else(|| find::<T>(error.source()?))
+}
+
+/// The text of the last of the causes: the others only say what was tried,
+/// and some repeat URLs.
+fn innermost(error: &(dyn StdError + 'static)) -> String {
+    error.source().map_or_else(|| error.to_string(), innermost)
+}

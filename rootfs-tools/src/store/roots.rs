@@ -1,0 +1,191 @@
+//! Root images by the layers that they are made of.
+
+use std::fs::File;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use sha2::{Digest, Sha256};
+
+use super::lock::Work;
+use super::{Cancel, Error, Event, Events, Held, Store, failed};
+use crate::archive::Piece;
+use crate::directory::hex;
+use crate::erofs::FORMAT_VERSION;
+use crate::layers;
+
+/// The name of the root image of these layers: the OCI chain identity (image
+/// specification 1.1, `config.md`, "Layer ChainID").
+pub(super) fn name(diff_ids: &[String]) -> String {
+    let mut chain = String::new();
+    for diff_id in diff_ids {
+        chain = match chain.as_str() {
+            "" => diff_id.clone(),
+            below => super::sha256(format!("{below} {diff_id}").as_bytes()),
+        };
+    }
+    let hex = match chain.strip_prefix("sha256:") {
+        Some(hex) => hex.to_owned(),
+        // Of no layers at all.
+        None => hex(&Sha256::digest([])),
+    };
+    format!("{hex}-{FORMAT_VERSION}.erofs")
+}
+
+impl Store {
+    /// The root image of that name, made by `make` if nobody has made it.
+    pub(super) fn root_or_make(
+        &self,
+        name: &str,
+        image: &str,
+        again: bool,
+        events: Events<'_>,
+        make: impl FnOnce(&File) -> Result<(), Error>,
+    ) -> Result<Held, Error> {
+        let path = self.directory.join("roots").join(name);
+        let find = || Held::open(&path).map_err(failed("open the root image", &path));
+        if !again && let Some(held) = find()? {
+            return Ok(held);
+        }
+        let work = self.work().join(name);
+        let mut waiting = || {
+            events(Event::Waiting {
+                what: format!("the root image of {image}"),
+            });
+        };
+        let work = Work::take(&work, &mut waiting).map_err(failed("write", &work))?;
+        // Whoever had it before us may have made it.
+        if !again && let Some(held) = find()? {
+            return Ok(held);
+        }
+        // What a killed maker left is of no use.
+        work.file
+            .set_len(0)
+            .map_err(failed("write", &work.path.clone()))?;
+        make(&work.file)?;
+        let _guard = self.index.shared()?;
+        work.publish(&path)
+            .map_err(failed("put the root image in place at", &path))
+    }
+
+    /// Writes the root image of these layers; each is a name for messages and
+    /// the bytes as they are packed.
+    pub(super) fn convert(
+        &self,
+        image: &str,
+        layers: &[(String, Piece)],
+        diff_ids: &[String],
+        conversion: &Conversion,
+        out: &File,
+        events: Events<'_>,
+    ) -> Result<(), Error> {
+        let open = |(name, piece): &(String, Piece)| {
+            let file = Arc::clone(&piece.file);
+            layers::Layer::new(name.clone(), file, piece.offset, piece.length)
+                .map_err(failed("read a layer of", Path::new(image)))
+        };
+        let layers: Vec<layers::Layer> = layers.iter().map(open).collect::<Result<_, _>>()?;
+        let expected: Vec<layers::DiffId> = diff_ids.iter().filter_map(|id| bytes(id)).collect();
+        let work = self.work();
+        let mut options = layers::Options::new(&work, conversion.cancel.flag());
+        options.limits = conversion.limits.clone();
+        let progress = Meter::new(&layers, events);
+        match layers::convert(&layers, &expected, &options, out, &|now| progress.on(&now)) {
+            Ok(_) => Ok(()),
+            Err(layers::Error::Cancelled) => Err(Error::Cancelled),
+            Err(source) => Err(Error::Convert {
+                name: image.to_owned(),
+                source,
+            }),
+        }
+    }
+}
+
+/// How root images are made from layers.
+#[derive(Clone, Debug, Default)]
+pub struct Conversion {
+    /// What layers may ask for.
+    pub limits: layers::Limits,
+    /// Ends it.
+    pub cancel: Cancel,
+}
+
+/// The bytes of a digest.
+fn bytes(digest: &str) -> Option<layers::DiffId> {
+    let hex = digest.strip_prefix("sha256:")?;
+    let mut bytes = [0; 32];
+    for (index, byte) in bytes.iter_mut().enumerate() {
+        let at = index.checked_mul(2)?;
+        *byte = u8::from_str_radix(hex.get(at..at.checked_add(2)?)?, 16).ok()?;
+    }
+    Some(bytes)
+}
+
+/// Makes one measure of the progress of several layers and of the image: the
+/// first half is reading layers, the second is writing the image.
+struct Meter<'a> {
+    events: Events<'a>,
+    /// Bytes read of each layer.
+    read: Vec<AtomicU64>,
+    total: u64,
+}
+
+/// Steps of each half.
+const HALF: u64 = 1000;
+
+impl<'a> Meter<'a> {
+    fn new(layers: &[layers::Layer], events: Events<'a>) -> Self {
+        Self {
+            events,
+            read: layers.iter().map(|_| AtomicU64::new(0)).collect(),
+            total: layers
+                .iter()
+                .fold(0, |total, layer| total.saturating_add(layer.length)),
+        }
+    }
+
+    fn on(&self, now: &layers::Progress) {
+        let share = |done: u64, total: u64| done.saturating_mul(HALF) / total.max(1);
+        let done = match now {
+            layers::Progress::Unpacking { layer, done, .. } => {
+                if let Some(read) = self.read.get(*layer) {
+                    read.store(*done, Ordering::Relaxed);
+                }
+                let read = self.read.iter().map(|read| read.load(Ordering::Relaxed));
+                share(read.fold(0, u64::saturating_add), self.total)
+            }
+            layers::Progress::Writing(now) => HALF + share(now.done, now.total),
+        };
+        (self.events)(Event::Converting {
+            done,
+            total: 2 * HALF,
+        });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_name_is_that_of_the_chain_in_order() {
+        let a = super::super::sha256(b"a");
+        let b = super::super::sha256(b"b");
+        let one = name(std::slice::from_ref(&a));
+        assert_eq!(
+            one,
+            format!("{}-{FORMAT_VERSION}.erofs", &a["sha256:".len()..])
+        );
+        let chain = super::super::sha256(format!("{a} {b}").as_bytes());
+        let two = name(&[a.clone(), b.clone()]);
+        assert_eq!(
+            two,
+            format!("{}-{FORMAT_VERSION}.erofs", &chain["sha256:".len()..])
+        );
+        assert_ne!(two, name(&[b, a]));
+        assert_eq!(
+            name(&[]).len(),
+            64 + format!("-{FORMAT_VERSION}.erofs").len()
+        );
+    }
+}

@@ -1,0 +1,343 @@
+use std::fs;
+use std::path::Path;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc;
+
+use super::*;
+use crate::probe::{RootImage, probe};
+use crate::testing::{TarBuilder, digest_of, oci_layout};
+
+fn store() -> (tempfile::TempDir, Store) {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open(&Cache::at(dir.path())).unwrap();
+    (dir, store)
+}
+
+fn layer(contents: &[u8]) -> Vec<u8> {
+    TarBuilder::new()
+        .directory("etc/")
+        .file("etc/hostname", contents)
+        .finish()
+}
+
+/// A tar of a layout with images of one layer each.
+fn archive(dir: &Path, images: &[(&str, &[u8])]) -> Input {
+    let layers: Vec<[Vec<u8>; 1]> = images.iter().map(|(_, c)| [layer(c)]).collect();
+    let images: Vec<(&str, &[Vec<u8>], &str)> = images
+        .iter()
+        .zip(&layers)
+        .map(|((name, _), layers)| (*name, &layers[..], r#"{"Cmd": ["x"]}"#))
+        .collect();
+    let files = oci_layout(&images);
+    let add = |tar: TarBuilder, (name, bytes): (&String, &Vec<u8>)| tar.file(name, bytes);
+    let tar = files.iter().fold(TarBuilder::new(), add).finish();
+    let path = dir.join("archive.tar");
+    fs::write(&path, tar).unwrap();
+    Input::Path(path)
+}
+
+fn import(store: &Store, input: Input) -> Result<Vec<Image>, Error> {
+    store.import(input, &ImportOptions::default(), &|_| {})
+}
+
+fn names(store: &Store) -> Vec<String> {
+    let images = store.list().unwrap();
+    images.into_iter().map(|image| image.name).collect()
+}
+
+/// Every file of the store but its list and its lock.
+fn files(store: &Store) -> Vec<String> {
+    let mut found = Vec::new();
+    for folder in ["blobs/sha256", "roots", "work"] {
+        for entry in fs::read_dir(store.path().join(folder)).unwrap() {
+            let name = entry.unwrap().file_name().into_string().unwrap();
+            found.push(format!("{folder}/{name}"));
+        }
+    }
+    found.sort();
+    found
+}
+
+#[test]
+fn an_imported_image_is_found_by_every_spelling_and_by_digest() {
+    let (dir, store) = store();
+    let imported = import(&store, archive(dir.path(), &[("app:1", b"a")])).unwrap();
+    let info = &imported[0].info;
+    assert_eq!(info.name, "docker.io/library/app:1");
+    assert_eq!(imported[0].config.run.cmd, ["x"]);
+    let id = &info.id["sha256:".len()..];
+    let manifest = info.manifest.as_deref().unwrap();
+    for name in [
+        "app:1",
+        "library/app:1",
+        "docker.io/library/app:1",
+        "index.docker.io/app:1",
+        &id[..12],
+        &info.id,
+        manifest,
+    ] {
+        assert_eq!(store.get(name).unwrap(), imported[0], "{name}");
+    }
+    for name in ["app", "app:2", "ap", &id[..3], "0000000000", "a b"] {
+        let error = store.get(name).unwrap_err();
+        assert_eq!(error.to_string(), format!("image not found: {name:?}"));
+    }
+    let root = store.root(info).unwrap();
+    assert!(
+        matches!(probe(root.path()).unwrap(), RootImage::Erofs { size, .. } if size == info.size)
+    );
+}
+
+#[test]
+fn images_with_the_same_layers_share_their_root() {
+    let (dir, store) = store();
+    let images = [("one", &b"a"[..]), ("two", b"a"), ("three", b"b")];
+    let imported = import(&store, archive(dir.path(), &images)).unwrap();
+    assert_eq!(imported[0].info.root, imported[1].info.root);
+    assert_ne!(imported[0].info.root, imported[2].info.root);
+    assert_eq!(fs::read_dir(store.path().join("roots")).unwrap().count(), 2);
+    store.remove("one", false).unwrap();
+    store.root(&imported[1].info).unwrap();
+    store.remove("two", false).unwrap();
+    assert!(matches!(
+        store.root(&imported[1].info),
+        Err(Error::Missing { .. })
+    ));
+    store.root(&imported[2].info).unwrap();
+}
+
+#[test]
+fn removing_the_last_name_removes_everything() {
+    let (dir, store) = store();
+    import(&store, archive(dir.path(), &[("app", b"a")])).unwrap();
+    let tagged = store.tag("app", "quay.io/other/name:v2").unwrap();
+    assert_eq!(tagged.source, Source::Tag);
+    assert_eq!(
+        names(&store),
+        ["docker.io/library/app:latest", "quay.io/other/name:v2"]
+    );
+    let before = files(&store);
+    assert_eq!(
+        store.remove("app", false).unwrap(),
+        "docker.io/library/app:latest"
+    );
+    assert_eq!(files(&store), before);
+    store.remove("quay.io/other/name:v2", false).unwrap();
+    assert_eq!(files(&store), [""; 0]);
+    let error = store.remove("app", true).unwrap_err();
+    assert!(matches!(error, Error::NotFound(_)));
+}
+
+#[test]
+fn what_a_vm_uses_stays() {
+    let (dir, store) = store();
+    let imported = import(&store, archive(dir.path(), &[("app", b"a")])).unwrap();
+    let root = store.root(&imported[0].info).unwrap();
+    assert!(matches!(store.remove("app", false), Err(Error::InUse(_))));
+    assert_eq!(names(&store).len(), 1);
+    store.remove("app", true).unwrap();
+    assert_eq!(names(&store).len(), 0);
+    assert!(root.path().exists());
+    let collected = store.gc(&Gc::all()).unwrap();
+    assert_eq!((collected.files.len(), collected.in_use), (0, 1));
+    // Imported again while it is in use: the same root.
+    let again = import(&store, archive(dir.path(), &[("app", b"a")])).unwrap();
+    assert_eq!(again[0].info.root, imported[0].info.root);
+    store.remove("app", true).unwrap();
+    drop(root);
+    assert_eq!(store.gc(&Gc::all()).unwrap().files.len(), 1);
+    assert_eq!(files(&store), [""; 0]);
+}
+
+#[test]
+fn gc_removes_what_killed_processes_left_and_nothing_that_lives() {
+    let (dir, store) = store();
+    import(&store, archive(dir.path(), &[("app", b"a")])).unwrap();
+    let good = files(&store);
+    for name in ["blobs/sha256/0123", "roots/4567-1.erofs", "work/89ab"] {
+        fs::write(store.path().join(name), "left").unwrap();
+    }
+    fs::write(store.path().join("index.json.new"), "{").unwrap();
+    let busy = Work::take(&store.path().join("work/busy"), &mut || {}).unwrap();
+    let dry = store.gc(&Gc::all().with_dry_run(true)).unwrap();
+    assert_eq!((dry.files.len(), dry.in_use), (4, 1));
+    let collected = store.gc(&Gc::all()).unwrap();
+    assert_eq!(collected, dry);
+    drop(busy);
+    assert_eq!(files(&store), good);
+    assert!(!store.path().join("index.json.new").exists());
+    store.get("app").unwrap();
+}
+
+#[test]
+fn a_list_that_is_damaged_is_told_and_nothing_is_removed() {
+    let (dir, store) = store();
+    import(&store, archive(dir.path(), &[("app", b"a")])).unwrap();
+    let before = files(&store);
+    let index = store.path().join("index.json");
+    let sound = fs::read_to_string(&index).unwrap();
+    let odd_root = sound.replace(".erofs", "/../../x");
+    let later = sound.replace("\"version\": 1", "\"version\": 99");
+    for bad in [
+        "",
+        "{",
+        "null",
+        &sound[..sound.len() / 2],
+        &odd_root,
+        &later,
+    ] {
+        fs::write(&index, bad).unwrap();
+        for error in [
+            store.list().unwrap_err(),
+            store.get("app").unwrap_err(),
+            store.gc(&Gc::all()).unwrap_err(),
+            store.remove("app", true).unwrap_err(),
+        ] {
+            let text = error.to_string();
+            assert!(
+                text.contains("index.json") && text.contains("remove it"),
+                "{text}"
+            );
+            assert!(!text.contains('\n'), "{text}");
+        }
+        assert_eq!(files(&store), before);
+    }
+}
+
+#[test]
+fn a_blob_that_is_damaged_is_told() {
+    let (dir, store) = store();
+    let imported = import(&store, archive(dir.path(), &[("app", b"a")])).unwrap();
+    let path = store.blob(&imported[0].info.id);
+    fs::write(&path, "{}").unwrap();
+    let error = store.get("app").unwrap_err();
+    assert!(matches!(error, Error::CorruptBlob { .. }), "{error}");
+    fs::remove_file(&path).unwrap();
+    assert!(matches!(store.get("app"), Err(Error::Missing { .. })));
+}
+
+#[test]
+fn an_import_that_fails_leaves_nothing() {
+    let (dir, store) = store();
+    let tar = layer(b"a");
+    let broken = &tar[..tar.len() - 1300];
+    let layers = [broken.to_vec()];
+    let files_of = oci_layout(&[("app", &layers, "{}")]);
+    let add = |tar: TarBuilder, (name, bytes): (&String, &Vec<u8>)| tar.file(name, bytes);
+    let path = dir.path().join("broken.tar");
+    fs::write(&path, files_of.iter().fold(TarBuilder::new(), add).finish()).unwrap();
+    let error = import(&store, Input::Path(path)).unwrap_err();
+    assert!(matches!(error, Error::Convert { .. }), "{error}");
+    assert_eq!((names(&store).len(), files(&store)), (0, Vec::new()));
+}
+
+#[test]
+fn several_images_and_one_name() {
+    let (dir, store) = store();
+    let images = [("one", &b"a"[..]), ("two", b"b")];
+    let with = |name: &str| {
+        let options = ImportOptions {
+            name: Some(name.to_owned()),
+            ..ImportOptions::default()
+        };
+        store.import(archive(dir.path(), &images), &options, &|_| {})
+    };
+    assert_eq!(with("two").unwrap().len(), 1);
+    assert_eq!(names(&store), ["docker.io/library/two:latest"]);
+    let text = with("three").unwrap_err().to_string();
+    assert!(
+        text.contains("one:latest") && text.contains("two:latest"),
+        "{text}"
+    );
+}
+
+#[test]
+fn root_file_systems_get_the_name_that_is_given() {
+    let (dir, store) = store();
+    let tar = dir.path().join("root.tar");
+    fs::write(&tar, layer(b"a")).unwrap();
+    let root = dir.path().join("root");
+    fs::create_dir_all(root.join("etc")).unwrap();
+    for place in [tar, root] {
+        let error = import(&store, Input::Path(place.clone())).unwrap_err();
+        assert!(matches!(error, Error::Nameless(_)), "{error}");
+        let options = ImportOptions {
+            name: Some("mine".to_owned()),
+            ..ImportOptions::default()
+        };
+        let imported = store.import(Input::Path(place), &options, &|_| {}).unwrap();
+        assert_eq!(imported[0].info.platform, "linux/amd64");
+        store.root(&imported[0].info).unwrap();
+        assert_eq!(store.get("mine").unwrap(), imported[0]);
+    }
+}
+
+#[test]
+fn of_many_imports_at_once_one_makes_the_root() {
+    let (dir, store) = store();
+    let archive = match archive(dir.path(), &[("app", b"a")]) {
+        Input::Path(path) => path,
+        other => panic!("{other:?}"),
+    };
+    let made = AtomicUsize::new(0);
+    std::thread::scope(|scope| {
+        for _ in 0..8 {
+            scope.spawn(|| {
+                let first = AtomicUsize::new(0);
+                let count = |event| {
+                    if matches!(event, Event::Converting { .. })
+                        && first.fetch_add(1, Ordering::Relaxed) == 0
+                    {
+                        made.fetch_add(1, Ordering::Relaxed);
+                    }
+                };
+                let options = ImportOptions::default();
+                let input = Input::Path(archive.clone());
+                store.import(input, &options, &count).unwrap();
+            });
+        }
+    });
+    assert_eq!(made.load(Ordering::Relaxed), 1);
+    assert_eq!(names(&store).len(), 1);
+    assert_eq!(store.gc(&Gc::all()).unwrap().files.len(), 0);
+}
+
+#[test]
+fn who_waits_for_a_root_is_told_and_gets_it() {
+    let (dir, store) = store();
+    let input = archive(dir.path(), &[("app", b"a")]);
+    let root = roots::name(&[digest_of(&layer(b"a"))]);
+    let busy = Work::take(&store.path().join("work").join(root), &mut || {}).unwrap();
+    let (tell, told) = mpsc::channel();
+    let waiter = store.clone();
+    let thread = std::thread::spawn(move || {
+        let options = ImportOptions::default();
+        waiter.import(input, &options, &|event| {
+            if matches!(event, Event::Waiting { .. }) {
+                tell.send(()).unwrap();
+            }
+        })
+    });
+    told.recv().unwrap();
+    drop(busy);
+    thread.join().unwrap().unwrap();
+    store.get("app").unwrap();
+}
+
+#[test]
+fn work_that_is_cancelled_leaves_nothing() {
+    let (dir, store) = store();
+    let cancel = Cancel::default();
+    cancel.cancel();
+    let options = ImportOptions {
+        conversion: Conversion {
+            cancel,
+            ..Conversion::default()
+        },
+        ..ImportOptions::default()
+    };
+    let input = archive(dir.path(), &[("app", b"a")]);
+    let error = store.import(input, &options, &|_| {}).unwrap_err();
+    assert!(matches!(error, Error::Cancelled), "{error}");
+    assert_eq!((names(&store).len(), files(&store)), (0, Vec::new()));
+}

@@ -1,0 +1,147 @@
+use super::*;
+
+/// A header of `ustar`, with a check sum.
+fn header(path: &str, kind: u8, size: u64) -> [u8; 512] {
+    let mut block = [0; 512];
+    let mut put = |at: usize, bytes: &[u8]| block[at..at + bytes.len()].copy_from_slice(bytes);
+    put(0, path.as_bytes());
+    put(100, b"0000644\x000000001\x000000002\0");
+    put(124, format!("{size:011o}\0").as_bytes());
+    put(136, b"00000000007\0        ");
+    put(156, &[kind]);
+    put(257, b"ustar\x0000");
+    let sum: u32 = block.iter().map(|byte| u32::from(*byte)).sum();
+    block[148..156].copy_from_slice(format!("{sum:06o}\0 ").as_bytes());
+    block
+}
+
+fn padded(bytes: &[u8]) -> Vec<u8> {
+    let mut bytes = bytes.to_vec();
+    bytes.resize(bytes.len().next_multiple_of(512), 0);
+    bytes
+}
+
+fn pax(records: &[u8]) -> Vec<u8> {
+    let size = u64::try_from(records.len()).unwrap();
+    [&header("pax", b'x', size)[..], &padded(records)].concat()
+}
+
+fn read(archive: &[u8]) -> Result<Vec<(Entry, Vec<u8>)>, Error> {
+    let mut found: Vec<(Entry, Vec<u8>)> = Vec::new();
+    let mut reader = Reader::new(1000);
+    reader.push::<Error>(archive, &mut |event| {
+        match event {
+            Event::Entry(entry) => found.push((entry, Vec::new())),
+            Event::Data(bytes) => found.last_mut().unwrap().1.extend_from_slice(bytes),
+        }
+        Ok(())
+    })?;
+    reader.finish()?;
+    Ok(found)
+}
+
+#[test]
+fn an_entry_has_what_its_header_says() {
+    let archive = [&header("a/b", b'0', 3)[..], &padded(b"xyz"), &[0; 1024]].concat();
+    let found = read(&archive).unwrap();
+    let entry = Entry {
+        path: b"a/b".to_vec(),
+        kind: Kind::Regular,
+        permissions: 0o644,
+        uid: 1,
+        gid: 2,
+        modified: Timestamp {
+            seconds: 7,
+            nanoseconds: 0,
+        },
+        xattrs: Vec::new(),
+        size: 3,
+        position: 512,
+        stored: 3,
+        sparse: None,
+    };
+    assert_eq!(found, [(entry, b"xyz".to_vec())]);
+}
+
+#[test]
+fn records_are_for_one_entry_and_global_ones_for_all() {
+    let global = b"10 uid=77\n10 gid=88\n";
+    let archive = [
+        &header("g", b'g', 20)[..],
+        &padded(global),
+        &pax(b"10 uid=99\n12 path=own\n"),
+        &header("x", b'0', 0),
+        &header("next", b'0', 0),
+        &[0; 1024],
+    ]
+    .concat();
+    let found = read(&archive).unwrap();
+    let seen: Vec<_> = found
+        .iter()
+        .map(|(e, _)| (&e.path[..], e.uid, e.gid))
+        .collect();
+    assert_eq!(seen, [(&b"own"[..], 99, 88), (b"next", 77, 88)]);
+}
+
+#[test]
+fn only_regular_files_have_data() {
+    // Some programs write sizes for links and directories.
+    let archive = [
+        header("d", b'5', 700),
+        header("l", b'1', 700),
+        header("f", b'0', 0),
+    ]
+    .concat();
+    assert_eq!(read(&archive).unwrap().len(), 3);
+    let old = [header("directory/", 0, 0), header("file", 0, 0)].concat();
+    let kinds: Vec<_> = read(&old)
+        .unwrap()
+        .into_iter()
+        .map(|(entry, _)| entry.kind)
+        .collect();
+    assert_eq!(kinds, [Kind::Directory, Kind::Regular]);
+}
+
+#[test]
+fn signed_check_sums_of_old_are_taken() {
+    let mut block = header("\u{ff}", b'0', 0);
+    block[148..156].fill(b' ');
+    let sum: i32 = block.iter().map(|byte| i32::from(byte.cast_signed())).sum();
+    block[148..156].copy_from_slice(format!("{sum:06o}\0 ").as_bytes());
+    assert_eq!(read(&block).unwrap().len(), 1);
+}
+
+#[test]
+fn extended_headers_are_bounded_before_they_are_read() {
+    let error = read(&header("x", b'x', 1001)).unwrap_err();
+    assert!(matches!(
+        error,
+        Error::HeaderSize {
+            size: 1001,
+            limit: 1000,
+            ..
+        }
+    ));
+    assert!(matches!(
+        read(&header("L", b'L', 1 << 32)),
+        Err(Error::HeaderSize { .. })
+    ));
+}
+
+#[test]
+fn one_block_of_zeros_is_an_end_only_at_the_end() {
+    let one = [&header("a", b'0', 0)[..], &[0; 512]].concat();
+    assert_eq!(read(&one).unwrap().len(), 1);
+    let more = [&one[..], &header("b", b'0', 0)].concat();
+    assert!(matches!(
+        read(&more),
+        Err(Error::Header { position: 1024, .. })
+    ));
+    assert!(read(b"").unwrap().is_empty());
+}
+
+#[test]
+fn paths_are_shown_on_one_line_and_not_endless() {
+    assert_eq!(shown(b"a\nb\x1b\xff"), "a\\nb\\u{1b}\u{fffd}");
+    assert!(shown(&[b'x'; 5000]).len() < 300);
+}
