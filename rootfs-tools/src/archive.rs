@@ -171,6 +171,14 @@ pub struct Layer {
     pub media_type: String,
 }
 
+/// A name from an archive for messages: not too long, on one line.
+fn shown(name: &str) -> String {
+    name.chars()
+        .take(200)
+        .flat_map(char::escape_debug)
+        .collect()
+}
+
 /// An archive's name for messages.
 #[derive(Clone, Debug)]
 struct Origin(String);
@@ -186,7 +194,7 @@ impl Origin {
     fn member(&self, member: &str, source: io::Error) -> Error {
         Error::Member {
             archive: self.0.clone(),
-            member: member.chars().take(200).collect(),
+            member: shown(member),
             source,
         }
     }
@@ -211,6 +219,7 @@ impl Origin {
         if actual == digest {
             return Ok(());
         }
+        let name = shown(name);
         Err(self.damaged(format!(
             "{name} has the digest {actual} and should have {digest}"
         )))

@@ -36,6 +36,9 @@ pub enum Error {
     /// A layer's digest is not one.
     #[error("the image's configuration names a layer {0:?}, which is not a SHA-256 digest")]
     DiffId(String),
+    /// What it is for is not said in words.
+    #[error("the image's configuration is for {0:?}, which is no platform")]
+    Platform(String),
     /// The layers are given in a form that nobody has used since 2015.
     #[error("the image's configuration lists no layers (rootfs.diff_ids); pull it again")]
     NoRootfs,
@@ -112,6 +115,12 @@ impl ImageConfig {
         }
         if let Some(wrong) = diff_ids.iter().find(|id| !is_sha256(id)) {
             return Err(Error::DiffId(wrong.chars().take(100).collect()));
+        }
+        for word in [&document.architecture, &document.os, &document.variant] {
+            let allowed = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'.' | b'-');
+            if word.len() > 64 || !word.bytes().all(allowed) {
+                return Err(Error::Platform(word.chars().take(64).collect()));
+            }
         }
         Ok(Self {
             architecture: document.architecture,

@@ -519,7 +519,14 @@ fn find<'a>(images: &'a Images, name: &str) -> Result<&'a ImageInfo, Error> {
 
 /// The full form of a name that a user gives to an image.
 fn tag_name(name: &str) -> Result<String, Error> {
-    Ok(name.parse::<Reference>()?.to_string())
+    let reference: Reference = name.parse()?;
+    if reference.tag().is_none() {
+        return Err(Error::Reference(reference::Error {
+            text: name.to_owned(),
+            why: "a digest cannot be given to an image; name a tag".to_owned(),
+        }));
+    }
+    Ok(reference.to_string())
 }
 
 fn sha256(bytes: &[u8]) -> String {

@@ -93,6 +93,8 @@ fn what_is_no_configuration_is_refused() {
     let many = vec![format!("{DIFF:?}"); LAYERS_MAX + 1].join(",");
     let json = format!(r#"{{"rootfs": {{"diff_ids": [{many}]}}}}"#);
     assert!(matches!(refused(&json), Error::Layers(_)));
+    let odd = format!(r#"{{"os": "\u001b[2J", "rootfs": {{"diff_ids": ["{DIFF}"]}}}}"#);
+    assert!(matches!(refused(&odd), Error::Platform(_)));
     let long = " ".repeat(CONFIG_MAX + 1);
     assert!(matches!(refused(&long), Error::TooLong(_)));
 }
