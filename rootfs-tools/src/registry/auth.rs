@@ -55,6 +55,11 @@ impl Grant {
             .is_some_and(|expires| expires <= Instant::now());
         self.header.clone().filter(|_| !over)
     }
+
+    /// The header of a grant that was got this moment, however short its life.
+    pub(super) fn fresh(&self) -> Option<HeaderValue> {
+        self.header.clone()
+    }
 }
 
 impl Grants {

@@ -52,7 +52,7 @@ impl Session<'_> {
                         answer.response.headers(),
                     )
                     .await?;
-                    grant.header()
+                    grant.fresh()
                 }
             };
             drop(grant);

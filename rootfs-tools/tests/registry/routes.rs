@@ -29,7 +29,7 @@ async fn mirrors_are_asked_in_order_and_then_the_registry() {
         )
     };
     let liar = Server::start(|_, reply| reply.send(200, &[("content-type", MANIFEST)], b"{}"));
-    let all = [&upstream, &empty, &broken, &liar].map(|it| it.name());
+    let all = [&upstream, &empty, &broken, &liar].map(Server::name);
     let all: Vec<_> = all.iter().map(String::as_str).collect();
     let (mut options, notices) = with_notices(options(&all));
     let mirrors = vec![

@@ -159,7 +159,7 @@ fn read(stream: &TcpStream) -> Option<Request> {
     let mut first = [0];
     if stream.peek(&mut first).ok()? == 1 && !first[0].is_ascii_alphabetic() {
         let mut reply = Reply(stream.try_clone().ok()?);
-        reply.0.read(&mut [0; 4096]).ok()?;
+        let _ = reply.0.read(&mut [0; 4096]).ok()?;
         reply.send(400, &[], b"");
         reply.wait_for_hangup();
         return None;
