@@ -10,16 +10,18 @@ mod bench;
 mod demo;
 mod deny;
 mod lab;
+mod peer;
 mod setup;
 mod step;
 mod test;
+mod wheel;
 
 const HELP: &str = "\
 Development commands.
 
   cargo xtask demo                        boot VMs, from nothing to a program's output
-  cargo xtask test [--unit|--e2e] [WHAT]  everything that has to be green
-  cargo xtask bench boot [--runs N]       figures beside a peer's, against budgets
+  cargo xtask test [--help]               everything that has to be green
+  cargo xtask bench boot [--runs N]       figures beside peers', against budgets
   cargo xtask lab [OPTIONS] -- COMMAND…   run a command in the emulated host
   cargo xtask deny                        check the dependency graph (deny.toml)
   cargo xtask setup                       install, or name, the packages all this needs
