@@ -11,9 +11,6 @@
     clippy::indexing_slicing
 )]
 
-#[path = "../../sandbox/tests/fake/mod.rs"]
-mod fake;
-
 use std::fs::File;
 use std::io::{Read, Write};
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -28,10 +25,14 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tempfile::TempDir;
 
-#[test]
-#[ignore = "the entry of the fake VMM's process, not a test"]
-fn fake_vmm() {
-    fake::main(&std::env::var("FLASHPAN_FAKE_VMM").expect("started by fake/vmm.sh"));
+/// The fake VMM, which Cargo builds as an example beside the tests.
+fn fake_vmm() -> PathBuf {
+    let test = std::env::current_exe().unwrap();
+    let built = test.ancestors().nth(2).unwrap();
+    let program = built.join("examples/cli-fake-vmm");
+    let missing = "not built; `cargo build --example cli-fake-vmm` does it";
+    assert!(program.exists(), "{} is {missing}", program.display());
+    program
 }
 
 /// A place with everything that a run needs.
@@ -43,11 +44,7 @@ struct World {
 impl World {
     fn new(scenario: &'static str) -> Self {
         let dir = tempfile::tempdir().unwrap();
-        symlink(
-            std::env::current_exe().unwrap(),
-            dir.path().join("test-program"),
-        )
-        .unwrap();
+        symlink(fake_vmm(), dir.path().join("fake-vmm")).unwrap();
         let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../sandbox/tests/fake/vmm.sh");
         symlink(script, dir.path().join(scenario)).unwrap();
         std::fs::create_dir(dir.path().join("root")).unwrap();

@@ -10,8 +10,6 @@
     clippy::indexing_slicing
 )]
 
-mod fake;
-
 use std::fs::File;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
@@ -30,10 +28,14 @@ use tokio::time::timeout;
 /// Longer than anything here takes on the slowest machine.
 const LONG: Duration = Duration::from_secs(60);
 
-#[test]
-#[ignore = "the entry of the fake VMM's process, not a test"]
-fn fake_vmm() {
-    fake::main(&std::env::var("FLASHPAN_FAKE_VMM").expect("started by fake/vmm.sh"));
+/// The fake VMM, which Cargo builds as an example beside the tests.
+fn fake_vmm() -> PathBuf {
+    let test = std::env::current_exe().unwrap();
+    let built = test.ancestors().nth(2).unwrap();
+    let program = built.join("examples/fake-vmm");
+    let missing = "not built; `cargo build --example fake-vmm` does it";
+    assert!(program.exists(), "{} is {missing}", program.display());
+    program
 }
 
 /// A directory with everything that a VM of `scenario` needs.
@@ -45,11 +47,7 @@ struct World {
 impl World {
     fn new(scenario: &'static str) -> Self {
         let dir = tempfile::tempdir().unwrap();
-        symlink(
-            std::env::current_exe().unwrap(),
-            dir.path().join("test-program"),
-        )
-        .unwrap();
+        symlink(fake_vmm(), dir.path().join("fake-vmm")).unwrap();
         let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fake/vmm.sh");
         symlink(script, dir.path().join(scenario)).unwrap();
         for (file, contents) in [

@@ -1,5 +1,4 @@
 #!/bin/sh
 # Started under the name of a scenario, through a symbolic link: becomes the
-# test program's fake VMM. A VMM is given neither arguments nor environment.
-FLASHPAN_FAKE_VMM="${0##*/}" FLASHPAN_FAKE_DIR="${0%/*}" exec "${0%/*}/test-program" \
-    --exact fake_vmm --ignored --nocapture --test-threads=1
+# fake VMM. A VMM is given neither arguments nor environment.
+FLASHPAN_FAKE_VMM="${0##*/}" FLASHPAN_FAKE_DIR="${0%/*}" exec "${0%/*}/fake-vmm"

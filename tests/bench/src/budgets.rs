@@ -20,7 +20,7 @@ impl Budgets {
         Self::parse(&text)
     }
 
-    fn parse(text: &str) -> Result<Self> {
+    pub(crate) fn parse(text: &str) -> Result<Self> {
         let mut budgets = BTreeMap::new();
         for (number, line) in (1..).zip(text.lines()) {
             let line = line.split_once('#').map_or(line, |(line, _)| line).trim();
@@ -33,6 +33,11 @@ impl Budgets {
             budgets.insert(name.trim().trim_matches('"').to_owned(), value);
         }
         Ok(Self(budgets))
+    }
+
+    /// The names that have a budget.
+    pub(crate) fn names(&self) -> impl Iterator<Item = &str> {
+        self.0.keys().map(String::as_str)
     }
 
     /// The budget of a figure: of its ratio if it has one, else of its value.

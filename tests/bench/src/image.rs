@@ -17,8 +17,8 @@ use flashpan_rootfs::compression::Decompressor;
 use flashpan_rootfs::layers::{self, Layer, Options};
 use serde_json::Value;
 
-use crate::Figure;
 use crate::budgets::Budgets;
+use crate::figure::Figures;
 
 /// What `image` is given.
 #[derive(Debug, Default)]
@@ -61,7 +61,10 @@ pub(crate) fn image(options: &ImageOptions) -> Result<bool> {
     fs::create_dir_all(&options.work)?;
     let figures = measure(options, &budgets);
     remove(&options.work)?;
-    crate::print(figures?)
+    let names = budgets
+        .names()
+        .filter(|name| name.starts_with(crate::IMAGE));
+    crate::print(&figures?.list, names)
 }
 
 fn remove(path: &Path) -> Result<()> {
@@ -71,7 +74,7 @@ fn remove(path: &Path) -> Result<()> {
     }
 }
 
-fn measure(options: &ImageOptions, budgets: &Budgets) -> Result<Vec<Figure>> {
+fn measure<'a>(options: &ImageOptions, budgets: &'a Budgets) -> Result<Figures<'a>> {
     let peer = umoci_version()?;
     let (mut ours, mut theirs, mut raw, mut floor) =
         (Vec::new(), Vec::new(), Vec::new(), Vec::new());
@@ -105,24 +108,19 @@ fn measure(options: &ImageOptions, budgets: &Budgets) -> Result<Vec<Figure>> {
     }
     let least = |times: &[f64]| times.iter().copied().fold(f64::INFINITY, f64::min);
     let umoci = least(&theirs);
-    let figure = |name: &str, value: f64, unit: &str, against: Option<(f64, &str)>| Figure {
-        name: name.to_owned(),
-        value,
-        unit: unit.to_owned(),
-        peer: against.map(|(_, peer)| peer.to_owned()),
-        ratio: against.map(|(other, _)| value / other),
-        budget: budgets.of(name),
+    let number = |name: &str| {
+        let number = told.get(name).and_then(Value::as_f64);
+        number.with_context(|| format!("the conversion tells no number `{name}`"))
     };
-    let number = |name: &str| crate::number(&told, name);
-    Ok(vec![
-        figure("image/peer-umoci-unpack", umoci, "s", None),
-        figure("image/peer-umoci-raw-unpack", least(&raw), "s", None),
-        figure("image/convert", least(&ours), "s", Some((umoci, &peer))),
-        figure("image/decompress-only", least(&floor), "s", None),
-        figure("image/convert-peak", number("peak_kib")?, "KiB", None),
-        figure("image/content", number("content")?, "bytes", None),
-        figure("image/inodes", number("inodes")?, "inodes", None),
-    ])
+    let mut figures = Figures::new(budgets);
+    figures.add("image/peer-umoci-unpack", umoci, "s");
+    figures.add("image/peer-umoci-raw-unpack", least(&raw), "s");
+    figures.beside("image/convert", least(&ours), "s", (&peer, umoci));
+    figures.add("image/decompress-only", least(&floor), "s");
+    figures.add("image/convert-peak", number("peak_kib")?, "KiB");
+    figures.add("image/content", number("content")?, "bytes");
+    figures.add("image/inodes", number("inodes")?, "inodes");
+    Ok(figures)
 }
 
 /// umoci, into a directory that is removed again; seconds.

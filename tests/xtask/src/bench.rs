@@ -8,20 +8,24 @@ use std::path::PathBuf;
 use anyhow::{Context, Result, bail};
 
 use crate::setup::{self, Guest, Place};
-use crate::step;
+use crate::{peer, step};
 
 const HELP: &str = "\
-How much a boot takes, beside QEMU's microvm machine in the same run; and how
-long the layers of an image of 500 MiB take to become a root, beside umoci.
+How much a boot takes, beside QEMU's microvm machine and, where it can be
+installed, microsandbox in the same run; and how long the layers of an image of
+500 MiB take to become a root, beside umoci.
 
   cargo xtask bench boot [--runs N | --short]
   cargo xtask bench image [--runs N | --short]
 
 Prints JSON lines {name, value, unit, peer?, ratio?, budget?} on standard output
 and fails if a budget of tests/bench/budgets.toml is broken. In the lab, time is
-a count of instructions; on a host whose KVM runs guests it is nanoseconds. The
-image needs no VM and its time is always that of this machine. --short is three runs of each instead of five.
+a count of instructions; on a host whose KVM runs guests it is nanoseconds. An
+image needs no VM, and its time is always that of this machine. --short is three runs of each instead of five.
 ";
+
+/// Runs of each where time is short.
+pub(crate) const SHORT: &str = "3";
 
 /// Seconds for all runs; counting instructions is slow.
 const PATIENCE: &str = "1200";
@@ -35,7 +39,7 @@ pub(crate) fn bench(arguments: &[OsString]) -> Result<u8> {
     let words: Vec<&str> = words.iter().map(AsRef::as_ref).collect();
     let runs = match words.as_slice() {
         ["boot" | "image"] => "5",
-        ["boot" | "image", "--short"] => "3",
+        ["boot" | "image", "--short"] => SHORT,
         ["boot" | "image", "--runs", runs] => runs,
         [] | ["--help" | "-h"] | ["boot" | "image", "--help" | "-h"] => {
             print!("{HELP}");
@@ -44,10 +48,11 @@ pub(crate) fn bench(arguments: &[OsString]) -> Result<u8> {
         _ => bail!("`bench {}` is not known; see bench --help", words.join(" ")),
     };
     setup::setup()?;
-    match words.first() {
-        Some(&"image") => image::bench(runs),
-        _ => boot(runs),
+    if words.first() == Some(&"image") {
+        return image::bench(runs);
     }
+    boot(&Guest::prepare()?, runs)?;
+    Ok(0)
 }
 
 /// Builds the benchmark; its programs by their names.
@@ -63,43 +68,45 @@ fn build() -> Result<impl Fn(&str) -> Result<PathBuf>> {
     })
 }
 
-fn boot(runs: &str) -> Result<u8> {
-    let guest = Guest::prepare()?;
+/// Prints the figures of boots, each the least of so many runs.
+///
+/// # Errors
+/// A budget is broken, or something could not be measured.
+pub(crate) fn boot(guest: &Guest, runs: &str) -> Result<()> {
     let program = build()?;
-    let (lab, unit): (&[&str], &str) = match guest.place {
-        Place::Lab => (
-            &["lab", "--icount", "--timeout", PATIENCE, "--"],
-            "instructions",
-        ),
-        Place::Here => (&[], "ns"),
+    let unit = match guest.place {
+        Place::Lab => "instructions",
+        Place::Here => "ns",
     };
-    let mut words: Vec<OsString> = lab.iter().map(OsString::from).collect();
-    words.push(program("flashpan-bench")?.into());
-    words.push("boot".into());
-    let options: [(&str, OsString); 6] = [
+    let mut words: Vec<OsString> = vec![program("flashpan-bench")?.into(), "boot".into()];
+    let budgets = step::root().join("tests/bench/budgets.toml");
+    let mut options: Vec<(&str, OsString)> = vec![
         ("--kernel", guest.kernel.clone().into()),
         ("--init", program("flashpan-bench-init")?.into()),
         ("--flashpan", guest.flashpan.clone().into()),
-        (
-            "--budgets",
-            step::root().join("tests/bench/budgets.toml").into(),
-        ),
+        ("--budgets", budgets.into()),
         ("--unit", unit.into()),
         ("--runs", runs.into()),
     ];
+    if let Some(bundle) = peer::microsandbox() {
+        options.push(("--microsandbox", bundle.into()));
+    }
     for (name, value) in options {
         words.push(name.into());
         words.push(value);
     }
     let mut command = match guest.place {
-        Place::Lab => step::ourselves(words)?,
+        Place::Lab => {
+            let lab = ["lab", "--icount", "--timeout", PATIENCE, "--"];
+            step::ourselves(lab.map(OsString::from).into_iter().chain(words))?
+        }
         Place::Here => {
-            let (head, rest) = words.split_first().context("no command")?;
-            let mut command = std::process::Command::new(head);
-            command.args(rest);
+            let mut command = std::process::Command::new(words.remove(0));
+            command.args(words);
             command
         }
     };
-    step::run("the benchmark", &mut command)?;
-    Ok(0)
+    step::run("the benchmark", &mut command).context(
+        "a budget of tests/bench/budgets.toml is broken, or a figure is missing: see above",
+    )
 }

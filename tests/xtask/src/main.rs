@@ -12,16 +12,18 @@ mod deny;
 mod fuzz;
 mod images;
 mod lab;
+mod peer;
 mod setup;
 mod step;
 mod test;
+mod wheel;
 
 const HELP: &str = "\
 Development commands.
 
   cargo xtask demo                        boot VMs, from nothing to a program's output
-  cargo xtask test [--unit|--e2e] [WHAT]  everything that has to be green
-  cargo xtask bench boot|image [--runs N] figures beside a peer's, against budgets
+  cargo xtask test [--help]               everything that has to be green
+  cargo xtask bench boot|image [--runs N] figures beside peers', against budgets
   cargo xtask fuzz [TARGET] [--seconds N] fuzz what reads what strangers made
   cargo xtask lab [OPTIONS] -- COMMAND…   run a command in the emulated host
   cargo xtask deny                        check the dependency graph (deny.toml)

@@ -4,34 +4,49 @@ use std::ffi::OsString;
 
 use anyhow::{Result, bail};
 
-use crate::deny;
 use crate::setup::{self, Guest};
 use crate::step::{self, Tally};
+use crate::{bench, deny};
 
 const HELP: &str = "\
 Everything that has to be green.
 
-  cargo xtask test [--unit|--e2e] [FILTER]
+  cargo xtask test [--unit] [--e2e] [--bench] [FILTER]
 
-  --unit   only format, lints, documentation, dependencies and the tests that
-           need no VM
-  --e2e    only the tests that boot VMs, in the lab where KVM runs no guests
+  --unit   format, lints, documentation, dependencies and the tests that need
+           no VM
+  --e2e    the tests that boot VMs, in the lab where KVM runs no guests, and
+           those that need root, always in the lab
+  --bench  the short benchmark against its budgets
   FILTER   only tests with this in their names, and nothing but tests
+
+Without any of the three, all of them.
 ";
 
 /// Seconds for all tests that boot VMs.
 const PATIENCE: u32 = 45 * 60;
 
+/// Tests that need root are ignored where cargo runs tests, and are in modules of
+/// this name. They are run in the lab, so they do not count as skipped before.
+const PRIVILEGED: &str = "::privileged::";
+
+/// Seconds for the tests that need root.
+const PRIVILEGED_PATIENCE: u32 = 5 * 60;
+
 /// Runs every test program it is given, and fails if one of them did.
 const RUN_ALL: &str = r#"
-filter=$1; shift; failed=0
-for program; do echo "running ${program##*/}"; "$program" --test-threads=1 $filter || failed=1; done
+options=$1 filter=$2; shift 2; failed=0
+for program; do
+    echo "running ${program##*/}"
+    "$program" --test-threads=1 $options $filter || failed=1
+done
 exit $failed"#;
 
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Choice {
     unit: bool,
     e2e: bool,
+    bench: bool,
     filter: Option<String>,
 }
 
@@ -55,15 +70,12 @@ pub(crate) fn test(arguments: &[OsString]) -> Result<u8> {
 
 /// `None` is a request for help.
 fn parse(arguments: &[OsString]) -> Result<Option<Choice>> {
-    let mut choice = Choice {
-        unit: true,
-        e2e: true,
-        filter: None,
-    };
+    let mut choice = Choice::default();
     for argument in arguments {
         match argument.to_str() {
-            Some("--unit") => choice.e2e = false,
-            Some("--e2e") => choice.unit = false,
+            Some("--unit") => choice.unit = true,
+            Some("--e2e") => choice.e2e = true,
+            Some("--bench") => choice.bench = true,
             Some("-h" | "--help") => return Ok(None),
             Some(text) if !text.starts_with('-') && choice.filter.is_none() => {
                 choice.filter = Some(text.to_owned());
@@ -71,8 +83,13 @@ fn parse(arguments: &[OsString]) -> Result<Option<Choice>> {
             _ => bail!("{} is too much; see test --help", argument.display()),
         }
     }
-    if !choice.unit && !choice.e2e {
-        bail!("--unit and --e2e exclude each other; without either, both are run");
+    if choice.bench && choice.filter.is_some() {
+        bail!("--bench has no tests that a filter could choose from");
+    }
+    if !(choice.unit || choice.e2e || choice.bench) {
+        choice.unit = true;
+        choice.e2e = true;
+        choice.bench = choice.filter.is_none();
     }
     Ok(Some(choice))
 }
@@ -86,27 +103,63 @@ fn run(choice: &Choice, tally: &mut Tally) -> Result<()> {
         }
         let mut tests = step::cargo();
         tests.args(["test", "--workspace"]).args(filter);
+        tests.args(["--", "--skip", PRIVILEGED]);
         step::count("tests that need no VM", &mut tests, tally)?;
     }
     if choice.e2e {
-        let guest = Guest::prepare()?;
-        let arguments = [
-            "test",
-            "--no-run",
-            "--package",
-            "flashpan-tests",
-            "--test",
-            "*",
-        ];
-        let programs = step::build("the tests that boot VMs", &arguments)?;
-        let mut words: Vec<OsString> = ["sh", "-c", RUN_ALL, "sh", filter.unwrap_or_default()]
-            .map(OsString::from)
-            .into();
-        words.extend(programs.into_iter().map(|(_, path)| path.into_os_string()));
-        let mut tests = guest.command(PATIENCE, words)?;
-        step::count("tests that boot VMs", &mut tests, tally)?;
+        privileged(filter, tally)?;
+    }
+    if !choice.e2e && !choice.bench {
+        return Ok(());
+    }
+    let guest = Guest::prepare()?;
+    if choice.e2e {
+        vms(&guest, filter, tally)?;
+    }
+    if choice.bench {
+        bench::boot(&guest, bench::SHORT)?;
     }
     Ok(())
+}
+
+/// The tests that need root: in the lab whatever this machine can do, as they
+/// mount, attach loop devices and make control groups.
+fn privileged(filter: Option<&str>, tally: &mut Tally) -> Result<()> {
+    let arguments = [
+        "test",
+        "--no-run",
+        "--package",
+        "flashpan-guest-init",
+        "--lib",
+    ];
+    let programs = step::build("the tests that need root", &arguments)?;
+    let lab = ["lab", "--timeout", &PRIVILEGED_PATIENCE.to_string(), "--"];
+    let words = lab
+        .into_iter()
+        .chain(["sh", "-c", RUN_ALL, "sh", "--ignored"]);
+    let words = words
+        .chain([filter.unwrap_or_default()])
+        .map(OsString::from);
+    let programs = programs.into_iter().map(|(_, path)| path.into_os_string());
+    let mut tests = step::ourselves(words.chain(programs))?;
+    step::count("tests that need root", &mut tests, tally)
+}
+
+/// The tests that boot VMs, where VMs can be.
+fn vms(guest: &Guest, filter: Option<&str>, tally: &mut Tally) -> Result<()> {
+    let arguments = [
+        "test",
+        "--no-run",
+        "--package",
+        "flashpan-tests",
+        "--test",
+        "*",
+    ];
+    let programs = step::build("the tests that boot VMs", &arguments)?;
+    let words = ["sh", "-c", RUN_ALL, "sh", "", filter.unwrap_or_default()].map(OsString::from);
+    let programs = programs.into_iter().map(|(_, path)| path.into_os_string());
+    let mut tests = guest.command(PATIENCE, words.into_iter().chain(programs))?;
+    step::count("tests that boot VMs", &mut tests, tally)
 }
 
 /// What needs nothing to run.
@@ -137,20 +190,21 @@ mod tests {
     }
 
     #[test]
-    fn both_kinds_are_run_unless_one_is_asked_for() {
-        let choice = parsed(&[]).unwrap().unwrap();
-        assert!(choice.unit && choice.e2e);
+    fn all_is_run_unless_a_part_is_asked_for() {
+        let chosen = |words: &[&str]| {
+            let choice = parsed(words).unwrap().unwrap();
+            (choice.unit, choice.e2e, choice.bench)
+        };
+        assert_eq!(chosen(&[]), (true, true, true));
+        assert_eq!(chosen(&["--unit"]), (true, false, false));
+        assert_eq!(chosen(&["--e2e", "--bench"]), (false, true, true));
+        // A filter chooses from tests, and a benchmark is none.
+        assert_eq!(chosen(&["exit_codes"]), (true, true, false));
         let choice = parsed(&["--e2e", "exit_codes"]).unwrap().unwrap();
-        assert_eq!(
-            choice,
-            Choice {
-                unit: false,
-                e2e: true,
-                filter: Some("exit_codes".into())
-            }
-        );
-        assert!(parsed(&["--unit", "--e2e"]).is_err());
-        assert!(parsed(&["a", "b"]).is_err());
-        assert!(parsed(&["--no"]).is_err());
+        assert_eq!(choice.filter.as_deref(), Some("exit_codes"));
+        for wrong in [&["a", "b"][..], &["--no"], &["--bench", "a"]] {
+            assert!(parsed(wrong).is_err(), "{wrong:?}");
+        }
+        assert!(parsed(&["--help"]).unwrap().is_none());
     }
 }

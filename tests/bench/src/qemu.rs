@@ -1,4 +1,4 @@
-//! The peer: QEMU's microvm machine without ACPI, entered by PVH from the same
+//! A peer: QEMU's microvm machine without ACPI, entered by PVH from the same
 //! uncompressed kernel.
 //!
 //! Everything is off that a guest without ACPI can do without. Some boots then
