@@ -15,7 +15,7 @@
 //! - [`directory`] and [`builtin`] make trees and keep their images in a [`cache`].
 //! - [`probe`]: what a path is that somebody wants as a root.
 //! - [`disk`]: sparse, empty ext4 disks.
-//! - [`reference`] and [`platform`]: the names of images and what they are for;
+//! - [`mod@reference`] and [`platform`]: the names of images and what they are for;
 //!   [`registry`] fetches images.
 //!
 //! Everything works on ordinary files, needs no root and mounts nothing.
