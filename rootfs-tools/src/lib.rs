@@ -18,7 +18,7 @@
 //! - [`probe`]: what a path is that somebody wants as a root.
 //! - [`disk`]: sparse, empty ext4 disks, and such that exist, locked;
 //!   [`volume`]: those that have names and outlive VMs.
-//! - [`reference`] and [`platform`]: the names of images and what they are for;
+//! - [`mod@reference`] and [`platform`]: the names of images and what they are for;
 //!   [`registry`] fetches images, [`archive`] finds them in files.
 //! - [`store`]: the images of a user; [`image_config`]: how their programs are run.
 //!
