@@ -23,6 +23,9 @@ const MAX_GUEST_FRAME: usize = 16 * 1024;
 /// Longest text of a guest that is kept, in characters.
 const QUOTED: usize = 300;
 
+/// The warning when PID 1 was asked for the end by a program.
+const ASKED: &str = "a program powers the guest off or restarts it, which ends all programs";
+
 /// Who is to blame in error messages.
 const PEER: &str = "the guest's init";
 
@@ -110,6 +113,9 @@ impl BootLink {
                 match message {
                     GuestMessage::Warning(text) => shared.warn(one_line(&text, QUOTED)),
                     GuestMessage::ShuttingDown { reboot } => {
+                        // Programs that end of it may still report that they
+                        // did, and nobody would know why.
+                        shared.warn(ASKED.to_owned());
                         shared.note(GuestWord::ShuttingDown { reboot });
                     }
                     GuestMessage::Failed { what, why, .. } => shared.note(GuestWord::Failed {

@@ -295,6 +295,9 @@ async fn an_end_that_a_program_asked_for_is_told_from_ours() {
         let sandbox = world.boot().await;
         let error = run(&sandbox, &[program]).await.wait().await.unwrap_err();
         assert_eq!(error.to_string(), expected);
+        let warned = sandbox.take_warnings().concat();
+        let asked = program == "ask-for-power-off";
+        assert_eq!(warned.contains("a program powers the guest off"), asked);
     }
 }
 
