@@ -4,10 +4,13 @@ use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 
 use clap::{Args, Subcommand};
-use flashpan_kernel::{BuildOptions, Cache, Cancel, Change, Error, Kernel, KernelInfo, diff};
+use flashpan_kernel::{
+    BuildOptions, Cache, Cancel, Change, Error, Kernel, KernelInfo, Phase, SourceChoice, Upstream,
+    diff,
+};
 use tokio::sync::oneshot;
 
-use crate::failure::{Failure, print, print_json};
+use crate::failure::{Failure, print, print_json, say};
 use crate::progress::Progress;
 use crate::runtime;
 use crate::signals::Signals;
@@ -26,11 +29,16 @@ Examples:
   flashpan kernel build
   flashpan kernel build --fragment netfilter --fragment debug
   flashpan kernel build --fragment ./my.config --source ~/src/linux-6.12 --jobs 8
+  flashpan kernel build --source upstream
   flashpan run --kernel \"$(flashpan kernel build --fragment debug)\" -- uname -a
 
 The path of the kernel goes to standard output, all else to standard error. A
 kernel that was built before from the same things is not built again. An option
 that Kconfig would drop or change fails the build before anything is compiled.
+
+The source is that of the distribution's package linux-source-6.12. Where that is
+not installed, the tarball of kernel.org is downloaded (150 MB, once, pinned by its
+SHA-256), or from the directory whose URL is in FLASHPAN_KERNEL_MIRROR.
 
 Fragments that come with flashpan: debug, hardened, netfilter, nosmp, pci-acpi.";
 
@@ -83,9 +91,14 @@ struct BuildArgs {
     #[arg(long = "fragment", value_name = "NAME|FILE")]
     fragments: Vec<String>,
 
-    /// Source of the kernel; otherwise the distribution's package.
-    #[arg(long, value_name = "DIR|TARBALL")]
+    /// Source of the kernel: a tree, a tarball, or `upstream` for the tarball of
+    /// kernel.org; otherwise the distribution's package, or else upstream.
+    #[arg(long, value_name = "DIR|TARBALL|upstream")]
     source: Option<PathBuf>,
+
+    /// Download nothing.
+    #[arg(long)]
+    offline: bool,
 
     /// Compilers at once; otherwise one per CPU.
     #[arg(long, short, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1024))]
@@ -179,29 +192,91 @@ pub(crate) fn resolve(named: Option<&Path>) -> Result<PathBuf, Failure> {
 fn build(cache: Cache, args: &BuildArgs) -> Result<(), Failure> {
     let options = BuildOptions {
         fragments: args.fragments.clone(),
-        source: args.source.clone(),
+        source: match &args.source {
+            None => SourceChoice::Found,
+            Some(path) if path.as_os_str() == "upstream" => SourceChoice::Upstream,
+            Some(path) => SourceChoice::Path(path.clone()),
+        },
+        upstream: Upstream::user().map_err(Failure::new)?,
+        offline: args.offline,
         jobs: args.jobs,
         cancel: Cancel::default(),
     };
+    let cancel = options.cancel.clone();
+    let mut bars = Bars::new();
     if args.check {
-        let options_on = cancellable(&options.cancel.clone(), move || {
-            let mut progress = Progress::share("kernel");
-            cache.check(&options, &mut |now| show_progress(&mut progress, &now))
-        })?
-        .enabled();
+        let work = move || cache.check(&options, &mut |now| bars.show(&now));
+        let enabled = cancellable(&cancel, work)?.enabled();
         return print(&format!(
-            "Kconfig grants everything; {options_on} options are on\n"
+            "Kconfig grants everything; {enabled} options are on\n"
         ));
     }
-    let kernel = cancellable(&options.cancel.clone(), move || {
-        let mut progress = Progress::share("kernel");
-        cache.build(&options, &mut |now| show_progress(&mut progress, &now))
-    })?;
+    let work = move || cache.build(&options, &mut |now| bars.show(&now));
+    let kernel = cancellable(&cancel, work)?;
     print(&format!("{}\n", kernel.vmlinux().display()))
 }
 
-fn show_progress(progress: &mut Progress, now: &flashpan_kernel::Progress) {
-    progress.at(now.fraction, now.eta, &format!("{}", now.phase));
+/// The progress of a build, and while it downloads that of the download.
+struct Bars {
+    bar: Progress,
+    shows: Shows,
+}
+
+/// What a bar is about.
+#[derive(PartialEq, Eq)]
+enum Shows {
+    Build,
+    /// A download that has said nothing yet, or not how long it is.
+    Announced,
+    Download,
+}
+
+impl Bars {
+    fn new() -> Self {
+        Self {
+            bar: Progress::share("kernel"),
+            shows: Shows::Build,
+        }
+    }
+
+    fn show(&mut self, now: &flashpan_kernel::Progress) {
+        if now.phase != Phase::Downloading {
+            if self.shows != Shows::Build {
+                *self = Self::new();
+            }
+            self.bar.at(now.fraction, now.eta, &now.phase.to_string());
+            return;
+        }
+        if self.shows == Shows::Build {
+            // The bar that is there goes first, or the two lines would mix.
+            self.bar = Progress::share("kernel");
+            self.shows = Shows::Announced;
+            say("note", &downloading(&now.detail));
+        }
+        let Some(transfer) = now.transfer else { return };
+        match transfer.total {
+            Some(total) if self.shows == Shows::Announced => {
+                self.bar = Progress::bytes("downloading the kernel's source", total);
+                self.shows = Shows::Download;
+            }
+            None if self.shows == Shows::Announced => {
+                let doing = format!("downloading, {} so far", mebibytes(transfer.done));
+                self.bar.at(now.fraction, None, &doing);
+            }
+            _ => (),
+        }
+        if self.shows == Shows::Download {
+            self.bar.set(transfer.done);
+        }
+    }
+}
+
+/// What is fetched from where, and how to do without.
+fn downloading(url: &str) -> String {
+    format!(
+        "downloading {url} (once; pinned by its SHA-256). To use a source of your own: \
+         apt-get install linux-source-6.12, or --source; --offline downloads nothing"
+    )
 }
 
 /// Runs long work on a thread of its own; a signal stops it in order.

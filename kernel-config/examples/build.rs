@@ -4,7 +4,7 @@
 use std::error::Error;
 use std::io::Write;
 
-use flashpan_kernel::{BuildOptions, Cache, Progress};
+use flashpan_kernel::{BuildOptions, Cache, Progress, SourceChoice};
 
 fn main() -> Result<(), Box<dyn Error>> {
     let mut cache = Cache::user()?;
@@ -15,7 +15,10 @@ fn main() -> Result<(), Box<dyn Error>> {
         match argument.as_str() {
             "--cache" => cache = Cache::at(arguments.next().ok_or("--cache DIR")?.as_ref()),
             "--check" => check = true,
-            "--source" => options.source = arguments.next().map(Into::into),
+            "--source" => {
+                let path = arguments.next().ok_or("--source DIR|TARBALL")?;
+                options.source = SourceChoice::Path(path.into());
+            }
             _ => options.fragments.push(argument),
         }
     }

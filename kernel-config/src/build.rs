@@ -7,6 +7,7 @@ use std::time::Instant;
 
 use crate::cache::Cache;
 use crate::cancel::Cancel;
+use crate::download::{self, Transfer};
 use crate::elf;
 use crate::error::Error;
 use crate::fragment::{Fragment, merged};
@@ -18,8 +19,9 @@ use crate::process::run;
 use crate::progress::{Estimator, History, Phase, Progress, make_step};
 use crate::publish::{Staging, remove_tree};
 use crate::request::{Requests, Resolved};
-use crate::source::{self, Source, SourceError, SourceKind};
+use crate::source::{self, Source, SourceChoice, SourceError, SourceKind};
 use crate::tools::{MissingTools, Toolchain};
+use crate::upstream::Upstream;
 use crate::verify::unmet;
 
 use sha2::{Digest, Sha256};
@@ -29,8 +31,12 @@ use sha2::{Digest, Sha256};
 pub struct BuildOptions {
     /// Names of [`crate::FRAGMENTS`] or paths of files, later ones on top.
     pub fragments: Vec<String>,
-    /// A source tree or tarball; else the distribution's package.
-    pub source: Option<PathBuf>,
+    /// What to build from.
+    pub source: SourceChoice,
+    /// The tarball that is fetched where no source is installed.
+    pub upstream: Upstream,
+    /// Fetch nothing: use what is there.
+    pub offline: bool,
     /// Compilers at once; else one for each CPU that this process may use.
     pub jobs: Option<u32>,
     /// Stops the build.
@@ -38,7 +44,7 @@ pub struct BuildOptions {
 }
 
 /// How the toolchain is found; tests build without one.
-type Detect = fn(Option<(&str, &'static str)>) -> Result<Toolchain, MissingTools>;
+type Detect = fn(&[(&str, &'static str)]) -> Result<Toolchain, MissingTools>;
 
 /// Everything that a kernel is made from, and its hash.
 struct Plan {
@@ -143,19 +149,20 @@ impl Cache {
             .map(|name| Fragment::resolve(name))
             .collect::<Result<Vec<_>, _>>()?;
         let requests = merged(&fragments)?;
-        let source = Source::find(options.source.as_deref(), &self.sources());
-        let (source, toolchain) = match source {
-            Ok(source) => {
-                let toolchain = detect(source.unpacker())?;
-                (source, toolchain)
-            }
+        let source = Source::find(
+            &options.source,
+            &options.upstream,
+            self.downloads(),
+            &self.digests(),
+        )?;
+        let toolchain = if source.fetch && options.offline {
             // What an empty machine lacks is said at once, not in two rounds.
-            Err(SourceError::NotFound { others }) => {
-                let package = Source::missing_package();
-                detect(Source::package_unpacker()).map_err(|missing| missing.and(package))?;
-                return Err(SourceError::NotFound { others }.into());
-            }
-            Err(error) => return Err(error.into()),
+            let unpacker: Vec<_> = Source::unpacker_of_package().into_iter().collect();
+            let package = Source::missing_package();
+            detect(&unpacker).map_err(|missing| missing.and(package))?;
+            return Err(Source::not_found().into());
+        } else {
+            detect(&source.programs())?
         };
         let mut key = KeyBuilder::new();
         key.input("source", &source.identity);
@@ -174,13 +181,14 @@ impl Cache {
         })
     }
 
+    /// Takes the lock `name`: the hash of a kernel, or the name of a download.
     fn lock_for(
         &self,
-        hash: &str,
+        name: &str,
         options: &BuildOptions,
         on_wait: &mut dyn FnMut(),
     ) -> Result<Lock, Error> {
-        let path = self.lock(hash);
+        let path = self.lock(name);
         if let Some(lock) = Lock::try_take(&path).map_err(Error::io("lock", &path))? {
             return Ok(lock);
         }
@@ -297,7 +305,7 @@ impl Build<'_> {
             .ok_or_else(|| SourceError::NotSource(self.plan.source.path.clone()))?;
         let resolved = self.configure(&source)?;
         let (seconds, jobs) = self.compile(&source, &resolved)?;
-        self.plan.source.verify(&self.cache.sources())?;
+        self.plan.source.verify(&self.cache.digests())?;
         self.publish(self.describe(&version, &resolved, seconds, jobs))
     }
 
@@ -310,11 +318,56 @@ impl Build<'_> {
         if self.plan.source.kind == SourceKind::Directory {
             return Ok(self.plan.source.path.clone());
         }
+        if self.plan.source.fetch {
+            self.download()?;
+        }
         self.enter(Phase::Unpacking);
         let directory = self.scratch.join("source");
         let tar = make::unpack(&self.plan.source.path, &directory);
         self.execute("unpacking the source", tar, |line| Some(line))?;
-        Ok(directory)
+        if source::is_tree(&directory) {
+            Ok(directory)
+        } else {
+            Err(SourceError::NotInTarball(self.plan.source.path.clone()).into())
+        }
+    }
+
+    /// Fetches the upstream tarball, unless another build has just done it.
+    fn download(&mut self) -> Result<(), Error> {
+        let Self { cache, options, .. } = *self;
+        let upstream = &options.upstream;
+        let target = &self.plan.source.path;
+        let _lock = cache.lock_for(&upstream.file_name(), options, &mut || {
+            (self.progress)(self.estimator.enter(Phase::Waiting));
+        })?;
+        let now = Source::find(
+            &SourceChoice::Upstream,
+            upstream,
+            cache.downloads(),
+            &cache.digests(),
+        )?;
+        if !now.fetch {
+            return Ok(());
+        }
+        let url = upstream.url();
+        let mut begin = self.estimator.enter(Phase::Downloading);
+        begin.detail.clone_from(&url);
+        (self.progress)(begin);
+        let started = Instant::now();
+        let mut from = None;
+        let mut show = |now: Transfer| {
+            let from = *from.get_or_insert(now.done);
+            let elapsed = started.elapsed();
+            (self.progress)(self.estimator.download(&url, now, from, elapsed));
+        };
+        download::fetch(
+            upstream,
+            target,
+            download::STALL,
+            &options.cancel,
+            &mut show,
+        )?;
+        Ok(())
     }
 
     /// Lets Kconfig resolve the requests, and compares.
@@ -368,7 +421,7 @@ impl Build<'_> {
                 (self.progress)(self.estimator.step(detail, started.elapsed()));
             }
         })
-        .map_err(|error| Error::step(what, &self.log_path, error))
+        .map_err(|error| Error::step(what, &self.log_path, &self.scratch.0, error))
     }
 
     fn describe(&self, version: &str, resolved: &Resolved, seconds: f64, jobs: u32) -> KernelInfo {

@@ -1,7 +1,7 @@
 //! The kernels that are built: find, list, remove.
 //!
 //! `kernels/<hash>/` holds `vmlinux`, `config`, `System.map` and `meta.json`;
-//! `kernels/.locks/` one lock per hash; `kernels/.scratch/` what is being built.
+//! `kernels/.locks/` one lock per hash; `kernels/.scratch/` what is being built. `sources/` holds what was downloaded.
 
 use std::ffi::OsString;
 use std::fs;
@@ -21,6 +21,7 @@ const MIN_PREFIX: usize = 4;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Cache {
     kernels: PathBuf,
+    downloads: PathBuf,
 }
 
 impl Cache {
@@ -37,6 +38,7 @@ impl Cache {
     pub fn at(root: &Path) -> Self {
         Self {
             kernels: root.join("kernels"),
+            downloads: root.join("sources"),
         }
     }
 
@@ -139,8 +141,13 @@ impl Cache {
         self.kernels.join(".logs").join(format!("{hash}.log"))
     }
 
+    /// Where downloaded tarballs are.
+    pub(crate) fn downloads(&self) -> &Path {
+        &self.downloads
+    }
+
     /// Remembered hashes of tarballs.
-    pub(crate) fn sources(&self) -> PathBuf {
+    pub(crate) fn digests(&self) -> PathBuf {
         self.kernels.join(".sources.json")
     }
 

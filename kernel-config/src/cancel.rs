@@ -19,6 +19,8 @@ struct State {
 pub(crate) enum Event {
     /// A line of output of the running program.
     Line(String),
+    /// Bytes of output of the running program.
+    Data(Vec<u8>),
     /// The program has closed its output.
     End,
     /// The lock that another build held is ours.

@@ -3,6 +3,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
+use crate::download::DownloadError;
 use crate::elf::ElfError;
 use crate::fragment::FragmentError;
 use crate::process::RunError;
@@ -19,6 +20,9 @@ pub enum Error {
     /// No kernel source, or none that can be built from.
     #[error(transparent)]
     Source(#[from] SourceError),
+    /// The source could not be fetched.
+    #[error(transparent)]
+    Download(DownloadError),
     /// Programs or headers that a build needs are not installed.
     #[error(transparent)]
     Tools(#[from] MissingTools),
@@ -37,11 +41,24 @@ pub enum Error {
         /// File with all its output.
         log: PathBuf,
     },
+    /// A program that the build runs could not write.
+    #[error(
+        "{step}: the disk is full: {line}\nA build takes 2 GiB in {} while it lasts; \
+         XDG_CACHE_HOME names another place", .directory.display()
+    )]
+    DiskFull {
+        /// What was being done.
+        step: &'static str,
+        /// What the program said.
+        line: String,
+        /// Where builds work.
+        directory: PathBuf,
+    },
     /// What was built is not a kernel that can be booted.
     #[error("the kernel that was built is not usable: {0}")]
     Elf(#[from] ElfError),
     /// [`crate::Cancel::cancel`] was called.
-    #[error("the build was cancelled; nothing of it is left")]
+    #[error("the build was cancelled")]
     Cancelled,
     /// Neither `XDG_CACHE_HOME` nor `HOME` is set to an absolute path.
     #[error("no cache directory: set XDG_CACHE_HOME or HOME to an absolute path")]
@@ -81,6 +98,15 @@ pub enum Error {
     },
 }
 
+impl From<DownloadError> for Error {
+    fn from(error: DownloadError) -> Self {
+        match error {
+            DownloadError::Cancelled => Self::Cancelled,
+            other => Self::Download(other),
+        }
+    }
+}
+
 impl Error {
     /// For `map_err`: what was tried on which path.
     pub(crate) fn io<'a>(
@@ -94,25 +120,32 @@ impl Error {
         }
     }
 
-    pub(crate) fn step(step: &'static str, log: &Path, error: RunError) -> Self {
+    /// A program of a step that failed; builds work in `directory`.
+    pub(crate) fn step(step: &'static str, log: &Path, directory: &Path, error: RunError) -> Self {
         let what = error.to_string();
-        match error {
-            RunError::Cancelled => Self::Cancelled,
-            RunError::Start { .. } => Self::Step {
+        let tail = match error {
+            RunError::Cancelled => return Self::Cancelled,
+            RunError::Start { .. } => Vec::new(),
+            RunError::Failed { tail, .. } => tail,
+        };
+        if let Some(line) = tail.iter().find(|line| line.contains(DISK_FULL)) {
+            return Self::DiskFull {
                 step,
-                what,
-                tail: Vec::new(),
-                log: log.to_owned(),
-            },
-            RunError::Failed { tail, .. } => Self::Step {
-                step,
-                what,
-                tail,
-                log: log.to_owned(),
-            },
+                line: line.clone(),
+                directory: directory.to_owned(),
+            };
+        }
+        Self::Step {
+            step,
+            what,
+            tail,
+            log: log.to_owned(),
         }
     }
 }
+
+/// What programs of a C library say for ENOSPC, in the locale of builds.
+const DISK_FULL: &str = "No space left on device";
 
 fn lines<T: ToString>(items: &[T]) -> String {
     items

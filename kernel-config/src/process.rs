@@ -2,6 +2,8 @@
 //! whole process group along.
 #![allow(unsafe_code)] // One `pre_exec`, so that make cannot outlive us.
 
+mod stream;
+
 use std::collections::VecDeque;
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, PipeReader, Read, Write};
@@ -15,6 +17,8 @@ use nix::sys::signal::{Signal, killpg};
 use nix::unistd::{Pid, getppid};
 
 use crate::cancel::{Cancel, Event};
+
+pub(crate) use stream::{Output, StreamError, stream};
 
 /// Lines kept for the message of a failure.
 const TAIL_LINES: usize = 25;
@@ -137,7 +141,7 @@ fn consume(
                 tail.push_back(line);
             }
             Ok(Event::Cancelled) => return None,
-            Ok(Event::Locked(_)) => (),
+            Ok(Event::Locked(_) | Event::Data(_)) => (),
             Ok(Event::End) | Err(_) => return Some(tail),
         }
     }

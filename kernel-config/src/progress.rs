@@ -3,13 +3,17 @@
 use std::fmt;
 use std::time::Duration;
 
+use crate::download::Transfer;
+
 /// What a build is doing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Phase {
     /// Looking at inputs: tools, source, fragments.
     Checking,
-    /// Another process builds the same kernel.
+    /// Another process builds the same kernel, or fetches the same source.
     Waiting,
+    /// Fetching the source; [`Progress::detail`] says from where.
+    Downloading,
     /// Unpacking the source.
     Unpacking,
     /// Running Kconfig and checking what it made of the requests.
@@ -25,6 +29,7 @@ impl fmt::Display for Phase {
         f.pad(match self {
             Self::Checking => "checking",
             Self::Waiting => "waiting for another build",
+            Self::Downloading => "downloading",
             Self::Unpacking => "unpacking",
             Self::Configuring => "configuring",
             Self::Compiling => "compiling",
@@ -44,6 +49,9 @@ pub struct Progress {
     pub eta: Option<Duration>,
     /// What is being worked on: `kernel/fork.o`. May be empty.
     pub detail: String,
+    /// While downloading: how much is there. [`Progress::eta`] is that of the
+    /// download then.
+    pub transfer: Option<Transfer>,
 }
 
 /// Steps that make prints per option that is on: 1,630 for the 657 of base.
@@ -58,7 +66,8 @@ const MIN_STEPS: u32 = 40;
 const fn span(phase: Phase) -> (f64, f64) {
     match phase {
         Phase::Checking | Phase::Waiting => (0.0, 0.005),
-        Phase::Unpacking => (0.005, 0.04),
+        Phase::Downloading => (0.005, 0.01),
+        Phase::Unpacking => (0.01, 0.04),
         Phase::Configuring => (0.04, 0.05),
         Phase::Compiling => (0.05, 0.995),
         Phase::Publishing => (0.995, 1.0),
@@ -102,6 +111,28 @@ impl Estimator {
         self.phase = phase;
         self.steps = 0;
         self.advance(0.0, None, String::new())
+    }
+
+    /// `now` is there of a download that had `from` when it began, `elapsed` ago.
+    pub(crate) fn download(
+        &mut self,
+        url: &str,
+        now: Transfer,
+        from: u64,
+        elapsed: Duration,
+    ) -> Progress {
+        let (part, eta) = match now.total.filter(|total| *total > 0) {
+            Some(total) => {
+                let come = as_f64(now.done.saturating_sub(from)).max(1.0);
+                let left = as_f64(total.saturating_sub(now.done));
+                let eta = Duration::try_from_secs_f64(left / come * elapsed.as_secs_f64());
+                (as_f64(now.done) / as_f64(total), eta.ok())
+            }
+            None => (0.0, None),
+        };
+        let mut progress = self.advance(part.min(1.0), eta, url.to_owned());
+        progress.transfer = Some(now);
+        progress
     }
 
     /// Compiling begins, with `options` that are on and `jobs` at once.
@@ -160,8 +191,15 @@ impl Estimator {
             fraction: self.fraction,
             eta,
             detail,
+            transfer: None,
         }
     }
+}
+
+/// Lengths of files are exact enough as floating point numbers.
+#[allow(clippy::cast_precision_loss)]
+const fn as_f64(bytes: u64) -> f64 {
+    bytes as f64
 }
 
 /// The file that a line of make is about, if it reports a step (`  CC      x.o`).

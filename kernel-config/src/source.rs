@@ -11,16 +11,29 @@ use sha2::{Digest, Sha256};
 
 use crate::key::hex;
 use crate::tools::MissingTool;
+use crate::upstream::Upstream;
 
 /// The series of Linux that [`crate::BASE`] is written for. Others build too,
 /// where all that is asked for exists in them.
 pub const WRITTEN_FOR: &str = "6.12";
 
 /// Debian's package of that series.
-const PACKAGE: &str = "linux-source-6.12";
+pub(crate) const PACKAGE: &str = "linux-source-6.12";
 
 /// Where it puts its tarball.
 const DISTRIBUTION: &str = "/usr/src";
+
+/// Which source to build from.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub enum SourceChoice {
+    /// The distribution's package where it is installed, else the upstream tarball.
+    #[default]
+    Found,
+    /// This directory or tarball.
+    Path(PathBuf),
+    /// The upstream tarball.
+    Upstream,
+}
 
 /// A source that kernels are built from.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -33,6 +46,8 @@ pub struct Source {
     /// sizes and times of its files and the targets of its links: an edited file
     /// makes another kernel.
     pub identity: String,
+    /// The upstream tarball, which is not at `path` yet.
+    pub(crate) fetch: bool,
 }
 
 /// Directory or tarball.
@@ -91,6 +106,11 @@ pub enum SourceError {
          it was built from; build it again"
     )]
     Changed(PathBuf),
+    /// A tarball of something else.
+    #[error(
+        "the tarball {0} holds no kernel source: no kernel's Makefile and Kconfig below its top directory"
+    )]
+    NotInTarball(PathBuf),
     /// Somebody has configured or built in the tree itself.
     #[error(
         "the source tree {0} has been built in; kernels are built outside it: run `make mrproper` there"
@@ -99,12 +119,43 @@ pub enum SourceError {
 }
 
 impl Source {
-    /// The source at `explicit`, or else the distribution's for [`WRITTEN_FOR`].
-    /// Hashes of tarballs are remembered in the file `memory`.
-    pub(crate) fn find(explicit: Option<&Path>, memory: &Path) -> Result<Self, SourceError> {
-        match explicit {
-            Some(path) => Self::open(path, memory),
-            None => Self::open(&installed(Path::new(DISTRIBUTION))?, memory),
+    /// The source that `choice` means. Hashes of tarballs are remembered in the
+    /// file `memory`; the upstream tarball is or will be in `downloads`.
+    pub(crate) fn find(
+        choice: &SourceChoice,
+        upstream: &Upstream,
+        downloads: &Path,
+        memory: &Path,
+    ) -> Result<Self, SourceError> {
+        match choice {
+            SourceChoice::Path(path) => Self::open(path, memory),
+            SourceChoice::Upstream => Ok(Self::upstream(upstream, downloads, memory)),
+            SourceChoice::Found => match installed(Path::new(DISTRIBUTION)) {
+                Some(path) => Self::open(&path, memory),
+                None => Ok(Self::upstream(upstream, downloads, memory)),
+            },
+        }
+    }
+
+    /// The pinned tarball: known by its digest before it is there.
+    fn upstream(upstream: &Upstream, downloads: &Path, memory: &Path) -> Self {
+        let path = downloads.join(upstream.file_name());
+        let is_there = path
+            .metadata()
+            .and_then(|metadata| tarball_digest(&path, &metadata, memory))
+            .is_ok_and(|digest| digest == upstream.sha256);
+        Self {
+            path,
+            kind: SourceKind::Tarball(Compression::Xz),
+            identity: format!("sha256:{}", upstream.sha256),
+            fetch: !is_there,
+        }
+    }
+
+    /// Why it cannot be used without a network.
+    pub(crate) fn not_found() -> SourceError {
+        SourceError::NotFound {
+            others: others(Path::new(DISTRIBUTION)),
         }
     }
 
@@ -131,13 +182,14 @@ impl Source {
             path,
             kind,
             identity,
+            fetch: false,
         })
     }
 
     /// Makes sure that it is still what it was when it was found.
     pub(crate) fn verify(&self, memory: &Path) -> Result<(), SourceError> {
         match Self::open(&self.path, memory) {
-            Ok(now) if now == *self => Ok(()),
+            Ok(now) if now.identity == self.identity => Ok(()),
             Ok(_) | Err(_) => Err(SourceError::Changed(self.path.clone())),
         }
     }
@@ -151,16 +203,18 @@ impl Source {
     }
 
     /// What unpacks the tarball of that package.
-    pub(crate) const fn package_unpacker() -> Option<(&'static str, &'static str)> {
+    pub(crate) const fn unpacker_of_package() -> Option<(&'static str, &'static str)> {
         Compression::Xz.unpacker()
     }
 
-    /// The program that `tar` runs to unpack, and its Debian package.
-    pub(crate) const fn unpacker(&self) -> Option<(&'static str, &'static str)> {
-        match self.kind {
+    /// The programs that fetch and unpack it, and their Debian packages.
+    pub(crate) fn programs(&self) -> Vec<(&'static str, &'static str)> {
+        let unpacker = match self.kind {
             SourceKind::Tarball(compression) => compression.unpacker(),
             SourceKind::Directory => None,
-        }
+        };
+        let fetcher = self.fetch.then_some(("curl", "curl"));
+        fetcher.into_iter().chain(unpacker).collect()
     }
 }
 
@@ -192,28 +246,43 @@ impl Compression {
 }
 
 /// The tarball that the distribution's package put into `directory`.
-fn installed(directory: &Path) -> Result<PathBuf, SourceError> {
+fn installed(directory: &Path) -> Option<PathBuf> {
     let wanted = format!("{PACKAGE}.tar");
-    let (mut found, mut others) = (Vec::new(), Vec::new());
-    for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
-        let name = entry.file_name().to_string_lossy().into_owned();
-        if Compression::of(&entry.path()).is_none() || !name.starts_with("linux-source-") {
-            continue;
-        }
-        if name.starts_with(&wanted) {
-            found.push(entry.path());
-        } else {
-            others.push(entry.path());
-        }
-    }
+    tarballs(directory).rfind(|path| name_begins(path, &wanted))
+}
+
+/// Tarballs of other versions there.
+fn others(directory: &Path) -> Vec<PathBuf> {
+    let wanted = format!("{PACKAGE}.tar");
+    tarballs(directory)
+        .filter(|path| !name_begins(path, &wanted))
+        .collect()
+}
+
+/// All sources of distribution packages, by name.
+fn tarballs(directory: &Path) -> impl DoubleEndedIterator<Item = PathBuf> {
+    let entries = fs::read_dir(directory).into_iter().flatten().flatten();
+    let mut found: Vec<_> = entries
+        .map(|entry| entry.path())
+        .filter(|path| Compression::of(path).is_some() && name_begins(path, "linux-source-"))
+        .collect();
     found.sort();
-    others.sort();
-    found.pop().ok_or(SourceError::NotFound { others })
+    found.into_iter()
+}
+
+fn name_begins(path: &Path, beginning: &str) -> bool {
+    path.file_name()
+        .is_some_and(|name| name.to_string_lossy().starts_with(beginning))
+}
+
+/// Whether a directory is the top of a kernel tree.
+pub(crate) fn is_tree(directory: &Path) -> bool {
+    version(directory).is_some() && directory.join("Kconfig").is_file()
 }
 
 /// Refuses what is not a kernel tree, and one that kbuild would refuse.
 fn check_tree(tree: &Path) -> Result<(), SourceError> {
-    if version(tree).is_none() || !tree.join("Kconfig").is_file() {
+    if !is_tree(tree) {
         return Err(SourceError::NotSource(tree.to_owned()));
     }
     if tree.join(".config").exists() || tree.join("include/config").exists() {

@@ -66,13 +66,14 @@ pub struct Toolchain {
 }
 
 impl Toolchain {
-    /// Checks that everything is installed, `unpacker` (`xz`, `zstd`) included.
+    /// Checks that everything is installed, the programs for this source (`xz`,
+    /// `curl`) included.
     ///
     /// # Errors
     /// Names all that is missing, with the packages to install.
-    pub fn detect(unpacker: Option<(&str, &'static str)>) -> Result<Self, MissingTools> {
+    pub fn detect(source: &[(&str, &'static str)]) -> Result<Self, MissingTools> {
         let mut missing = Vec::new();
-        for (program, package) in PROGRAMS.into_iter().chain(unpacker) {
+        for (program, package) in PROGRAMS.into_iter().chain(source.iter().copied()) {
             if version(program).is_none() {
                 missing.push(MissingTool {
                     what: program.to_owned(),
@@ -155,7 +156,7 @@ mod tests {
         assert_eq!(version("flashpan-no-such-program"), None);
         assert!(version("sh").is_some());
         assert!(!has_header("flashpan-no-such-header.h"));
-        let error = Toolchain::detect(Some(("flashpan-unpacker", "unpack-utils"))).unwrap_err();
+        let error = Toolchain::detect(&[("flashpan-unpacker", "unpack-utils")]).unwrap_err();
         assert!(
             error.0.iter().any(|tool| tool.package == "unpack-utils"),
             "{error}"

@@ -4,6 +4,7 @@ use std::sync::Mutex;
 use std::thread;
 
 use super::*;
+use crate::download::tests::{Answer, Server};
 use crate::elf::tests::small_kernel;
 
 /// A cache, and a tree in which `make vmlinux` is `recipe`.
@@ -44,7 +45,7 @@ impl Bench {
 
     fn options(&self) -> BuildOptions {
         BuildOptions {
-            source: Some(self.path("tree")),
+            source: SourceChoice::Path(self.path("tree")),
             ..Default::default()
         }
     }
@@ -77,7 +78,7 @@ impl Bench {
 }
 
 #[allow(clippy::unnecessary_wraps)] // The signature of the real one.
-fn detect(_unpacker: Option<(&str, &'static str)>) -> Result<Toolchain, MissingTools> {
+fn detect(_source: &[(&str, &'static str)]) -> Result<Toolchain, MissingTools> {
     Ok(Toolchain {
         compiler: "gcc 1".into(),
         linker: "ld 1".into(),
@@ -154,6 +155,30 @@ fn a_failure_shows_the_last_lines_and_keeps_the_log() {
         "{error}"
     );
     assert_eq!(bench.cache.list().unwrap(), []);
+    bench.assert_no_scratch();
+}
+
+#[test]
+fn a_full_disk_is_said_to_be_full() {
+    let bench = Bench::new("@echo 'ld: a.o: No space left on device'; echo more; exit 1");
+    let error = bench.build(&bench.options()).unwrap_err();
+    assert!(matches!(error, Error::DiskFull { .. }), "{error}");
+    let text = error.to_string();
+    for part in ["ld: a.o", "compiling", "XDG_CACHE_HOME"] {
+        assert!(text.contains(part), "{part}: {text}");
+    }
+    bench.assert_no_scratch();
+}
+
+#[test]
+fn a_tarball_of_something_else_is_refused() {
+    let bench = Bench::new(GOOD);
+    fs::remove_file(bench.path("tree/Kconfig")).unwrap();
+    let tarball = pack(&bench);
+    let mut options = bench.options();
+    options.source = SourceChoice::Path(tarball);
+    let error = bench.build(&options).unwrap_err().to_string();
+    assert!(error.contains("holds no kernel source"), "{error}");
     bench.assert_no_scratch();
 }
 
@@ -306,4 +331,92 @@ fn an_empty_machine_is_told_everything_at_once() {
         .unwrap_err()
         .to_string();
     assert!(error.ends_with("apt-get install make xz-utils"), "{error}");
+}
+
+/// A tarball of the tree.
+fn pack(bench: &Bench) -> PathBuf {
+    let tarball = bench.path("tree.tar.xz");
+    let tar = Command::new("tar")
+        .args(["--create", "--xz", "--file"])
+        .args([&tarball, Path::new("--directory"), bench.directory.path()])
+        .arg("tree")
+        .status();
+    assert!(tar.unwrap().success());
+    tarball
+}
+
+/// Options for a tarball of the tree, which `answers` of a server give or not.
+fn upstream(bench: &Bench, answers: Vec<Answer>) -> (Server, BuildOptions) {
+    let file = fs::read(pack(bench)).unwrap();
+    let digest = hex(&Sha256::digest(&file));
+    let server = Server::new(file, answers);
+    let mirror = Upstream::default().with_mirror(&server.url).unwrap();
+    let options = BuildOptions {
+        source: SourceChoice::Upstream,
+        upstream: mirror.with_pin("6.12.1", &digest),
+        ..Default::default()
+    };
+    (server, options)
+}
+
+#[test]
+fn a_kernel_is_built_from_what_was_downloaded_once() {
+    let bench = Bench::new(GOOD);
+    let (_server, mut options) = upstream(&bench, vec![Answer::Good]);
+    let mut phases = Vec::new();
+    let kernel = bench
+        .cache
+        .build_with(&options, detect, &mut |progress| {
+            if progress.phase == Phase::Downloading {
+                assert_eq!(progress.detail, options.upstream.url());
+            }
+            phases.push(progress.phase);
+        })
+        .unwrap();
+    phases.dedup();
+    assert!(
+        phases.starts_with(&[Phase::Checking, Phase::Downloading, Phase::Unpacking]),
+        "{phases:?}"
+    );
+    assert_eq!(kernel.info.release, "6.12.1-flashpan");
+    assert!(
+        kernel
+            .info
+            .source_identity
+            .ends_with(&options.upstream.sha256)
+    );
+
+    // The server is gone: another kernel takes the same tarball.
+    options.fragments = vec![bench.fragment("CONFIG_A=y\n")];
+    options.offline = true;
+    bench.build(&options).unwrap();
+    // And a kernel that is there needs no tarball.
+    fs::remove_dir_all(bench.cache.downloads()).unwrap();
+    options.fragments.clear();
+    options.offline = false;
+    assert_eq!(bench.build(&options).unwrap(), kernel);
+    assert_eq!(bench.runs(), 2);
+}
+
+#[test]
+fn nothing_is_fetched_when_that_is_not_wanted() {
+    let bench = Bench::new(GOOD);
+    let (server, mut options) = upstream(&bench, vec![Answer::Good]);
+    options.offline = true;
+    let error = bench.build(&options).unwrap_err().to_string();
+    assert!(
+        error.contains("apt-get install linux-source-6.12") && error.contains("--source"),
+        "{error}"
+    );
+    assert!(server.ranges.try_recv().is_err());
+}
+
+#[test]
+fn a_failed_download_leaves_no_half_kernel() {
+    let bench = Bench::new(GOOD);
+    let (_server, options) = upstream(&bench, vec![Answer::Status("503 Busy")]);
+    let error = bench.build(&options).unwrap_err();
+    assert!(matches!(error, Error::Download(_)), "{error}");
+    assert_eq!(bench.cache.list().unwrap(), []);
+    bench.assert_no_scratch();
 }

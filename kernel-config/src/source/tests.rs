@@ -11,7 +11,7 @@ fn tree(directory: &Path) {
 
 fn open(path: &Path) -> Result<Source, SourceError> {
     let memory = tempfile::tempdir().unwrap();
-    Source::find(Some(path), &memory.path().join("sources.json"))
+    Source::open(path, &memory.path().join("sources.json"))
 }
 
 #[test]
@@ -79,7 +79,9 @@ fn the_distributions_tarball_is_found_and_others_are_named() {
     let directory = tempfile::tempdir().unwrap();
     let other = directory.path().join("linux-source-6.1.tar.xz");
     fs::write(&other, "").unwrap();
-    let error = installed(directory.path()).unwrap_err().to_string();
+    assert_eq!(installed(directory.path()), None);
+    let others = others(directory.path());
+    let error = SourceError::NotFound { others }.to_string();
     assert!(
         error.contains("apt-get install linux-source-6.12"),
         "{error}"
@@ -90,7 +92,7 @@ fn the_distributions_tarball_is_found_and_others_are_named() {
     );
     let wanted = directory.path().join("linux-source-6.12.tar.xz");
     fs::write(&wanted, "").unwrap();
-    assert_eq!(installed(directory.path()).unwrap(), wanted);
+    assert_eq!(installed(directory.path()), Some(wanted));
 }
 
 #[test]
@@ -101,12 +103,12 @@ fn a_tarball_is_hashed_once_and_again_when_it_changes() {
         directory.path().join("m/s.json"),
     );
     fs::write(&path, "one").unwrap();
-    let first = Source::find(Some(&path), &memory).unwrap();
+    let first = Source::open(&path, &memory).unwrap();
     assert_eq!(
         first.identity,
         format!("sha256:{}", hex(&Sha256::digest("one")))
     );
-    assert_eq!(first.unpacker(), Some(("xz", "xz-utils")));
+    assert_eq!(first.programs(), [("xz", "xz-utils")]);
 
     // Answered from memory: a forged entry is believed as long as the file is the same.
     let forged = fs::read_to_string(&memory)
@@ -114,13 +116,40 @@ fn a_tarball_is_hashed_once_and_again_when_it_changes() {
         .replace(&first.identity[7..], "remembered");
     fs::write(&memory, forged).unwrap();
     assert_eq!(
-        Source::find(Some(&path), &memory).unwrap().identity,
+        Source::open(&path, &memory).unwrap().identity,
         "sha256:remembered"
     );
     fs::write(&path, "another").unwrap();
-    let second = Source::find(Some(&path), &memory).unwrap();
+    let second = Source::open(&path, &memory).unwrap();
     assert_eq!(
         second.identity,
         format!("sha256:{}", hex(&Sha256::digest("another")))
     );
+}
+
+#[test]
+fn the_upstream_tarball_is_known_before_it_is_there_and_checked_when_it_is() {
+    let directory = tempfile::tempdir().unwrap();
+    let memory = directory.path().join("memory.json");
+    let upstream = Upstream::default().with_pin("1", &hex(&Sha256::digest("linux")));
+    let find = || {
+        Source::find(
+            &SourceChoice::Upstream,
+            &upstream,
+            directory.path(),
+            &memory,
+        )
+        .unwrap()
+    };
+    let missing = find();
+    assert!(missing.fetch);
+    assert_eq!(missing.programs(), [("curl", "curl"), ("xz", "xz-utils")]);
+    fs::write(&missing.path, "linus").unwrap();
+    assert!(find().fetch);
+    fs::write(&missing.path, "linux").unwrap();
+    let there = find();
+    assert!(!there.fetch);
+    assert_eq!(there.identity, missing.identity);
+    // The same as if the user had given the file.
+    assert_eq!(Source::open(&there.path, &memory).unwrap(), there);
 }

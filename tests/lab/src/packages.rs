@@ -8,12 +8,14 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail};
 
-/// What the guest kernel is built with, and from.
+/// What the guest kernel is built with, and from. curl is there for the tests of
+/// downloading.
 pub const KERNEL: &[&str] = &[
     "linux-source-6.12",
     "bc",
     "bison",
     "cpio",
+    "curl",
     "flex",
     "gcc",
     "libelf-dev",

@@ -1,0 +1,37 @@
+#!/bin/sh
+# Docker in a guest: boots a Debian root that has Docker on a kernel with the
+# fragment `netfilter`, and runs containers in it (guest.sh). By hand only: in the
+# lab it takes a quarter of an hour.
+#
+#   cargo build --release && tests/docker/run.sh
+#
+# Needs what `cargo xtask setup` installs. FLASHPAN names another flashpan.
+set -eu
+cd "$(dirname "$0")/../.."
+
+flashpan=${FLASHPAN:-$PWD/target/x86_64-unknown-linux-gnu/release/flashpan}
+cache=${XDG_CACHE_HOME:-$HOME/.cache}/flashpan/lab
+tree=$cache/docker-bookworm
+image=$cache/docker-bookworm.erofs
+
+# The image is made last and in one step: where it is, all is well.
+if [ ! -f "$image" ]; then
+    rm -rf "$tree"
+    mkdir -p "$cache"
+    mmdebstrap --variant=minbase \
+        --include=docker.io,iptables,nftables,ca-certificates,busybox-static \
+        bookworm "$tree"
+    mkfs.erofs --quiet "$image.new" "$tree"
+    mv "$image.new" "$image"
+fi
+
+kernel=$("$flashpan" kernel build --fragment netfilter)
+
+# Where KVM runs no ordinary guest, the lab does.
+place='cargo xtask lab --timeout 3600 --'
+if "$flashpan" doctor --json | tr -d ' \n' | grep -q '"name":"aguestruns","status":"ok"'; then
+    place=
+fi
+# shellcheck disable=SC2086 # Several words, or none.
+exec $place "$flashpan" run --kernel "$kernel" --rootfs "$image" \
+    --cpus 2 --memory 1536M -- /bin/sh -c "$(cat tests/docker/guest.sh)"
