@@ -206,7 +206,8 @@ fn a_pull_an_archive_and_a_layout_give_the_same_bytes() {
         layout().display().to_string(),
     ];
     for place in &places {
-        let cache = Path::new(place).file_name().unwrap().to_str().unwrap();
+        let name = Path::new(place).file_name().unwrap().to_str().unwrap();
+        let cache = &format!("cache-{name}");
         let text = world.ok(cache, &["image", "import", "mine", place]);
         assert!(
             text.starts_with("Imported: mine:latest\nLayers: 3\nSize: "),
@@ -457,7 +458,15 @@ fn blobs(layout: &Path) -> Vec<PathBuf> {
     paths
 }
 
-/// Replaces a blob, and everything that names it.
+/// The manifest that the index names.
+fn manifest(layout: &Path) -> PathBuf {
+    let index = fs::read_to_string(layout.join("index.json")).unwrap();
+    let named = |path: &PathBuf| index.contains(path.file_name().unwrap().to_str().unwrap());
+    blobs(layout).into_iter().find(named).unwrap()
+}
+
+/// Replaces a blob, and everything that names it: the manifests of earlier steps
+/// are still there.
 fn replace(layout: &Path, old: &Path, bytes: &[u8]) {
     let digest = |path: &Path| {
         let output = Command::new("sha256sum").arg(path).output().unwrap();
@@ -491,7 +500,6 @@ fn replace(layout: &Path, old: &Path, bytes: &[u8]) {
         } else {
             replace(layout, &path, changed.as_bytes());
         }
-        return;
     }
 }
 
@@ -557,32 +565,22 @@ fn bad_archives_are_one_line_and_leave_nothing() {
     import(&spoiled(&world, truncated), &["layer"]);
     let rewrite = |from: &'static str, to: &'static str| {
         move |layout: &Path| {
-            for path in blobs(layout) {
-                let Ok(text) = fs::read_to_string(&path) else {
-                    continue;
-                };
-                if text.contains("\"layers\"") {
-                    replace(layout, &path, text.replacen(from, to, 1).as_bytes());
-                    return;
-                }
-            }
+            let path = manifest(layout);
+            let text = fs::read_to_string(&path).unwrap();
+            assert!(text.contains(from), "{text}");
+            replace(layout, &path, text.replacen(from, to, 1).as_bytes());
         }
     };
     let media = rewrite("image.layer.v1.tar+gzip", "image.cake.v1.tar+gzip");
     import(&spoiled(&world, media), &["cake"]);
     let absurd = |layout: &Path| {
-        for path in blobs(layout) {
-            let Ok(text) = fs::read_to_string(&path) else {
-                continue;
-            };
-            if let Some(at) = text.find("\"layers\"") {
-                let size = at + text[at..].find("\"size\":").unwrap() + 7;
-                let end = size + text[size..].find(['}', ',']).unwrap();
-                let text = format!("{}9223372036854775807{}", &text[..size], &text[end..]);
-                replace(layout, &path, text.as_bytes());
-                return;
-            }
-        }
+        let path = manifest(layout);
+        let text = fs::read_to_string(&path).unwrap();
+        let at = text.find("\"layers\"").unwrap();
+        let size = at + text[at..].find("\"size\":").unwrap() + 7;
+        let end = size + text[size..].find(['}', ',']).unwrap();
+        let text = format!("{}9223372036854775807{}", &text[..size], &text[end..]);
+        replace(layout, &path, text.as_bytes());
     };
     import(&spoiled(&world, absurd), &["9223372036854775807"]);
 }
