@@ -179,16 +179,16 @@ fn a_process_that_left_its_group_may_stay_if_its_program_may_linger() {
 
 #[test]
 #[ignore = "needs root and cgroup v2"]
-fn groups_in_groups_are_removed_however_deep_and_in_reasonable_time() {
+fn groups_in_groups_are_removed_however_deep() {
     let (tree, own) = groups("deep");
     let line = format!(
         "cd {0}/exec/0; for n in $(seq 200); do mkdir a b; cd a; done; exit 3",
         own.display()
     );
-    let begun = Instant::now();
     let outcome = Session::start_in(Some(tree), shell(&line)).finish();
     assert_eq!(outcome.status, Some(ExitStatus::Code(3)), "{outcome:?}");
-    assert!(begun.elapsed() < Duration::from_secs(8), "it was given up");
+    // A group that could not be removed in time would be left.
+    assert!(!own.join("exec/0").exists(), "it was given up");
     remove_groups(&own);
 }
 

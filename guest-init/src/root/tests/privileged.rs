@@ -189,17 +189,19 @@ fn a_read_only_root_without_mount_points_is_refused_by_name() {
 #[ignore = "needs root and loop devices"]
 fn what_is_not_a_file_system_or_not_there_is_named() {
     let disks = Disks::new("wrong", &["dev"]);
+    // What was a file system.
+    fs::write(&disks.image, vec![7; 64 << 10]).unwrap();
     let config = |device: &str| RootConfig {
         device: device.to_owned(),
-        fs_type: FsType::Erofs,
+        fs_type: FsType::Ext4,
         upper: Upper::None,
     };
-    let (ext4, missing) = (disks.config(Upper::None).device, "vdz");
-    let configs = [config(&ext4), config(missing)];
+    let (spoiled, missing) = (disks.config(Upper::None).device, "vdz");
+    let configs = [config(&spoiled), config(missing)];
     let failures =
         in_initramfs(move || configs.map(|c| enter(&c, "box").map(drop).unwrap_err().to_string()));
     assert!(
-        failures[0].contains("(erofs): Invalid argument (it is not a whole"),
+        failures[0].contains("(ext4): Invalid argument (it is not a whole"),
         "{failures:?}"
     );
     assert!(
