@@ -7,7 +7,7 @@ use futures_util::stream::{self, StreamExt, TryStreamExt};
 use oci_spec::image::Descriptor;
 use tokio::sync::oneshot;
 
-use super::lock::Work;
+use super::lock::{self, Work};
 use super::{
     Cancel, Conversion, Error, Event, Gc, Held, Image, ImageInfo, LayerInfo, Source, Store, failed,
     now, roots, tag_name,
@@ -220,7 +220,15 @@ impl Pull<'_> {
             .buffer_unordered(PARALLEL)
             .try_collect();
         let cancel = &self.options.conversion.cancel;
-        let fetched: BTreeMap<String, Held> = unless(cancel, fetched).await?;
+        let fetched: BTreeMap<String, Held> = match unless(cancel, fetched).await {
+            Ok(fetched) => fetched,
+            Err(error) => {
+                if !is_passing(&error) {
+                    self.discard_partial();
+                }
+                return Err(error);
+            }
+        };
         let mut pieces = Vec::new();
         let mut in_use = Vec::new();
         for layer in layers {
@@ -246,6 +254,16 @@ impl Pull<'_> {
             held
         })
         .await
+    }
+
+    /// Removes what was downloaded of layers, unless another process goes on
+    /// with it: no image will come of it.
+    fn discard_partial(&self) {
+        for layer in self.resolved.layers() {
+            let path = self.store.work_path(layer.digest().as_ref());
+            // What cannot be removed, `gc` finds.
+            let _ = lock::remove(&path, false);
+        }
     }
 
     /// A layer, downloaded if it is not there.
@@ -275,9 +293,9 @@ impl Pull<'_> {
             .client
             .fetch_blob(reference, layer, &mut work.file, &mut progress)
             .await;
-        if let Err(error) = fetched {
+        if let Err(error) = fetched.map_err(Error::from) {
             work.keep_partial(is_passing(&error));
-            return Err(error.into());
+            return Err(error);
         }
         let store = self.store.clone();
         let held = blocking(move || {
@@ -334,17 +352,21 @@ enum Taken {
 }
 
 /// May what was downloaded so far be of use another time? Not if the registry
-/// gives something else than it promises.
-fn is_passing(error: &registry::Error) -> bool {
+/// gives something else than it promises, or the disk is full.
+fn is_passing(error: &Error) -> bool {
     use registry::Error as E;
-    matches!(
-        error,
-        E::Broken { .. }
-            | E::Connect { .. }
-            | E::Name { .. }
-            | E::TimedOut { .. }
-            | E::RateLimited { .. }
-    )
+    match error {
+        Error::Cancelled => true,
+        Error::Registry(error) => matches!(
+            error,
+            E::Broken { .. }
+                | E::Connect { .. }
+                | E::Name { .. }
+                | E::TimedOut { .. }
+                | E::RateLimited { .. }
+        ),
+        _ => false,
+    }
 }
 
 /// Drops the work when it is cancelled.
