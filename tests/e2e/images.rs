@@ -112,11 +112,8 @@ fn the_guest_sees_what_umoci_unpacks() {
     let multi = registry.image("multi");
     skopeo(&all, &layout("multi"), &format!("docker://{multi}"));
 
-    // Read-only, so that all that is seen is the image's: an upper layer has a
-    // root directory and an /etc of its own.
     let mut words = vec![
         "run",
-        "--read-only",
         "--image",
         &python,
         "--insecure-registry",
@@ -138,7 +135,16 @@ fn the_guest_sees_what_umoci_unpacks() {
     run.expect_status(125);
     assert!(run.stderr.contains("linux/arm64"), "{run}");
     drop(registry);
-    assert_same_lines(&guest, &unpacked(&home, "python"));
+    let unpacked = unpacked(&home, "python");
+    assert_same_lines(&of_the_image(&guest), &of_the_image(&unpacked));
+}
+
+/// All but the root directory and /etc, which the upper layer has of its own, with
+/// times of their own.
+fn of_the_image(lines: &str) -> String {
+    let own = |line: &&str| line.starts_with("'' ") || line.starts_with("'etc' ");
+    let kept: Vec<&str> = lines.lines().filter(|line| !own(line)).collect();
+    kept.join("\n")
 }
 
 fn import(home: &Home, name: &str) {
