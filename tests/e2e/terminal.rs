@@ -84,10 +84,10 @@ fn vim_opens_and_writes_a_file() {
 }
 
 #[test]
-fn without_a_terminal_there_is_no_terminal() {
+fn keys_without_a_terminal_are_refused() {
     let home = Home::new();
-    Flashpan::run(&home, ["-t"], ["true"])
+    Flashpan::run(&home, ["-it"], ["true"])
         .finish()
         .expect_status(125)
-        .expect_complaint(&["-t"]);
+        .expect_complaint(&["-it"]);
 }

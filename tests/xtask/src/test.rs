@@ -20,7 +20,7 @@ Everything that has to be green.
   --bench  the short benchmark against its budgets
   FILTER   only tests with this in their names, and nothing but tests
 
-Without any of the three, all of them.
+Without any of the three, --unit and --e2e.
 ";
 
 /// Seconds for all tests that boot VMs.
@@ -89,7 +89,6 @@ fn parse(arguments: &[OsString]) -> Result<Option<Choice>> {
     if !(choice.unit || choice.e2e || choice.bench) {
         choice.unit = true;
         choice.e2e = true;
-        choice.bench = choice.filter.is_none();
     }
     Ok(Some(choice))
 }
@@ -190,12 +189,12 @@ mod tests {
     }
 
     #[test]
-    fn all_is_run_unless_a_part_is_asked_for() {
+    fn all_tests_are_run_unless_a_part_is_asked_for() {
         let chosen = |words: &[&str]| {
             let choice = parsed(words).unwrap().unwrap();
             (choice.unit, choice.e2e, choice.bench)
         };
-        assert_eq!(chosen(&[]), (true, true, true));
+        assert_eq!(chosen(&[]), (true, true, false));
         assert_eq!(chosen(&["--unit"]), (true, false, false));
         assert_eq!(chosen(&["--e2e", "--bench"]), (false, true, true));
         // A filter chooses from tests, and a benchmark is none.
