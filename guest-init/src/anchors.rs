@@ -84,7 +84,7 @@ fn open_beside(
 }
 
 #[cfg(test)]
-mod tests {
+mod privileged {
     use std::fs;
 
     use super::Anchors;
@@ -95,7 +95,7 @@ mod tests {
     #[ignore = "needs root: mounts"]
     fn what_programs_mount_is_not_looked_into() {
         in_own_namespaces(
-            "anchors::tests::what_programs_mount_is_not_looked_into",
+            "anchors::privileged::what_programs_mount_is_not_looked_into",
             || {
                 let anchors = Anchors::take().unwrap();
                 let before = Accounts::load(&anchors).passwd;

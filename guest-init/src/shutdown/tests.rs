@@ -3,7 +3,9 @@
 use flashpan_protocol::phase::ExitRequest;
 use nix::libc;
 
-use super::{asked_by, reset};
+use super::asked_by;
+
+mod privileged;
 
 fn meaning(signal: i32) -> Option<ExitRequest> {
     asked_by(signal.unsigned_abs())
@@ -51,25 +53,4 @@ fn other_signals_do_not_end_the_vm() {
         assert_eq!(meaning(signal), None, "signal {signal}");
     }
     assert_eq!(asked_by(u32::MAX), None);
-}
-
-#[test]
-#[ignore = "needs root: reboots a process namespace"]
-fn what_the_exit_port_cannot_end_is_reset_rather_than_halted() {
-    use std::os::unix::process::ExitStatusExt;
-    const INSIDE: &str = "GUEST_INIT_TEST_RESET";
-    if std::env::var_os(INSIDE).is_some() {
-        reset();
-    }
-    let name = "shutdown::tests::what_the_exit_port_cannot_end_is_reset_rather_than_halted";
-    let status = std::process::Command::new("unshare")
-        .args(["--pid", "--fork", "--kill-child"])
-        .arg(std::env::current_exe().unwrap())
-        .args(["--exact", name, "--include-ignored"])
-        .env(INSIDE, "1")
-        .status()
-        .unwrap();
-    // How the kernel tells what the PID 1 of a namespace asked for: SIGHUP is a
-    // restart, SIGINT power-off or halt (reboot(2)).
-    assert_eq!(status.signal(), Some(libc::SIGHUP), "{status}");
 }

@@ -3,6 +3,8 @@ use std::process::Command;
 use super::*;
 use crate::tree::{Metadata, Tree};
 
+mod privileged;
+
 fn erofs_image(path: &Path) -> u64 {
     let tree = Tree::new(Metadata::root_owned(0o755));
     let file = File::create(path).unwrap();
@@ -132,18 +134,4 @@ fn anything_else_is_refused_with_what_it_looks_like() {
     assert!(error.contains("neither a file"), "{error}");
     let error = probe(&dir.path().join("nothing")).unwrap_err().to_string();
     assert!(error.contains("No such file"), "{error}");
-}
-
-#[test]
-#[ignore = "needs root: makes a device"]
-fn block_devices_are_refused_with_advice() {
-    let dir = tempfile::tempdir().unwrap();
-    let path = dir.path().join("device");
-    let made = Command::new("mknod")
-        .arg(&path)
-        .args(["b", "7", "0"])
-        .status();
-    assert!(made.unwrap().success());
-    let error = probe(&path).unwrap_err().to_string();
-    assert!(error.contains("it is a block device; copy it"), "{error}");
 }
