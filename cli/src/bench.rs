@@ -251,7 +251,8 @@ impl Summary {
         let mut line = |name: &str, cells: [String; 4]| {
             let [a, b, c, d] = cells;
             // Writing to a String cannot fail.
-            let _ = writeln!(out, "{name:<32} {a:>12} {b:>12} {c:>12} {d:>12}");
+            let line = format!("{name:<32} {a:>12} {b:>12} {c:>12} {d:>12}");
+            let _ = writeln!(out, "{}", line.trim_end());
         };
         let times = |s: &Spread| [s.median, s.p90, s.min, s.max].map(millis);
         let counts = |s: &Spread| [s.median, s.p90, s.min, s.max].map(|n| n.to_string());
