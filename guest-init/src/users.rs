@@ -12,7 +12,8 @@ use crate::anchors::Anchors;
 /// Longest account file that is read.
 const FILE_MAX: u64 = 1 << 20;
 
-/// Most supplementary groups that a user is given. Linux allows 65,536.
+/// Most supplementary groups that a user is given from the file. Linux allows
+/// 65,536.
 const GROUPS_MAX: usize = 1024;
 
 /// Largest user and group id, as docker has it.
@@ -23,7 +24,7 @@ const ID_MAX: u32 = i32::MAX.unsigned_abs();
 pub(crate) struct Identity {
     pub(crate) uid: u32,
     pub(crate) gid: u32,
-    /// Supplementary groups.
+    /// Supplementary groups, the primary one among them; sorted.
     pub(crate) groups: Vec<u32>,
     /// Home directory; `/` if the image does not know the user.
     pub(crate) home: Vec<u8>,
@@ -66,7 +67,9 @@ impl Accounts {
     /// an image with a user called `1000` that is root would undo `--user
     /// 1000`: CVE-2016-3697); a number need not be known; an unknown user has
     /// group 0; supplementary groups are those that list the user, unless a
-    /// group is given.
+    /// group is given, and always the primary one (else a set-group-id program
+    /// could shed it and pass a file that is closed to that group:
+    /// CVE-2022-36109).
     pub(crate) fn resolve(&self, spec: Option<&str>) -> Result<Identity, UserError> {
         let spec = spec.unwrap_or("0");
         let (user, group) = match spec.split_once(':') {
@@ -85,11 +88,14 @@ impl Accounts {
         let uid = number
             .or(entry.as_ref().map(|entry| entry.uid))
             .ok_or_else(|| UserError::NoUser(user.to_owned()))?;
-        let (gid, groups) = match (group, &entry) {
+        let (gid, mut groups) = match (group, &entry) {
             (Some(group), _) => (self.group_id(group)?, Vec::new()),
             (None, Some(entry)) => (entry.gid, self.groups_of(entry.name)),
             (None, None) => (0, Vec::new()),
         };
+        groups.push(gid);
+        groups.sort_unstable();
+        groups.dedup();
         let home = entry
             .map(|entry| entry.home)
             .filter(|home| !home.is_empty());
@@ -112,15 +118,11 @@ impl Accounts {
     }
 
     fn groups_of(&self, user: &[u8]) -> Vec<u32> {
-        let mut groups: Vec<u32> = self
-            .groups()
+        self.groups()
             .filter(|entry| entry.members.split(|b| *b == b',').any(|name| name == user))
             .map(|entry| entry.gid)
             .take(GROUPS_MAX)
-            .collect();
-        groups.sort_unstable();
-        groups.dedup();
-        groups
+            .collect()
     }
 
     fn users(&self) -> impl Iterator<Item = User<'_>> {

@@ -163,7 +163,7 @@ fn what_runs_is_what_the_image_says_and_the_user_wants() {
     // that the image has not.
     let run = flashpan(&home, &["run", "--image", "box"]);
     run.expect_status(3).expect_stdout(
-        "uid=1000(app) gid=1001(app) groups=2000(extra)\n/made/here\nA=image\nB=image\n/home/app\n",
+        "uid=1000(app) gid=1001(app) groups=1001(app),2000(extra)\n/made/here\nA=image\nB=image\n/home/app\n",
     );
     let words = [
         "-e",

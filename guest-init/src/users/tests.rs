@@ -44,22 +44,22 @@ fn no_user_is_root_with_its_groups_and_home() {
 
 #[test]
 fn a_name_brings_primary_and_supplementary_groups_and_home() {
-    let alice = identity(1000, 1001, &[4, 999], "/home/alice");
+    let alice = identity(1000, 1001, &[4, 999, 1001], "/home/alice");
     assert_eq!(accounts().resolve(Some("alice")), Ok(alice));
 }
 
 #[test]
 fn a_number_is_never_taken_for_the_name_of_another_user() {
-    let alice = identity(1000, 1001, &[4, 999], "/home/alice");
+    let alice = identity(1000, 1001, &[4, 999, 1001], "/home/alice");
     assert_eq!(accounts().resolve(Some("1000")), Ok(alice));
     // No user has this number, and one who is root has it as a name.
     assert_eq!(
         accounts().resolve(Some("4711")),
-        Ok(identity(4711, 0, &[], "/"))
+        Ok(identity(4711, 0, &[0], "/"))
     );
     assert_eq!(
         accounts().resolve(Some("alice:77")),
-        Ok(identity(1000, 77, &[], "/home/alice"))
+        Ok(identity(1000, 77, &[77], "/home/alice"))
     );
 }
 
@@ -67,23 +67,23 @@ fn a_number_is_never_taken_for_the_name_of_another_user() {
 fn a_known_number_is_the_user_and_an_unknown_one_has_group_zero() {
     assert_eq!(
         accounts().resolve(Some("1")),
-        Ok(identity(1, 1, &[4], "/usr/sbin"))
+        Ok(identity(1, 1, &[1, 4], "/usr/sbin"))
     );
     assert_eq!(
         accounts().resolve(Some("4712")),
-        Ok(identity(4712, 0, &[], "/"))
+        Ok(identity(4712, 0, &[0], "/"))
     );
 }
 
 #[test]
-fn a_given_group_replaces_all_groups() {
+fn a_given_group_replaces_all_others() {
     assert_eq!(
         accounts().resolve(Some("alice:staff")),
-        Ok(identity(1000, 50, &[], "/home/alice"))
+        Ok(identity(1000, 50, &[50], "/home/alice"))
     );
     assert_eq!(
         accounts().resolve(Some("5:77")),
-        Ok(identity(5, 77, &[], "/"))
+        Ok(identity(5, 77, &[77], "/"))
     );
 }
 
@@ -91,15 +91,15 @@ fn a_given_group_replaces_all_groups() {
 fn short_lines_and_missing_files_are_no_obstacle() {
     assert_eq!(
         accounts().resolve(Some("short")),
-        Ok(identity(6, 6, &[], "/"))
+        Ok(identity(6, 6, &[6], "/"))
     );
     assert_eq!(
         Accounts::default().resolve(None),
-        Ok(identity(0, 0, &[], "/"))
+        Ok(identity(0, 0, &[0], "/"))
     );
     assert_eq!(
         Accounts::default().resolve(Some("5:6")),
-        Ok(identity(5, 6, &[], "/"))
+        Ok(identity(5, 6, &[6], "/"))
     );
 }
 

@@ -9,7 +9,7 @@ use std::process::Command;
 use anyhow::{Context, Result, bail};
 use flashpan_lab::packages;
 
-use crate::{images, step};
+use crate::{images, space, step};
 
 /// The release of Debian whose root file system is tried.
 pub(crate) const DEBIAN: &str = "bookworm";
@@ -18,6 +18,7 @@ const DEBIAN_PACKAGES: &str = "python3,vim-tiny";
 
 /// Installs, or names, every package that any of our commands needs.
 pub(crate) fn setup() -> Result<()> {
+    space::check()?;
     step::say("packages of the distribution");
     // First, as the backports that it may add have the kernel's source too.
     packages::ensure_qemu()?;

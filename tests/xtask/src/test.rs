@@ -17,10 +17,10 @@ Everything that has to be green.
            no VM
   --e2e    the tests that boot VMs, in the lab where KVM runs no guests, and
            those that need root, always in the lab
-  --bench  the short benchmark against its budgets
+  --bench  the short benchmark of boots against its budgets
   FILTER   only tests with this in their names, and nothing but tests
 
-Without any of the three, --unit and --e2e.
+Without any of the three, all of them; with a FILTER, --unit and --e2e.
 ";
 
 /// Seconds for all tests that boot VMs.
@@ -97,6 +97,7 @@ fn parse(arguments: &[OsString]) -> Result<Option<Choice>> {
     if !(choice.unit || choice.e2e || choice.bench) {
         choice.unit = true;
         choice.e2e = true;
+        choice.bench = choice.filter.is_none();
     }
     Ok(Some(choice))
 }
@@ -196,12 +197,12 @@ mod tests {
     }
 
     #[test]
-    fn all_tests_are_run_unless_a_part_is_asked_for() {
+    fn everything_is_run_unless_a_part_is_asked_for() {
         let chosen = |words: &[&str]| {
             let choice = parsed(words).unwrap().unwrap();
             (choice.unit, choice.e2e, choice.bench)
         };
-        assert_eq!(chosen(&[]), (true, true, false));
+        assert_eq!(chosen(&[]), (true, true, true));
         assert_eq!(chosen(&["--unit"]), (true, false, false));
         assert_eq!(chosen(&["--e2e", "--bench"]), (false, true, true));
         // A filter chooses from tests, and a benchmark is none.

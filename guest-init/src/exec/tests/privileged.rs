@@ -15,14 +15,17 @@ fn programs_run_as_the_user_with_its_groups_and_may_open_their_streams() {
     assert_eq!(text, "65534\n65534\n65534\n/nonexistent\nout\n");
     assert_eq!(outcome.stderr, b"err\n");
 
-    let mut asked = shell("id -u; id -g; stat -c '%U %a' $(tty); echo x >$(tty)");
+    let mut asked = shell("id -u; id -g; id -G; stat -c '%U %a' $(tty); echo x >$(tty)");
     asked.user = Some("1234:4321".into());
     asked.terminal = Some(TerminalSize {
         rows: 24,
         columns: 80,
     });
     let text = stdout(asked);
-    assert!(text.starts_with("1234\r\n4321\r\nUNKNOWN 6"), "{text}");
+    assert!(
+        text.starts_with("1234\r\n4321\r\n4321\r\nUNKNOWN 6"),
+        "{text}"
+    );
     assert!(text.ends_with("x\r\n"), "{text}");
 }
 
