@@ -58,8 +58,12 @@ pub struct Progress {
 const STEPS_PER_OPTION: f64 = 2.48;
 /// Files in the tarball of Linux 6.12.
 const UNPACK_FILES: f64 = 92_000.0;
-/// Compiled steps before their rate says something about the rest.
-const MIN_STEPS: u32 = 40;
+/// Seconds of one job that a step takes, where no earlier build tells.
+const SECONDS_PER_STEP: f64 = 0.4;
+/// Steps that what is known before the build weighs as much as. The first few
+/// hundred are generated headers and small host programs, far quicker than the
+/// rest.
+const PRIOR_STEPS: f64 = 400.0;
 
 /// Where each phase lies on the whole, by the time that phases take on two CPUs:
 /// 20 s, 5 s, 9 minutes, a moment.
@@ -92,7 +96,8 @@ pub(crate) struct Estimator {
     fraction: f64,
     steps: u32,
     expected: f64,
-    seconds_per_step: Option<f64>,
+    /// Expected before the build.
+    seconds_per_step: f64,
 }
 
 impl Estimator {
@@ -102,7 +107,7 @@ impl Estimator {
             fraction: 0.0,
             steps: 0,
             expected: UNPACK_FILES,
-            seconds_per_step: None,
+            seconds_per_step: SECONDS_PER_STEP,
         }
     }
 
@@ -146,9 +151,10 @@ impl Estimator {
             f64::from(history.steps) / f64::from(history.options.max(1))
         });
         self.expected = (per_option * f64::from(options)).max(1.0);
-        self.seconds_per_step = history.map(|history| {
-            history.job_seconds / f64::from(history.steps.max(1)) / f64::from(jobs.max(1))
+        let of_one_job = history.map_or(SECONDS_PER_STEP, |history| {
+            history.job_seconds / f64::from(history.steps.max(1))
         });
+        self.seconds_per_step = of_one_job / f64::from(jobs.max(1));
         let mut progress = self.enter(Phase::Compiling);
         progress.eta = self.eta(Duration::ZERO);
         progress
@@ -171,15 +177,13 @@ impl Estimator {
         self.steps
     }
 
-    /// What is left, at the rate of this build, or of the last one while this one
-    /// is too young.
+    /// What is left, at a rate between that expected before the build and that of
+    /// this build, which counts for more with every step.
     fn eta(&self, elapsed: Duration) -> Option<Duration> {
-        let left = (self.expected - f64::from(self.steps)).max(1.0);
-        let per_step = if self.steps >= MIN_STEPS {
-            elapsed.as_secs_f64() / f64::from(self.steps)
-        } else {
-            self.seconds_per_step?
-        };
+        let steps = f64::from(self.steps);
+        let left = (self.expected - steps).max(1.0);
+        let expected = self.seconds_per_step * PRIOR_STEPS;
+        let per_step = (expected + elapsed.as_secs_f64()) / (PRIOR_STEPS + steps);
         Duration::try_from_secs_f64(left * per_step).ok()
     }
 
@@ -253,15 +257,24 @@ mod tests {
     }
 
     #[test]
-    fn the_estimate_follows_the_rate_of_this_build() {
+    fn the_estimate_begins_with_what_is_usual_and_follows_this_build() {
         let mut estimator = Estimator::new();
-        assert_eq!(estimator.compile(1000, 2, None).eta, None);
-        let mut progress = None;
-        for _ in 0..1240 {
-            progress = estimator.step("x.o", Duration::from_secs(100)).eta;
+        // 2,480 steps of 0.4 s, two at once.
+        let first = estimator.compile(1000, 2, None).eta.unwrap().as_secs();
+        assert_eq!(first, 496);
+        // A quick start says little about the rest.
+        let mut eta = 0;
+        for _ in 0..100 {
+            let progress = estimator.step("x.h", Duration::from_secs(2));
+            eta = progress.eta.unwrap().as_secs();
         }
-        // 1,240 of 2,480 steps took 100 s.
-        assert_eq!(progress.unwrap().as_secs(), 100);
+        assert!((350..496).contains(&eta), "{eta}");
+        // 1,240 steps took 1,000 s, not 248.
+        for _ in 100..1240 {
+            let progress = estimator.step("x.o", Duration::from_secs(1000));
+            eta = progress.eta.unwrap().as_secs();
+        }
+        assert!((800..1000).contains(&eta), "{eta}");
     }
 
     #[test]
