@@ -51,3 +51,12 @@ impl<T> During<T> for nix::Result<T> {
         self.map_err(|errno| Failure::system(what, errno))
     }
 }
+
+impl<T> During<T> for std::io::Result<T> {
+    fn during(self, what: &str) -> Result<T, Failure> {
+        self.map_err(|error| match error.raw_os_error() {
+            Some(number) => Failure::system(what, Errno::from_raw(number)),
+            None => Failure::new(what, error.to_string()),
+        })
+    }
+}

@@ -35,6 +35,7 @@ mod stdio;
 mod sys;
 #[cfg(test)]
 mod testing;
+mod twin;
 mod users;
 mod vsock;
 

@@ -1,13 +1,14 @@
 //! Names and the loopback interface.
 
 use std::io::{self, Write};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt, chown};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
 
 use crate::failure::Failure;
 use crate::sys;
+use crate::twin::Twin;
 
 /// Longest host name that Linux takes.
 const NAME_MAX: usize = 64;
@@ -50,49 +51,20 @@ pub(crate) fn write_names(lower: &Path, upper: &Path, name: &str) -> Vec<String>
          127.0.1.1\t{name}\n"
     );
     let etc = upper.join("etc");
-    if let Err(error) = make_like(&etc, &lower.join("etc")) {
-        return vec![format!("write /etc/hostname and /etc/hosts: {error}")];
-    }
-    let files = [("hostname", format!("{name}\n")), ("hosts", hosts)];
-    files
-        .iter()
-        .filter_map(|(file, content)| {
-            let error = replace(&etc.join(file), content.as_bytes()).err()?;
-            Some(format!("write /etc/{file}: {error}"))
-        })
-        .collect()
-}
-
-/// Makes the directory `new`, unless it is there, with owner and mode of
-/// `model`, if that is there: the upper layer's attributes are the ones seen.
-fn make_like(new: &Path, model: &Path) -> io::Result<()> {
-    let model = match model.symlink_metadata() {
-        Ok(meta) if meta.is_dir() => Some(meta),
-        Ok(_) => {
-            return Err(io::Error::other(
-                "/etc is not a directory in the root image",
-            ));
-        }
-        Err(error) if error.kind() == io::ErrorKind::NotFound => None,
-        Err(error) => return Err(error),
+    let twin = match Twin::make(etc.clone(), &lower.join("etc")) {
+        Ok(twin) => twin,
+        Err(error) => return vec![format!("write /etc/hostname and /etc/hosts: {error}")],
     };
-    match std::fs::create_dir(new) {
-        Ok(()) => {}
-        // From an earlier run on this disk; not necessarily a directory.
-        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
-            return if new.symlink_metadata()?.is_dir() {
-                Ok(())
-            } else {
-                Err(error)
-            };
-        }
-        Err(error) => return Err(error),
+    let files = [("hostname", format!("{name}\n")), ("hosts", hosts)];
+    let written = files.iter().filter_map(|(file, content)| {
+        let error = replace(&etc.join(file), content.as_bytes()).err()?;
+        Some(format!("write /etc/{file}: {error}"))
+    });
+    let mut warnings: Vec<String> = written.collect();
+    if let Err(error) = twin.settle() {
+        warnings.push(format!("set the times of /etc: {error}"));
     }
-    if let Some(model) = model {
-        chown(new, Some(model.uid()), Some(model.gid()))?;
-        std::fs::set_permissions(new, model.permissions())?;
-    }
-    Ok(())
+    warnings
 }
 
 /// Puts a new file at `path`, whatever was there: a file, a link, a whiteout.

@@ -19,6 +19,7 @@ use crate::disks::{self, device_path, mount_failure};
 use crate::failure::{During, Failure};
 use crate::mounts::directory;
 use crate::network;
+use crate::twin::Twin;
 
 const NEW_ROOT: &str = "/newroot";
 const LOWER: &str = "/lower";
@@ -48,7 +49,12 @@ pub(crate) fn enter(config: &RootConfig, hostname: &str) -> Result<Root, Failure
     if writable {
         mount_image(config, LOWER)?;
         disk = mount_upper(&config.upper)?;
+        let layer = Twin::make(UPPER_LAYER.into(), Path::new(LOWER))
+            .during("make /upper/upper on the writable disk")?;
         warnings = network::write_names(Path::new(LOWER), Path::new(UPPER_LAYER), hostname);
+        layer
+            .settle()
+            .during("set the times of the root directory")?;
         overlay()?;
     } else {
         mount_image(config, NEW_ROOT)?;
@@ -98,18 +104,10 @@ fn mount_upper(upper: &Upper) -> Result<Option<OwnedFd>, Failure> {
         }
         Upper::Disk(name) => Some(disks::mount_writable(name, UPPER)?),
     };
-    for part in [UPPER_LAYER, UPPER_WORK] {
-        match mkdir(part, Mode::from_bits_truncate(0o755)) {
-            Ok(()) | Err(Errno::EEXIST) => {}
-            Err(errno) => {
-                return Err(Failure::system(
-                    format!("make {part} on the writable disk"),
-                    errno,
-                ));
-            }
-        }
+    match mkdir(UPPER_WORK, Mode::from_bits_truncate(0o755)) {
+        Ok(()) | Err(Errno::EEXIST) => Ok(disk),
+        Err(errno) => Err(errno).during("make /upper/work on the writable disk"),
     }
-    Ok(disk)
 }
 
 fn overlay() -> Result<(), Failure> {
