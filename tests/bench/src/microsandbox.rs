@@ -6,7 +6,6 @@ use std::process::Command;
 use anyhow::{Context, Result, bail};
 
 use crate::MEMORY_MIB;
-use crate::tree::Tree;
 
 /// The name of the image in its store.
 const IMAGE: &str = "tree";
@@ -21,9 +20,9 @@ pub(crate) struct Microsandbox {
 }
 
 impl Microsandbox {
-    /// Fills a store below `work` with an image of `tree`. `bundle` is what the
+    /// Fills a store below `work` with the image in `archive`. `bundle` is what the
     /// wheel has as `_bundled`: `bin/msb`, and its libraries in `lib`.
-    pub(crate) fn set_up(bundle: &Path, tree: &Tree, work: &Path) -> Result<Self> {
+    pub(crate) fn set_up(bundle: &Path, archive: &Path, work: &Path) -> Result<Self> {
         let mut peer = Self {
             program: bundle.join("bin/msb"),
             home: work.join("microsandbox"),
@@ -32,7 +31,6 @@ impl Microsandbox {
         let version = peer.ask(&["--version"])?;
         let version = version.split_whitespace().last().unwrap_or("?");
         peer.name = format!("microsandbox {version}");
-        let archive = tree.oci_archive(work)?;
         let archive = archive.to_str().context("a path that is not UTF-8")?;
         peer.ask(&["load", "--quiet", "--input", archive, "--tag", IMAGE])?;
         Ok(peer)
