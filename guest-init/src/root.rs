@@ -52,6 +52,7 @@ pub(crate) fn enter(config: &RootConfig, hostname: &str) -> Result<Root, Failure
         let layer = Twin::make(UPPER_LAYER.into(), Path::new(LOWER))
             .during("make /upper/upper on the writable disk")?;
         warnings = network::write_names(Path::new(LOWER), Path::new(UPPER_LAYER), hostname);
+        make_mount_points()?;
         layer
             .settle()
             .during("set the times of the root directory")?;
@@ -108,6 +109,22 @@ fn mount_upper(upper: &Upper) -> Result<Option<OwnedFd>, Failure> {
         Ok(()) | Err(Errno::EEXIST) => Ok(disk),
         Err(errno) => Err(errno).during("make /upper/work on the writable disk"),
     }
+}
+
+/// Where the image has no directory for a kernel file system, the upper layer gets
+/// it: through the overlay it would show in the times of the root directory.
+fn make_mount_points() -> Result<(), Failure> {
+    for name in MOVED {
+        if lstat(format!("{LOWER}/{name}").as_str()) == Err(Errno::ENOENT) {
+            let point = format!("{UPPER_LAYER}/{name}");
+            match mkdir(point.as_str(), Mode::from_bits_truncate(0o755)) {
+                // Whatever an earlier run left there: `move_into_root` looks at it.
+                Ok(()) | Err(Errno::EEXIST) => {}
+                Err(errno) => return Err(errno).during(&format!("make {point}")),
+            }
+        }
+    }
+    Ok(())
 }
 
 fn overlay() -> Result<(), Failure> {
