@@ -126,7 +126,8 @@ impl ImageConfig {
             architecture: document.architecture,
             os: document.os,
             variant: document.variant,
-            created: document.created,
+            // A time of RFC 3339 or nothing: it is kept in the list of all images.
+            created: document.created.filter(|time| time.len() <= 64),
             diff_ids,
             run: document.config.unwrap_or_default(),
         })

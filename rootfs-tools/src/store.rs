@@ -84,6 +84,17 @@ pub enum Error {
         /// What is wrong.
         why: String,
     },
+    /// The list of images would be longer than what is read of one.
+    #[error(
+        "the list of images {} would have {bytes} bytes, and at most {} can be read; remove images \
+         that are not needed first", path.display(), index::SIZE_MAX
+    )]
+    LongIndex {
+        /// The file.
+        path: PathBuf,
+        /// How long it would be.
+        bytes: usize,
+    },
     /// A blob is not what its name says.
     #[error(
         "{} is not what its name says (its digest is {actual}); remove it, and pull or import \

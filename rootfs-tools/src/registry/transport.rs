@@ -251,9 +251,11 @@ impl Transport {
             };
         }
         let body = self.document(&mut answer, what, LONGEST_EXPLANATION).await;
-        let mut text = body.map(|body| said(&body)).unwrap_or_default();
-        if status == StatusCode::BAD_REQUEST && text.contains("HTTP request to an HTTPS server") {
-            // What servers in Go say.
+        let body = body.unwrap_or_default();
+        let mut text = code(&body);
+        // What servers in Go say.
+        let wants_tls = String::from_utf8_lossy(&body).contains("HTTP request to an HTTPS server");
+        if status == StatusCode::BAD_REQUEST && wants_tls {
             text = "it is named insecure and speaks HTTPS".to_owned();
         }
         let error = Error::Status {
@@ -336,9 +338,10 @@ fn retry_after(response: &Response) -> Option<Duration> {
     value.trim().parse().ok().map(Duration::from_secs)
 }
 
-/// What an answer says about an error: JSON in the form of registries, or the
-/// beginning of whatever it is.
-fn said(body: &[u8]) -> String {
+/// What an answer says about an error in the form of registries: its code, such
+/// as `NAME_UNKNOWN`. Of anything else nothing is repeated: a server can echo the
+/// credentials that it was sent, in whatever form.
+fn code(body: &[u8]) -> String {
     #[derive(serde::Deserialize)]
     struct Body {
         errors: Vec<Item>,
@@ -347,16 +350,32 @@ fn said(body: &[u8]) -> String {
     struct Item {
         #[serde(default)]
         code: String,
-        #[serde(default)]
-        message: String,
     }
-    match serde_json::from_slice::<Body>(body) {
-        Ok(body) => body.errors.first().map_or_else(String::new, |item| {
-            clean(&format!("{} {}", item.code, item.message))
-        }),
-        Err(_) => clean(&String::from_utf8_lossy(body)),
-    }
+    let body = serde_json::from_slice::<Body>(body).ok();
+    let code = body.and_then(|body| body.errors.into_iter().next());
+    code.map(|item| item.code)
+        .filter(|code| CODES.contains(&code.as_str()))
+        .unwrap_or_default()
 }
+
+/// The codes of the OCI distribution specification, and one more of docker's.
+const CODES: [&str; 15] = [
+    "BLOB_UNKNOWN",
+    "BLOB_UPLOAD_INVALID",
+    "BLOB_UPLOAD_UNKNOWN",
+    "DENIED",
+    "DIGEST_INVALID",
+    "MANIFEST_BLOB_UNKNOWN",
+    "MANIFEST_INVALID",
+    "MANIFEST_UNKNOWN",
+    "NAME_INVALID",
+    "NAME_UNKNOWN",
+    "SIZE_INVALID",
+    "TOOMANYREQUESTS",
+    "UNAUTHORIZED",
+    "UNKNOWN",
+    "UNSUPPORTED",
+];
 
 fn proxies(proxies: &Proxies) -> Result<Vec<Proxy>, Error> {
     // As Go does, and with it docker and podman: never for this host itself.
@@ -402,4 +421,23 @@ fn find<'a, T: StdError + 'static>(error: &'a (dyn StdError + 'static)) -> Optio
 /// and some repeat URLs.
 fn innermost(error: &(dyn StdError + 'static)) -> String {
     error.source().map_or_else(|| error.to_string(), innermost)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::code;
+
+    #[test]
+    fn of_an_error_only_a_known_code_is_repeated() {
+        let answer = br#"{"errors":[{"code":"DENIED","message":"authorization=Basic am9l"}]}"#;
+        assert_eq!(code(answer), "DENIED");
+        for echo in [
+            &br#"{"errors":[{"code":"am9lOmh1bnRlcjI="}]}"#[..],
+            br#"{"errors":[]}"#,
+            b"authorization=Basic am9lOmh1bnRlcjI=",
+            b"",
+        ] {
+            assert_eq!(code(echo), "");
+        }
+    }
 }

@@ -15,8 +15,8 @@ use super::{Error, failed, lock};
 
 /// Version of the format.
 const VERSION: u32 = 1;
-/// Longest index that is read, in bytes.
-const SIZE_MAX: u64 = 64 << 20;
+/// Longest index that is read or written, in bytes.
+pub(super) const SIZE_MAX: u64 = 64 << 20;
 
 /// Where an image is from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -188,6 +188,13 @@ impl Index {
         let writing = |source: io::Error| failed("write the list of images", &new)(source);
         let mut json = serde_json::to_vec_pretty(&document).map_err(|e| writing(e.into()))?;
         json.push(b'\n');
+        // What cannot be read again would be the end of the store.
+        if u64::try_from(json.len()).unwrap_or(u64::MAX) > SIZE_MAX {
+            return Err(Error::LongIndex {
+                path: self.path.clone(),
+                bytes: json.len(),
+            });
+        }
         let write = || -> io::Result<()> {
             let mut file = OpenOptions::new()
                 .create(true)

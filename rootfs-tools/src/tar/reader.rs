@@ -326,15 +326,17 @@ impl Reader {
                 Extended::Global => {
                     let read = self.global.read(&data);
                     read.map_err(|what| self.field(what))?;
-                    // A map fits one file only.
+                    // These fit one file only, and what is kept here is copied
+                    // for every entry.
                     self.global.sparse = SparseRecords::default();
+                    self.global.xattrs = Vec::new();
+                    self.global.path = None;
+                    self.global.link = None;
                 }
                 Extended::Records => {
-                    let mut records = self
-                        .next
-                        .records
-                        .take()
-                        .unwrap_or_else(|| self.global.clone());
+                    // Not on top of an earlier one: each may be as long as a
+                    // header may be, and there is no end to how many come.
+                    let mut records = self.global.clone();
                     records.read(&data).map_err(|what| self.field(what))?;
                     self.next.records = Some(records);
                 }

@@ -83,6 +83,24 @@ fn records_are_for_one_entry_and_global_ones_for_all() {
     assert_eq!(seen, [(&b"own"[..], 99, 88), (b"next", 77, 88)]);
 }
 
+/// However many headers come before an entry or before all, what is kept of them
+/// is no more than one may have.
+#[test]
+fn extended_headers_do_not_pile_up() {
+    let archive = [
+        &header("g", b'g', 29)[..],
+        &padded(b"29 SCHILY.xattr.user.all=yes\n"),
+        &pax(b"29 SCHILY.xattr.user.one=yes\n"),
+        &pax(b"29 SCHILY.xattr.user.two=yes\n"),
+        &header("x", b'0', 0),
+        &[0; 1024],
+    ]
+    .concat();
+    let found = read(&archive).unwrap();
+    let names: Vec<_> = found[0].0.xattrs.iter().map(|(name, _)| name).collect();
+    assert_eq!(names, [b"user.two"]);
+}
+
 #[test]
 fn only_regular_files_have_data() {
     // Some programs write sizes for links and directories.
