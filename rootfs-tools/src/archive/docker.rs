@@ -32,11 +32,23 @@ pub(super) fn images(
     let listed: Vec<Listed> = serde_json::from_slice(&json).map_err(|source| {
         origin.damaged(format!("its {MANIFEST} cannot be understood: {source}"))
     })?;
-    listed
-        .into_iter()
-        .map(|listed| image(origin, tar, members, listed))
-        .collect()
+    let mut images = Vec::new();
+    let mut left = CONFIGS_MAX;
+    for listed in listed {
+        let image = image(origin, tar, members, listed)?;
+        left = left.checked_sub(image.config.len()).ok_or_else(|| {
+            origin.damaged(format!(
+                "the configurations of its images have more than {CONFIGS_MAX} bytes in all"
+            ))
+        })?;
+        images.push(image);
+    }
+    Ok(images)
 }
+
+/// Bytes of the configurations of all images: they are in memory together, and
+/// one can be listed many times.
+const CONFIGS_MAX: usize = 64 << 20;
 
 fn image(origin: &Origin, tar: &Piece, members: &Members, listed: Listed) -> Result<Image, Error> {
     let find = |name: &str| {

@@ -28,6 +28,10 @@ const DEPTH: usize = 4;
 /// no more than one after the other would.
 const DOCUMENTS_MAX: usize = 4096;
 
+/// Bytes of the manifests and configurations of all images: they are in memory
+/// together, and one blob can be listed under many names.
+const KEPT_MAX: usize = 64 << 20;
+
 /// Files of a layout by their names.
 pub(super) trait Files {
     /// The regular file of that name; `None` if there is none.
@@ -51,6 +55,7 @@ pub(super) fn images(
         seen: HashSet::new(),
         images: Vec::new(),
         left_out: None,
+        left: KEPT_MAX,
     };
     match walk.document(INDEX, &json)? {
         Document::Index(index) => walk.named(&index)?,
@@ -74,6 +79,8 @@ struct Walk<'a> {
     images: Vec<Image>,
     /// Why something was left out.
     left_out: Option<Error>,
+    /// Bytes of documents that may still be kept.
+    left: usize,
 }
 
 impl Walk<'_> {
@@ -88,6 +95,8 @@ impl Walk<'_> {
     /// Entries at the top: each is an image by its own name, for one or several
     /// platforms.
     fn named(&mut self, index: &ImageIndex) -> Result<(), Error> {
+        // To ask of one entry at a time whether it is for the platform.
+        let mut alone = index.clone();
         for entry in index.manifests() {
             let annotations = entry.annotations().as_ref();
             let name = NAMES
@@ -95,7 +104,6 @@ impl Walk<'_> {
                 .find_map(|key| annotations.and_then(|all| all.get(*key)));
             // Of images under one name, the one for the platform.
             if entry.platform().is_some() {
-                let mut alone = index.clone();
                 alone.set_manifests(vec![entry.clone()]);
                 if let Err(no_match) = self.platform.select(&alone) {
                     self.leave_out(&no_match.available);
@@ -153,6 +161,12 @@ impl Walk<'_> {
                     })
                 });
                 let layers = layers.collect::<Result<_, _>>()?;
+                let kept = json.len().saturating_add(config.len());
+                self.left = self.left.checked_sub(kept).ok_or_else(|| {
+                    origin.damaged(format!(
+                        "the documents of its images have more than {KEPT_MAX} bytes in all"
+                    ))
+                })?;
                 self.images.push(Image {
                     names: name.cloned().into_iter().collect(),
                     config,

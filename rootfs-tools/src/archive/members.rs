@@ -19,6 +19,10 @@ const EXTENSION_MAX: u64 = 1 << 20;
 const DEPTH: usize = 3;
 /// Names that are remembered. The largest sets of images have some hundreds.
 const MEMBERS_MAX: usize = 100_000;
+/// The longest name or target of a link that is remembered: Linux's longest path.
+const NAME_MAX: usize = 4095;
+/// Bytes of names and targets that are remembered in all.
+const NAMES_MAX: usize = 32 << 20;
 /// Links to links that are followed.
 const HOPS: usize = 8;
 
@@ -30,6 +34,8 @@ pub(crate) struct Members {
     pub(crate) count: u64,
     /// More names near the root than are remembered.
     pub(crate) crowded: bool,
+    /// Bytes of names and targets that are remembered.
+    remembered: usize,
 }
 
 #[derive(Clone, Debug)]
@@ -118,10 +124,22 @@ impl Members {
         if name.is_empty() || name.split(|b| *b == b'/').count() > DEPTH {
             return;
         }
-        if self.found.len() >= MEMBERS_MAX && !self.found.contains_key(&name) {
+        let member = match member {
+            Member::Link(target) if target.len() > NAME_MAX => Member::Other,
+            member => member,
+        };
+        let target = match &member {
+            Member::Link(target) => target.len(),
+            _ => 0,
+        };
+        // Of a name that comes again and again, each counts.
+        let remembered = self.remembered.saturating_add(name.len() + target);
+        let full = self.found.len() >= MEMBERS_MAX && !self.found.contains_key(&name);
+        if full || name.len() > NAME_MAX || remembered > NAMES_MAX {
             self.crowded = true;
             return;
         }
+        self.remembered = remembered;
         // A later member replaces an earlier one, as when tar unpacks.
         self.found.insert(name, member);
     }

@@ -65,6 +65,19 @@ fn an_archive_of_docker() {
     assert_eq!(found[0].layers[0].piece.read(1 << 20).unwrap(), layer());
 }
 
+/// One configuration can be listed many times.
+#[test]
+fn configurations_do_not_fill_memory() {
+    let config = format!(r#"{{"x":"{}"}}"#, " ".repeat(7 << 20));
+    let listed = vec![r#"{"Config":"c","RepoTags":["a:1"],"Layers":[]}"#; 12].join(",");
+    let archive = TarBuilder::new()
+        .file("manifest.json", format!("[{listed}]").as_bytes())
+        .file("c", config.as_bytes())
+        .finish();
+    let complaint = complaint(&archive);
+    assert!(complaint.contains("in all"), "{complaint}");
+}
+
 #[test]
 fn layers_by_links_as_older_dockers_have_them() {
     let tar = docker("null", "abc/layer.tar")

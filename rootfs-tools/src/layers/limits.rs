@@ -15,8 +15,8 @@ pub struct Limits {
     /// Entries of all layers, and directories that are only implied: 2,000,000.
     /// Each takes 300 to 500 bytes of memory until the image is written.
     pub entries: u64,
-    /// Bytes of names, link targets and extended attributes of all entries:
-    /// 256 MiB, which are kept in memory.
+    /// Bytes of names, link targets and extended attributes of all entries, each
+    /// attribute with 128 bytes for keeping it: 256 MiB, which are kept in memory.
     pub metadata: u64,
     /// Bytes of one extended header of a tar (PAX records or a GNU long name): 1 MiB.
     pub header: u64,
@@ -33,6 +33,9 @@ impl Default for Limits {
         }
     }
 }
+
+/// What memory an attribute takes besides its name and value, in bytes.
+pub(super) const ATTRIBUTE_COST: usize = 128;
 
 /// The longest path, in bytes: `PATH_MAX` of Linux without its NUL.
 pub(super) const PATH_MAX: usize = 4095;

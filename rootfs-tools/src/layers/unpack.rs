@@ -8,7 +8,7 @@ use std::thread;
 use sha2::{Digest, Sha256};
 
 use super::error::{Error, LayerError};
-use super::limits::{Limits, PATH_MAX};
+use super::limits::{ATTRIBUTE_COST, Limits, PATH_MAX};
 use super::spool::{Expander, Spool};
 use super::{DiffId, Layer, Options, Progress};
 use crate::compression::{Compression, Decompressor, Part};
@@ -401,7 +401,7 @@ impl Index<'_> {
         };
         let attributes: usize = xattrs
             .iter()
-            .map(|(name, value)| name.len() + value.len())
+            .map(|(name, value)| name.len() + value.len() + ATTRIBUTE_COST)
             .sum();
         let bytes = to_u64(path.len() + target + attributes);
         if !add(&self.sums.metadata, bytes, limits.metadata) {

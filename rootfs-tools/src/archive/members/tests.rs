@@ -53,6 +53,28 @@ fn long_names_of_both_kinds() {
 }
 
 #[test]
+fn names_without_end_are_not_remembered_without_end() {
+    let mut tar = TarBuilder::new();
+    for index in 0..40 {
+        // Each within what one header may have.
+        let name = format!("{index}{}", "n".repeat(1 << 19));
+        tar = tar.gnu_long(&name).file("x", b"");
+    }
+    let members = scanned(&tar.finish()).unwrap();
+    assert!(members.crowded);
+    assert_eq!(members.found.len(), 0);
+
+    let mut members = Members::default();
+    let target = vec![b't'; NAME_MAX];
+    for index in 0..20_000 {
+        let name = index.to_string();
+        members.add(name.as_bytes(), Member::Link(target.clone()));
+    }
+    assert!(members.crowded);
+    assert!(members.found.len() * NAME_MAX <= NAMES_MAX);
+}
+
+#[test]
 fn impossible_sizes_are_errors() {
     let huge = TarBuilder::new()
         .pax(&[("size", "9223372036854775807")])
