@@ -69,7 +69,7 @@ fn an_archive_of_docker() {
 #[test]
 fn configurations_do_not_fill_memory() {
     let config = format!(r#"{{"x":"{}"}}"#, " ".repeat(7 << 20));
-    let listed = vec![r#"{"Config":"c","RepoTags":["a:1"],"Layers":[]}"#; 12].join(",");
+    let listed = [r#"{"Config":"c","RepoTags":["a:1"],"Layers":[]}"#; 12].join(",");
     let archive = TarBuilder::new()
         .file("manifest.json", format!("[{listed}]").as_bytes())
         .file("c", config.as_bytes())
