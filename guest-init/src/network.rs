@@ -53,7 +53,7 @@ pub(crate) fn write_names(lower: &Path, upper: &Path, name: &str) -> Vec<String>
     let etc = upper.join("etc");
     let twin = match Twin::make(etc.clone(), &lower.join("etc")) {
         Ok(twin) => twin,
-        Err(error) => return vec![format!("write /etc/hostname and /etc/hosts: {error}")],
+        Err(error) => return vec![format!("write /etc/hostname and /etc/hosts: /etc: {error}")],
     };
     let files = [("hostname", format!("{name}\n")), ("hosts", hosts)];
     let written = files.iter().filter_map(|(file, content)| {

@@ -80,7 +80,7 @@ fn an_image_without_a_directory_etc_is_warned_of() {
     let warnings = write_names(&at.lower, &at.upper, "box");
     assert_eq!(
         warnings,
-        ["write /etc/hostname and /etc/hosts: not a directory"]
+        ["write /etc/hostname and /etc/hosts: /etc: not a directory"]
     );
     assert!(!at.upper.join("etc").exists());
 }
