@@ -19,6 +19,7 @@ use std::os::fd::AsRawFd;
 use std::os::unix::net::{UnixDatagram, UnixStream};
 use std::os::unix::process::ExitStatusExt;
 use std::process::{Command, ExitStatus};
+use std::sync::Barrier;
 use std::thread;
 
 use flashpan_vmm::jail::{self, Stage};
@@ -31,7 +32,7 @@ const CASE: &str = "FLASHPAN_JAIL_CASE";
 type Deed = fn(&mut File);
 
 /// Each case with whether a VMM needs it.
-const CASES: [(&str, Stage, bool, Deed); 17] = [
+const CASES: [(&str, Stage, bool, Deed); 18] = [
     ("open", Stage::Building, false, |_| {
         drop(File::open("/dev/null"));
     }),
@@ -89,6 +90,9 @@ const CASES: [(&str, Stage, bool, Deed); 17] = [
         ours.write_all(b"x").unwrap();
         theirs.read_exact(&mut [0]).unwrap();
     }),
+    ("memory of many threads", Stage::Building, true, |_| {
+        many_threads_allocate();
+    }),
     // KVM_RUN, on something else: past the filter.
     ("run", Stage::Running, true, |file| ioctl(file, 0xae80)),
 ];
@@ -97,6 +101,25 @@ fn socketpair(kind: libc::c_int) {
     let mut fds = [-1; 2];
     // SAFETY: the pointer is to room for two descriptors.
     unsafe { libc::socketpair(libc::AF_UNIX, kind, 0, fds.as_mut_ptr()) };
+}
+
+/// As many vCPU threads as there can be, each of which first allocates when the
+/// guest runs.
+fn many_threads_allocate() {
+    let started = Barrier::new(33);
+    let jailed = Barrier::new(33);
+    thread::scope(|scope| {
+        for _ in 0..32 {
+            scope.spawn(|| {
+                started.wait();
+                jailed.wait();
+                drop(std::hint::black_box(vec![1_u8; 3000]));
+            });
+        }
+        started.wait();
+        jail::enter(Stage::Running).unwrap();
+        jailed.wait();
+    });
 }
 
 /// What reaches any datagram socket of the host that has a name, without one
