@@ -13,6 +13,7 @@ use std::process::{Command, Stdio};
 use sha2::{Digest, Sha256};
 
 use crate::cache::{self, Cache, Cached};
+use crate::child;
 use crate::directory::{Event, hex};
 use crate::tree::{Content, InodeId, Metadata, Node, Tree};
 use crate::{erofs, tree};
@@ -283,12 +284,9 @@ fn applets(path: &Path) -> Result<Vec<String>, Error> {
         path: path.to_owned(),
         reason,
     };
-    let output = Command::new(path)
-        .arg("--list-full")
-        .env_clear()
-        .stdin(Stdio::null())
-        .output()
-        .map_err(|error| failed(error.to_string()))?;
+    let mut command = Command::new(path);
+    command.arg("--list-full").env_clear().stdin(Stdio::null());
+    let output = child::output(&mut command).map_err(|error| failed(error.to_string()))?;
     if !output.status.success() {
         return Err(failed(format!("--list-full failed, {}", output.status)));
     }

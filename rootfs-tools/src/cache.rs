@@ -3,8 +3,8 @@
 //! A group is what one source (a host directory, a busybox) was turned
 //! into; it keeps one file, the newest, named after the source's state:
 //! `<group>-<key>.<extension>`. Who builds holds the lock of the group, writes
-//! `<group>.partial`, syncs it and renames it. A builder that is killed leaves
-//! a partial file, which goes with the next build of any group. So does what
+//! a new `<group>.partial`, syncs it and renames it. A builder that is killed
+//! leaves a partial file, which goes with the next build of any group. So does what
 //! nobody has used for [`UNUSED`]. A file that is replaced or dropped is only
 //! unlinked, so that a VM that has it open keeps it.
 
@@ -13,6 +13,8 @@ use std::io;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
+
+use crate::child;
 
 /// After this long without use a file is dropped: what it was made of may be
 /// gone.
@@ -165,7 +167,7 @@ impl Group {
             .mode(0o600)
             .open(&path)
             .map_err(failed("open the lock", &path))?;
-        match lock.try_lock() {
+        match child::try_lock(&lock, false) {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => {
                 waiting();
@@ -174,9 +176,16 @@ impl Group {
             Err(TryLockError::Error(error)) => return Err(failed("take the lock", &path)(error)),
         }
         let partial = self.directory.join(format!("{}.{PARTIAL}", self.name));
+        // Never what a killed builder left: a program that it started may still
+        // be writing there.
+        match fs::remove_file(&partial) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                return Err(failed("remove", &partial)(error));
+            }
+            _ => {}
+        }
         let file = OpenOptions::new()
-            .create(true)
-            .truncate(true)
+            .create_new(true)
             .read(true)
             .write(true)
             .mode(0o600)
@@ -266,7 +275,7 @@ fn remove_abandoned(partial: &Path) {
         .write(true)
         .open(partial.with_extension("lock"));
     if let Ok(lock) = lock
-        && lock.try_lock().is_ok()
+        && child::try_lock(&lock, false).is_ok()
     {
         // Held until the file is gone.
         let _ = fs::remove_file(partial);
@@ -323,6 +332,22 @@ mod tests {
         found.file.read_to_string(&mut text).unwrap();
         assert_eq!(text, "2");
         assert_eq!(names(cache.path()), ["name-2.erofs", "name.lock"]);
+    }
+
+    #[test]
+    fn what_a_killed_builder_started_writes_nowhere() {
+        let cache = tempfile::tempdir().unwrap();
+        let group = group(cache.path());
+        let killed = group.lock(&mut || {}).unwrap();
+        let mut orphan = killed.file.try_clone().unwrap();
+        // As a kill does: nothing is cleaned up, the lock is free.
+        killed._lock.unlock().unwrap();
+        std::mem::forget(killed);
+        let mut build = group.lock(&mut || panic!("nobody else builds")).unwrap();
+        build.file.write_all(b"whole").unwrap();
+        orphan.write_all(b"garbage").unwrap();
+        let published = build.publish("1").unwrap();
+        assert_eq!(fs::read(published.path).unwrap(), b"whole");
     }
 
     #[test]

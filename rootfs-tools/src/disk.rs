@@ -6,13 +6,15 @@
 //! `mkfs.ext4` has written.
 
 mod attach;
+mod loops;
 
 use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Command;
 
 use crate::cache::{self, Cache, Cached};
+use crate::child;
 use crate::sparse::{At, Copier, CopyError};
 
 pub(crate) use attach::lock;
@@ -175,20 +177,23 @@ fn template(size: u64, cache: &Cache) -> Result<Cached, Error> {
     }
     let writing = |source| Error::Write { size, source };
     build.file.set_len(size).map_err(writing)?;
-    format(&build.partial)?;
+    format(&build.file, &build.partial)?;
     Ok(build.publish(TEMPLATE_VERSION)?)
 }
 
-fn format(path: &Path) -> Result<(), Error> {
+fn format(file: &File, path: &Path) -> Result<(), Error> {
     for program in MKFS {
-        let run = Command::new(program)
-            .args(OPTIONS)
-            .arg(path)
+        // By descriptor: it may outlive us, and find another file at the path.
+        let given = file
+            .try_clone()
+            .map_err(|source| Error::Run { program, source })?;
+        let mut mkfs = Command::new(program);
+        mkfs.args(OPTIONS)
+            .arg("/proc/self/fd/0")
             .env("MKE2FS_CONFIG", "/dev/null")
             .env("LC_ALL", "C")
-            .stdin(Stdio::null())
-            .output();
-        let output = match run {
+            .stdin(given);
+        let output = match child::output(&mut mkfs) {
             Ok(output) => output,
             Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
             Err(source) => return Err(Error::Run { program, source }),
@@ -243,22 +248,17 @@ mod tests {
                     needs_recovery
                 }
             );
-            let fsck = Command::new("/usr/sbin/e2fsck")
-                .arg("-fn")
-                .arg(&path)
-                .output();
+            let fsck = child::output(Command::new("/usr/sbin/e2fsck").arg("-fn").arg(&path));
             let fsck = fsck.expect("e2fsck is needed by this test: apt-get install e2fsprogs");
             assert!(fsck.status.success(), "{fsck:?}");
-            let dump = Command::new("/usr/sbin/dumpe2fs").arg(&path).output();
+            let dump = child::output(Command::new("/usr/sbin/dumpe2fs").arg(&path));
             let dump = String::from_utf8(dump.unwrap().stdout).unwrap();
             let groups = dump
                 .lines()
                 .filter(|line| line.starts_with("Group ") && line.contains("(Blocks "));
             assert_eq!(groups.count(), dump.matches("ITABLE_ZEROED").count());
-            let root = Command::new("/usr/sbin/debugfs")
-                .args(["-R", "stat /"])
-                .arg(&path)
-                .output();
+            let mut root = Command::new("/usr/sbin/debugfs");
+            let root = child::output(root.args(["-R", "stat /"]).arg(&path));
             let root = String::from_utf8(root.unwrap().stdout).unwrap();
             assert!(root.contains("User:     0   Group:     0"), "{root}");
         }

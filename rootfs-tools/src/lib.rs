@@ -20,6 +20,7 @@
 //!   [`volume`]: those that have names and outlive VMs.
 //! - [`mod@reference`] and [`platform`]: the names of images and what they are for;
 //!   [`registry`] fetches images, [`archive`] finds them in files.
+//! - [`child`]: programs of the host, started beside locks.
 //! - [`store`]: the images of a user; [`image_config`]: how their programs are run.
 //!
 //! Everything works on ordinary files, needs no root and mounts nothing.
@@ -29,6 +30,7 @@
 pub mod archive;
 pub mod builtin;
 pub mod cache;
+pub mod child;
 pub mod compression;
 pub mod directory;
 pub mod disk;

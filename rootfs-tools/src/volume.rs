@@ -289,11 +289,11 @@ impl Volumes {
         if size != old {
             let new = self.begin(name)?;
             new.fill_from(&file, &path)?;
-            tools::check(&new.path)?;
+            tools::check(&new.file, &new.path)?;
             if size > old {
                 new.set_len(size)?;
             }
-            tools::resize(&new.path, size)?;
+            tools::resize(&new.file, &new.path, size)?;
             if size < old {
                 new.set_len(size)?;
             }

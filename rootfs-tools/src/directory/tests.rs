@@ -265,10 +265,9 @@ fn a_file_that_changes_after_the_walk_is_an_error() {
         &|| symlink("/etc/passwd", place.root().join("dir/file")).unwrap(),
         &|| {
             fs::remove_file(place.root().join("dir/file")).unwrap();
-            let made = Command::new("mkfifo")
-                .arg(place.root().join("dir/file"))
-                .status();
-            assert!(made.unwrap().success());
+            let mut mkfifo = Command::new("mkfifo");
+            let made = crate::child::output(mkfifo.arg(place.root().join("dir/file")));
+            assert!(made.unwrap().status.success());
         },
     ];
     let scan = || Scan::new(&place.root(), &Options::default()).unwrap();

@@ -2,11 +2,14 @@
 
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io;
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::OFlags;
 
+use super::loops;
+use crate::child;
 use crate::probe::{self, RootImage, probe_file};
 
 /// Why a file cannot be a VM's disk.
@@ -28,12 +31,22 @@ pub enum OpenError {
     },
     /// Another VM has it.
     #[error(
-        "the disk {path} is in use: one VM may write to a disk, or several may read it (`:ro`); \
-         wait until the other has ended"
+        "the disk {path} is in use: one VM may write to a disk, or several may read it (`:ro`), \
+         and the host must not have it mounted; wait until the other has ended"
     )]
     InUse {
         /// The path.
         path: PathBuf,
+    },
+    /// The host has it as a loop device.
+    #[error(
+        "the disk {path} is the host's {device}; unmount it there first, or `losetup -d {device}`"
+    )]
+    Loop {
+        /// The path.
+        path: PathBuf,
+        /// The device.
+        device: String,
     },
     /// It has no file system that a guest mounts.
     #[error(transparent)]
@@ -62,7 +75,8 @@ pub enum OpenError {
 
 /// Opens an ext4 image for a VM. The lock is that of the open file, so it lasts
 /// until the last descriptor of it is closed, wherever that was passed on to:
-/// shared for `read_only`, exclusive otherwise. It is never waited for.
+/// shared for `read_only`, exclusive otherwise. It is never waited for. A block
+/// device that is written to is claimed, so that nobody mounts it meanwhile.
 ///
 /// # Errors
 ///
@@ -81,13 +95,27 @@ pub fn open(path: &Path, read_only: bool) -> Result<File, OpenError> {
         .custom_flags(flags.bits().cast_signed())
         .open(path)
         .map_err(failed)?;
-    let kind = file.metadata().map_err(failed)?.file_type();
+    let metadata = file.metadata().map_err(failed)?;
+    let kind = metadata.file_type();
     if !kind.is_file() && !kind.is_block_device() {
         return Err(OpenError::Kind {
             path: path.to_owned(),
         });
     }
+    let file = if kind.is_block_device() && !read_only {
+        claim(&file, path)?
+    } else {
+        file
+    };
     lock(&file, path, read_only)?;
+    if let Some(found) = loops::of(Path::new(loops::BLOCK_DEVICES), &metadata)
+        && !(read_only && found.read_only)
+    {
+        return Err(OpenError::Loop {
+            path: path.to_owned(),
+            device: found.device,
+        });
+    }
     // After the lock: nobody changes it now.
     let found = match probe_file(path, &file)? {
         RootImage::Ext4 {
@@ -108,14 +136,28 @@ pub fn open(path: &Path, read_only: bool) -> Result<File, OpenError> {
     })
 }
 
+/// A block device that nobody has mounted or otherwise claimed, for us alone
+/// (open(2), `O_EXCL`).
+fn claim(device: &File, path: &Path) -> Result<File, OpenError> {
+    let opened = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .custom_flags(OFlags::EXCL.bits().cast_signed())
+        .open(format!("/proc/self/fd/{}", device.as_raw_fd()));
+    opened.map_err(|source| match source.kind() {
+        io::ErrorKind::ResourceBusy => OpenError::InUse {
+            path: path.to_owned(),
+        },
+        _ => OpenError::Open {
+            path: path.to_owned(),
+            source,
+        },
+    })
+}
+
 /// Takes the lock of a disk without waiting.
 pub(crate) fn lock(file: &File, path: &Path, shared: bool) -> Result<(), OpenError> {
-    let locked = if shared {
-        file.try_lock_shared()
-    } else {
-        file.try_lock()
-    };
-    match locked {
+    match child::try_lock(file, shared) {
         Ok(()) => Ok(()),
         Err(TryLockError::WouldBlock) => Err(OpenError::InUse {
             path: path.to_owned(),

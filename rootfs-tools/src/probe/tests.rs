@@ -72,12 +72,10 @@ fn ext4_is_known_with_its_size_and_its_journal() {
     let path = dir.path().join("image");
     let size = 8 << 20;
     File::create(&path).unwrap().set_len(size).unwrap();
-    let made = Command::new("/usr/sbin/mkfs.ext4")
-        .args(["-q", "-F"])
-        .arg(&path)
-        .status()
+    let mut mkfs = Command::new("/usr/sbin/mkfs.ext4");
+    let made = crate::child::output(mkfs.args(["-q", "-F"]).arg(&path))
         .expect("mkfs.ext4 is needed by this test: apt-get install e2fsprogs");
-    assert!(made.success());
+    assert!(made.status.success());
     let needs_recovery = false;
     assert_eq!(
         probe(&path).unwrap(),

@@ -14,6 +14,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use crate::archive::Piece;
+use crate::child;
 
 /// A finished file in use: nobody removes it while this lives.
 #[derive(Debug)]
@@ -95,7 +96,7 @@ impl Work {
                 .write(true)
                 .mode(0o600)
                 .open(path)?;
-            match file.try_lock() {
+            match child::try_lock(&file, false) {
                 Ok(()) => {}
                 Err(TryLockError::WouldBlock) => {
                     if let Some(waiting) = waiting.take() {
@@ -171,21 +172,30 @@ pub(crate) enum Removed {
 
 /// Removes a file unless somebody has it locked; `pretend` only looks.
 pub(crate) fn remove(path: &Path, pretend: bool) -> io::Result<Removed> {
-    let file = match File::open(path) {
-        Ok(file) => file,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Removed::Yes(0)),
-        Err(error) => return Err(error),
-    };
-    match file.try_lock() {
-        Ok(()) => {}
-        Err(TryLockError::WouldBlock) => return Ok(Removed::InUse),
-        Err(TryLockError::Error(error)) => return Err(error),
+    loop {
+        let file = match File::open(path) {
+            Ok(file) => file,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Removed::Yes(0)),
+            Err(error) => return Err(error),
+        };
+        match child::try_lock(&file, false) {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => return Ok(Removed::InUse),
+            Err(TryLockError::Error(error)) => return Err(error),
+        }
+        // Another file by now, that somebody else has?
+        let ours = file.metadata()?;
+        match fs::metadata(path) {
+            Ok(there) if is_same(&there, &ours) => {}
+            Ok(_) => continue,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+            Err(error) => return Err(error),
+        }
+        if !pretend {
+            fs::remove_file(path)?;
+        }
+        return Ok(Removed::Yes(ours.blocks().saturating_mul(512)));
     }
-    let bytes = file.metadata()?.blocks().saturating_mul(512);
-    if !pretend {
-        fs::remove_file(path)?;
-    }
-    Ok(Removed::Yes(bytes))
 }
 
 /// Does somebody use the file?

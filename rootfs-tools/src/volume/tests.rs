@@ -1,6 +1,7 @@
 use std::process::Command;
 
 use super::*;
+use crate::child;
 
 const MIB: u64 = 1 << 20;
 
@@ -42,30 +43,25 @@ fn put(volume: &Volume, name: &str, content: &str) {
     let source = volume.path.with_extension("source");
     fs::write(&source, content).unwrap();
     let request = format!("write {} {name}", source.display());
-    let output = Command::new("/usr/sbin/debugfs")
-        .args(["-w", "-R", &request])
-        .arg(&volume.path)
-        .output()
-        .unwrap();
+    let mut debugfs = Command::new("/usr/sbin/debugfs");
+    debugfs.args(["-w", "-R", &request]).arg(&volume.path);
+    let output = child::output(&mut debugfs).unwrap();
     assert!(output.status.success(), "{output:?}");
     fs::remove_file(source).unwrap();
 }
 
 fn get(volume: &Volume, name: &str) -> String {
-    let output = Command::new("/usr/sbin/debugfs")
+    let mut debugfs = Command::new("/usr/sbin/debugfs");
+    debugfs
         .args(["-R", &format!("cat {name}")])
-        .arg(&volume.path)
-        .output()
-        .unwrap();
+        .arg(&volume.path);
+    let output = child::output(&mut debugfs).unwrap();
     String::from_utf8(output.stdout).unwrap()
 }
 
 fn fsck(volume: &Volume) {
-    let output = Command::new("/usr/sbin/e2fsck")
-        .arg("-fn")
-        .arg(&volume.path)
-        .output();
-    let output = output.unwrap();
+    let mut e2fsck = Command::new("/usr/sbin/e2fsck");
+    let output = child::output(e2fsck.arg("-fn").arg(&volume.path)).unwrap();
     assert!(output.status.success(), "{output:?}");
 }
 

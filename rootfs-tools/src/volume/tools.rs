@@ -1,8 +1,11 @@
 //! The programs of e2fsprogs that check and resize a file system.
 
+use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Command;
+
+use crate::child;
 
 /// Where they are: often not in the `PATH` of ordinary users.
 const DIRECTORIES: [&str; 3] = ["/usr/sbin/", "/sbin/", ""];
@@ -34,33 +37,40 @@ pub enum Error {
 }
 
 /// Replays the journal and repairs what can be repaired without asking.
-pub(super) fn check(path: &Path) -> Result<(), Error> {
+pub(super) fn check(file: &File, path: &Path) -> Result<(), Error> {
     // 1: errors were corrected.
-    run("e2fsck", &["-f", "-p"], path, &[], &[0, 1])
+    run("e2fsck", &["-f", "-p"], file, path, &[], &[0, 1])
 }
 
-/// Gives the file system in `path` this size in bytes, a multiple of 1024.
-pub(super) fn resize(path: &Path, size: u64) -> Result<(), Error> {
+/// Gives the file system in `file` this size in bytes, a multiple of 1024.
+pub(super) fn resize(file: &File, path: &Path, size: u64) -> Result<(), Error> {
     let kib = format!("{}K", size / 1024);
-    run("resize2fs", &["-f"], path, &[&kib], &[0])
+    run("resize2fs", &["-f"], file, path, &[&kib], &[0])
 }
 
+/// Runs a program on `file`, which is at `path` for messages. It has the file as
+/// its standard input, so that a lock on that lasts as long as the program, even
+/// if we are killed.
 fn run(
     program: &'static str,
     options: &[&str],
+    file: &File,
     path: &Path,
     more: &[&str],
     good: &[i32],
 ) -> Result<(), Error> {
     for directory in DIRECTORIES {
-        let output = Command::new(format!("{directory}{program}"))
+        let given = file
+            .try_clone()
+            .map_err(|source| Error::Run { program, source })?;
+        let mut command = Command::new(format!("{directory}{program}"));
+        command
             .args(options)
-            .arg(path)
+            .arg("/proc/self/fd/0")
             .args(more)
             .env("LC_ALL", "C")
-            .stdin(Stdio::null())
-            .output();
-        let output = match output {
+            .stdin(given);
+        let output = match child::output(&mut command) {
             Ok(output) => output,
             Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
             Err(source) => return Err(Error::Run { program, source }),

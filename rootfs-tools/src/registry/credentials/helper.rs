@@ -15,6 +15,7 @@ use zeroize::Zeroizing;
 
 use super::Login;
 use super::file::TOKEN_USER;
+use crate::child;
 use crate::registry::secret::Secret;
 
 /// The most that a helper may say, in bytes.
@@ -79,13 +80,14 @@ pub(super) async fn get(
 /// What the program says, one byte more than allowed at most, and whether it
 /// succeeded. Dropped before it ends, the program is killed.
 async fn ask(program: &PathBuf, server: &str) -> std::io::Result<(Zeroizing<Vec<u8>>, bool)> {
-    let mut child = Command::new(program)
+    let mut command = Command::new(program);
+    command
         .arg("get")
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .stderr(Stdio::null())
-        .kill_on_drop(true)
-        .spawn()?;
+        .kill_on_drop(true);
+    let mut child = child::start(|| command.spawn())?;
     if let Some(mut input) = child.stdin.take() {
         // A helper that reads nothing says by its answer what it thinks.
         let _ = input.write_all(server.as_bytes()).await;
