@@ -476,21 +476,25 @@ impl Store {
         let digest = sha256(bytes);
         let path = self.blob(&digest);
         let writing = |source| failed("write", &path)(source);
-        loop {
-            if let Some(held) = Held::open(&path).map_err(writing)? {
-                return Ok((digest, held));
-            }
-            let work = self.work_path(&digest);
-            let mut work = Work::take(&work, &mut || {}).map_err(writing)?;
-            if path.exists() {
-                continue;
-            }
-            work.file.set_len(0).map_err(writing)?;
-            work.file.write_all(bytes).map_err(writing)?;
-            let _guard = self.index.shared()?;
-            let held = work.publish(&path).map_err(writing)?;
+        // A damaged one is replaced.
+        let find = || match Held::open(&path)? {
+            Some(held) => Ok(held.verify(&digest)?.then_some(held)),
+            None => Ok(None),
+        };
+        if let Some(held) = find().map_err(writing)? {
             return Ok((digest, held));
         }
+        let work = self.work_path(&digest);
+        let mut work = Work::take(&work, &mut || {}).map_err(writing)?;
+        // Whoever had it before us may have made it.
+        if let Some(held) = find().map_err(writing)? {
+            return Ok((digest, held));
+        }
+        work.file.set_len(0).map_err(writing)?;
+        work.file.write_all(bytes).map_err(writing)?;
+        let _guard = self.index.shared()?;
+        let held = work.publish(&path).map_err(writing)?;
+        Ok((digest, held))
     }
 }
 

@@ -85,7 +85,8 @@ impl Store {
                     tag,
                 })
             }
-            Err(Error::Cancelled) => Err(Error::Cancelled),
+            // What there is, the next pull goes on with.
+            Err(error) if is_passing(&error) => Err(error),
             Err(error) => {
                 // Blobs that no image came of are of no use. What else there is
                 // to say has been said by the error.
@@ -131,11 +132,13 @@ impl Store {
         if info.manifest.as_deref() != Some(resolved.manifest_digest.as_ref()) {
             return Ok(None);
         }
-        match (self.root(info), self.load(info.clone())) {
-            (Ok(_), Ok(image)) => Ok(Some(image)),
-            // It is there by name only: pulled again, all is well.
-            _ => Ok(None),
-        }
+        let manifest = resolved.manifest_digest.as_ref();
+        let sound = self.root(info).is_ok()
+            && self
+                .document(name, manifest, resolved.manifest_bytes.len())
+                .is_ok();
+        // It may be there by name only: pulled again, all is well.
+        Ok(self.load(info.clone()).ok().filter(|_| sound))
     }
 }
 
@@ -154,8 +157,9 @@ impl Pull<'_> {
         let root_name = roots::name(&config.diff_ids);
         let path = self.store.directory.join("roots").join(&root_name);
         let there = Held::open(&path).map_err(failed("open the root image", &path))?;
-        let root = match there {
-            Some(root) if !self.options.force => root,
+        // Layers are in use until the image is there: nobody removes them.
+        let (root, layers_in_use) = match there {
+            Some(root) if !self.options.force => (root, Vec::new()),
             _ => self.make_root(&config, &root_name).await?,
         };
         let store = self.store.clone();
@@ -184,6 +188,7 @@ impl Pull<'_> {
                 added: now(),
             };
             store.add(info.clone())?;
+            drop(layers_in_use);
             Ok(Image { info, config })
         })
         .await
@@ -203,7 +208,11 @@ impl Pull<'_> {
     }
 
     /// Gets all layers and makes the root image of them.
-    async fn make_root(&self, config: &ImageConfig, root_name: &str) -> Result<Held, Error> {
+    async fn make_root(
+        &self,
+        config: &ImageConfig,
+        root_name: &str,
+    ) -> Result<(Held, Vec<Held>), Error> {
         let layers = self.resolved.layers();
         let distinct: BTreeMap<String, &Descriptor> = layers
             .iter()
@@ -230,7 +239,6 @@ impl Pull<'_> {
             }
         };
         let mut pieces = Vec::new();
-        let mut in_use = Vec::new();
         for layer in layers {
             let digest = layer.digest().to_string();
             let Some(held) = fetched.get(&digest) else {
@@ -240,18 +248,16 @@ impl Pull<'_> {
             let file = held.file.try_clone().map_err(reading)?;
             pieces.push((digest, Piece::whole(file).map_err(reading)?));
         }
-        in_use.extend(fetched.into_values());
         let (store, events) = (self.store.clone(), Arc::clone(self.events));
         let (name, root_name) = (self.name.clone(), root_name.to_owned());
         let (force, conversion) = (self.options.force, self.options.conversion.clone());
         let diff_ids = config.diff_ids.clone();
         blocking(move || {
             let events = &*events;
-            let held = store.root_or_make(&root_name, &name, force, events, |out| {
+            let root = store.root_or_make(&root_name, &name, force, events, |out| {
                 store.convert(&name, &pieces, &diff_ids, &conversion, out, events)
-            });
-            drop(in_use);
-            held
+            })?;
+            Ok((root, fetched.into_values().collect()))
         })
         .await
     }
@@ -314,7 +320,7 @@ impl Pull<'_> {
     /// The right to download a layer, or the layer if it is there.
     async fn take(&self, digest: &str, size: u64) -> Result<Taken, Error> {
         let (store, events) = (self.store.clone(), Arc::clone(self.events));
-        let (digest, force) = (digest.to_owned(), self.options.force);
+        let digest = digest.to_owned();
         blocking(move || {
             let path = store.blob(&digest);
             let find = || -> Result<Option<Held>, Error> {
@@ -322,9 +328,10 @@ impl Pull<'_> {
                 let Some(held) = Held::open(&path).map_err(reading)? else {
                     return Ok(None);
                 };
-                // A disk that was full, or worse, at the wrong moment.
+                // What a disk gives back may not be what was written. Layers
+                // are only read to make a root image, which takes far longer.
                 let whole = held.size().map_err(reading)? == size;
-                let sound = whole && (!force || held.verify(&digest).map_err(reading)?);
+                let sound = whole && held.verify(&digest).map_err(reading)?;
                 Ok(sound.then_some(held))
             };
             if let Some(held) = find()? {

@@ -62,8 +62,18 @@ impl Image {
     }
 
     pub(crate) fn of(architecture: &str, layers: Vec<Vec<u8>>) -> Self {
+        Self::with_diff_ids(architecture, layers, &[])
+    }
+
+    /// Of layers that are not compressed.
+    pub(crate) fn convertible(layers: Vec<Vec<u8>>) -> Self {
+        let diff_ids: Vec<_> = layers.iter().map(|it| sha256(it).to_string()).collect();
+        Self::with_diff_ids("amd64", layers, &diff_ids)
+    }
+
+    fn with_diff_ids(architecture: &str, layers: Vec<Vec<u8>>, diff_ids: &[String]) -> Self {
         let config = format!(
-            r#"{{"architecture":"{architecture}","os":"linux","config":{{"Cmd":["/bin/true"]}},"rootfs":{{"type":"layers","diff_ids":[]}}}}"#
+            r#"{{"architecture":"{architecture}","os":"linux","config":{{"Cmd":["/bin/true"]}},"rootfs":{{"type":"layers","diff_ids":{diff_ids:?}}}}}"#
         );
         let config = config.into_bytes();
         let list: Vec<_> = layers.iter().map(|it| json(LAYER, it)).collect();
