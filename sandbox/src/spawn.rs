@@ -14,6 +14,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
+use flashpan_rootfs::child;
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, fcntl};
 use nix::sys::signal::Signal;
@@ -91,7 +92,7 @@ impl Child {
         // returns; actions and attributes are initialised. posix_spawn does not
         // write through the argument pointers (POSIX declares them so for
         // historical reasons only).
-        let result = unsafe {
+        let result = child::start(|| unsafe {
             libc::posix_spawn(
                 &raw mut pid,
                 path.as_ptr(),
@@ -100,7 +101,7 @@ impl Child {
                 arguments.as_ptr().cast(),
                 environment.as_ptr().cast(),
             )
-        };
+        });
         check(result)?;
         // SAFETY: pidfd_open takes a pid and flags and returns a new descriptor
         // or -1. The pid is our child that nobody has waited for, so it cannot

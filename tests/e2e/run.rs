@@ -51,6 +51,19 @@ fn standard_output_and_error_stay_apart() {
 }
 
 #[test]
+fn a_guest_has_as_many_processors_as_it_was_given() {
+    let home = Home::new();
+    // More than eight is more than the host's C library takes for granted, and
+    // 32 is the most.
+    for cpus in ["1", "3", "9", "32"] {
+        Flashpan::run(&home, ["--cpus", cpus, "--memory", "256M"], ["nproc"])
+            .finish()
+            .expect_status(0)
+            .expect_stdout(&format!("{cpus}\n"));
+    }
+}
+
+#[test]
 fn python_of_debian_computes() {
     let home = Home::new();
     let command = ["python3", "-c", "print(6*7)"];
