@@ -139,6 +139,65 @@ fn the_guest_sees_what_umoci_unpacks() {
     assert_same_lines(&guest, &unpacked);
 }
 
+/// What a program says that anybody may be, and those that the image favours.
+const PRIVILEGES: &str = r#"
+for python in /usr/bin/python3 /srv/setuid /srv/capable; do
+    $python -B -S -c '
+import os, socket
+try:
+    socket.socket(socket.AF_PACKET, socket.SOCK_RAW)
+    raw = "raw"
+except PermissionError:
+    raw = "refused"
+print(os.getresuid(), os.getresgid(), raw)'
+done"#;
+
+#[test]
+fn python_of_an_image_works_as_in_a_container() {
+    let home = Home::new();
+    let place = fixtures::images().join("layout").display().to_string();
+    ok(&home, &["image", "import", "python", &place]);
+    let run = |options: &[&str], script: &str| {
+        let mut words = vec!["run", "--image", "python"];
+        words.extend(options);
+        words.extend(["--", "busybox", "sh", "-ec", script]);
+        ok(&home, &words)
+    };
+    let text = run(
+        &["--memory", "512M"],
+        "python3 -m venv /opt/venv && /opt/venv/bin/pip --version && /opt/venv/bin/python -c '
+import sys
+print(sys.prefix != sys.base_prefix)'",
+    );
+    assert!(text.starts_with("pip 2"), "{text}");
+    assert!(text.contains("from /opt/venv/"), "{text}");
+    assert!(text.ends_with("\nTrue\n"), "{text}");
+    // More than the guest's memory takes.
+    let text = run(
+        &["--memory", "160M", "--disk-size", "1G"],
+        "python3 -S -c '
+import hashlib, os
+written = hashlib.md5()
+with open(\"/var/big\", \"wb\") as file:
+    for number in range(200):
+        block = bytes([number]) * (1 << 20)
+        written.update(block)
+        file.write(block)
+    os.fsync(file.fileno())
+print(os.stat(\"/var/big\").st_size)
+read = hashlib.file_digest(open(\"/var/big\", \"rb\"), \"md5\")
+print(read.digest() == written.digest())'",
+    );
+    assert_eq!(text, "209715200\nTrue\n");
+    let text = run(&["--user", "1000:1001"], PRIVILEGES);
+    assert_eq!(
+        text,
+        "(1000, 1000, 1000) (1001, 1001, 1001) refused\n\
+         (1000, 0, 0) (1001, 0, 0) raw\n\
+         (1000, 1000, 1000) (1001, 1001, 1001) raw\n"
+    );
+}
+
 fn import(home: &Home, name: &str) {
     let place = fixtures::images().join(format!("{name}.tar"));
     ok(

@@ -4,7 +4,7 @@ import io
 import sys
 import tarfile
 
-upper, top = sys.argv[1:]
+base, upper, top = sys.argv[1:]
 # cap_net_raw+ep, revision 2.
 CAPABILITY = bytes([1, 0, 0, 2, 0, 32] + [0] * 14).decode("latin1")
 
@@ -29,12 +29,15 @@ def layer(path):
 
 DIR, LINK, SYMLINK = tarfile.DIRTYPE, tarfile.LNKTYPE, tarfile.SYMTYPE
 
+with tarfile.open(base) as below:
+    python = below.extractfile("./usr/bin/python3.11").read()
+
 with layer(upper) as tar:
     tar.put("srv", kind=DIR, mode=0o755)
     tar.put("srv/data", b"one\n" * 1000, owner=(1000, 1001))
     tar.put("srv/hard", kind=LINK, link="srv/data")
-    tar.put("srv/setuid", b"#!/bin/sh\n", mode=0o6755)
-    tar.put("srv/capable", b"x", mode=0o755,
+    tar.put("srv/setuid", python, mode=0o6755)
+    tar.put("srv/capable", python, mode=0o755,
             attributes={"security.capability": CAPABILITY, "user.note": "hello"})
     tar.put("srv/sticky", kind=DIR, mode=0o1777)
     tar.put("srv/empty")

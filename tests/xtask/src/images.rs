@@ -14,9 +14,9 @@ use crate::setup::DEBIAN;
 use crate::step;
 
 /// Changes when the images are made in another way.
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 /// What the image with Python is made of; it is not installed, only unpacked.
-const PYTHON: &str = "python3-minimal,busybox-static";
+const PYTHON: &str = "python3-venv,busybox-static";
 
 /// The programs of busybox that the tests use.
 const APPLETS: [&str; 10] = [
@@ -78,7 +78,7 @@ fn python(work: &Path, layout: &Path) -> Result<()> {
     let mut layers = Command::new("python3");
     layers
         .arg(step::root().join("tests/e2e/images/layers.py"))
-        .args([upper, top]);
+        .args([base, upper, top]);
     step::run("two layers over it", &mut layers)?;
     umoci(&["new", "--image"], layout, "python", [""; 0])?;
     for tar in tars {
