@@ -120,7 +120,14 @@ fn boots(options: &Options, inputs: &Inputs, directory: &Path, to: &mut Figures<
     Ok(())
 }
 
-/// A program of one tree, run by us and by microsandbox, if that is there.
+/// What is run in the tree.
+const WORDS: [&str; 2] = ["echo", GREETING];
+
+fn greeted(output: &Output) -> bool {
+    output.status.success() && String::from_utf8_lossy(&output.stdout).trim() == GREETING
+}
+
+/// A program of one tree: as a root image, out of our store, and by microsandbox.
 fn same_tree(
     options: &Options,
     inputs: &Inputs,
@@ -128,21 +135,29 @@ fn same_tree(
     to: &mut Figures<'_>,
 ) -> Result<()> {
     let tree = Tree::make(directory)?;
-    let words = ["echo", GREETING];
-    let greeted = |output: &Output| {
-        output.status.success() && String::from_utf8_lossy(&output.stdout).trim() == GREETING
-    };
-    let run = inputs.run(&["--rootfs".as_ref(), tree.image.as_os_str()], &words);
+    let run = inputs.run(&["--rootfs".as_ref(), tree.image.as_os_str()], &WORDS);
     let (ours, _) = least("flashpan run --rootfs", options.runs, run, greeted)?;
-    let (name, time) = ("boot/run-rootfs-echo", options.unit.as_str());
-
-    // The same tree out of the store. Its first run is over when the second counts.
-    let cache = directory.join("cache");
     let archive = tree.oci_archive(directory)?;
+    stored(options, inputs, directory, &archive, ours, to)?;
+    beside_microsandbox(options, directory, &archive, ours, to)
+}
+
+/// The same tree out of the store, beside `run --rootfs` which took `rootfs`.
+fn stored(
+    options: &Options,
+    inputs: &Inputs,
+    directory: &Path,
+    archive: &Path,
+    rootfs: f64,
+    to: &mut Figures<'_>,
+) -> Result<()> {
+    let time = options.unit.as_str();
+    // Its first run is over when the second counts.
+    let cache = directory.join("cache");
     let mut import = Command::new(&inputs.flashpan);
     import
         .args(["image", "import", "--quiet", IMAGE])
-        .arg(&archive);
+        .arg(archive);
     let output = import.env("XDG_CACHE_HOME", &cache).output()?;
     if !output.status.success() {
         bail!("{import:?}: {}", String::from_utf8_lossy(&output.stderr));
@@ -151,25 +166,37 @@ fn same_tree(
         ("boot/run-image-echo", &["--ephemeral"][..], true),
         ("boot/run-image-disk-echo", &[], false),
     ] {
-        let mut run = inputs.run(&[&["--image", IMAGE], upper].concat(), &words);
+        let mut run = inputs.run(&[&["--image", IMAGE], upper].concat(), &WORDS);
         run.env("XDG_CACHE_HOME", &cache);
         let what = format!("flashpan run --image {}", upper.concat());
         let (took, _) = least(what.trim(), options.runs, run, greeted)?;
         if budgeted {
-            to.beside(figure, took, time, ("flashpan run --rootfs", ours));
+            to.beside(figure, took, time, ("flashpan run --rootfs", rootfs));
         } else {
             to.add(figure, took, time);
         }
     }
+    Ok(())
+}
 
+/// The same tree by microsandbox, if that is there, beside which `run --rootfs`
+/// took `ours`.
+fn beside_microsandbox(
+    options: &Options,
+    directory: &Path,
+    archive: &Path,
+    ours: f64,
+    to: &mut Figures<'_>,
+) -> Result<()> {
+    let (name, time) = ("boot/run-rootfs-echo", options.unit.as_str());
     let Some(bundle) = &options.microsandbox else {
         eprintln!("flashpan-bench: no microsandbox, so {name} has nothing beside it");
         to.unjudged(name, ours, time);
         return Ok(());
     };
     // It is not ours to repair: without it the others are as good.
-    let peer = Microsandbox::set_up(bundle, &archive, directory).and_then(|peer| {
-        let (least, _) = least(&peer.name, options.runs, peer.run(&words), greeted)?;
+    let peer = Microsandbox::set_up(bundle, archive, directory).and_then(|peer| {
+        let (least, _) = least(&peer.name, options.runs, peer.run(&WORDS), greeted)?;
         Ok((least, peer.name))
     });
     match peer {
