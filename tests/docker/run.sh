@@ -1,7 +1,7 @@
 #!/bin/sh
 # Docker in a guest: boots a Debian root that has Docker on a kernel with the
 # fragment `netfilter`, and runs containers in it (guest.sh). By hand only: in the
-# lab it takes a quarter of an hour.
+# lab it takes some minutes.
 #
 #   cargo build --release && tests/docker/run.sh
 #
