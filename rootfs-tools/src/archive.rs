@@ -4,7 +4,7 @@
 //! What it is shows in what is in it, never in its name. A tar may be
 //! compressed as a whole (gzip, Zstandard) and may come through a pipe; then it
 //! is unpacked into a file without a name first. Layers of a tar that is a file
-//! already are used where they lie.
+//! already are read where they lie.
 //!
 //! Archives are not trusted. Only names near the root are looked at, links are
 //! followed inside the archive only, sizes are checked against what is there,
@@ -28,6 +28,7 @@ use sha2::{Digest, Sha256};
 
 use crate::compression::{Compression, Decompressor};
 use crate::directory::hex;
+use crate::layers::Custody;
 use crate::platform::Platform;
 use crate::registry;
 use members::{Members, ScanError};
@@ -165,6 +166,8 @@ pub struct Image {
 pub struct Layer {
     /// Its bytes.
     pub piece: Piece,
+    /// Whose the file with them is.
+    pub custody: Custody,
     /// The digest of the bytes, where the archive promises one.
     pub digest: Option<String>,
     /// What the manifest says that it is; empty if there is none.
@@ -271,26 +274,27 @@ fn from_file(
 ) -> Result<Contents, Error> {
     let reading = |source| origin.read(source);
     let metadata = file.metadata().map_err(reading)?;
-    let piece = if metadata.is_file() {
+    let (piece, custody) = if metadata.is_file() {
         let mut piece = Piece::whole(file.try_clone().map_err(reading)?).map_err(reading)?;
         // Standard input may be a file of which something was read before.
         piece.offset = io::Seek::stream_position(&mut file)
             .map_err(reading)?
             .min(piece.length);
         piece.length = piece.length.saturating_sub(piece.offset);
-        piece
+        (piece, Custody::Foreign)
     } else {
-        spooled(origin, Compression::None, file, options, progress)?
+        let piece = spooled(origin, Compression::None, file, options, progress)?;
+        (piece, Custody::Own)
     };
     if piece.length == 0 {
         return Err(origin.not_an_image("it is empty"));
     }
     match spool::look(&piece.head::<8>().map_err(reading)?) {
         Look::Foreign(why) => Err(origin.not_an_image(why)),
-        Look::Known(Compression::None) => from_tar(origin, &piece, options),
+        Look::Known(Compression::None) => from_tar(origin, piece, custody, options),
         Look::Known(compression) => {
             let plain = spooled(origin, compression, piece.reader(), options, progress)?;
-            from_tar(origin, &plain, options)
+            from_tar(origin, plain, Custody::Own, options)
         }
     }
 }
@@ -346,25 +350,47 @@ pub(crate) fn nameless(directory: &Path) -> io::Result<File> {
     }
 }
 
-fn from_tar(origin: &Origin, tar: &Piece, options: &Options) -> Result<Contents, Error> {
-    let members = Members::scan(tar).map_err(|error| match error {
+/// A tar, and what is where in it.
+struct Tar {
+    piece: Piece,
+    custody: Custody,
+    members: Members,
+}
+
+impl Tar {
+    /// The regular file of that name.
+    fn file(&self, name: &str) -> Option<Piece> {
+        self.members.file(&self.piece, name)
+    }
+}
+
+fn from_tar(
+    origin: &Origin,
+    piece: Piece,
+    custody: Custody,
+    options: &Options,
+) -> Result<Contents, Error> {
+    let members = Members::scan(&piece).map_err(|error| match error {
         ScanError::NotTar(0) => origin.not_an_image("it is no tar archive"),
         ScanError::NotTar(at) => origin.damaged(format!("at byte {at} there is no tar header")),
         ScanError::Truncated => origin.damaged("it ends in the middle of a member".to_owned()),
         ScanError::Malformed(what) => origin.damaged(format!("a header has {what} that cannot be")),
         ScanError::Io(source) => origin.read(source),
     })?;
-    let contents = if let Some(list) = members.file(tar, docker::MANIFEST) {
-        Contents::Images(docker::images(origin, tar, &members, &list)?)
+    let tar = Tar {
+        piece,
+        custody,
+        members,
+    };
+    let members = &tar.members;
+    let contents = if let Some(list) = tar.file(docker::MANIFEST) {
+        Contents::Images(docker::images(origin, &tar, &list)?)
     } else if members.has(layout::MARK) && members.has(layout::INDEX) {
-        let files = InTar {
-            tar,
-            members: &members,
-        };
-        Contents::Images(layout::images(origin, &files, &options.platform)?)
+        Contents::Images(layout::images(origin, &tar, &options.platform)?)
     } else if members.top().any(|name| ROOT_MARKS.contains(&name)) {
         Contents::Root(Layer {
-            piece: tar.clone(),
+            piece: tar.piece.clone(),
+            custody,
             digest: None,
             media_type: String::new(),
         })
@@ -405,14 +431,13 @@ fn directory(origin: &Origin, path: &Path, options: &Options) -> Result<Contents
     Ok(Contents::Images(images))
 }
 
-struct InTar<'a> {
-    tar: &'a Piece,
-    members: &'a Members,
-}
-
-impl layout::Files for InTar<'_> {
+impl layout::Files for Tar {
     fn find(&self, name: &str) -> io::Result<Option<Piece>> {
-        Ok(self.members.file(self.tar, name))
+        Ok(self.file(name))
+    }
+
+    fn custody(&self) -> Custody {
+        self.custody
     }
 }
 
@@ -435,6 +460,10 @@ impl layout::Files for InDirectory {
             Err(rustix::io::Errno::NOENT) => Ok(None),
             Err(error) => Err(error.into()),
         }
+    }
+
+    fn custody(&self) -> Custody {
+        Custody::Foreign
     }
 }
 

@@ -3,9 +3,8 @@
 
 use serde::Deserialize;
 
-use super::members::Members;
 use super::piece::Piece;
-use super::{Error, Image, Layer, MANIFEST_MAX, Origin};
+use super::{Error, Image, Layer, MANIFEST_MAX, Origin, Tar};
 use crate::image_config::{CONFIG_MAX, LAYERS_MAX, is_sha256};
 
 /// The file with the list of images.
@@ -20,12 +19,7 @@ struct Listed {
 }
 
 /// The images of an archive with such a file.
-pub(super) fn images(
-    origin: &Origin,
-    tar: &Piece,
-    members: &Members,
-    list: &Piece,
-) -> Result<Vec<Image>, Error> {
+pub(super) fn images(origin: &Origin, tar: &Tar, list: &Piece) -> Result<Vec<Image>, Error> {
     let json = list
         .read(MANIFEST_MAX)
         .map_err(|source| origin.member(MANIFEST, source))?;
@@ -35,7 +29,7 @@ pub(super) fn images(
     let mut images = Vec::new();
     let mut left = CONFIGS_MAX;
     for listed in listed {
-        let image = image(origin, tar, members, listed)?;
+        let image = image(origin, tar, listed)?;
         left = left.checked_sub(image.config.len()).ok_or_else(|| {
             origin.damaged(format!(
                 "the configurations of its images have more than {CONFIGS_MAX} bytes in all"
@@ -50,9 +44,9 @@ pub(super) fn images(
 /// one can be listed many times.
 const CONFIGS_MAX: usize = 64 << 20;
 
-fn image(origin: &Origin, tar: &Piece, members: &Members, listed: Listed) -> Result<Image, Error> {
+fn image(origin: &Origin, tar: &Tar, listed: Listed) -> Result<Image, Error> {
     let find = |name: &str| {
-        members.file(tar, name).ok_or_else(|| {
+        tar.file(name).ok_or_else(|| {
             let name: String = name.chars().take(200).collect();
             origin.damaged(format!("its {MANIFEST} names {name:?}, which is not in it"))
         })
@@ -75,6 +69,7 @@ fn image(origin: &Origin, tar: &Piece, members: &Members, listed: Listed) -> Res
     let layers = listed.layers.iter().map(|name| {
         Ok(Layer {
             piece: find(name)?,
+            custody: tar.custody,
             digest: named_digest(name),
             media_type: String::new(),
         })

@@ -182,13 +182,11 @@ impl Job<'_> {
         filled: &mpsc::Receiver<io::Result<Vec<u8>>>,
         give_back: &mpsc::Sender<Vec<u8>>,
     ) -> Result<Unpacked, LayerError> {
-        let compressed = self.layer.compression != Compression::None;
         let directory = self.options.spool;
         let limits = &self.options.limits;
-        let mut spool = if compressed {
-            Some(Spool::new(directory)?)
-        } else {
-            None
+        let mut spool = match self.layer.stays_as_hashed() {
+            true => None,
+            false => Some(Spool::new(directory)?),
         };
         let mut index = Index {
             sums: self.sums,

@@ -129,7 +129,11 @@ impl Store {
             }
             let inputs = config.diff_ids.iter().zip(&image.layers);
             let inputs: Vec<_> = inputs
-                .map(|(id, layer)| (id.clone(), layer.piece.clone()))
+                .map(|(id, layer)| roots::Packed {
+                    name: id.clone(),
+                    piece: layer.piece.clone(),
+                    custody: layer.custody,
+                })
                 .collect();
             let conversion = &options.conversion;
             self.convert(&name, &inputs, &config.diff_ids, conversion, out, events)

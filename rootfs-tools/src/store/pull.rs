@@ -238,7 +238,8 @@ impl Pull<'_> {
             };
             let reading = |source| failed("read", held.path())(source);
             let file = held.file.try_clone().map_err(reading)?;
-            pieces.push((digest, Piece::whole(file).map_err(reading)?));
+            let piece = Piece::whole(file).map_err(reading)?;
+            pieces.push(roots::Packed::blob(digest, piece));
         }
         in_use.extend(fetched.into_values());
         let (store, events) = (self.store.clone(), Arc::clone(self.events));

@@ -12,7 +12,7 @@ use super::{Cancel, Error, Event, Events, Held, Store, failed};
 use crate::archive::Piece;
 use crate::directory::hex;
 use crate::erofs::FORMAT_VERSION;
-use crate::layers;
+use crate::layers::{self, Custody};
 
 /// The name of the root image of these layers: the OCI chain identity (image
 /// specification 1.1, `config.md`, "Layer ChainID").
@@ -30,6 +30,39 @@ pub(super) fn name(diff_ids: &[String]) -> String {
         None => hex(&Sha256::digest([])),
     };
     format!("{hex}-{FORMAT_VERSION}.erofs")
+}
+
+/// A layer as it is packed.
+#[derive(Clone, Debug)]
+pub(super) struct Packed {
+    /// What messages call it.
+    pub(super) name: String,
+    /// Its bytes.
+    pub(super) piece: Piece,
+    /// Whose the file with them is.
+    pub(super) custody: Custody,
+}
+
+impl Packed {
+    /// A blob of this store, which nobody writes once it is in its place.
+    pub(super) fn blob(digest: String, piece: Piece) -> Self {
+        Self {
+            name: digest,
+            piece,
+            custody: Custody::Own,
+        }
+    }
+
+    fn layer(&self, image: &str) -> Result<layers::Layer, Error> {
+        let Piece {
+            file,
+            offset,
+            length,
+        } = &self.piece;
+        layers::Layer::new(self.name.clone(), Arc::clone(file), *offset, *length)
+            .map(|layer| layer.in_custody(self.custody))
+            .map_err(failed("read a layer of", Path::new(image)))
+    }
 }
 
 impl Store {
@@ -68,23 +101,18 @@ impl Store {
             .map_err(failed("put the root image in place at", &path))
     }
 
-    /// Writes the root image of these layers; each is a name for messages and
-    /// the bytes as they are packed.
+    /// Writes the root image of these layers.
     pub(super) fn convert(
         &self,
         image: &str,
-        layers: &[(String, Piece)],
+        layers: &[Packed],
         diff_ids: &[String],
         conversion: &Conversion,
         out: &File,
         events: Events<'_>,
     ) -> Result<(), Error> {
-        let open = |(name, piece): &(String, Piece)| {
-            let file = Arc::clone(&piece.file);
-            layers::Layer::new(name.clone(), file, piece.offset, piece.length)
-                .map_err(failed("read a layer of", Path::new(image)))
-        };
-        let layers: Vec<layers::Layer> = layers.iter().map(open).collect::<Result<_, _>>()?;
+        let layers = layers.iter().map(|layer| layer.layer(image));
+        let layers: Vec<layers::Layer> = layers.collect::<Result<_, _>>()?;
         let expected: Vec<layers::DiffId> = diff_ids.iter().filter_map(|id| bytes(id)).collect();
         let work = self.work();
         let mut options = layers::Options::new(&work, conversion.cancel.flag());

@@ -341,3 +341,34 @@ fn work_that_is_cancelled_leaves_nothing() {
     assert!(matches!(error, Error::Cancelled), "{error}");
     assert_eq!((names(&store).len(), files(&store)), (0, Vec::new()));
 }
+
+/// The files of a user's own archive are not the store's: who writes them while
+/// they are imported changes no root image that others will trust.
+#[test]
+fn an_archive_that_is_changed_while_it_is_imported_gives_what_was_verified() {
+    let (dir, trusting) = store();
+    let contents = [b'g'; 100_000];
+    let good = import(&trusting, archive(dir.path(), &[("app", &contents)])).unwrap();
+    let good = fs::read(trusting.root_path(&good[0].info)).unwrap();
+    let (_kept, store) = self::store();
+    let input = archive(dir.path(), &[("app", &contents)]);
+    let path = dir.path().join("archive.tar");
+    let bytes = fs::read(&path).unwrap();
+    let evil: Vec<u8> = bytes
+        .iter()
+        .map(|byte| if *byte == b'g' { b'e' } else { *byte })
+        .collect();
+    let changed = AtomicUsize::new(0);
+    let change = |event| {
+        // The first half is reading, the second is writing the image.
+        if matches!(event, Event::Converting { done, total } if done >= total / 2) {
+            fs::write(&path, &evil).unwrap();
+            changed.fetch_add(1, Ordering::Relaxed);
+        }
+    };
+    let options = ImportOptions::default();
+    let imported = store.import(input, &options, &change).unwrap();
+    assert!(changed.load(Ordering::Relaxed) > 0);
+    let root = fs::read(store.root_path(&imported[0].info)).unwrap();
+    assert!(root == good, "the image has bytes that were not verified");
+}
