@@ -28,9 +28,11 @@ use sha2::{Digest, Sha256};
 
 use crate::compression::{Compression, Decompressor};
 use crate::directory::hex;
-use crate::layers::Custody;
+use crate::layers::{Custody, Limits};
 use crate::platform::Platform;
 use crate::registry;
+use crate::store::Cancel;
+use crate::tar;
 use members::{Members, ScanError};
 use spool::{Look, SpoolError};
 
@@ -99,6 +101,14 @@ pub enum Error {
         /// What there is.
         available: Vec<String>,
     },
+    /// It is no tar that can be read.
+    #[error("cannot read {archive}: {source}; make or copy it again")]
+    Tar {
+        /// The archive.
+        archive: String,
+        /// What is wrong.
+        source: tar::Error,
+    },
     /// It unpacks to more than is allowed.
     #[error("{archive} unpacks to more than the {} MiB that are allowed", max >> 20)]
     TooLarge {
@@ -117,6 +127,9 @@ pub enum Error {
         /// Why.
         source: io::Error,
     },
+    /// [`Options::cancel`] was cancelled.
+    #[error("it was cancelled")]
+    Cancelled,
 }
 
 fn list(names: &[String]) -> String {
@@ -131,10 +144,13 @@ fn list(names: &[String]) -> String {
 pub struct Options {
     /// Of images for several platforms, which one.
     pub platform: Platform,
-    /// Most bytes that a compressed archive may unpack to.
-    pub max_unpacked: u64,
+    /// What it may ask for: `total` of what a compressed archive unpacks to, and
+    /// `header`.
+    pub limits: Limits,
     /// Where to unpack to; nothing is left there.
     pub spool: PathBuf,
+    /// Ends it.
+    pub cancel: Cancel,
 }
 
 /// What an archive holds.
@@ -315,7 +331,10 @@ fn spooled(
     let mut to = nameless(&options.spool).map_err(writing)?;
     let from = BufReader::with_capacity(spool::STEP, from);
     let from = Decompressor::new(from, compression);
-    spool::collect(from, &mut to, options.max_unpacked, progress).map_err(|error| match error {
+    let max = options.limits.total;
+    let collected = spool::collect(from, &mut to, max, &options.cancel, progress);
+    collected.map_err(|error| match error {
+        SpoolError::Cancelled => Error::Cancelled,
         SpoolError::Read(source) => match compression {
             Compression::None => origin.read(source),
             _ => origin.damaged(format!("it cannot be unpacked ({source})")),
@@ -323,7 +342,7 @@ fn spooled(
         SpoolError::Write(source) => writing(source),
         SpoolError::TooLarge => Error::TooLarge {
             archive: origin.0.clone(),
-            max: options.max_unpacked,
+            max,
         },
     })?;
     Piece::whole(to).map_err(writing)
@@ -359,8 +378,9 @@ struct Tar {
 
 impl Tar {
     /// The regular file of that name.
-    fn file(&self, name: &str) -> Option<Piece> {
-        self.members.file(&self.piece, name)
+    fn file(&self, origin: &Origin, name: &str) -> Result<Option<Piece>, Error> {
+        let found = self.members.file(&self.piece, name);
+        found.map_err(|source| origin.member(name, source))
     }
 }
 
@@ -370,12 +390,15 @@ fn from_tar(
     custody: Custody,
     options: &Options,
 ) -> Result<Contents, Error> {
-    let members = Members::scan(&piece).map_err(|error| match error {
-        ScanError::NotTar(0) => origin.not_an_image("it is no tar archive"),
-        ScanError::NotTar(at) => origin.damaged(format!("at byte {at} there is no tar header")),
-        ScanError::Truncated => origin.damaged("it ends in the middle of a member".to_owned()),
-        ScanError::Malformed(what) => origin.damaged(format!("a header has {what} that cannot be")),
+    let members = Members::scan(&piece, options.limits.header, &options.cancel);
+    let members = members.map_err(|error| match error {
+        ScanError::Tar(tar::Error::NotTar) => origin.not_an_image("it is no tar archive"),
+        ScanError::Tar(source) => Error::Tar {
+            archive: origin.0.clone(),
+            source,
+        },
         ScanError::Io(source) => origin.read(source),
+        ScanError::Cancelled => Error::Cancelled,
     })?;
     let tar = Tar {
         piece,
@@ -383,7 +406,7 @@ fn from_tar(
         members,
     };
     let members = &tar.members;
-    let contents = if let Some(list) = tar.file(docker::MANIFEST) {
+    let contents = if let Some(list) = tar.file(origin, docker::MANIFEST)? {
         Contents::Images(docker::images(origin, &tar, &list)?)
     } else if members.has(layout::MARK) && members.has(layout::INDEX) {
         Contents::Images(layout::images(origin, &tar, &options.platform)?)
@@ -433,7 +456,7 @@ fn directory(origin: &Origin, path: &Path, options: &Options) -> Result<Contents
 
 impl layout::Files for Tar {
     fn find(&self, name: &str) -> io::Result<Option<Piece>> {
-        Ok(self.file(name))
+        self.members.file(&self.piece, name)
     }
 
     fn custody(&self) -> Custody {

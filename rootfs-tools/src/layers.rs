@@ -31,6 +31,7 @@ mod flatten;
 mod limits;
 mod spool;
 mod unpack;
+mod verify;
 
 use std::fs::File;
 use std::io;
@@ -47,6 +48,7 @@ use crate::tree::Tree;
 
 pub use error::{Error, LayerError};
 pub use limits::Limits;
+pub use verify::verify;
 
 /// SHA-256 of an uncompressed layer.
 pub type DiffId = [u8; 32];
@@ -228,6 +230,8 @@ pub fn flatten(
             diff_ids: expected.len(),
         });
     }
+    let sizes = layers.iter().map(|layer| layer.length);
+    options.limits.check_packed(sizes)?;
     let unpacked = unpack::all(layers, expected, options, progress)?;
     let diff_ids = unpacked.iter().map(|layer| layer.diff_id).collect();
     let mut flattener = flatten::Flattener::new(&options.limits);

@@ -178,7 +178,7 @@ pub enum Error {
     Reference(#[from] reference::Error),
     /// The archive cannot be used.
     #[error(transparent)]
-    Archive(#[from] archive::Error),
+    Archive(archive::Error),
     /// The configuration cannot be used.
     #[error("cannot use the image {name}: {source}")]
     Config {
@@ -215,6 +215,15 @@ pub enum Error {
     /// Whoever asked for it does not want it any more.
     #[error("it was cancelled")]
     Cancelled,
+}
+
+impl From<archive::Error> for Error {
+    fn from(error: archive::Error) -> Self {
+        match error {
+            archive::Error::Cancelled => Self::Cancelled,
+            error => Self::Archive(error),
+        }
+    }
 }
 
 /// What to do about an error, where that is not obvious.
@@ -447,12 +456,13 @@ impl Store {
         Ok(info.name)
     }
 
-    /// Adds an image, or makes its name stand for it from now on. Its files
+    /// Adds images, or makes their names stand for them from now on. Their files
     /// have to be held.
-    fn add(&self, info: ImageInfo) -> Result<(), Error> {
+    fn add(&self, infos: impl IntoIterator<Item = ImageInfo>) -> Result<(), Error> {
         let guard = self.index.exclusive()?;
         let mut images = self.index.read()?;
-        images.insert(info.name.clone(), info);
+        let infos = infos.into_iter();
+        images.extend(infos.map(|info| (info.name.clone(), info)));
         self.index.write(&guard, images)
     }
 

@@ -30,7 +30,9 @@ pub(super) fn images(origin: &Origin, tar: &Tar, list: &Piece) -> Result<Vec<Ima
     let mut left = CONFIGS_MAX;
     for listed in listed {
         let image = image(origin, tar, listed)?;
-        left = left.checked_sub(image.config.len()).ok_or_else(|| {
+        // Each name is an image of the store with the whole configuration.
+        let kept = image.config.len().saturating_mul(image.names.len().max(1));
+        left = left.checked_sub(kept).ok_or_else(|| {
             origin.damaged(format!(
                 "the configurations of its images have more than {CONFIGS_MAX} bytes in all"
             ))
@@ -40,13 +42,13 @@ pub(super) fn images(origin: &Origin, tar: &Tar, list: &Piece) -> Result<Vec<Ima
     Ok(images)
 }
 
-/// Bytes of the configurations of all images: they are in memory together, and
-/// one can be listed many times.
+/// Bytes of the configurations of all images, under each of their names: they are
+/// in memory together, and one can be listed many times.
 const CONFIGS_MAX: usize = 64 << 20;
 
 fn image(origin: &Origin, tar: &Tar, listed: Listed) -> Result<Image, Error> {
     let find = |name: &str| {
-        tar.file(name).ok_or_else(|| {
+        tar.file(origin, name)?.ok_or_else(|| {
             let name: String = name.chars().take(200).collect();
             origin.damaged(format!("its {MANIFEST} names {name:?}, which is not in it"))
         })

@@ -11,7 +11,7 @@ use super::error::{Error, LayerError};
 use super::limits::{ATTRIBUTE_COST, Limits, PATH_MAX};
 use super::spool::{Expander, Spool};
 use super::{DiffId, Layer, Options, Progress};
-use crate::compression::{Compression, Decompressor, Part};
+use crate::compression::{Decompressor, Part};
 use crate::erofs;
 use crate::tar::{self, Event, Kind, Reader};
 use crate::tree::{Content, Metadata};
@@ -244,20 +244,7 @@ impl Job<'_> {
         if self.stopped() {
             return LayerError::Cancelled;
         }
-        let format = match self.layer.compression {
-            Compression::None => return LayerError::Read(error),
-            Compression::Gzip => "gzip",
-            Compression::Zstd => "zstd",
-        };
-        match error.kind() {
-            // An error of the system is one of reading; decoders make their own.
-            _ if error.raw_os_error().is_some() => LayerError::Read(error),
-            io::ErrorKind::UnexpectedEof => LayerError::Truncated { format },
-            _ => LayerError::Corrupt {
-                format,
-                source: error,
-            },
-        }
+        LayerError::unreadable(self.layer.compression, error)
     }
 }
 

@@ -151,6 +151,8 @@ impl Pull<'_> {
         let layers = self.resolved.layers();
         check(&self.name, &config, layers.len())?;
         self.check_digests()?;
+        let sizes = layers.iter().map(Descriptor::size);
+        roots::check_packed(&self.name, sizes, &self.options.conversion)?;
         let root_name = roots::name(&config.diff_ids);
         let path = self.store.directory.join("roots").join(&root_name);
         let there = Held::open(&path).map_err(failed("open the root image", &path))?;
@@ -183,7 +185,7 @@ impl Pull<'_> {
                 created: config.created.clone(),
                 added: now(),
             };
-            store.add(info.clone())?;
+            store.add([info.clone()])?;
             Ok(Image { info, config })
         })
         .await

@@ -118,14 +118,28 @@ impl Store {
         let mut options = layers::Options::new(&work, conversion.cancel.flag());
         options.limits = conversion.limits.clone();
         let progress = Meter::new(&layers, events);
-        match layers::convert(&layers, &expected, &options, out, &|now| progress.on(&now)) {
-            Ok(_) => Ok(()),
-            Err(layers::Error::Cancelled) => Err(Error::Cancelled),
-            Err(source) => Err(Error::Convert {
-                name: image.to_owned(),
-                source,
-            }),
-        }
+        layers::convert(&layers, &expected, &options, out, &|now| progress.on(&now))
+            .map(drop)
+            .map_err(|source| failed_conversion(image, source))
+    }
+
+    /// Checks that a layer has this `diff_id`, for whom there is no image to make.
+    pub(super) fn verify_layer(
+        &self,
+        image: &str,
+        layer: &Packed,
+        diff_id: &str,
+        conversion: &Conversion,
+    ) -> Result<(), Error> {
+        let work = self.work();
+        let mut options = layers::Options::new(&work, conversion.cancel.flag());
+        options.limits = conversion.limits.clone();
+        let expected = bytes(diff_id).ok_or_else(|| Error::Digest {
+            name: image.to_owned(),
+            digest: diff_id.to_owned(),
+        })?;
+        layers::verify(&layer.layer(image)?, &expected, &options)
+            .map_err(|source| failed_conversion(image, source))
     }
 }
 
@@ -136,6 +150,26 @@ pub struct Conversion {
     pub limits: layers::Limits,
     /// Ends it.
     pub cancel: Cancel,
+}
+
+/// Checks what all layers have together before they are got or read.
+pub(super) fn check_packed(
+    image: &str,
+    sizes: impl IntoIterator<Item = u64>,
+    conversion: &Conversion,
+) -> Result<(), Error> {
+    let checked = conversion.limits.check_packed(sizes);
+    checked.map_err(|source| failed_conversion(image, source))
+}
+
+fn failed_conversion(image: &str, source: layers::Error) -> Error {
+    match source {
+        layers::Error::Cancelled => Error::Cancelled,
+        source => Error::Convert {
+            name: image.to_owned(),
+            source,
+        },
+    }
 }
 
 /// The bytes of a digest.

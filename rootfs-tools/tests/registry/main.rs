@@ -11,6 +11,7 @@ mod misbehaviour;
 mod pull;
 mod routes;
 mod server;
+mod store;
 
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom, Write};
