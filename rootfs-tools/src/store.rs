@@ -118,7 +118,7 @@ pub enum Error {
     #[error("image not found: {0:?}")]
     NotFound(String),
     /// The beginning of an identity that several images have.
-    #[error("{prefix:?} is the beginning of several images: {}; write more of it", .names.join(", "))]
+    #[error("{prefix:?} is the beginning of several images: {}; write more of it", some(.names))]
     Ambiguous {
         /// What was asked for.
         prefix: String,
@@ -137,7 +137,7 @@ pub enum Error {
     /// An archive has several images, and one name was given.
     #[error(
         "{archive} has several images ({}); give the name of one of them, or none to import all",
-        .names.join(", ")
+        some(.names)
     )]
     Several {
         /// The archive.
@@ -215,6 +215,16 @@ pub enum Error {
     /// Whoever asked for it does not want it any more.
     #[error("it was cancelled")]
     Cancelled,
+}
+
+/// The first of many names.
+fn some(names: &[String]) -> String {
+    const MOST: usize = 20;
+    let shown: Vec<&str> = names.iter().take(MOST).map(String::as_str).collect();
+    match names.len().saturating_sub(MOST) {
+        0 => shown.join(", "),
+        more => format!("{} and {more} more", shown.join(", ")),
+    }
 }
 
 impl From<archive::Error> for Error {

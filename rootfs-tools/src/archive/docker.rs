@@ -6,6 +6,7 @@ use serde::Deserialize;
 use super::piece::Piece;
 use super::{Error, Image, Layer, MANIFEST_MAX, Origin, Tar};
 use crate::image_config::{CONFIG_MAX, LAYERS_MAX, is_sha256};
+use crate::registry::clean;
 
 /// The file with the list of images.
 pub(super) const MANIFEST: &str = "manifest.json";
@@ -24,7 +25,8 @@ pub(super) fn images(origin: &Origin, tar: &Tar, list: &Piece) -> Result<Vec<Ima
         .read(MANIFEST_MAX)
         .map_err(|source| origin.member(MANIFEST, source))?;
     let listed: Vec<Listed> = serde_json::from_slice(&json).map_err(|source| {
-        origin.damaged(format!("its {MANIFEST} cannot be understood: {source}"))
+        let why = clean(&source.to_string());
+        origin.damaged(format!("its {MANIFEST} cannot be understood: {why}"))
     })?;
     let mut images = Vec::new();
     let mut left = CONFIGS_MAX;

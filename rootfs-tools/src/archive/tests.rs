@@ -245,6 +245,24 @@ fn a_pipe_is_as_good_as_a_file() {
     assert!(matches!(contents, Contents::Images(images) if images[0].names == ["app:1"]));
 }
 
+/// What an index says of platforms is text from strangers.
+#[test]
+fn platforms_are_shown_without_control_characters() {
+    let mut files = oci_layout(&[("app:1", &[layer()], "{}")]);
+    let index = files.get_mut("index.json").unwrap();
+    let text = String::from_utf8(index.clone()).unwrap();
+    let platform = r#""platform": {"os": "li\u001b[31mnux\n", "architecture": "\u009b2J\u202e"},"#;
+    *index = text
+        .replace(r#""annotations""#, &format!(r#"{platform} "annotations""#))
+        .into_bytes();
+    let text = complaint(&tar_of(&files));
+    assert!(text.contains("it has li [31mnux/2j"), "{text:?}");
+    assert!(
+        !text.chars().any(|c| c.is_control() || c == '\u{202e}'),
+        "{text:?}"
+    );
+}
+
 /// Who cancels does not wait for the end of what comes.
 #[test]
 fn unpacking_that_is_cancelled_ends() {
