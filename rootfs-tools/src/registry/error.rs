@@ -124,6 +124,24 @@ pub enum Error {
         /// The deadline.
         limit: Duration,
     },
+    /// Something comes all the time, and too little.
+    #[error(
+        "{host} sends {what} too slowly: {got} bytes in {:.1} s, at least {least} are expected; try \
+         later or elsewhere",
+        window.as_secs_f32()
+    )]
+    Slow {
+        /// What was asked for.
+        what: String,
+        /// Who was asked.
+        host: String,
+        /// Bytes that came.
+        got: u64,
+        /// Bytes that had to come.
+        least: u64,
+        /// In this time.
+        window: Duration,
+    },
     /// The registry sends us somewhere where we do not go.
     #[error("{host} sends the request for {what} to {to}, {why}")]
     Redirect {

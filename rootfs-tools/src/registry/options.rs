@@ -111,6 +111,9 @@ pub struct Deadlines {
     /// To answer a request, and for each piece of a blob after another (a piece
     /// being a kibibyte: who sends less in this time has stopped).
     pub idle: Duration,
+    /// For each 16 KiB of a blob: who sends less in this time is too slow ever to
+    /// be done, however often something comes.
+    pub pace: Duration,
     /// For the whole of a manifest, configuration or token.
     pub document: Duration,
     /// For a credential helper, which may ask its user.
@@ -122,6 +125,7 @@ impl Default for Deadlines {
         Self {
             connect: Duration::from_secs(15),
             idle: Duration::from_secs(30),
+            pace: Duration::from_secs(60),
             document: Duration::from_secs(60),
             helper: Duration::from_secs(60),
         }

@@ -366,6 +366,7 @@ fn is_passing(error: &Error) -> bool {
                 | E::Connect { .. }
                 | E::Name { .. }
                 | E::TimedOut { .. }
+                | E::Slow { .. }
                 | E::RateLimited { .. }
         ),
         _ => false,

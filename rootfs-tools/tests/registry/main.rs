@@ -30,6 +30,7 @@ fn options(insecure: &[&str]) -> Options {
         deadlines: Deadlines {
             connect: long,
             idle: long,
+            pace: long,
             document: long,
             helper: long,
         },
