@@ -31,6 +31,7 @@ use crate::directory::hex;
 use crate::layers::{Custody, Limits};
 use crate::platform::Platform;
 use crate::registry;
+use crate::room;
 use crate::store::Cancel;
 use crate::tar;
 use members::{Members, ScanError};
@@ -126,6 +127,21 @@ pub enum Error {
         directory: PathBuf,
         /// Why.
         source: io::Error,
+    },
+    /// There is certainly no room to unpack it.
+    #[error(
+        "{archive} unpacks to {needed} bytes at least, and {} has {free} bytes free; make room, e.g. \
+         with `flashpan image gc --layers`", directory.display()
+    )]
+    NoRoom {
+        /// The archive.
+        archive: String,
+        /// Where to.
+        directory: PathBuf,
+        /// Bytes that it needs at least.
+        needed: u64,
+        /// Bytes that are free.
+        free: u64,
     },
     /// [`Options::cancel`] was cancelled.
     #[error("it was cancelled")]
@@ -309,6 +325,15 @@ fn from_file(
         Look::Foreign(why) => Err(origin.not_an_image(why)),
         Look::Known(Compression::None) => from_tar(origin, piece, custody, options),
         Look::Known(compression) => {
+            // Nobody packs what grows by it.
+            room::check(&options.spool, piece.length).map_err(
+                |room::TooFew { needed, free }| Error::NoRoom {
+                    archive: origin.0.clone(),
+                    directory: options.spool.clone(),
+                    needed,
+                    free,
+                },
+            )?;
             let plain = spooled(origin, compression, piece.reader(), options, progress)?;
             from_tar(origin, plain, Custody::Own, options)
         }

@@ -206,6 +206,21 @@ pub enum Error {
         /// Why.
         source: layers::Error,
     },
+    /// There is certainly no room for what the layers unpack to.
+    #[error(
+        "cannot make a root image of {name}: its layers unpack to {needed} bytes at least, and {} has \
+         {free} bytes free; make room, e.g. with `flashpan image gc --layers`", directory.display()
+    )]
+    NoRoom {
+        /// The image.
+        name: String,
+        /// Where they are unpacked.
+        directory: PathBuf,
+        /// Bytes that they need at least.
+        needed: u64,
+        /// Bytes that are free.
+        free: u64,
+    },
     /// The directory makes no root image.
     #[error(transparent)]
     Directory(#[from] directory::Error),

@@ -245,6 +245,20 @@ fn a_pipe_is_as_good_as_a_file() {
     assert!(matches!(contents, Contents::Images(images) if images[0].names == ["app:1"]));
 }
 
+#[test]
+fn an_archive_that_no_disk_can_hold_unpacked_is_not_begun() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("archive");
+    std::fs::write(&path, b"\x1f\x8b\x08\x00").unwrap();
+    let free = crate::room::free(dir.path()).unwrap();
+    // All but its beginning is a hole.
+    let file = File::options().write(true).open(&path).unwrap();
+    file.set_len(free + (1 << 36)).unwrap();
+    let error = open(&path, &options(dir.path()), &mut |_| {}).unwrap_err();
+    assert!(matches!(error, Error::NoRoom { .. }), "{error}");
+    assert!(error.to_string().contains("image gc"), "{error}");
+}
+
 /// What an index says of platforms is text from strangers.
 #[test]
 fn platforms_are_shown_without_control_characters() {

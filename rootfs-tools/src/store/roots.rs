@@ -10,9 +10,11 @@ use sha2::{Digest, Sha256};
 use super::lock::Work;
 use super::{Cancel, Error, Event, Events, Held, Store, failed};
 use crate::archive::Piece;
+use crate::compression::Compression;
 use crate::directory::hex;
 use crate::erofs::FORMAT_VERSION;
 use crate::layers::{self, Custody};
+use crate::room;
 
 /// The name of the root image of these layers: the OCI chain identity (image
 /// specification 1.1, `config.md`, "Layer ChainID").
@@ -115,6 +117,17 @@ impl Store {
         let layers: Vec<layers::Layer> = layers.collect::<Result<_, _>>()?;
         let expected: Vec<layers::DiffId> = diff_ids.iter().filter_map(|id| bytes(id)).collect();
         let work = self.work();
+        // What is packed unpacks to no less. Of a plain tar, zeros need no room.
+        let packed = layers
+            .iter()
+            .filter(|layer| layer.compression != Compression::None);
+        let packed = packed.fold(0, |sum: u64, layer| sum.saturating_add(layer.length));
+        room::check(&work, packed).map_err(|room::TooFew { needed, free }| Error::NoRoom {
+            name: image.to_owned(),
+            directory: work.clone(),
+            needed,
+            free,
+        })?;
         let mut options = layers::Options::new(&work, conversion.cancel.flag());
         options.limits = conversion.limits.clone();
         let progress = Meter::new(&layers, events);

@@ -504,3 +504,21 @@ fn an_import_is_cancelled_while_its_archive_is_unpacked() {
     assert_eq!(steps.load(Ordering::Relaxed), 1);
     assert_eq!((names(&store).len(), files(&store)), (0, Vec::new()));
 }
+
+#[test]
+fn layers_that_no_disk_can_hold_unpacked_are_not_begun() {
+    let (_dir, store) = store();
+    let mut file = tempfile::tempfile_in(store.path()).unwrap();
+    file.write_all(b"\x1f\x8b\x08\x00").unwrap();
+    let free = crate::room::free(store.path()).unwrap();
+    file.set_len(free + (1 << 36)).unwrap();
+    let piece = archive::Piece::whole(file).unwrap();
+    let layers = [roots::Packed::blob("layer".to_owned(), piece)];
+    let ids = [digest_of(b"")];
+    let out = tempfile::tempfile().unwrap();
+    let conversion = Conversion::default();
+    let error = store
+        .convert("app", &layers, &ids, &conversion, &out, &|_| {})
+        .unwrap_err();
+    assert!(matches!(error, Error::NoRoom { .. }), "{error}");
+}
