@@ -407,8 +407,13 @@ fn a_full_disk_is_told_and_the_store_stays_sound() {
     fs::write(world.path("small/etc/x"), "x").unwrap();
     tar(&world.path("small"), &small);
     let (app, small) = (registry.image("app"), small.display().to_string());
-    // Room for some layers; for all of them, but not for the image.
-    for size in ["2m", "7m"] {
+    // Room for some layers; for all of them, but not for what is in them; for
+    // that as well, but not for the image.
+    for (size, why) in [
+        ("2m", "No space left"),
+        ("7m", "bytes free; make room"),
+        ("12m", "No space left"),
+    ] {
         let script = format!(
             "mount -t tmpfs -o size={size} none {cache} && {PROGRAM} image import small {small} \
              && find {cache} -type f | sort > before && ! {PROGRAM} pull {app} > out 2> error \
@@ -425,7 +430,7 @@ fn a_full_disk_is_told_and_the_store_stays_sound() {
         let output = unshare.current_dir(world.dir.path()).output().unwrap();
         let error = fs::read_to_string(world.path("error")).unwrap_or_default();
         assert!(output.status.success(), "{size}: {output:?}\n{error}");
-        assert!(error.contains("No space left"), "{size}: {error}");
+        assert!(error.contains(why), "{size}: {error}");
         assert_eq!(
             error.lines().filter(|line| line.contains("error")).count(),
             1,

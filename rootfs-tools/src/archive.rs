@@ -4,7 +4,7 @@
 //! What it is shows in what is in it, never in its name. A tar may be
 //! compressed as a whole (gzip, Zstandard) and may come through a pipe; then it
 //! is unpacked into a file without a name first. Layers of a tar that is a file
-//! already are used where they lie.
+//! already are read where they lie.
 //!
 //! Archives are not trusted. Only names near the root are looked at, links are
 //! followed inside the archive only, sizes are checked against what is there,
@@ -28,8 +28,12 @@ use sha2::{Digest, Sha256};
 
 use crate::compression::{Compression, Decompressor};
 use crate::directory::hex;
+use crate::layers::{Custody, Limits};
 use crate::platform::Platform;
 use crate::registry;
+use crate::room;
+use crate::store::Cancel;
+use crate::tar;
 use members::{Members, ScanError};
 use spool::{Look, SpoolError};
 
@@ -98,6 +102,14 @@ pub enum Error {
         /// What there is.
         available: Vec<String>,
     },
+    /// It is no tar that can be read.
+    #[error("cannot read {archive}: {source}; make or copy it again")]
+    Tar {
+        /// The archive.
+        archive: String,
+        /// What is wrong.
+        source: tar::Error,
+    },
     /// It unpacks to more than is allowed.
     #[error("{archive} unpacks to more than the {} MiB that are allowed", max >> 20)]
     TooLarge {
@@ -116,6 +128,24 @@ pub enum Error {
         /// Why.
         source: io::Error,
     },
+    /// There is certainly no room to unpack it.
+    #[error(
+        "{archive} unpacks to {needed} bytes at least, and {} has {free} bytes free; make room, e.g. \
+         with `flashpan image gc --layers`", directory.display()
+    )]
+    NoRoom {
+        /// The archive.
+        archive: String,
+        /// Where to.
+        directory: PathBuf,
+        /// Bytes that it needs at least.
+        needed: u64,
+        /// Bytes that are free.
+        free: u64,
+    },
+    /// [`Options::cancel`] was cancelled.
+    #[error("it was cancelled")]
+    Cancelled,
 }
 
 fn list(names: &[String]) -> String {
@@ -130,10 +160,13 @@ fn list(names: &[String]) -> String {
 pub struct Options {
     /// Of images for several platforms, which one.
     pub platform: Platform,
-    /// Most bytes that a compressed archive may unpack to.
-    pub max_unpacked: u64,
+    /// What it may ask for: `total` of what a compressed archive unpacks to, and
+    /// `header`.
+    pub limits: Limits,
     /// Where to unpack to; nothing is left there.
     pub spool: PathBuf,
+    /// Ends it.
+    pub cancel: Cancel,
 }
 
 /// What an archive holds.
@@ -165,6 +198,8 @@ pub struct Image {
 pub struct Layer {
     /// Its bytes.
     pub piece: Piece,
+    /// Whose the file with them is.
+    pub custody: Custody,
     /// The digest of the bytes, where the archive promises one.
     pub digest: Option<String>,
     /// What the manifest says that it is; empty if there is none.
@@ -271,26 +306,36 @@ fn from_file(
 ) -> Result<Contents, Error> {
     let reading = |source| origin.read(source);
     let metadata = file.metadata().map_err(reading)?;
-    let piece = if metadata.is_file() {
+    let (piece, custody) = if metadata.is_file() {
         let mut piece = Piece::whole(file.try_clone().map_err(reading)?).map_err(reading)?;
         // Standard input may be a file of which something was read before.
         piece.offset = io::Seek::stream_position(&mut file)
             .map_err(reading)?
             .min(piece.length);
         piece.length = piece.length.saturating_sub(piece.offset);
-        piece
+        (piece, Custody::Foreign)
     } else {
-        spooled(origin, Compression::None, file, options, progress)?
+        let piece = spooled(origin, Compression::None, file, options, progress)?;
+        (piece, Custody::Own)
     };
     if piece.length == 0 {
         return Err(origin.not_an_image("it is empty"));
     }
     match spool::look(&piece.head::<8>().map_err(reading)?) {
         Look::Foreign(why) => Err(origin.not_an_image(why)),
-        Look::Known(Compression::None) => from_tar(origin, &piece, options),
+        Look::Known(Compression::None) => from_tar(origin, piece, custody, options),
         Look::Known(compression) => {
+            // Nobody packs what grows by it.
+            room::check(&options.spool, piece.length).map_err(
+                |room::TooFew { needed, free }| Error::NoRoom {
+                    archive: origin.0.clone(),
+                    directory: options.spool.clone(),
+                    needed,
+                    free,
+                },
+            )?;
             let plain = spooled(origin, compression, piece.reader(), options, progress)?;
-            from_tar(origin, &plain, options)
+            from_tar(origin, plain, Custody::Own, options)
         }
     }
 }
@@ -311,7 +356,10 @@ fn spooled(
     let mut to = nameless(&options.spool).map_err(writing)?;
     let from = BufReader::with_capacity(spool::STEP, from);
     let from = Decompressor::new(from, compression);
-    spool::collect(from, &mut to, options.max_unpacked, progress).map_err(|error| match error {
+    let max = options.limits.total;
+    let collected = spool::collect(from, &mut to, max, &options.cancel, progress);
+    collected.map_err(|error| match error {
+        SpoolError::Cancelled => Error::Cancelled,
         SpoolError::Read(source) => match compression {
             Compression::None => origin.read(source),
             _ => origin.damaged(format!("it cannot be unpacked ({source})")),
@@ -319,7 +367,7 @@ fn spooled(
         SpoolError::Write(source) => writing(source),
         SpoolError::TooLarge => Error::TooLarge {
             archive: origin.0.clone(),
-            max: options.max_unpacked,
+            max,
         },
     })?;
     Piece::whole(to).map_err(writing)
@@ -346,25 +394,51 @@ pub(crate) fn nameless(directory: &Path) -> io::Result<File> {
     }
 }
 
-fn from_tar(origin: &Origin, tar: &Piece, options: &Options) -> Result<Contents, Error> {
-    let members = Members::scan(tar).map_err(|error| match error {
-        ScanError::NotTar(0) => origin.not_an_image("it is no tar archive"),
-        ScanError::NotTar(at) => origin.damaged(format!("at byte {at} there is no tar header")),
-        ScanError::Truncated => origin.damaged("it ends in the middle of a member".to_owned()),
-        ScanError::Malformed(what) => origin.damaged(format!("a header has {what} that cannot be")),
+/// A tar, and what is where in it.
+struct Tar {
+    piece: Piece,
+    custody: Custody,
+    members: Members,
+}
+
+impl Tar {
+    /// The regular file of that name.
+    fn file(&self, origin: &Origin, name: &str) -> Result<Option<Piece>, Error> {
+        let found = self.members.file(&self.piece, name);
+        found.map_err(|source| origin.member(name, source))
+    }
+}
+
+fn from_tar(
+    origin: &Origin,
+    piece: Piece,
+    custody: Custody,
+    options: &Options,
+) -> Result<Contents, Error> {
+    let members = Members::scan(&piece, options.limits.header, &options.cancel);
+    let members = members.map_err(|error| match error {
+        ScanError::Tar(tar::Error::NotTar) => origin.not_an_image("it is no tar archive"),
+        ScanError::Tar(source) => Error::Tar {
+            archive: origin.0.clone(),
+            source,
+        },
         ScanError::Io(source) => origin.read(source),
+        ScanError::Cancelled => Error::Cancelled,
     })?;
-    let contents = if let Some(list) = members.file(tar, docker::MANIFEST) {
-        Contents::Images(docker::images(origin, tar, &members, &list)?)
+    let tar = Tar {
+        piece,
+        custody,
+        members,
+    };
+    let members = &tar.members;
+    let contents = if let Some(list) = tar.file(origin, docker::MANIFEST)? {
+        Contents::Images(docker::images(origin, &tar, &list)?)
     } else if members.has(layout::MARK) && members.has(layout::INDEX) {
-        let files = InTar {
-            tar,
-            members: &members,
-        };
-        Contents::Images(layout::images(origin, &files, &options.platform)?)
+        Contents::Images(layout::images(origin, &tar, &options.platform)?)
     } else if members.top().any(|name| ROOT_MARKS.contains(&name)) {
         Contents::Root(Layer {
-            piece: tar.clone(),
+            piece: tar.piece.clone(),
+            custody,
             digest: None,
             media_type: String::new(),
         })
@@ -405,14 +479,13 @@ fn directory(origin: &Origin, path: &Path, options: &Options) -> Result<Contents
     Ok(Contents::Images(images))
 }
 
-struct InTar<'a> {
-    tar: &'a Piece,
-    members: &'a Members,
-}
-
-impl layout::Files for InTar<'_> {
+impl layout::Files for Tar {
     fn find(&self, name: &str) -> io::Result<Option<Piece>> {
-        Ok(self.members.file(self.tar, name))
+        self.members.file(&self.piece, name)
+    }
+
+    fn custody(&self) -> Custody {
+        self.custody
     }
 }
 
@@ -435,6 +508,10 @@ impl layout::Files for InDirectory {
             Err(rustix::io::Errno::NOENT) => Ok(None),
             Err(error) => Err(error.into()),
         }
+    }
+
+    fn custody(&self) -> Custody {
+        Custody::Foreign
     }
 }
 

@@ -12,6 +12,8 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Deserializer, Serialize};
 
+use crate::registry::clean;
+
 pub use compose::{Command, ComposeError, Overrides, compose};
 
 /// Longest configuration that is read, in bytes. Real ones have some KiB; their
@@ -28,7 +30,7 @@ pub enum Error {
     #[error("the image's configuration has {0} bytes; at most {CONFIG_MAX} are read")]
     TooLong(usize),
     /// It is not the JSON that it should be.
-    #[error("the image's configuration cannot be understood: {0}")]
+    #[error("the image's configuration cannot be understood: {}", clean(&.0.to_string()))]
     Json(#[from] serde_json::Error),
     /// More layers than [`LAYERS_MAX`].
     #[error("the image has {0} layers; at most {LAYERS_MAX} are taken")]

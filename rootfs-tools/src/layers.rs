@@ -6,11 +6,11 @@
 //!  layer ─ …                                     ┘
 //! ```
 //!
-//! 1. **Unpack.** Every layer is read once. A compressed one is decompressed
-//!    into an unlinked spool file (runs of zeros become holes); an uncompressed
-//!    one is used where it is. While the tar streams by it is hashed, which
-//!    gives the layer's `diff_id`, and its entries are noted with the place of
-//!    their content in the spool.
+//! 1. **Unpack.** Every layer is read once. It goes, decompressed, into an
+//!    unlinked spool file (runs of zeros become holes); only an uncompressed one
+//!    in our own [`Custody`] is used where it is. While the tar streams by it is
+//!    hashed, which gives the layer's `diff_id`, and its entries are noted with
+//!    the place of their content in the spool.
 //! 2. **Flatten.** The entries are applied from the lowest layer up, as a
 //!    container runtime would extract them into a directory, to a
 //!    [`Tree`] in memory.
@@ -31,6 +31,7 @@ mod flatten;
 mod limits;
 mod spool;
 mod unpack;
+mod verify;
 
 use std::fs::File;
 use std::io;
@@ -47,9 +48,23 @@ use crate::tree::Tree;
 
 pub use error::{Error, LayerError};
 pub use limits::Limits;
+pub use verify::verify;
 
 /// SHA-256 of an uncompressed layer.
 pub type DiffId = [u8; 32];
+
+/// Who can write a file while it is being read.
+///
+/// A layer is hashed when it is unpacked, and its files' contents are copied
+/// when the image is written. Between the two, a file in anybody else's custody
+/// may get other bytes; so contents are taken from a copy that nobody else has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Custody {
+    /// Nobody but us: a blob of a store, or a file without a name that we made.
+    Own,
+    /// Somebody else, be it only the user's own programs.
+    Foreign,
+}
 
 /// One layer: a tar, compressed or not, in a part of a file.
 #[derive(Clone, Debug)]
@@ -64,11 +79,14 @@ pub struct Layer {
     pub length: u64,
     /// How it is stored.
     pub compression: Compression,
+    /// Whose the file is.
+    pub custody: Custody,
 }
 
 impl Layer {
-    /// The layer in `length` bytes of `file` from `offset` on. How it is
-    /// compressed is told by its first bytes, never by a media type.
+    /// The layer in `length` bytes of `file` from `offset` on, in
+    /// [`Custody::Foreign`]. How it is compressed is told by its first bytes,
+    /// never by a media type.
     ///
     /// # Errors
     ///
@@ -81,7 +99,19 @@ impl Layer {
             offset,
             length,
             compression,
+            custody: Custody::Foreign,
         })
+    }
+
+    /// The same in the custody of `custody`.
+    #[must_use]
+    pub fn in_custody(self, custody: Custody) -> Self {
+        Self { custody, ..self }
+    }
+
+    /// Can its contents be taken from where they are once they were hashed?
+    fn stays_as_hashed(&self) -> bool {
+        self.compression == Compression::None && self.custody == Custody::Own
     }
 }
 
@@ -94,8 +124,7 @@ pub struct Options<'a> {
     /// decompresses, the other hashes, reads the tar and writes the spool.
     pub threads: NonZeroUsize,
     /// Directory for spool files, which never have a name in it. They need as
-    /// much room as the compressed layers do when unpacked, until the image is
-    /// written.
+    /// much room as the layers do when unpacked, until the image is written.
     pub spool: &'a Path,
     /// When this becomes true, the conversion ends with [`Error::Cancelled`].
     pub cancel: &'a AtomicBool,
@@ -201,6 +230,8 @@ pub fn flatten(
             diff_ids: expected.len(),
         });
     }
+    let sizes = layers.iter().map(|layer| layer.length);
+    options.limits.check_packed(sizes)?;
     let unpacked = unpack::all(layers, expected, options, progress)?;
     let diff_ids = unpacked.iter().map(|layer| layer.diff_id).collect();
     let mut flattener = flatten::Flattener::new(&options.limits);

@@ -42,6 +42,7 @@ pub mod platform;
 pub mod probe;
 pub mod reference;
 pub mod registry;
+mod room;
 mod sparse;
 pub mod store;
 pub mod tar;

@@ -9,6 +9,8 @@ use std::str::FromStr;
 
 use oci_spec::image::{Descriptor, ImageIndex};
 
+use crate::registry::clean;
+
 pub(crate) const DOCKER_MANIFEST: &str = "application/vnd.docker.distribution.manifest.v2+json";
 pub(crate) const DOCKER_LIST: &str = "application/vnd.docker.distribution.manifest.list.v2+json";
 pub(crate) const OCI_MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
@@ -176,13 +178,13 @@ fn default_variant(architecture: &str) -> &'static str {
     }
 }
 
+/// Fit for a terminal: an index of a registry or an archive can say anything.
 impl fmt::Display for Platform {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}/{}", self.os, self.architecture)?;
-        match &self.variant {
-            Some(variant) => write!(f, "/{variant}"),
-            None => Ok(()),
-        }
+        let variant = self.variant.iter().map(String::as_str);
+        let parts = [self.os.as_str(), &self.architecture].into_iter();
+        let parts: Vec<_> = parts.chain(variant).map(clean).collect();
+        f.write_str(&parts.join("/"))
     }
 }
 

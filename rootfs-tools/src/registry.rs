@@ -49,6 +49,7 @@ use auth::Grants;
 use transport::Transport;
 
 pub use credentials::{Credentials, Login};
+pub(crate) use error::clean;
 pub use error::{Error, Tls};
 pub use options::{Deadlines, Limits, Notice, Notify, Options, Proxies, Retry};
 pub use secret::Secret;

@@ -118,7 +118,7 @@ pub enum Error {
     #[error("image not found: {0:?}")]
     NotFound(String),
     /// The beginning of an identity that several images have.
-    #[error("{prefix:?} is the beginning of several images: {}; write more of it", .names.join(", "))]
+    #[error("{prefix:?} is the beginning of several images: {}; write more of it", some(.names))]
     Ambiguous {
         /// What was asked for.
         prefix: String,
@@ -137,7 +137,7 @@ pub enum Error {
     /// An archive has several images, and one name was given.
     #[error(
         "{archive} has several images ({}); give the name of one of them, or none to import all",
-        .names.join(", ")
+        some(.names)
     )]
     Several {
         /// The archive.
@@ -178,7 +178,7 @@ pub enum Error {
     Reference(#[from] reference::Error),
     /// The archive cannot be used.
     #[error(transparent)]
-    Archive(#[from] archive::Error),
+    Archive(archive::Error),
     /// The configuration cannot be used.
     #[error("cannot use the image {name}: {source}")]
     Config {
@@ -206,6 +206,21 @@ pub enum Error {
         /// Why.
         source: layers::Error,
     },
+    /// There is certainly no room for what the layers unpack to.
+    #[error(
+        "cannot make a root image of {name}: its layers unpack to {needed} bytes at least, and {} has \
+         {free} bytes free; make room, e.g. with `flashpan image gc --layers`", directory.display()
+    )]
+    NoRoom {
+        /// The image.
+        name: String,
+        /// Where they are unpacked.
+        directory: PathBuf,
+        /// Bytes that they need at least.
+        needed: u64,
+        /// Bytes that are free.
+        free: u64,
+    },
     /// The directory makes no root image.
     #[error(transparent)]
     Directory(#[from] directory::Error),
@@ -215,6 +230,25 @@ pub enum Error {
     /// Whoever asked for it does not want it any more.
     #[error("it was cancelled")]
     Cancelled,
+}
+
+/// The first of many names.
+fn some(names: &[String]) -> String {
+    const MOST: usize = 20;
+    let shown: Vec<&str> = names.iter().take(MOST).map(String::as_str).collect();
+    match names.len().saturating_sub(MOST) {
+        0 => shown.join(", "),
+        more => format!("{} and {more} more", shown.join(", ")),
+    }
+}
+
+impl From<archive::Error> for Error {
+    fn from(error: archive::Error) -> Self {
+        match error {
+            archive::Error::Cancelled => Self::Cancelled,
+            error => Self::Archive(error),
+        }
+    }
 }
 
 /// What to do about an error, where that is not obvious.
@@ -447,12 +481,13 @@ impl Store {
         Ok(info.name)
     }
 
-    /// Adds an image, or makes its name stand for it from now on. Its files
+    /// Adds images, or makes their names stand for them from now on. Their files
     /// have to be held.
-    fn add(&self, info: ImageInfo) -> Result<(), Error> {
+    fn add(&self, infos: impl IntoIterator<Item = ImageInfo>) -> Result<(), Error> {
         let guard = self.index.exclusive()?;
         let mut images = self.index.read()?;
-        images.insert(info.name.clone(), info);
+        let infos = infos.into_iter();
+        images.extend(infos.map(|info| (info.name.clone(), info)));
         self.index.write(&guard, images)
     }
 

@@ -40,3 +40,8 @@ fn convert() {
 fn decompress() {
     each("decompress", entry::decompress);
 }
+
+#[test]
+fn archive() {
+    each("archive", entry::archive);
+}

@@ -12,14 +12,17 @@ mod archive;
 mod support;
 
 use std::fs::{self, File};
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt, symlink as make_symlink};
 use std::path::Path;
 use std::process::Command;
+use std::sync::atomic::AtomicBool;
 
 use archive::{
     Item, directory, file, filtered, flattened, gnu_tar, hard_link, image, symlink, tar,
 };
 use flashpan_rootfs::directory::{Options, Scan};
+use flashpan_rootfs::layers;
 use flashpan_rootfs::tree::Tree;
 use support::{Listing, What, expected, fsck, load, seen};
 
@@ -487,4 +490,38 @@ fn convert_and_tell_the_peak(path: &Path) {
             .find(|line| line.starts_with("VmHWM"))
             .unwrap()
     );
+}
+
+/// Whoever can write the file of a layer cannot put other bytes into an image
+/// than those that were hashed.
+#[test]
+fn what_is_hashed_is_what_is_written_whoever_changes_the_file_between() {
+    let bytes = tar(&[file("a", &"good".repeat(5000))]);
+    let evil = vec![b'!'; 20_000];
+    let layer = archive::layer(&bytes);
+    let file = File::options()
+        .write(true)
+        .open(format!("/proc/self/fd/{}", layer.file.as_raw_fd()))
+        .unwrap();
+    let (spool, cancel) = (std::env::temp_dir(), AtomicBool::new(false));
+    let options = layers::Options::new(&spool, &cancel);
+    let output = tempfile::tempfile().unwrap();
+    let overwrite = |now: layers::Progress| {
+        if matches!(now, layers::Progress::Unpacking { done, total, .. } if done == total) {
+            // After the header, where the content is.
+            file.write_all_at(&evil, layer.offset + 512).unwrap();
+        }
+    };
+    let made = [layer.clone()];
+    layers::convert(&made, &[], &options, &output, &overwrite).unwrap();
+    let What::Regular(found) = seen(&load(&output))[&b"/a"[..]].what.clone() else {
+        panic!("no file")
+    };
+    assert!(found == "good".repeat(5000).into_bytes());
+    let mut now = vec![0; evil.len()];
+    layer
+        .file
+        .read_exact_at(&mut now, layer.offset + 512)
+        .unwrap();
+    assert!(now == evil, "nothing was overwritten");
 }

@@ -3,10 +3,10 @@
 
 use serde::Deserialize;
 
-use super::members::Members;
 use super::piece::Piece;
-use super::{Error, Image, Layer, MANIFEST_MAX, Origin};
+use super::{Error, Image, Layer, MANIFEST_MAX, Origin, Tar};
 use crate::image_config::{CONFIG_MAX, LAYERS_MAX, is_sha256};
+use crate::registry::clean;
 
 /// The file with the list of images.
 pub(super) const MANIFEST: &str = "manifest.json";
@@ -20,23 +20,21 @@ struct Listed {
 }
 
 /// The images of an archive with such a file.
-pub(super) fn images(
-    origin: &Origin,
-    tar: &Piece,
-    members: &Members,
-    list: &Piece,
-) -> Result<Vec<Image>, Error> {
+pub(super) fn images(origin: &Origin, tar: &Tar, list: &Piece) -> Result<Vec<Image>, Error> {
     let json = list
         .read(MANIFEST_MAX)
         .map_err(|source| origin.member(MANIFEST, source))?;
     let listed: Vec<Listed> = serde_json::from_slice(&json).map_err(|source| {
-        origin.damaged(format!("its {MANIFEST} cannot be understood: {source}"))
+        let why = clean(&source.to_string());
+        origin.damaged(format!("its {MANIFEST} cannot be understood: {why}"))
     })?;
     let mut images = Vec::new();
     let mut left = CONFIGS_MAX;
     for listed in listed {
-        let image = image(origin, tar, members, listed)?;
-        left = left.checked_sub(image.config.len()).ok_or_else(|| {
+        let image = image(origin, tar, listed)?;
+        // Each name is an image of the store with the whole configuration.
+        let kept = image.config.len().saturating_mul(image.names.len().max(1));
+        left = left.checked_sub(kept).ok_or_else(|| {
             origin.damaged(format!(
                 "the configurations of its images have more than {CONFIGS_MAX} bytes in all"
             ))
@@ -46,13 +44,13 @@ pub(super) fn images(
     Ok(images)
 }
 
-/// Bytes of the configurations of all images: they are in memory together, and
-/// one can be listed many times.
+/// Bytes of the configurations of all images, under each of their names: they are
+/// in memory together, and one can be listed many times.
 const CONFIGS_MAX: usize = 64 << 20;
 
-fn image(origin: &Origin, tar: &Piece, members: &Members, listed: Listed) -> Result<Image, Error> {
+fn image(origin: &Origin, tar: &Tar, listed: Listed) -> Result<Image, Error> {
     let find = |name: &str| {
-        members.file(tar, name).ok_or_else(|| {
+        tar.file(origin, name)?.ok_or_else(|| {
             let name: String = name.chars().take(200).collect();
             origin.damaged(format!("its {MANIFEST} names {name:?}, which is not in it"))
         })
@@ -75,6 +73,7 @@ fn image(origin: &Origin, tar: &Piece, members: &Members, listed: Listed) -> Res
     let layers = listed.layers.iter().map(|name| {
         Ok(Layer {
             piece: find(name)?,
+            custody: tar.custody,
             digest: named_digest(name),
             media_type: String::new(),
         })

@@ -7,6 +7,7 @@ use oci_spec::image::{Descriptor, ImageIndex};
 
 use super::{Error, Image, Layer, MANIFEST_MAX, Origin, Piece};
 use crate::image_config::{CONFIG_MAX, is_sha256};
+use crate::layers::Custody;
 use crate::platform::Platform;
 use crate::registry::Limits;
 use crate::registry::manifest::{self, Document};
@@ -36,6 +37,9 @@ const KEPT_MAX: usize = 64 << 20;
 pub(super) trait Files {
     /// The regular file of that name; `None` if there is none.
     fn find(&self, name: &str) -> std::io::Result<Option<Piece>>;
+
+    /// Whose they are.
+    fn custody(&self) -> Custody;
 }
 
 /// The images of a layout for `platform`.
@@ -156,6 +160,7 @@ impl Walk<'_> {
                     let piece = self.find(layer)?;
                     Ok(Layer {
                         piece,
+                        custody: self.files.custody(),
                         digest: Some(layer.digest().to_string()),
                         media_type: layer.media_type().to_string(),
                     })

@@ -1,5 +1,5 @@
-//! What is where in a tar archive: only names near its root, by their headers,
-//! without reading contents.
+//! What is where in a tar archive: only names near its root, without reading
+//! contents.
 //!
 //! An archive of images has its members at the root and one or two directories
 //! down; one of a root file system has a million of them further down, which
@@ -7,14 +7,14 @@
 
 use std::collections::HashMap;
 use std::io;
+use std::os::unix::fs::FileExt;
 
 use super::piece::Piece;
+use crate::store::Cancel;
+use crate::tar::{self, Entry, Event, Kind, Reader};
 
-/// Bytes of a header and of what contents are padded to.
-const BLOCK: u64 = 512;
-/// The longest name or attribute block that is read for a member. Linux's
-/// longest path has 4096 bytes; attribute blocks can carry more than names.
-const EXTENSION_MAX: u64 = 1 << 20;
+/// Read at a time. Contents of more than that are not read.
+const STEP: usize = 16 << 10;
 /// Directories that a member of interest can be below: `blobs/sha256/DIGEST`.
 const DEPTH: usize = 3;
 /// Names that are remembered. The largest sets of images have some hundreds.
@@ -44,6 +44,8 @@ enum Member {
         offset: u64,
         length: u64,
     },
+    /// A file that is not in one piece.
+    Sparse,
     /// Of either kind, as a name in the archive.
     Link(Vec<u8>),
     Directory,
@@ -53,13 +55,9 @@ enum Member {
 /// Why a scan ended.
 #[derive(Debug)]
 pub(crate) enum ScanError {
-    /// There is no header at this offset.
-    NotTar(u64),
-    /// The archive ends inside a member.
-    Truncated,
-    /// A header says something impossible.
-    Malformed(&'static str),
+    Tar(tar::Error),
     Io(io::Error),
+    Cancelled,
 }
 
 impl From<io::Error> for ScanError {
@@ -68,51 +66,49 @@ impl From<io::Error> for ScanError {
     }
 }
 
+impl From<tar::Error> for ScanError {
+    fn from(error: tar::Error) -> Self {
+        Self::Tar(error)
+    }
+}
+
 impl Members {
-    /// Goes through all headers of `tar`.
-    pub(crate) fn scan(tar: &Piece) -> Result<Self, ScanError> {
+    /// Goes through all headers of `tar`, of which an extended one may have
+    /// `header_limit` bytes.
+    pub(crate) fn scan(tar: &Piece, header_limit: u64, cancel: &Cancel) -> Result<Self, ScanError> {
         let mut members = Self::default();
-        let mut scan = Scan { tar, at: 0 };
-        // What extension headers say about the next member.
-        let (mut name, mut link, mut size) = (None, None, None);
-        while let Some(header) = scan.header()? {
-            let contents = scan.at;
-            let length = match size.take() {
-                Some(size) if !header.is_extension() => size,
-                _ => header.size()?,
-            };
-            match header.kind() {
-                b'L' => name = Some(scan.text(length)?),
-                b'K' => link = Some(scan.text(length)?),
-                b'x' => {
-                    let block = scan.extension(length)?;
-                    for (key, value) in pax(&block) {
-                        match key {
-                            b"path" => name = Some(value.to_vec()),
-                            b"linkpath" => link = Some(value.to_vec()),
-                            b"size" => {
-                                let text = std::str::from_utf8(value).ok();
-                                let value = text.and_then(|text| text.parse().ok());
-                                size = Some(value.ok_or(ScanError::Malformed("a size"))?);
-                            }
-                            _ => {}
-                        }
-                    }
-                }
-                b'g' => {}
-                _ => {
-                    let name = name.take().unwrap_or_else(|| header.name());
-                    let link = link.take().unwrap_or_else(|| header.link());
-                    members.add(&name, header.member(contents, length, &name, &link));
-                }
+        let mut reader = Reader::new(header_limit);
+        let mut buffer = vec![0; STEP];
+        let mut at = 0;
+        while at < tar.length {
+            if cancel.is_cancelled() {
+                return Err(ScanError::Cancelled);
             }
-            // Links and directories may claim a size that they do not have.
-            let stored = match header.kind() {
-                b'1' | b'2' | b'3' | b'4' | b'5' | b'6' => 0,
-                _ => length,
+            let left = tar.length.saturating_sub(at);
+            let passable = reader.passable().min(left);
+            if passable > to_u64(STEP) {
+                reader.pass(passable);
+                at = at.saturating_add(passable);
+                continue;
+            }
+            let room = STEP.min(usize::try_from(left).unwrap_or(STEP));
+            let room = buffer.get_mut(..room).unwrap_or_default();
+            let read = match tar.file.read_at(room, tar.offset.saturating_add(at)) {
+                Ok(0) => return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into()),
+                Ok(read) => read,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                Err(error) => return Err(error.into()),
             };
-            scan.skip(stored)?;
+            let bytes = room.get(..read).unwrap_or_default();
+            reader.push::<ScanError>(bytes, &mut |event| {
+                if let Event::Entry(entry) = event {
+                    members.add(&entry.path, Member::of(&entry));
+                }
+                Ok(())
+            })?;
+            at = at.saturating_add(to_u64(read));
         }
+        reader.finish()?;
         Ok(members)
     }
 
@@ -149,23 +145,28 @@ impl Members {
         self.found.contains_key(name.as_bytes())
     }
 
-    /// The regular file of that name, through links inside the archive.
-    pub(crate) fn file(&self, tar: &Piece, name: &str) -> Option<Piece> {
-        let mut name = normal(b"", name.as_bytes())?;
+    /// The regular file of that name, through links inside the archive; an
+    /// error if it is not in one piece.
+    pub(crate) fn file(&self, tar: &Piece, name: &str) -> io::Result<Option<Piece>> {
+        let mut name = normal(b"", name.as_bytes());
         for _ in 0..HOPS {
-            match self.found.get(&name)? {
-                Member::File { offset, length } => {
-                    return Some(Piece {
+            match name.and_then(|name| self.found.get(&name)) {
+                Some(Member::File { offset, length }) => {
+                    return Ok(Some(Piece {
                         file: tar.file.clone(),
-                        offset: tar.offset.checked_add(*offset)?,
+                        offset: tar.offset.saturating_add(*offset),
                         length: *length,
-                    });
+                    }));
                 }
-                Member::Link(target) => name = target.clone(),
-                Member::Directory | Member::Other => return None,
+                Some(Member::Sparse) => {
+                    let text = "it is stored as a sparse file; make the archive without --sparse";
+                    return Err(io::Error::new(io::ErrorKind::InvalidData, text));
+                }
+                Some(Member::Link(target)) => name = Some(target.clone()),
+                Some(Member::Directory | Member::Other) | None => return Ok(None),
             }
         }
-        None
+        Ok(None)
     }
 
     /// The names at the root, files and directories alike.
@@ -193,176 +194,28 @@ fn normal(base: &[u8], path: &[u8]) -> Option<Vec<u8>> {
     Some(parts.join(&b'/'))
 }
 
-struct Scan<'a> {
-    tar: &'a Piece,
-    /// Offset in the archive.
-    at: u64,
-}
-
-impl Scan<'_> {
-    /// The next header; `None` at the end: a block of zeros, or no more bytes.
-    fn header(&mut self) -> Result<Option<Header>, ScanError> {
-        let left = self.tar.length.saturating_sub(self.at);
-        if left == 0 && self.at > 0 {
-            return Ok(None);
-        }
-        if left < BLOCK {
-            return Err(match self.at {
-                0 => ScanError::NotTar(0),
-                _ => ScanError::Truncated,
-            });
-        }
-        let block = self.piece(BLOCK).head::<512>()?;
-        if block.iter().all(|b| *b == 0) {
-            return match self.at {
-                0 => Err(ScanError::NotTar(0)),
-                _ => Ok(None),
-            };
-        }
-        let header = Header(block);
-        if !header.checksum_is_right() {
-            return Err(ScanError::NotTar(self.at));
-        }
-        self.at = self.at.saturating_add(BLOCK);
-        Ok(Some(header))
-    }
-
-    fn piece(&self, length: u64) -> Piece {
-        Piece {
-            file: self.tar.file.clone(),
-            offset: self.tar.offset.saturating_add(self.at),
-            length,
-        }
-    }
-
-    /// The contents of an extension header.
-    fn extension(&self, length: u64) -> Result<Vec<u8>, ScanError> {
-        if length > EXTENSION_MAX {
-            return Err(ScanError::Malformed("an extension header of absurd size"));
-        }
-        if length > self.tar.length.saturating_sub(self.at) {
-            return Err(ScanError::Truncated);
-        }
-        Ok(self.piece(length).read(usize::MAX)?)
-    }
-
-    /// A long name of GNU tar.
-    fn text(&self, length: u64) -> Result<Vec<u8>, ScanError> {
-        Ok(until_nul(&self.extension(length)?).to_vec())
-    }
-
-    fn skip(&mut self, length: u64) -> Result<(), ScanError> {
-        let padded = length
-            .checked_next_multiple_of(BLOCK)
-            .ok_or(ScanError::Malformed("a size"))?;
-        let end = self.at.checked_add(length);
-        if end.is_none_or(|end| end > self.tar.length) {
-            return Err(ScanError::Truncated);
-        }
-        // The last padding is often left out.
-        self.at = self.at.saturating_add(padded).min(self.tar.length);
-        Ok(())
-    }
-}
-
-/// `key=value` records of a pax header; what is malformed ends them.
-fn pax(mut block: &[u8]) -> impl Iterator<Item = (&[u8], &[u8])> {
-    std::iter::from_fn(move || {
-        let space = block.iter().position(|b| *b == b' ')?;
-        let length = std::str::from_utf8(block.get(..space)?).ok()?;
-        let length: usize = length.parse().ok()?;
-        let record = block.get(space.checked_add(1)?..length.checked_sub(1)?)?;
-        block = block.get(length..)?;
-        let equals = record.iter().position(|b| *b == b'=')?;
-        Some((record.get(..equals)?, record.get(equals.checked_add(1)?..)?))
-    })
-}
-
-fn until_nul(bytes: &[u8]) -> &[u8] {
-    bytes.split(|b| *b == 0).next().unwrap_or_default()
-}
-
-/// A header block, POSIX.1-1988 with the extensions of GNU tar and of 2001.
-struct Header([u8; 512]);
-
-impl Header {
-    fn field(&self, from: usize, to: usize) -> &[u8] {
-        self.0.get(from..to).unwrap_or_default()
-    }
-
-    fn kind(&self) -> u8 {
-        self.0.get(156).copied().unwrap_or(0)
-    }
-
-    fn is_extension(&self) -> bool {
-        matches!(self.kind(), b'L' | b'K' | b'x' | b'g')
-    }
-
-    fn checksum_is_right(&self) -> bool {
-        let sum: u64 = self
-            .0
-            .iter()
-            .enumerate()
-            .map(|(at, byte)| match at {
-                148..156 => u64::from(b' '),
-                _ => u64::from(*byte),
-            })
-            .sum();
-        octal(self.field(148, 156)) == Some(sum)
-    }
-
-    fn size(&self) -> Result<u64, ScanError> {
-        number(self.field(124, 136)).ok_or(ScanError::Malformed("a size"))
-    }
-
-    fn name(&self) -> Vec<u8> {
-        let name = until_nul(self.field(0, 100));
-        let prefix = match self.field(257, 263) {
-            b"ustar\0" => until_nul(self.field(345, 500)),
-            _ => b"",
-        };
-        match prefix {
-            b"" => name.to_vec(),
-            prefix => [prefix, b"/", name].concat(),
-        }
-    }
-
-    fn link(&self) -> Vec<u8> {
-        until_nul(self.field(157, 257)).to_vec()
-    }
-
-    fn member(&self, offset: u64, length: u64, name: &[u8], link: &[u8]) -> Member {
-        match self.kind() {
-            // Before POSIX a directory was a file with a slash at its end.
-            0 | b'0' | b'7' if name.ends_with(b"/") => Member::Directory,
-            0 | b'0' | b'7' => Member::File { offset, length },
-            b'1' => normal(b"", link).map_or(Member::Other, Member::Link),
-            b'2' => {
-                let slash = name.iter().rposition(|b| *b == b'/').unwrap_or(0);
-                let parent = name.get(..slash).unwrap_or_default();
-                normal(parent, link).map_or(Member::Other, Member::Link)
+impl Member {
+    fn of(entry: &Entry) -> Self {
+        match &entry.kind {
+            Kind::Regular if entry.sparse.is_some() => Self::Sparse,
+            Kind::Regular => Self::File {
+                offset: entry.position,
+                length: entry.stored,
+            },
+            Kind::HardLink(target) => normal(b"", target).map_or(Self::Other, Self::Link),
+            Kind::Symlink(target) => {
+                let slash = entry.path.iter().rposition(|b| *b == b'/').unwrap_or(0);
+                let parent = entry.path.get(..slash).unwrap_or_default();
+                normal(parent, target).map_or(Self::Other, Self::Link)
             }
-            b'5' => Member::Directory,
-            _ => Member::Other,
+            Kind::Directory => Self::Directory,
+            Kind::CharDevice(..) | Kind::BlockDevice(..) | Kind::Fifo => Self::Other,
         }
     }
 }
 
-fn octal(field: &[u8]) -> Option<u64> {
-    let text = std::str::from_utf8(until_nul(field)).ok()?.trim();
-    u64::from_str_radix(text, 8).ok()
-}
-
-/// Octal digits, or GNU's base 256, marked by the top bit.
-fn number(field: &[u8]) -> Option<u64> {
-    match field.split_first() {
-        Some((0x80, rest)) => rest.iter().try_fold(0_u64, |value, byte| {
-            value.checked_mul(256)?.checked_add(u64::from(*byte))
-        }),
-        Some((0x81.., _)) => None,
-        _ if until_nul(field).is_empty() => Some(0),
-        _ => octal(field),
-    }
+fn to_u64(length: usize) -> u64 {
+    u64::try_from(length).unwrap_or(u64::MAX)
 }
 
 #[cfg(test)]

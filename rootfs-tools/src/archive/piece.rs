@@ -8,6 +8,7 @@ use std::sync::Arc;
 use sha2::{Digest, Sha256};
 
 use crate::directory::hex;
+use crate::store::Cancel;
 
 /// Read at a time.
 const STEP: usize = 256 << 10;
@@ -61,6 +62,19 @@ impl Piece {
 
     /// `sha256:` and the digest of the bytes.
     pub(crate) fn digest(&self, progress: &mut dyn FnMut(u64)) -> io::Result<String> {
+        let digest = self.digest_while(&mut |bytes| {
+            progress(bytes);
+            true
+        })?;
+        digest.ok_or_else(|| io::ErrorKind::Interrupted.into())
+    }
+
+    /// The same; nothing if it was cancelled.
+    pub(crate) fn digest_unless(&self, cancel: &Cancel) -> io::Result<Option<String>> {
+        self.digest_while(&mut |_| !cancel.is_cancelled())
+    }
+
+    fn digest_while(&self, go_on: &mut dyn FnMut(u64) -> bool) -> io::Result<Option<String>> {
         let mut reader = self.reader();
         let mut buffer = vec![0; STEP];
         let mut hash = Sha256::new();
@@ -69,14 +83,16 @@ impl Piece {
                 0 => break,
                 n => {
                     hash.update(buffer.get(..n).unwrap_or_default());
-                    progress(u64::try_from(n).unwrap_or(0));
+                    if !go_on(u64::try_from(n).unwrap_or(0)) {
+                        return Ok(None);
+                    }
                 }
             }
         }
         if reader.left > 0 {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
-        Ok(format!("sha256:{}", hex(&hash.finalize())))
+        Ok(Some(format!("sha256:{}", hex(&hash.finalize()))))
     }
 
     /// Reads from the beginning; a file that is too short ends early.

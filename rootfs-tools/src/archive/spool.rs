@@ -5,6 +5,7 @@ use std::fs::File;
 use std::io::{self, Read, Seek, Write};
 
 use crate::compression::Compression;
+use crate::store::Cancel;
 
 /// Read at a time.
 pub(super) const STEP: usize = 256 << 10;
@@ -43,6 +44,7 @@ pub(crate) enum SpoolError {
     Write(io::Error),
     /// It unpacks to more than it may.
     TooLarge,
+    Cancelled,
 }
 
 /// Copies all of `from` into `to`, at most `max` bytes; leaves `to` at its start.
@@ -50,11 +52,15 @@ pub(crate) fn collect(
     mut from: impl Read,
     to: &mut File,
     max: u64,
+    cancel: &Cancel,
     progress: &mut dyn FnMut(u64),
 ) -> Result<u64, SpoolError> {
     let mut buffer = vec![0; STEP];
     let mut total = 0_u64;
     loop {
+        if cancel.is_cancelled() {
+            return Err(SpoolError::Cancelled);
+        }
         let n = match from.read(&mut buffer) {
             Ok(0) => break,
             Ok(n) => n,

@@ -11,8 +11,12 @@ const ROOT: &str = "etc/";
 fn options(spool: &Path) -> Options {
     Options {
         platform: Platform::default(),
-        max_unpacked: 64 << 20,
+        limits: Limits {
+            total: 64 << 20,
+            ..Limits::default()
+        },
         spool: spool.to_owned(),
+        cancel: Cancel::default(),
     }
 }
 
@@ -75,6 +79,14 @@ fn configurations_do_not_fill_memory() {
         .file("c", config.as_bytes())
         .finish();
     let complaint = complaint(&archive);
+    assert!(complaint.contains("in all"), "{complaint}");
+    let names = [r#""a:1""#; 12].join(",");
+    let listed = format!(r#"[{{"Config":"c","RepoTags":[{names}],"Layers":[]}}]"#);
+    let archive = TarBuilder::new()
+        .file("manifest.json", listed.as_bytes())
+        .file("c", config.as_bytes())
+        .finish();
+    let complaint = self::complaint(&archive);
     assert!(complaint.contains("in all"), "{complaint}");
 }
 
@@ -206,7 +218,7 @@ fn what_is_no_image_is_told_with_what_would_be() {
     assert!(error.to_string().contains("OCI layout"), "{error}");
     assert!(complaint(b"\x1f\x8b\x08\x00 not gzip").contains("unpack"));
     let cut = docker("null", "l.tar").file("l.tar", &layer()).finish();
-    assert!(complaint(&cut[..cut.len() - 2048]).contains("ends in the middle"));
+    assert!(complaint(&cut[..cut.len() - 2048]).contains("is truncated: it ends at byte"));
 }
 
 #[test]
@@ -231,6 +243,52 @@ fn a_pipe_is_as_good_as_a_file() {
     let contents = open_file(file, "pipe", &options(dir.path()), &mut |_| {}).unwrap();
     sender.join().unwrap();
     assert!(matches!(contents, Contents::Images(images) if images[0].names == ["app:1"]));
+}
+
+#[test]
+fn an_archive_that_no_disk_can_hold_unpacked_is_not_begun() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("archive");
+    std::fs::write(&path, b"\x1f\x8b\x08\x00").unwrap();
+    let free = crate::room::free(dir.path()).unwrap();
+    // All but its beginning is a hole.
+    let file = File::options().write(true).open(&path).unwrap();
+    file.set_len(free + (1 << 36)).unwrap();
+    let error = open(&path, &options(dir.path()), &mut |_| {}).unwrap_err();
+    assert!(matches!(error, Error::NoRoom { .. }), "{error}");
+    assert!(error.to_string().contains("image gc"), "{error}");
+}
+
+/// What an index says of platforms is text from strangers.
+#[test]
+fn platforms_are_shown_without_control_characters() {
+    let mut files = oci_layout(&[("app:1", &[layer()], "{}")]);
+    let index = files.get_mut("index.json").unwrap();
+    let text = String::from_utf8(index.clone()).unwrap();
+    let platform = r#""platform": {"os": "li\u001b[31mnux\n", "architecture": "\u009b2J\u202e"},"#;
+    *index = text
+        .replace(r#""annotations""#, &format!(r#"{platform} "annotations""#))
+        .into_bytes();
+    let text = complaint(&tar_of(&files));
+    assert!(text.contains("it has li [31mnux/2j"), "{text:?}");
+    assert!(
+        !text.chars().any(|c| c.is_control() || c == '\u{202e}'),
+        "{text:?}"
+    );
+}
+
+/// Who cancels does not wait for the end of what comes.
+#[test]
+fn unpacking_that_is_cancelled_ends() {
+    let (reader, mut writer) = std::io::pipe().unwrap();
+    let sender = std::thread::spawn(move || while writer.write_all(&[1; 4096]).is_ok() {});
+    let dir = tempfile::tempdir().unwrap();
+    let options = options(dir.path());
+    let mut cancel = |_| options.cancel.cancel();
+    let file = File::from(std::os::fd::OwnedFd::from(reader));
+    let error = open_file(file, "pipe", &options, &mut cancel).unwrap_err();
+    assert!(matches!(error, Error::Cancelled), "{error}");
+    sender.join().unwrap();
 }
 
 proptest! {

@@ -259,3 +259,10 @@ fn directory_and_user() {
         assert_eq!(resolved.as_deref(), result, "{image_user} {user:?}");
     }
 }
+
+#[test]
+fn a_complaint_about_a_configuration_is_not_as_long_as_it() {
+    let long = format!(r#"{{"rootfs": "{}"}}"#, "x".repeat(1 << 20));
+    let error = ImageConfig::parse(long.as_bytes()).unwrap_err().to_string();
+    assert!(error.len() < 400, "{}", error.len());
+}

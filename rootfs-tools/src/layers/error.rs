@@ -4,6 +4,7 @@ use std::io;
 use std::path::PathBuf;
 
 use super::DiffId;
+use crate::compression::Compression;
 use crate::directory::hex;
 use crate::tar::{self, shown};
 use crate::{erofs, tree};
@@ -27,6 +28,17 @@ pub enum Error {
         /// Hashes given.
         diff_ids: usize,
     },
+    /// The layers are too large together, before anything is unpacked.
+    #[error(
+        "its layers have {size} bytes as they are packed, and the limit for all layers of an image \
+         is {limit}"
+    )]
+    Packed {
+        /// Bytes of all layers as they are stored.
+        size: u64,
+        /// [`Limits::total`](super::Limits::total).
+        limit: u64,
+    },
     /// The image could not be written.
     #[error(transparent)]
     Image(#[from] erofs::Error),
@@ -42,6 +54,26 @@ impl Error {
             source => Self::Layer {
                 name,
                 source: Box::new(source),
+            },
+        }
+    }
+}
+
+impl LayerError {
+    /// Why a layer that is stored like this cannot be read.
+    pub(super) fn unreadable(compression: Compression, error: io::Error) -> Self {
+        let format = match compression {
+            Compression::None => return Self::Read(error),
+            Compression::Gzip => "gzip",
+            Compression::Zstd => "zstd",
+        };
+        match error.kind() {
+            // An error of the system is one of reading; decoders make their own.
+            _ if error.raw_os_error().is_some() => Self::Read(error),
+            io::ErrorKind::UnexpectedEof => Self::Truncated { format },
+            _ => Self::Corrupt {
+                format,
+                source: error,
             },
         }
     }

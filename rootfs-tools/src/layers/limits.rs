@@ -1,5 +1,7 @@
 //! What an image may ask for.
 
+use super::error::Error;
+
 /// What the layers of one image may ask for at most.
 ///
 /// The defaults are well above the largest images in use, and low enough that
@@ -8,7 +10,8 @@
 /// of zeros is legitimate, costs holes only, and is bounded by `total`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Limits {
-    /// Bytes of all layers uncompressed, with the holes of sparse files: 64 GiB.
+    /// Bytes of all layers uncompressed, with the holes of sparse files, and as
+    /// they are packed: 64 GiB.
     pub total: u64,
     /// Bytes of one file: 32 GiB.
     pub file: u64,
@@ -30,6 +33,23 @@ impl Default for Limits {
             entries: 2_000_000,
             metadata: 256 << 20,
             header: 1 << 20,
+        }
+    }
+}
+
+impl Limits {
+    /// Checks what the layers of an image have together as they are packed:
+    /// before anything is downloaded or read.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Packed`] if that is more than they may have unpacked.
+    pub fn check_packed(&self, sizes: impl IntoIterator<Item = u64>) -> Result<(), Error> {
+        let size = sizes.into_iter().fold(0, u64::saturating_add);
+        let limit = self.total;
+        match size > limit {
+            true => Err(Error::Packed { size, limit }),
+            false => Ok(()),
         }
     }
 }

@@ -11,7 +11,7 @@ use super::error::{Error, LayerError};
 use super::limits::{ATTRIBUTE_COST, Limits, PATH_MAX};
 use super::spool::{Expander, Spool};
 use super::{DiffId, Layer, Options, Progress};
-use crate::compression::{Compression, Decompressor, Part};
+use crate::compression::{Decompressor, Part};
 use crate::erofs;
 use crate::tar::{self, Event, Kind, Reader};
 use crate::tree::{Content, Metadata};
@@ -182,13 +182,11 @@ impl Job<'_> {
         filled: &mpsc::Receiver<io::Result<Vec<u8>>>,
         give_back: &mpsc::Sender<Vec<u8>>,
     ) -> Result<Unpacked, LayerError> {
-        let compressed = self.layer.compression != Compression::None;
         let directory = self.options.spool;
         let limits = &self.options.limits;
-        let mut spool = if compressed {
-            Some(Spool::new(directory)?)
-        } else {
-            None
+        let mut spool = match self.layer.stays_as_hashed() {
+            true => None,
+            false => Some(Spool::new(directory)?),
         };
         let mut index = Index {
             sums: self.sums,
@@ -246,20 +244,7 @@ impl Job<'_> {
         if self.stopped() {
             return LayerError::Cancelled;
         }
-        let format = match self.layer.compression {
-            Compression::None => return LayerError::Read(error),
-            Compression::Gzip => "gzip",
-            Compression::Zstd => "zstd",
-        };
-        match error.kind() {
-            // An error of the system is one of reading; decoders make their own.
-            _ if error.raw_os_error().is_some() => LayerError::Read(error),
-            io::ErrorKind::UnexpectedEof => LayerError::Truncated { format },
-            _ => LayerError::Corrupt {
-                format,
-                source: error,
-            },
-        }
+        LayerError::unreadable(self.layer.compression, error)
     }
 }
 

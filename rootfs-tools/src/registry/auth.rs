@@ -2,8 +2,10 @@
 //! OAuth 2 for identity tokens; RFC 7617).
 //!
 //! A registry that wants to know says how: `Basic`, or `Bearer` and where its
-//! token server is. The credentials of a registry go to it and to its token
-//! server, over TLS (or to hosts named insecure), and nowhere else.
+//! token server is. The credentials of a registry go to its own host, and to a
+//! token server elsewhere only if the registry named it over TLS: in plain HTTP
+//! anybody on the way could have named it. All of them are spoken to over TLS,
+//! but for hosts named insecure.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex as StdMutex, PoisonError};
@@ -125,7 +127,11 @@ pub(super) async fn grant(
         }
         (Challenge::Bearer { realm, service }, _) => (realm, service),
     };
-    let url = realm_url(options, endpoint, image, &realm)?;
+    let secret = matches!(
+        found.login,
+        Some(Login::Password { .. } | Login::Identity(_))
+    );
+    let url = realm_url(options, endpoint, image, &realm, secret)?;
     let what = format!("a token for {image}");
     let ask = token_request(
         url,
@@ -191,12 +197,14 @@ pub(super) fn refused(endpoint: &Endpoint, image: &str, host: &str, found: &Foun
     }
 }
 
-/// Where the token server is, if it is a place to send credentials to.
+/// Where the token server is, if it is a place to go to, and with a `secret`, one
+/// to send credentials to.
 fn realm_url(
     options: &Options,
     endpoint: &Endpoint,
     image: &str,
     realm: &str,
+    secret: bool,
 ) -> Result<Url, Error> {
     let refuse = |why: &'static str, to: String| Error::Redirect {
         what: format!("a token for {image}"),
@@ -206,9 +214,16 @@ fn realm_url(
     };
     let url = Url::parse(realm).map_err(|_| refuse("which is no address", clean(realm)))?;
     let host = host_of(&url);
+    if secret && !endpoint.is_authenticated() && !endpoint.is_host_of(&url) {
+        return Err(refuse(
+            "which was named in plain HTTP, where credentials go nowhere but to the registry's own \
+             host",
+            format!("{}://{host}", url.scheme()),
+        ));
+    }
     match url.scheme() {
         "https" => Ok(url),
-        "http" if options.is_insecure(&host) => Ok(url),
+        "http" if options.may_be_plain(&url) => Ok(url),
         "http" => Err(refuse(
             "in plain HTTP, which is only spoken to registries named insecure",
             format!("http://{host}"),

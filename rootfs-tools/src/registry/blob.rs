@@ -12,6 +12,7 @@ use tokio::time::Instant;
 use super::endpoint::Endpoint;
 use super::error::{Error, Failure};
 use super::manifest::{check_part, is_foreign, named};
+use super::options::Deadlines;
 use super::resolve::no_endpoint;
 use super::retry::Attempts;
 use super::session::{Session, Wish};
@@ -23,6 +24,8 @@ use crate::reference::Reference;
 /// What has to come within the idle deadline, in bytes: who sends less has
 /// stopped for all that it matters.
 const PIECE: u64 = 1 << 10;
+/// What has to come within [`Deadlines::pace`](super::Deadlines::pace), in bytes.
+const LEAST: u64 = 16 << 10;
 /// How much further than ever before an attempt has to get to count as one that
 /// went well, in bytes.
 const STEP: u64 = 1 << 20;
@@ -197,10 +200,30 @@ impl Session<'_> {
         progress: &mut (dyn FnMut(Progress<'_>) + Send),
     ) -> Result<(), Failure> {
         let transport = &self.inner.transport;
-        let idle = self.inner.options.deadlines.idle;
-        let mut deadline = Instant::now() + idle;
-        let mut piece = 0;
-        while let Some(chunk) = transport.chunk(answer, what, deadline, idle).await? {
+        let Deadlines { idle, pace, .. } = self.inner.options.deadlines;
+        let (mut idle_at, mut slow_at) = (Instant::now() + idle, Instant::now() + pace);
+        let (mut piece, mut window) = (0, 0);
+        loop {
+            let chunk = transport
+                .chunk(answer, what, idle_at.min(slow_at), idle)
+                .await;
+            let chunk = match chunk {
+                Ok(Some(chunk)) => chunk,
+                Ok(None) => break,
+                Err(Failure {
+                    error: Error::TimedOut { .. },
+                    ..
+                }) if slow_at < idle_at => {
+                    return Err(Failure::passing(Error::Slow {
+                        what: what.to_owned(),
+                        host: answer.host.clone(),
+                        got: window,
+                        least: LEAST,
+                        window: pace,
+                    }));
+                }
+                Err(failure) => return Err(failure),
+            };
             let chunk = chunk.as_ref();
             if chunk.len() as u64 > sink.missing() {
                 let error = Error::Size {
@@ -217,7 +240,12 @@ impl Session<'_> {
             piece += chunk.len() as u64;
             if piece >= PIECE {
                 piece = 0;
-                deadline = Instant::now() + idle;
+                idle_at = Instant::now() + idle;
+            }
+            window += chunk.len() as u64;
+            if window >= LEAST {
+                window = 0;
+                slow_at = Instant::now() + pace;
             }
         }
         if sink.missing() > 0 {

@@ -78,6 +78,17 @@ impl Endpoint {
         self.url("blobs", digest)
     }
 
+    /// Is it who it says? Whoever is on the way can answer in plain HTTP.
+    pub(super) fn is_authenticated(&self) -> bool {
+        self.base.scheme() == "https"
+    }
+
+    /// Is this address at the same host? On whatever port: those who have it are
+    /// told apart by certificates, or not at all.
+    pub(super) fn is_host_of(&self, url: &Url) -> bool {
+        self.base.host() == url.host()
+    }
+
     /// All parts are checked: repository, tag and digest have no character that
     /// would mean something in a URL.
     fn url(&self, kind: &str, version: &str) -> Url {

@@ -124,6 +124,24 @@ pub enum Error {
         /// The deadline.
         limit: Duration,
     },
+    /// Something comes all the time, and too little.
+    #[error(
+        "{host} sends {what} too slowly: {got} bytes in {:.1} s, at least {least} are expected; try \
+         later or elsewhere",
+        window.as_secs_f32()
+    )]
+    Slow {
+        /// What was asked for.
+        what: String,
+        /// Who was asked.
+        host: String,
+        /// Bytes that came.
+        got: u64,
+        /// Bytes that had to come.
+        least: u64,
+        /// In this time.
+        window: Duration,
+    },
     /// The registry sends us somewhere where we do not go.
     #[error("{host} sends the request for {what} to {to}, {why}")]
     Redirect {
@@ -311,11 +329,15 @@ fn count(got: Option<u64>, size: u64) -> String {
 }
 
 /// A text from outside, fit for a message: one line, not long, no control
-/// characters.
-pub(super) fn clean(text: &str) -> String {
+/// characters, nothing that turns the direction of text around or is not seen.
+pub(crate) fn clean(text: &str) -> String {
     const MOST: usize = 200;
+    let unseen = |c: char| {
+        matches!(c, '\u{ad}' | '\u{61c}' | '\u{200b}'..='\u{200f}' | '\u{202a}'..='\u{202e}'
+            | '\u{2060}'..='\u{206f}' | '\u{feff}')
+    };
     let words: Vec<_> = text
-        .split(|c: char| c.is_whitespace() || c.is_control())
+        .split(|c: char| c.is_whitespace() || c.is_control() || unseen(c))
         .filter(|word| !word.is_empty())
         .collect();
     let line = words.join(" ");
@@ -359,5 +381,20 @@ impl From<Error> for Failure {
             error,
             again: Again::Never,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::clean;
+
+    #[test]
+    fn texts_from_outside_do_nothing_to_a_terminal() {
+        assert_eq!(
+            clean("a \x1b[31m\r\nb\u{9b}c\u{202e}d\u{200b}e"),
+            "a [31m b c d e"
+        );
+        assert_eq!(clean(&"x".repeat(5000)).chars().count(), 201);
+        assert_eq!(clean("linux/arm64/v8"), "linux/arm64/v8");
     }
 }

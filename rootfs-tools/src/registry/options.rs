@@ -7,6 +7,8 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use reqwest::Url;
+
 use super::Error;
 use super::credentials::Credentials;
 use crate::platform::Platform;
@@ -19,7 +21,8 @@ pub struct Options {
     /// What to take from images for several platforms.
     pub platform: Platform,
     /// Registries that are spoken to in plain HTTP, as `HOST:PORT`; `HOST` alone
-    /// means all its ports. No other registry ever is, on loopback neither, and
+    /// means all its ports. Redirects and token servers in plain HTTP have to be
+    /// at such a host and port as well. No other registry ever is, on loopback neither, and
     /// certificates are always checked.
     pub insecure: Vec<String>,
     /// Files with certificates (PEM) of authorities to trust besides the host's.
@@ -108,6 +111,9 @@ pub struct Deadlines {
     /// To answer a request, and for each piece of a blob after another (a piece
     /// being a kibibyte: who sends less in this time has stopped).
     pub idle: Duration,
+    /// For each 16 KiB of a blob: who sends less in this time is too slow ever to
+    /// be done, however often something comes.
+    pub pace: Duration,
     /// For the whole of a manifest, configuration or token.
     pub document: Duration,
     /// For a credential helper, which may ask its user.
@@ -119,6 +125,7 @@ impl Default for Deadlines {
         Self {
             connect: Duration::from_secs(15),
             idle: Duration::from_secs(30),
+            pace: Duration::from_secs(60),
             document: Duration::from_secs(60),
             helper: Duration::from_secs(60),
         }
@@ -271,12 +278,22 @@ impl Options {
         Ok(self)
     }
 
+    /// May this `http://` address be spoken to? Its host and port have to be
+    /// named insecure; the port that HTTP has by itself is 80.
+    pub(super) fn may_be_plain(&self, url: &Url) -> bool {
+        let Some(host) = url.host_str() else {
+            return false;
+        };
+        let port = url.port_or_known_default();
+        self.insecure.iter().any(|named| match split(named) {
+            (name, None) => name == host,
+            (name, Some(number)) => name == host && number.parse().ok() == port,
+        })
+    }
+
     /// Is `HOST[:PORT]` to be spoken to in plain HTTP?
     pub(super) fn is_insecure(&self, registry: &str) -> bool {
-        let host = match registry.rsplit_once(':') {
-            Some((host, port)) if port.chars().all(|c| c.is_ascii_digit()) => host,
-            _ => registry,
-        };
+        let (host, _) = split(registry);
         self.insecure.iter().any(|it| it == registry || it == host)
     }
 
@@ -284,6 +301,14 @@ impl Options {
         if let Some(notify) = &self.notify {
             notify(notice);
         }
+    }
+}
+
+/// `HOST[:PORT]` in its parts; the address of IP version 6 has brackets.
+fn split(registry: &str) -> (&str, Option<&str>) {
+    match registry.rsplit_once(':') {
+        Some((host, port)) if port.chars().all(|c| c.is_ascii_digit()) => (host, Some(port)),
+        _ => (registry, None),
     }
 }
 

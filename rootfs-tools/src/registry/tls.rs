@@ -75,7 +75,7 @@ pub(super) fn explain(error: &rustls::Error) -> Tls {
             | CertificateError::ExpiredContext { .. }
             | CertificateError::NotValidYet
             | CertificateError::NotValidYetContext { .. } => Tls::Expired,
-            other => Tls::Other(format!("its certificate is wrong: {other}")),
+            other => Tls::Other(clean(&format!("its certificate is wrong: {other}"))),
         },
         E::InvalidMessage(rustls::InvalidMessage::InvalidContentType) => Tls::PlainHttp,
         other => Tls::Other(clean(&other.to_string())),

@@ -116,7 +116,7 @@ impl Transport {
             let shown = || format!("{}://{}", next.scheme(), host_of(&next));
             match next.scheme() {
                 "https" => {}
-                "http" if self.options.is_insecure(&host_of(&next)) => {}
+                "http" if self.options.may_be_plain(&next) => {}
                 "http" => {
                     return Err(refuse(
                         shown(),
@@ -276,7 +276,7 @@ impl Transport {
     fn explain(&self, error: &reqwest::Error, host: &str, what: &str) -> Failure {
         let host = host.to_owned();
         if let Some(dns) = find::<dns::Failure>(error) {
-            let why = dns.why.clone();
+            let why = clean(&dns.why);
             let definite = dns.definite;
             let error = Error::Name { host, why };
             return if definite {

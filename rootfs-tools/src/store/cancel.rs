@@ -19,6 +19,11 @@ impl Cancel {
         self.notify.notify_waiters();
     }
 
+    /// Is it cancelled?
+    pub(crate) fn is_cancelled(&self) -> bool {
+        self.flag.load(Ordering::Acquire)
+    }
+
     /// For work that looks now and then.
     pub(crate) fn flag(&self) -> &AtomicBool {
         &self.flag

@@ -1,15 +1,18 @@
 //! Images from archives and directories.
 
+use std::collections::{BTreeMap, HashSet};
 use std::fs::File;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use serde_json::json;
 
 use super::roots::Conversion;
 use super::{
-    Error, Event, Events, Image, ImageInfo, LayerInfo, Source, Store, now, roots, sha256, tag_name,
+    Cancel, Error, Event, Events, Held, Image, ImageInfo, LayerInfo, Source, Store, now, roots,
+    sha256, tag_name,
 };
-use crate::archive::{self, Contents};
+use crate::archive::{self, Contents, Piece};
 use crate::directory::{self, Scan};
 use crate::image_config::ImageConfig;
 use crate::platform::Platform;
@@ -68,8 +71,9 @@ impl Store {
         let archive_name = input.name();
         let reading = archive::Options {
             platform: options.platform.clone(),
-            max_unpacked: options.conversion.limits.total,
+            limits: options.conversion.limits.clone(),
             spool: self.work(),
+            cancel: options.conversion.cancel.clone(),
         };
         let mut unpacking = |bytes| events(Event::Unpacking(bytes));
         let contents = match input {
@@ -81,23 +85,57 @@ impl Store {
         match contents {
             Contents::Images(images) => {
                 let chosen = choose(images, wanted, &archive_name)?;
-                let imported = chosen
-                    .into_iter()
-                    .map(|(names, image)| self.import_image(&names, &image, options, events));
-                let imported: Result<Vec<_>, _> = imported.collect();
-                Ok(imported?.into_iter().flatten().collect())
+                self.import_images(&chosen, options, events)
             }
             Contents::Root(layer) => {
                 let name = wanted.ok_or(Error::Nameless(archive_name))?;
-                let image = root_tar(layer)?;
-                self.import_image(&[name], &image, options, events)
+                let image = root_tar(layer, &options.conversion.cancel)?;
+                self.import_images(&[(vec![name], image)], options, events)
             }
             Contents::Directory(path) => {
                 let name = wanted.ok_or(Error::Nameless(archive_name))?;
-                self.import_directory(name, &path, events)
+                self.import_directory(name, &path, &options.conversion.cancel, events)
                     .map(|image| vec![image])
             }
         }
+    }
+
+    /// Imports images, each under its names. The list of images is written when
+    /// all are there, or earlier if they have too many files to hold.
+    fn import_images(
+        &self,
+        images: &[(Vec<String>, archive::Image)],
+        options: &ImportOptions,
+        events: Events<'_>,
+    ) -> Result<Vec<Image>, Error> {
+        let mut imported = Vec::new();
+        let mut batch = Batch::default();
+        let mut verified = Verified::default();
+        let mut all = || {
+            for (names, image) in images {
+                let new = self.import_image(names, image, options, events, &mut verified)?;
+                let ready = batch.take(new);
+                imported.extend(ready.iter().cloned());
+                if batch.held.len() >= HELD_MAX {
+                    self.list_images(&mut batch)?;
+                }
+            }
+            Ok(())
+        };
+        let result = all();
+        // Those before an error stay.
+        let listed = self.list_images(&mut batch);
+        result.and(listed).map(|()| imported)
+    }
+
+    fn list_images(&self, batch: &mut Batch) -> Result<(), Error> {
+        let Batch { infos, held } = std::mem::take(batch);
+        let listed = match infos.is_empty() {
+            true => Ok(()),
+            false => self.add(infos),
+        };
+        drop(held);
+        listed
     }
 
     /// Imports one image under these names.
@@ -107,7 +145,8 @@ impl Store {
         image: &archive::Image,
         options: &ImportOptions,
         events: Events<'_>,
-    ) -> Result<Vec<Image>, Error> {
+        verified: &mut Verified,
+    ) -> Result<Imported, Error> {
         let name = names.first().cloned().unwrap_or_default();
         let config = ImageConfig::parse(&image.config).map_err(|source| Error::Config {
             name: name.clone(),
@@ -122,19 +161,37 @@ impl Store {
             media_type: layer.media_type.clone(),
         });
         let infos: Vec<LayerInfo> = infos.collect();
+        let conversion = &options.conversion;
+        let sizes = image.layers.iter().map(|layer| layer.piece.length);
+        roots::check_packed(&name, sizes, conversion)?;
+        for layer in &image.layers {
+            verified.digest(&name, layer, &conversion.cancel)?;
+        }
+        let layers = config.diff_ids.iter().zip(&image.layers);
+        let layers: Vec<_> = layers
+            .map(|(id, layer)| roots::Packed {
+                name: id.clone(),
+                piece: layer.piece.clone(),
+                custody: layer.custody,
+            })
+            .collect();
         let root = roots::name(&config.diff_ids);
+        let mut made = false;
         let held = self.root_or_make(&root, &name, false, events, |out| {
-            for layer in &image.layers {
-                verify(&name, layer)?;
-            }
-            let inputs = config.diff_ids.iter().zip(&image.layers);
-            let inputs: Vec<_> = inputs
-                .map(|(id, layer)| (id.clone(), layer.piece.clone()))
-                .collect();
-            let conversion = &options.conversion;
-            self.convert(&name, &inputs, &config.diff_ids, conversion, out, events)
+            made = true;
+            self.convert(&name, &layers, &config.diff_ids, conversion, out, events)
         })?;
-        let (id, _config) = self.put(&image.config)?;
+        // A configuration can name any layers. Who has not got them must not get
+        // the root image that this store made of somebody else's: its programs
+        // would run on files that were never theirs.
+        if !made {
+            for (layer, diff_id) in layers.iter().zip(&config.diff_ids) {
+                verified.contents(&layer.piece, diff_id, || {
+                    self.verify_layer(&name, layer, diff_id, conversion)
+                })?;
+            }
+        }
+        let (id, stored_config) = self.put(&image.config)?;
         let manifest = image.manifest.as_deref().map(|json| self.put(json));
         let manifest = manifest.transpose()?;
         let size = held.size().map_err(super::failed("look at", &held.path))?;
@@ -150,19 +207,18 @@ impl Store {
             created: config.created.clone(),
             added: now(),
         };
-        let mut imported = Vec::new();
-        for name in names {
-            let info = ImageInfo {
+        let images = names.iter().map(|name| Image {
+            info: ImageInfo {
                 name: name.clone(),
                 ..info.clone()
-            };
-            self.add(info.clone())?;
-            imported.push(Image {
-                info,
-                config: config.clone(),
-            });
-        }
-        Ok(imported)
+            },
+            config: config.clone(),
+        });
+        let manifest = manifest.map(|(_, held)| held);
+        Ok(Imported {
+            images: images.collect(),
+            held: [held, stored_config].into_iter().chain(manifest).collect(),
+        })
     }
 
     /// Imports a directory as it is now.
@@ -170,6 +226,7 @@ impl Store {
         &self,
         name: String,
         path: &Path,
+        cancel: &Cancel,
         events: Events<'_>,
     ) -> Result<Image, Error> {
         let scan = Scan::new(path, &directory::Options::default())?;
@@ -184,13 +241,15 @@ impl Store {
                     done: progress.done,
                     total: progress.total,
                 });
+                cancel.is_cancelled()
             };
             let options = crate::erofs::Options::default();
-            crate::erofs::write(&scan.tree, &options, out, &mut progress).map_err(|source| {
+            let written = crate::erofs::write_unless(&scan.tree, &options, out, &mut progress);
+            let written = written.map_err(|source| {
                 let root = path.to_owned();
                 Error::Directory(directory::Error::Image { root, source })
             })?;
-            Ok(())
+            written.map(drop).ok_or(Error::Cancelled)
         })?;
         let json = plain_config(&diff_id);
         let config = ImageConfig::parse(&json).map_err(|source| Error::Config {
@@ -216,8 +275,90 @@ impl Store {
             created: None,
             added: now(),
         };
-        self.add(info.clone())?;
+        self.add([info.clone()])?;
         Ok(Image { info, config })
+    }
+}
+
+/// An image that is in the store but for the list of images.
+struct Imported {
+    /// It, under each of its names.
+    images: Vec<Image>,
+    /// Its files.
+    held: Vec<Held>,
+}
+
+/// What is to be listed next, and the files that nobody may remove until then.
+#[derive(Default)]
+struct Batch {
+    infos: Vec<ImageInfo>,
+    held: BTreeMap<PathBuf, Held>,
+}
+
+impl Batch {
+    fn take(&mut self, new: Imported) -> Vec<Image> {
+        let infos = new.images.iter().map(|image| image.info.clone());
+        self.infos.extend(infos);
+        let held = new.held.into_iter();
+        self.held.extend(held.map(|held| (held.path.clone(), held)));
+        new.images
+    }
+}
+
+/// Files that are held at once at most: fewer than a process may open.
+const HELD_MAX: usize = 256;
+
+/// What was found to have its digest in this import: images of an archive can
+/// have the same layers, thousands of times.
+#[derive(Default)]
+struct Verified(HashSet<(u64, u64, u64, u64, String)>);
+
+impl Verified {
+    /// Layers that are packed have a digest of their own.
+    fn digest(
+        &mut self,
+        image: &str,
+        layer: &archive::Layer,
+        cancel: &Cancel,
+    ) -> Result<(), Error> {
+        match &layer.digest {
+            None => Ok(()),
+            Some(expected) => self.once(&layer.piece, &format!("packed {expected}"), || {
+                verify(image, layer, expected, cancel)
+            }),
+        }
+    }
+
+    /// The digest of what is in a layer.
+    fn contents(
+        &mut self,
+        piece: &Piece,
+        diff_id: &str,
+        verify: impl FnOnce() -> Result<(), Error>,
+    ) -> Result<(), Error> {
+        self.once(piece, diff_id, verify)
+    }
+
+    fn once(
+        &mut self,
+        piece: &Piece,
+        what: &str,
+        verify: impl FnOnce() -> Result<(), Error>,
+    ) -> Result<(), Error> {
+        let file = piece.file.metadata();
+        let file = file.map_err(super::failed("look at", Path::new("the archive")))?;
+        let key = (
+            file.dev(),
+            file.ino(),
+            piece.offset,
+            piece.length,
+            what.to_owned(),
+        );
+        if !self.0.contains(&key) {
+            verify()?;
+            self.0.insert(key);
+        }
+        Ok(())
     }
 }
 
@@ -255,40 +396,39 @@ fn choose(
     Ok(named)
 }
 
-/// Layers that are packed have a digest of their own; that of their contents is
-/// checked while they are converted.
-fn verify(image: &str, layer: &archive::Layer) -> Result<(), Error> {
-    let Some(expected) = &layer.digest else {
-        return Ok(());
-    };
-    let actual = layer
-        .piece
-        .digest(&mut |_| {})
-        .map_err(|source| archive::Error::Member {
-            archive: image.to_owned(),
-            member: format!("layer {expected}"),
-            source,
-        })?;
+/// Checks the digest that the archive promises.
+fn verify(
+    image: &str,
+    layer: &archive::Layer,
+    expected: &str,
+    cancel: &Cancel,
+) -> Result<(), Error> {
+    let actual = layer.piece.digest_unless(cancel);
+    let actual = actual.map_err(|source| archive::Error::Member {
+        archive: image.to_owned(),
+        member: format!("layer {expected}"),
+        source,
+    })?;
+    let actual = actual.ok_or(Error::Cancelled)?;
     if actual == *expected {
         return Ok(());
     }
     Err(Error::Layer {
         name: image.to_owned(),
-        expected: expected.clone(),
+        expected: expected.to_owned(),
         actual,
     })
 }
 
 /// The tar of a root file system as an image of one layer.
-fn root_tar(layer: archive::Layer) -> Result<archive::Image, Error> {
-    let diff_id = layer
-        .piece
-        .digest(&mut |_| {})
-        .map_err(|source| archive::Error::Member {
-            archive: "the archive".to_owned(),
-            member: "it".to_owned(),
-            source,
-        })?;
+fn root_tar(layer: archive::Layer, cancel: &Cancel) -> Result<archive::Image, Error> {
+    let diff_id = layer.piece.digest_unless(cancel);
+    let diff_id = diff_id.map_err(|source| archive::Error::Member {
+        archive: "the archive".to_owned(),
+        member: "it".to_owned(),
+        source,
+    })?;
+    let diff_id = diff_id.ok_or(Error::Cancelled)?;
     Ok(archive::Image {
         names: Vec::new(),
         config: plain_config(&diff_id),

@@ -105,6 +105,9 @@ pub(crate) type Images = BTreeMap<String, ImageInfo>;
 pub(crate) struct Index {
     path: PathBuf,
     lock: PathBuf,
+    /// How often it was replaced.
+    #[cfg(test)]
+    pub(crate) writes: std::sync::Arc<std::sync::atomic::AtomicUsize>,
 }
 
 /// The store's lock. While it is held exclusively nobody else changes the index
@@ -117,6 +120,8 @@ impl Index {
         Self {
             path: directory.join("index.json"),
             lock: directory.join("lock"),
+            #[cfg(test)]
+            writes: std::sync::Arc::default(),
         }
     }
 
@@ -180,6 +185,9 @@ impl Index {
 
     /// Replaces all; the store's lock has to be held.
     pub(crate) fn write(&self, _guard: &Guard, images: Images) -> Result<(), Error> {
+        #[cfg(test)]
+        self.writes
+            .fetch_add(1, std::sync::atomic::Ordering::Relaxed);
         let document = Document {
             version: VERSION,
             images: images.into_values().collect(),

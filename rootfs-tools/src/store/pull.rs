@@ -1,6 +1,8 @@
 //! Images from registries.
 
 use std::collections::BTreeMap;
+use std::fs;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use futures_util::stream::{self, StreamExt, TryStreamExt};
@@ -16,6 +18,7 @@ use crate::archive::Piece;
 use crate::image_config::{ImageConfig, is_sha256};
 use crate::reference::Reference;
 use crate::registry::{self, Client, PARALLEL, Resolved};
+use crate::room;
 
 /// How to pull.
 #[derive(Clone, Debug, Default)]
@@ -154,11 +157,11 @@ impl Pull<'_> {
         let layers = self.resolved.layers();
         check(&self.name, &config, layers.len())?;
         self.check_digests()?;
+        let sizes = layers.iter().map(Descriptor::size);
+        roots::check_packed(&self.name, sizes, &self.options.conversion)?;
         let root_name = roots::name(&config.diff_ids);
-        let path = self.store.directory.join("roots").join(&root_name);
-        let there = Held::open(&path).map_err(failed("open the root image", &path))?;
         // Layers are in use until the image is there: nobody removes them.
-        let (root, layers_in_use) = match there {
+        let (root, layers_in_use) = match self.root_of_same_layers(&root_name)? {
             Some(root) if !self.options.force => (root, Vec::new()),
             _ => self.make_root(&config, &root_name).await?,
         };
@@ -187,11 +190,27 @@ impl Pull<'_> {
                 created: config.created.clone(),
                 added: now(),
             };
-            store.add(info.clone())?;
+            store.add([info.clone()])?;
             drop(layers_in_use);
             Ok(Image { info, config })
         })
         .await
+    }
+
+    /// The root image, if the store made it of just these layers. That the
+    /// configuration claims to have their contents is not enough: who cannot
+    /// name the layers would get to see another image's files.
+    fn root_of_same_layers(&self, root_name: &str) -> Result<Option<Held>, Error> {
+        let digests = || self.resolved.layers().iter().map(Descriptor::digest);
+        let same = |info: &ImageInfo| {
+            let theirs = info.layers.iter().map(|layer| layer.digest.as_deref());
+            info.root == root_name && theirs.eq(digests().map(|digest| Some(digest.as_ref())))
+        };
+        if !self.store.index.read()?.values().any(same) {
+            return Ok(None);
+        }
+        let path = self.store.directory.join("roots").join(root_name);
+        Held::open(&path).map_err(failed("open the root image", &path))
     }
 
     /// Names of files are made of digests.
@@ -218,6 +237,7 @@ impl Pull<'_> {
             .iter()
             .map(|layer| (layer.digest().to_string(), layer))
             .collect();
+        self.check_room(&distinct)?;
         let fetches: Vec<_> = distinct
             .into_iter()
             .map(|(digest, layer)| async move {
@@ -246,7 +266,8 @@ impl Pull<'_> {
             };
             let reading = |source| failed("read", held.path())(source);
             let file = held.file.try_clone().map_err(reading)?;
-            pieces.push((digest, Piece::whole(file).map_err(reading)?));
+            let piece = Piece::whole(file).map_err(reading)?;
+            pieces.push(roots::Packed::blob(digest, piece));
         }
         let (store, events) = (self.store.clone(), Arc::clone(self.events));
         let (name, root_name) = (self.name.clone(), root_name.to_owned());
@@ -254,12 +275,36 @@ impl Pull<'_> {
         let diff_ids = config.diff_ids.clone();
         blocking(move || {
             let events = &*events;
+            let mut made = false;
             let root = store.root_or_make(&root_name, &name, force, events, |out| {
+                made = true;
                 store.convert(&name, &pieces, &diff_ids, &conversion, out, events)
             })?;
+            if !made {
+                for (layer, diff_id) in pieces.iter().zip(&diff_ids) {
+                    store.verify_layer(&name, layer, diff_id, &conversion)?;
+                }
+            }
             Ok((root, fetched.into_values().collect()))
         })
         .await
+    }
+
+    /// Checks that there is room for what has yet to be downloaded.
+    fn check_room(&self, layers: &BTreeMap<String, &Descriptor>) -> Result<(), Error> {
+        let length = |path: PathBuf| fs::metadata(path).map_or(0, |there| there.len());
+        let missing = layers.iter().map(|(digest, layer)| {
+            let there = length(self.store.blob(digest)).max(length(self.store.work_path(digest)));
+            layer.size().saturating_sub(there)
+        });
+        let missing = missing.fold(0, u64::saturating_add);
+        let directory = self.store.work();
+        room::check(&directory, missing).map_err(|room::TooFew { needed, free }| Error::NoRoom {
+            name: self.name.clone(),
+            directory: directory.clone(),
+            needed,
+            free,
+        })
     }
 
     /// Removes what was downloaded of layers, unless another process goes on
@@ -370,6 +415,7 @@ fn is_passing(error: &Error) -> bool {
                 | E::Connect { .. }
                 | E::Name { .. }
                 | E::TimedOut { .. }
+                | E::Slow { .. }
                 | E::RateLimited { .. }
         ),
         _ => false,

@@ -10,9 +10,11 @@ use sha2::{Digest, Sha256};
 use super::lock::Work;
 use super::{Cancel, Error, Event, Events, Held, Store, failed};
 use crate::archive::Piece;
+use crate::compression::Compression;
 use crate::directory::hex;
 use crate::erofs::FORMAT_VERSION;
-use crate::layers;
+use crate::layers::{self, Custody};
+use crate::room;
 
 /// The name of the root image of these layers: the OCI chain identity (image
 /// specification 1.1, `config.md`, "Layer ChainID").
@@ -30,6 +32,39 @@ pub(super) fn name(diff_ids: &[String]) -> String {
         None => hex(&Sha256::digest([])),
     };
     format!("{hex}-{FORMAT_VERSION}.erofs")
+}
+
+/// A layer as it is packed.
+#[derive(Clone, Debug)]
+pub(super) struct Packed {
+    /// What messages call it.
+    pub(super) name: String,
+    /// Its bytes.
+    pub(super) piece: Piece,
+    /// Whose the file with them is.
+    pub(super) custody: Custody,
+}
+
+impl Packed {
+    /// A blob of this store, which nobody writes once it is in its place.
+    pub(super) fn blob(digest: String, piece: Piece) -> Self {
+        Self {
+            name: digest,
+            piece,
+            custody: Custody::Own,
+        }
+    }
+
+    fn layer(&self, image: &str) -> Result<layers::Layer, Error> {
+        let Piece {
+            file,
+            offset,
+            length,
+        } = &self.piece;
+        layers::Layer::new(self.name.clone(), Arc::clone(file), *offset, *length)
+            .map(|layer| layer.in_custody(self.custody))
+            .map_err(failed("read a layer of", Path::new(image)))
+    }
 }
 
 impl Store {
@@ -68,36 +103,56 @@ impl Store {
             .map_err(failed("put the root image in place at", &path))
     }
 
-    /// Writes the root image of these layers; each is a name for messages and
-    /// the bytes as they are packed.
+    /// Writes the root image of these layers.
     pub(super) fn convert(
         &self,
         image: &str,
-        layers: &[(String, Piece)],
+        layers: &[Packed],
         diff_ids: &[String],
         conversion: &Conversion,
         out: &File,
         events: Events<'_>,
     ) -> Result<(), Error> {
-        let open = |(name, piece): &(String, Piece)| {
-            let file = Arc::clone(&piece.file);
-            layers::Layer::new(name.clone(), file, piece.offset, piece.length)
-                .map_err(failed("read a layer of", Path::new(image)))
-        };
-        let layers: Vec<layers::Layer> = layers.iter().map(open).collect::<Result<_, _>>()?;
+        let layers = layers.iter().map(|layer| layer.layer(image));
+        let layers: Vec<layers::Layer> = layers.collect::<Result<_, _>>()?;
         let expected: Vec<layers::DiffId> = diff_ids.iter().filter_map(|id| bytes(id)).collect();
         let work = self.work();
+        // What is packed unpacks to no less. Of a plain tar, zeros need no room.
+        let packed = layers
+            .iter()
+            .filter(|layer| layer.compression != Compression::None);
+        let packed = packed.fold(0, |sum: u64, layer| sum.saturating_add(layer.length));
+        room::check(&work, packed).map_err(|room::TooFew { needed, free }| Error::NoRoom {
+            name: image.to_owned(),
+            directory: work.clone(),
+            needed,
+            free,
+        })?;
         let mut options = layers::Options::new(&work, conversion.cancel.flag());
         options.limits = conversion.limits.clone();
         let progress = Meter::new(&layers, events);
-        match layers::convert(&layers, &expected, &options, out, &|now| progress.on(&now)) {
-            Ok(_) => Ok(()),
-            Err(layers::Error::Cancelled) => Err(Error::Cancelled),
-            Err(source) => Err(Error::Convert {
-                name: image.to_owned(),
-                source,
-            }),
-        }
+        layers::convert(&layers, &expected, &options, out, &|now| progress.on(&now))
+            .map(drop)
+            .map_err(|source| failed_conversion(image, source))
+    }
+
+    /// Checks that a layer has this `diff_id`, for whom there is no image to make.
+    pub(super) fn verify_layer(
+        &self,
+        image: &str,
+        layer: &Packed,
+        diff_id: &str,
+        conversion: &Conversion,
+    ) -> Result<(), Error> {
+        let work = self.work();
+        let mut options = layers::Options::new(&work, conversion.cancel.flag());
+        options.limits = conversion.limits.clone();
+        let expected = bytes(diff_id).ok_or_else(|| Error::Digest {
+            name: image.to_owned(),
+            digest: diff_id.to_owned(),
+        })?;
+        layers::verify(&layer.layer(image)?, &expected, &options)
+            .map_err(|source| failed_conversion(image, source))
     }
 }
 
@@ -108,6 +163,26 @@ pub struct Conversion {
     pub limits: layers::Limits,
     /// Ends it.
     pub cancel: Cancel,
+}
+
+/// Checks what all layers have together before they are got or read.
+pub(super) fn check_packed(
+    image: &str,
+    sizes: impl IntoIterator<Item = u64>,
+    conversion: &Conversion,
+) -> Result<(), Error> {
+    let checked = conversion.limits.check_packed(sizes);
+    checked.map_err(|source| failed_conversion(image, source))
+}
+
+fn failed_conversion(image: &str, source: layers::Error) -> Error {
+    match source {
+        layers::Error::Cancelled => Error::Cancelled,
+        source => Error::Convert {
+            name: image.to_owned(),
+            source,
+        },
+    }
 }
 
 /// The bytes of a digest.

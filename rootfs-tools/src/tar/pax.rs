@@ -1,5 +1,7 @@
 //! Records of PAX extended headers: `"LENGTH KEY=VALUE\n"`.
 
+use std::collections::BTreeMap;
+
 use super::Segment;
 use super::sparse::SEGMENTS_MAX;
 use crate::tree::Timestamp;
@@ -13,8 +15,20 @@ pub(super) struct Records {
     pub(super) uid: Option<u64>,
     pub(super) gid: Option<u64>,
     pub(super) modified: Option<Timestamp>,
-    pub(super) xattrs: Vec<(Vec<u8>, Vec<u8>)>,
+    pub(super) xattrs: Xattrs,
     pub(super) sparse: SparseRecords,
+}
+
+/// Extended attributes by their names. A header can have tens of thousands.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Xattrs(BTreeMap<Vec<u8>, (Vec<u8>, Writer)>);
+
+/// How an attribute is written. Archives that have one in both ways say the same
+/// twice; then star's way counts, which is the only one that other tools read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Writer {
+    Libarchive,
+    Star,
 }
 
 /// GNU's records for a sparse file (versions 0.0, 0.1 and 1.0).
@@ -60,11 +74,13 @@ impl Records {
             b"mtime" => self.modified = optional(value, time).ok_or("a PAX time")?,
             _ => {
                 if let Some(name) = key.strip_prefix(b"SCHILY.xattr.") {
-                    self.set_xattr(name.to_vec(), value.to_vec())?;
+                    self.xattrs
+                        .set(name.to_vec(), value.to_vec(), Writer::Star)?;
                 } else if let Some(name) = key.strip_prefix(b"LIBARCHIVE.xattr.") {
                     let what = "an extended attribute";
                     let name = unescape(name).ok_or(what)?;
-                    self.set_xattr(name, base64(value).ok_or(what)?)?;
+                    let value = base64(value).ok_or(what)?;
+                    self.xattrs.set(name, value, Writer::Libarchive)?;
                 } else if let Some(key) = key.strip_prefix(b"GNU.sparse.") {
                     self.sparse
                         .set(key, value)
@@ -74,24 +90,30 @@ impl Records {
         }
         Ok(())
     }
+}
 
-    fn set_xattr(&mut self, name: Vec<u8>, value: Vec<u8>) -> Result<(), Unreadable> {
+impl Xattrs {
+    fn set(&mut self, name: Vec<u8>, value: Vec<u8>, writer: Writer) -> Result<(), Unreadable> {
         if name.is_empty() || name.contains(&0) {
             return Err("an extended attribute");
         }
-        let full = self.xattrs.len() >= XATTRS_MAX;
-        match self.xattrs.iter_mut().find(|(known, _)| *known == name) {
-            Some((_, known)) => *known = value,
-            // The search above is quadratic: no file system has this many.
-            None if full => return Err("too many extended attributes"),
-            None => self.xattrs.push((name, value)),
+        let known = self.0.get(&name).map(|(_, writer)| *writer);
+        if known.is_none_or(|known| known <= writer) {
+            self.0.insert(name, (value, writer));
         }
         Ok(())
     }
-}
 
-/// Most attributes of one file.
-const XATTRS_MAX: usize = 1024;
+    pub(super) fn clear(&mut self) {
+        self.0.clear();
+    }
+
+    /// Names and values, in the order of the names.
+    pub(super) fn into_pairs(self) -> Vec<(Vec<u8>, Vec<u8>)> {
+        let pairs = self.0.into_iter();
+        pairs.map(|(name, (value, _))| (name, value)).collect()
+    }
+}
 
 impl SparseRecords {
     fn set(&mut self, key: &[u8], value: &[u8]) -> Option<()> {
@@ -308,13 +330,39 @@ mod tests {
         records
             .read(b"36 LIBARCHIVE.xattr.user.a%3Db=aGk=\n")
             .unwrap();
-        assert_eq!(records.xattrs, [(b"user.a=b".to_vec(), b"hi".to_vec())]);
+        let xattrs = records.xattrs.into_pairs();
+        assert_eq!(xattrs, [(b"user.a=b".to_vec(), b"hi".to_vec())]);
         assert_eq!(base64(b"aGVsbG8"), Some(b"hello".to_vec()));
         assert_eq!(base64(b"aGVsbG8="), Some(b"hello".to_vec()));
         assert_eq!(base64(b"AP/+"), Some(vec![0, 255, 254]));
         assert_eq!(base64(b"a"), None);
         assert_eq!(base64(b"a==="), None);
         assert_eq!(base64(b"a*bc"), None);
+    }
+
+    #[test]
+    fn of_an_attribute_that_is_written_in_two_ways_the_one_of_star_counts() {
+        let star = &b"25 SCHILY.xattr.user.a=s\n"[..];
+        let other = b"32 LIBARCHIVE.xattr.user.a=aGk=\n";
+        for both in [[star, &other[..]].concat(), [&other[..], star].concat()] {
+            let mut records = Records::default();
+            records.read(&both).unwrap();
+            let xattrs = records.xattrs.into_pairs();
+            assert_eq!(xattrs, [(b"user.a".to_vec(), b"s".to_vec())]);
+        }
+    }
+
+    /// As many as a header has room for, without a search through all of them
+    /// for each.
+    #[test]
+    fn a_header_may_have_very_many_attributes() {
+        let mut header = Vec::new();
+        for number in 0..30_000 {
+            header.extend_from_slice(format!("29 SCHILY.xattr.user.{number:05}=v\n").as_bytes());
+        }
+        let mut records = Records::default();
+        records.read(&header).unwrap();
+        assert_eq!(records.xattrs.into_pairs().len(), 30_000);
     }
 
     #[test]

@@ -69,6 +69,8 @@ enum State {
     Map { entry: Box<Entry>, map: MapReader },
     /// Data of an entry.
     Data { left: u64 },
+    /// Data of what is no file.
+    Ignored { left: u64 },
     /// What fills the last block up.
     Padding { left: u64 },
     /// After the end.
@@ -97,6 +99,36 @@ impl Reader {
         &self.last
     }
 
+    /// How many of the next bytes can be left out with [`Self::pass`]: there is
+    /// nothing but an entry's data in them, or nothing at all. After the end of
+    /// the archive that is all there may be.
+    #[must_use]
+    pub fn passable(&self) -> u64 {
+        match self.state {
+            State::Data { left } | State::Ignored { left } | State::Padding { left } => left,
+            State::End => u64::MAX,
+            _ => 0,
+        }
+    }
+
+    /// Instead of the next `bytes` bytes, for whoever can seek and wants no
+    /// data. No more than [`Self::passable`] are left out.
+    pub fn pass(&mut self, bytes: u64) {
+        let (now, bytes) = match &mut self.state {
+            State::Data { left } | State::Ignored { left } | State::Padding { left } => {
+                let bytes = bytes.min(*left);
+                *left -= bytes;
+                (*left == 0, bytes)
+            }
+            State::End => (false, bytes),
+            _ => return,
+        };
+        self.position = self.position.saturating_add(bytes);
+        if now {
+            self.pad();
+        }
+    }
+
     /// Takes the next bytes of the archive and tells `event` what is in them.
     ///
     /// # Errors
@@ -110,30 +142,16 @@ impl Reader {
     ) -> Result<(), E> {
         while !bytes.is_empty() {
             match &mut self.state {
-                State::End => {
-                    self.advance(bytes.len());
-                    return Ok(());
-                }
                 State::Data { left } => {
                     let (data, rest) = split(bytes, *left);
-                    *left -= length(data);
-                    let done = *left == 0;
                     event(Event::Data(data))?;
-                    self.advance(data.len());
+                    self.pass(length(data));
                     bytes = rest;
-                    if done {
-                        self.pad();
-                    }
                 }
-                State::Padding { left } => {
-                    let (skipped, rest) = split(bytes, *left);
-                    *left -= length(skipped);
-                    let done = *left == 0;
-                    self.advance(skipped.len());
+                State::Ignored { .. } | State::Padding { .. } | State::End => {
+                    let (passed, rest) = split(bytes, self.passable());
+                    self.pass(length(passed));
                     bytes = rest;
-                    if done {
-                        self.state = State::Header { zero: false };
-                    }
                 }
                 State::Extended { left, data, .. } => {
                     let (part, rest) = split(bytes, *left);
@@ -181,6 +199,8 @@ impl Reader {
         match &self.state {
             State::End => Ok(()),
             State::Header { .. } if self.filled == 0 && self.next.is_empty() => Ok(()),
+            // Some writers leave out what would fill the last block up.
+            State::Padding { .. } if self.next.is_empty() => Ok(()),
             // Less than a block: there is nothing that says that it is a tar.
             _ if self.position < BLOCK_64 => Err(Error::NotTar),
             _ => Err(Error::Truncated {
@@ -288,6 +308,7 @@ impl Reader {
             b'K' => Extended::Link,
             b'x' => Extended::Records,
             b'g' => Extended::Global,
+            b'V' => return self.label(size).map(|()| None),
             _ => return self.entry(&header, size),
         };
         let size = size.ok_or_else(|| self.field("the size of an extended header"))?;
@@ -310,6 +331,17 @@ impl Reader {
         Ok(None)
     }
 
+    /// The name of a whole archive (`tar -V`): no file, nothing of one.
+    fn label(&mut self, size: Option<u64>) -> Result<(), Error> {
+        self.next = Ahead::default();
+        let left = size.ok_or_else(|| self.field("the size of a label"))?;
+        self.state = State::Ignored { left };
+        if left == 0 {
+            self.pad();
+        }
+        Ok(())
+    }
+
     fn truncated(&self) -> Error {
         Error::Truncated {
             position: self.position,
@@ -321,15 +353,15 @@ impl Reader {
     fn extended(&mut self) -> Result<(), Error> {
         if let State::Extended { what, data, .. } = std::mem::replace(&mut self.state, State::End) {
             match what {
-                Extended::Path => self.next.path = Some(text(&data).to_vec()),
-                Extended::Link => self.next.link = Some(text(&data).to_vec()),
+                Extended::Path => self.next.path = long_name(&data),
+                Extended::Link => self.next.link = long_name(&data),
                 Extended::Global => {
                     let read = self.global.read(&data);
                     read.map_err(|what| self.field(what))?;
                     // These fit one file only, and what is kept here is copied
                     // for every entry.
                     self.global.sparse = SparseRecords::default();
-                    self.global.xattrs = Vec::new();
+                    self.global.xattrs.clear();
                     self.global.path = None;
                     self.global.link = None;
                 }
@@ -354,15 +386,18 @@ impl Reader {
             link,
         } = std::mem::take(&mut self.next);
         let records = records.unwrap_or_else(|| self.global.clone());
-        let path = records.sparse.name.clone().or(records.path).or(path);
+        // Where several headers name it, as in Go's archive/tar, by which images
+        // are made: GNU's long names before the records, and before all of them
+        // the name that a sparse file's records have.
+        let sparse = records.sparse.name.clone().filter(|_| records.sparse.any);
+        let path = sparse.or(path).or(records.path);
         let path = path.unwrap_or_else(|| header.path());
         self.last.clone_from(&path);
         if path.is_empty() {
             return Err(self.field("a name of no bytes"));
         }
-        let link = records
-            .link
-            .or(link)
+        let link = link
+            .or(records.link)
             .unwrap_or_else(|| header.link().to_vec());
         let is_directory_of_old = path.ends_with(b"/");
         let kind = match header.kind() {
@@ -414,7 +449,7 @@ impl Reader {
             uid: id(records.uid, header.uid()).ok_or_else(|| self.field("an owner"))?,
             gid: id(records.gid, header.gid()).ok_or_else(|| self.field("a group"))?,
             modified: modified.ok_or_else(|| self.field("a time"))?,
-            xattrs: records.xattrs,
+            xattrs: records.xattrs.into_pairs(),
             size: stored,
             position: self.position,
             stored,
@@ -465,6 +500,11 @@ impl Reader {
         }
         Ok(Some(entry))
     }
+}
+
+/// What a header of GNU's for a long name says; nothing if it is empty.
+fn long_name(data: &[u8]) -> Option<Vec<u8>> {
+    Some(text(data).to_vec()).filter(|name| !name.is_empty())
 }
 
 /// At most `length` bytes, and the rest.

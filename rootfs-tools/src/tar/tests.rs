@@ -163,3 +163,101 @@ fn paths_are_shown_on_one_line_and_not_endless() {
     assert_eq!(shown(b"a\nb\x1b\xff"), "a\\nb\\u{1b}\u{fffd}");
     assert!(shown(&[b'x'; 5000]).len() < 300);
 }
+
+/// As Go's archive/tar has it, by which images are made and unpacked.
+#[test]
+fn of_two_kinds_of_long_names_the_one_of_gnu_counts() {
+    let gnu = |kind, name: &[u8]| {
+        let size = u64::try_from(name.len()).unwrap();
+        [&header("././@LongLink", kind, size)[..], &padded(name)].concat()
+    };
+    let records = pax(b"12 path=pax\n16 linkpath=pax\n");
+    let names = [gnu(b'L', b"gnu\0"), gnu(b'K', b"target\0")].concat();
+    let is = |archive: &[u8], path: &[u8], target: &[u8]| {
+        let found = read(&[archive, &header("h", b'2', 0)].concat()).unwrap();
+        assert_eq!(found[0].0.path, path);
+        assert_eq!(found[0].0.kind, Kind::Symlink(target.to_vec()));
+    };
+    is(&[&names[..], &records].concat(), b"gnu", b"target");
+    is(&[&records[..], &names].concat(), b"gnu", b"target");
+    // One that says nothing counts for nothing.
+    let empty = [gnu(b'L', b"\0"), gnu(b'K', b"\0")].concat();
+    is(&[&empty[..], &records].concat(), b"pax", b"pax");
+    // The name of a sparse file is one only if it is sparse.
+    let only_name = pax(b"26 GNU.sparse.name=sparse\n12 path=pax\n");
+    let found = read(&[&only_name[..], &header("h", b'0', 0)].concat()).unwrap();
+    assert_eq!(found[0].0.path, b"pax");
+}
+
+#[test]
+fn the_label_of_an_archive_is_no_file() {
+    let archive = [
+        &header("label", b'V', 0)[..],
+        &header("a", b'0', 1),
+        &padded(b"x"),
+        // None has data; if it says so, that is nobody's.
+        &header("label", b'V', 3),
+        &padded(b"yyy"),
+        &header("b", b'0', 0),
+        &[0; 1024],
+    ]
+    .concat();
+    let found = read(&archive).unwrap();
+    let seen: Vec<_> = found
+        .iter()
+        .map(|(entry, data)| (&entry.path[..], &data[..]))
+        .collect();
+    assert_eq!(seen, [(&b"a"[..], &b"x"[..]), (b"b", b"")]);
+    let cut = [&header("a", b'0', 0)[..], &header("label", b'V', 900)].concat();
+    assert!(matches!(read(&cut), Err(Error::Truncated { .. })));
+}
+
+#[test]
+fn the_last_padding_may_be_missing() {
+    let archive = [&header("a", b'0', 3)[..], b"xyz"].concat();
+    assert_eq!(read(&archive).unwrap().len(), 1);
+    let cut = [&header("a", b'0', 3)[..], b"xy"].concat();
+    assert!(matches!(read(&cut), Err(Error::Truncated { .. })));
+    let only_records = [&header("pax", b'x', 10)[..], b"10 path=a\n"].concat();
+    assert!(matches!(read(&only_records), Err(Error::Truncated { .. })));
+}
+
+#[test]
+fn who_wants_no_data_can_pass_it_over() {
+    let archive = [
+        &header("a", b'0', 2000)[..],
+        &padded(&[7; 2000]),
+        &header("b", b'0', 0),
+        &[0; 1024],
+    ]
+    .concat();
+    let mut reader = Reader::new(1000);
+    let (mut at, mut paths) = (0, Vec::new());
+    while at < archive.len() {
+        let ahead = usize::try_from(reader.passable()).unwrap_or(usize::MAX);
+        if ahead > 0 {
+            reader.pass(u64::try_from(ahead.min(archive.len() - at)).unwrap());
+            at = at.saturating_add(ahead);
+            continue;
+        }
+        reader
+            .push::<Error>(&archive[at..at + 1], &mut |event| {
+                match event {
+                    Event::Entry(entry) => paths.push((entry.path, entry.position)),
+                    Event::Data(data) => panic!("{data:?}"),
+                }
+                Ok(())
+            })
+            .unwrap();
+        at += 1;
+    }
+    reader.finish().unwrap();
+    assert_eq!(paths, [(b"a".to_vec(), 512), (b"b".to_vec(), 3072)]);
+    // No further than there is data.
+    let mut reader = Reader::new(1000);
+    reader.pass(512);
+    assert!(matches!(
+        reader.push::<Error>(&[b'x'; 512], &mut |_| Ok(())),
+        Err(Error::NotTar)
+    ));
+}

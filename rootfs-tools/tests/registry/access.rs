@@ -410,3 +410,29 @@ async fn answers_of_token_servers_that_make_no_sense_are_not_repeated() {
         .unwrap_err();
     assert!(matches!(error, Error::TooLarge { .. }), "{error}");
 }
+
+/// Whoever is on the way of plain HTTP can name a token server of his own.
+#[tokio::test]
+async fn credentials_stay_with_a_registry_in_plain_http() {
+    let tokens = Server::start(|_, reply| reply.send(200, &[], br#"{"token":"t"}"#));
+    // Another host by its name, the same machine.
+    let elsewhere = tokens.name().replace("127.0.0.1", "localhost");
+    let realm = Arc::new(format!("Bearer realm=\"http://{elsewhere}/token\""));
+    let server = Server::start(move |_, reply| unauthorised(reply, &realm));
+    let reference = name(&format!("{}/app", server.name()));
+    let mut options = logged_in(&server, password());
+    options.insecure.push(elsewhere.clone());
+    let error = client(options.clone())
+        .resolve(&reference)
+        .await
+        .unwrap_err();
+    assert!(matches!(error, Error::Redirect { .. }), "{error}");
+    assert!(line(&error).contains("registry's own host"), "{error}");
+    no_secrets(&format!("{error} {error:?}"));
+    assert!(tokens.seen().is_empty());
+    // Without a secret there is nothing to lose.
+    options.credentials = Credentials::default();
+    let error = client(options).resolve(&reference).await.unwrap_err();
+    assert!(matches!(error, Error::Unauthorised { .. }), "{error}");
+    assert_eq!(tokens.seen().len(), 1);
+}

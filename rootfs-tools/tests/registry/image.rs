@@ -75,7 +75,15 @@ impl Image {
         let config = format!(
             r#"{{"architecture":"{architecture}","os":"linux","config":{{"Cmd":["/bin/true"]}},"rootfs":{{"type":"layers","diff_ids":{diff_ids:?}}}}}"#
         );
-        let config = config.into_bytes();
+        Self::with(config.into_bytes(), layers)
+    }
+
+    /// The same layers, and this configuration.
+    pub(crate) fn with_config(self, config: &str) -> Self {
+        Self::with(config.as_bytes().to_vec(), self.layers)
+    }
+
+    fn with(config: Vec<u8>, layers: Vec<Vec<u8>>) -> Self {
         let list: Vec<_> = layers.iter().map(|it| json(LAYER, it)).collect();
         let manifest = format!(
             r#"{{"schemaVersion":2,"mediaType":"{MANIFEST}","config":{},"layers":[{}]}}"#,

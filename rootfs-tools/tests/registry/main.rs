@@ -11,7 +11,7 @@ mod misbehaviour;
 mod pull;
 mod routes;
 mod server;
-mod stored;
+mod store;
 
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom, Write};
@@ -30,6 +30,7 @@ fn options(insecure: &[&str]) -> Options {
         deadlines: Deadlines {
             connect: long,
             idle: long,
+            pace: long,
             document: long,
             helper: long,
         },

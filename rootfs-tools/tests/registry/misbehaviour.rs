@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use flashpan_rootfs::oci::image::Digest;
-use flashpan_rootfs::registry::{Client, Error, Notice, Progress, sha256};
+use flashpan_rootfs::registry::{Client, Error, Notice, Options, Progress, Retry, sha256};
 use tokio::sync::Notify;
 
 use crate::image::{INDEX, Image, MANIFEST, descriptor, index, json, noise, serve_blob};
@@ -383,6 +383,61 @@ async fn a_server_that_hangs_is_left() {
     let image = name(&format!("{}/app", server.name()));
     let error = client(options).resolve(&image).await.unwrap_err();
     assert!(matches!(error, Error::TimedOut { .. }), "{error}");
+}
+
+/// Each piece comes in time, and all of them would take for ever.
+#[tokio::test]
+async fn a_server_that_trickles_is_left_and_asked_again() {
+    let (server, image, _, name) = server(|image, request, reply| {
+        let layer = &image.layers[0];
+        match request.from() {
+            None => {
+                let pace = Duration::from_millis(20);
+                reply.stream().set_read_timeout(Some(pace)).unwrap();
+                reply.head(200, &[("content-length", &layer.len().to_string())]);
+                for piece in layer.chunks(1024) {
+                    if !reply.raw(piece) {
+                        break;
+                    }
+                    // For so long, unless the client goes.
+                    reply.wait_for_hangup();
+                }
+            }
+            Some(_) => serve_blob(layer, request, reply),
+        }
+    });
+    let mut slow = options(&[&server.name()]);
+    slow.deadlines.pace = Duration::from_millis(200);
+    let (slow, notices) = with_notices(slow);
+    let mut file = file_with(b"");
+    fetch(&client(slow.clone()), &name, &image.layer(0), &mut file)
+        .await
+        .unwrap();
+    // What had come was good.
+    assert_eq!(content(&mut file), image.layers[0]);
+    let asked = ranges(&server);
+    assert!(matches!(asked[..], [None, Some(1..=16_384)]), "{asked:?}");
+    let notices: Vec<_> = notices.lock().unwrap().drain(..).collect();
+    assert!(
+        matches!(&notices[..], [Notice::Retry { why, .. }] if why.contains("too slowly")),
+        "{notices:?}"
+    );
+    let once = Retry {
+        attempts: 1,
+        ..slow.retry
+    };
+    let slow = Options {
+        retry: once,
+        ..slow
+    };
+    let error = fetch(&client(slow), &name, &image.layer(0), &mut file_with(b""))
+        .await
+        .unwrap_err();
+    assert!(
+        matches!(error, Error::Slow { least: 16_384, .. }),
+        "{error}"
+    );
+    line(&error);
 }
 
 #[tokio::test]

@@ -2,14 +2,17 @@
 //! runs over the corpus in `rootfs-tools/tests/fuzz_corpus.rs`.
 
 use std::fs::File;
-use std::io::{Read, Write};
+use std::io::{Read, Seek, Write};
 use std::num::NonZeroUsize;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
+use flashpan_rootfs::archive::{self, Contents};
 use flashpan_rootfs::compression::{Compression, Decompressor};
 use flashpan_rootfs::layers::{self, Layer, Limits, Options};
+use flashpan_rootfs::platform::Platform;
+use flashpan_rootfs::store::Cancel;
 use flashpan_rootfs::tar::{self, Event, Reader};
 
 use super::support;
@@ -152,5 +155,45 @@ pub fn decompress(data: &[u8]) {
     assert_eq!(fine, also_fine);
     if fine {
         assert!(large == small, "reads of other sizes give other bytes");
+    }
+}
+
+/// An archive of images or of a root: whatever is found in it lies in it, the
+/// reader of layers agrees on what a tar is, and a complaint is one line.
+pub fn archive(data: &[u8]) {
+    let data = with_right_sums(data);
+    let memory = |bytes: &[u8]| {
+        let fd = rustix::fs::memfd_create("archive", rustix::fs::MemfdFlags::CLOEXEC).unwrap();
+        let mut file = File::from(fd);
+        file.write_all(bytes).unwrap();
+        file.rewind().unwrap();
+        file
+    };
+    let options = archive::Options {
+        platform: Platform::default(),
+        limits: limits(),
+        spool: "/dev/shm".into(),
+        cancel: Cancel::default(),
+    };
+    let opened = archive::open_file(memory(&data), "fuzzed", &options, &mut |_| {});
+    let layers = match &opened {
+        Ok(Contents::Images(images)) => {
+            assert!(!images.is_empty());
+            images.iter().flat_map(|image| &image.layers).collect()
+        }
+        Ok(Contents::Root(layer)) => vec![layer],
+        Ok(Contents::Directory(path)) => panic!("no file is a directory: {path:?}"),
+        Err(error) => {
+            let text = error.to_string();
+            assert!(!text.chars().any(char::is_control), "{text:?}");
+            Vec::new()
+        }
+    };
+    for layer in layers {
+        let end = layer.piece.offset.checked_add(layer.piece.length).unwrap();
+        assert!(end <= layer.piece.file.metadata().unwrap().len());
+    }
+    if Compression::of_bytes(&data) == Compression::None && opened.is_ok() {
+        told(&data, usize::MAX).expect("what was scanned can be read");
     }
 }

@@ -14,8 +14,8 @@ Fuzzes what reads what strangers made.
 
   cargo xtask fuzz [TARGET] [--seconds N]
 
-  TARGET     tar, convert or decompress; all of them, one after the other, if
-             none is named
+  TARGET     tar, convert, decompress or archive; all of them, one after the
+             other, if none is named
   --seconds  how long to run each; 600 if not given
 
 What is found is in target/fuzz/artifacts; put it into tests/fuzz/corpus with
@@ -23,7 +23,7 @@ the fix, where `cargo test` runs it ever after. New inputs are kept in
 target/fuzz/corpus.
 ";
 
-const TARGETS: [&str; 3] = ["tar", "convert", "decompress"];
+const TARGETS: [&str; 4] = ["tar", "convert", "decompress", "archive"];
 const TRIPLE: &str = "x86_64-unknown-linux-gnu";
 
 /// What cargo-fuzz passes as well, but for the sanitizers, which need another

@@ -10,7 +10,11 @@ fn piece(bytes: &[u8]) -> Piece {
 }
 
 fn scanned(bytes: &[u8]) -> Result<Members, ScanError> {
-    Members::scan(&piece(bytes))
+    Members::scan(&piece(bytes), 1 << 20, &Cancel::default())
+}
+
+fn file(members: &Members, tar: &Piece, name: &str) -> Option<Piece> {
+    members.file(tar, name).unwrap()
 }
 
 #[test]
@@ -25,11 +29,7 @@ fn names_near_the_root_are_found_and_contents_are_where_they_are() {
     let members = scanned(&tar).unwrap();
     assert_eq!(members.count, 5);
     let tar = piece(&tar);
-    let read = |name: &str| {
-        members
-            .file(&tar, name)
-            .map(|piece| piece.read(2000).unwrap())
-    };
+    let read = |name: &str| file(&members, &tar, name).map(|piece| piece.read(2000).unwrap());
     assert_eq!(read("a"), Some(b"one".to_vec()));
     assert_eq!(read("abs"), Some(b"two".to_vec()));
     assert_eq!(read("d/e/f"), Some(vec![7; 1000]));
@@ -46,7 +46,7 @@ fn long_names_of_both_kinds() {
     ] {
         let tar = tar.file("y", b"next").finish();
         let members = scanned(&tar).unwrap();
-        let found = members.file(&piece(&tar), &long).unwrap();
+        let found = file(&members, &piece(&tar), &long).unwrap();
         assert_eq!(found.read(10).unwrap(), b"gnu");
         assert!(members.has("y") && !members.has("x"));
     }
@@ -79,17 +79,22 @@ fn impossible_sizes_are_errors() {
     let huge = TarBuilder::new()
         .pax(&[("size", "9223372036854775807")])
         .file("x", b"1");
-    assert!(matches!(scanned(&huge.finish()), Err(ScanError::Truncated)));
+    let truncated =
+        |error: &ScanError| matches!(error, ScanError::Tar(tar::Error::Truncated { .. }));
+    assert!(truncated(&scanned(&huge.finish()).unwrap_err()));
     let odd = TarBuilder::new().pax(&[("size", "-1")]).file("x", b"1");
     assert!(matches!(
         scanned(&odd.finish()),
-        Err(ScanError::Malformed(_))
+        Err(ScanError::Tar(tar::Error::Field { .. }))
     ));
-    // A name of four gigabytes.
+    // A name of eight gigabytes.
     let mut long = TarBuilder::new().gnu_long("x").finish();
     long[124..136].copy_from_slice(b"77777777777\0");
     TarBuilder::seal(&mut long[..512]);
-    assert!(matches!(scanned(&long), Err(ScanError::Malformed(_))));
+    assert!(matches!(
+        scanned(&long),
+        Err(ScanError::Tar(tar::Error::HeaderSize { .. }))
+    ));
 }
 
 #[test]
@@ -103,19 +108,91 @@ fn links_lead_to_files_of_the_archive_only_and_not_in_circles() {
         .finish();
     let members = scanned(&tar).unwrap();
     let tar = piece(&tar);
-    assert!(members.file(&tar, "a/b").is_some());
-    assert!(members.file(&tar, "hard").is_some());
-    assert!(members.file(&tar, "up").is_none());
-    assert!(members.file(&tar, "round").is_none());
-    assert!(members.file(&tar, "../f").is_none());
+    assert!(file(&members, &tar, "a/b").is_some());
+    assert!(file(&members, &tar, "hard").is_some());
+    assert!(file(&members, &tar, "up").is_none());
+    assert!(file(&members, &tar, "round").is_none());
+    assert!(file(&members, &tar, "../f").is_none());
 }
 
 #[test]
 fn what_is_no_tar_is_told_from_what_is_broken() {
-    assert!(matches!(scanned(b"short"), Err(ScanError::NotTar(0))));
-    assert!(matches!(scanned(&[0; 1024]), Err(ScanError::NotTar(0))));
-    assert!(matches!(scanned(&[b'x'; 1024]), Err(ScanError::NotTar(0))));
+    let not_tar = |error: &ScanError| matches!(error, ScanError::Tar(tar::Error::NotTar));
+    assert!(not_tar(&scanned(b"short").unwrap_err()));
+    assert!(not_tar(&scanned(&[b'x'; 1024]).unwrap_err()));
     let mut tar = TarBuilder::new().file("a", b"1").finish();
     tar[1024..1030].copy_from_slice(b"broken");
-    assert!(matches!(scanned(&tar), Err(ScanError::NotTar(1024))));
+    assert!(matches!(
+        scanned(&tar),
+        Err(ScanError::Tar(tar::Error::Header { position: 1024, .. }))
+    ));
+}
+
+/// What is found is what the reader of layers finds, whatever wrote the archive.
+#[test]
+fn every_dialect_is_read() {
+    let directory = tempfile::tempdir().unwrap();
+    let root = directory.path();
+    std::fs::write(root.join("plain"), "found").unwrap();
+    let holes = std::fs::File::create(root.join("holes")).unwrap();
+    holes.set_len(5 << 20).unwrap();
+    // GNU's first header has room for four pieces, the next for 21.
+    for piece in 0..60 {
+        holes.write_all_at(&[1; 5000], piece * (80 << 10)).unwrap();
+    }
+    for options in [
+        &["--format=gnu", "--sparse"][..],
+        &["--format=gnu", "-V", "label"],
+        &["--format=pax", "-V", "label"],
+        &["--format=pax", "--sparse"],
+        &["--format=pax", "--sparse", "--sparse-version=0.0"],
+    ] {
+        let tar = std::process::Command::new("tar")
+            .args(options)
+            .arg("-C")
+            .arg(root)
+            .args(["-cf", "-", "./holes", "./plain"])
+            .output()
+            .expect("tar is needed by this test");
+        let members = scanned(&tar.stdout).unwrap();
+        let tar = piece(&tar.stdout);
+        assert_eq!(members.count, 2, "{options:?}");
+        let found = file(&members, &tar, "plain").unwrap();
+        assert_eq!(found.read(10).unwrap(), b"found", "{options:?}");
+        let sparse = options.contains(&"--sparse");
+        let holes = members.file(&tar, "holes");
+        assert_eq!(holes.is_err(), sparse, "{options:?}: {holes:?}");
+    }
+}
+
+#[test]
+fn numbers_and_check_sums_of_old_are_read() {
+    let mut tar = TarBuilder::new()
+        .file("a", &[1; 600])
+        .file("b", b"2")
+        .finish();
+    // The size in base 256.
+    tar[124..136].copy_from_slice(b"\x80\0\0\0\0\0\0\0\0\0\x02\x58");
+    TarBuilder::seal(&mut tar[..512]);
+    let members = scanned(&tar).unwrap();
+    let found = file(&members, &piece(&tar), "b").unwrap();
+    assert_eq!(found.read(10).unwrap(), b"2");
+    // A sum of signed characters.
+    let mut tar = TarBuilder::new().file("\u{ff}", b"1").finish();
+    tar[148..156].fill(b' ');
+    let sum: i32 = tar[..512]
+        .iter()
+        .map(|byte| i32::from(byte.cast_signed()))
+        .sum();
+    tar[148..156].copy_from_slice(format!("{sum:06o}\0 ").as_bytes());
+    assert!(scanned(&tar).unwrap().has("\u{ff}"));
+}
+
+#[test]
+fn a_scan_that_is_cancelled_ends() {
+    let cancel = Cancel::default();
+    cancel.cancel();
+    let tar = piece(&TarBuilder::new().file("a", b"1").finish());
+    let ended = Members::scan(&tar, 1 << 20, &cancel);
+    assert!(matches!(ended, Err(ScanError::Cancelled)), "{ended:?}");
 }

@@ -63,3 +63,95 @@ fn a_token_is_not_used_after_its_end() {
             .is_none()
     );
 }
+
+fn realm(registry: &str, insecure: &[&str], realm: &str, secret: bool) -> Result<Url, Error> {
+    let options = Options {
+        insecure: insecure.iter().map(|&name| name.to_owned()).collect(),
+        ..Options::default()
+    };
+    let image = format!("{registry}/app").parse().unwrap();
+    let endpoint = Endpoint::of(&image, &options).unwrap().remove(0);
+    realm_url(&options, &endpoint, "app", realm, secret)
+}
+
+/// A password goes to the registry's own host, or to whom it named where nobody
+/// else can have answered.
+#[test]
+fn secrets_go_to_the_registry_or_to_whom_it_named_over_tls() {
+    for (registry, insecure, to, anonymous, with_secret) in [
+        (
+            "tls.example",
+            &[][..],
+            "https://tls.example/token",
+            true,
+            true,
+        ),
+        ("tls.example", &[], "https://auth.example/token", true, true),
+        ("tls.example", &[], "http://tls.example/token", false, false),
+        // Named insecure by the user, and by the registry over TLS.
+        (
+            "tls.example",
+            &["auth.example"],
+            "http://auth.example/",
+            true,
+            true,
+        ),
+        (
+            "plain.example:80",
+            &["plain.example:80"],
+            "http://plain.example/token",
+            true,
+            true,
+        ),
+        (
+            "plain.example:80",
+            &["plain.example:80"],
+            "https://plain.example/token",
+            true,
+            true,
+        ),
+        (
+            "plain.example:80",
+            &["plain.example:80"],
+            "http://plain.example:81/",
+            false,
+            false,
+        ),
+        (
+            "plain.example:80",
+            &["plain.example:80"],
+            "https://evil.example/token",
+            true,
+            false,
+        ),
+        (
+            "plain.example:80",
+            &["plain.example:80"],
+            "http://evil.example/token",
+            false,
+            false,
+        ),
+        (
+            "plain.example",
+            &["plain.example", "b.example"],
+            "http://b.example/",
+            true,
+            false,
+        ),
+        (
+            "plain.example",
+            &["plain.example"],
+            "https://plain.example@evil.example/",
+            true,
+            false,
+        ),
+    ] {
+        let anonymously = realm(registry, insecure, to, false);
+        assert_eq!(anonymously.is_ok(), anonymous, "{registry} {to}");
+        let secretly = realm(registry, insecure, to, true);
+        assert_eq!(secretly.is_ok(), with_secret, "{registry} {to}");
+        if let Err(error) = secretly {
+            assert!(matches!(error, Error::Redirect { .. }), "{error}");
+        }
+    }
+}

@@ -73,6 +73,41 @@ fn registries_are_insecure_only_by_name() {
     }
 }
 
+/// Redirects and token servers have addresses, where the port of a scheme is
+/// left out.
+#[test]
+fn plain_addresses_are_those_of_the_hosts_named_insecure() {
+    let options = Options {
+        insecure: [
+            "eighty.example:80",
+            "Other.example:5000",
+            "all.example",
+            "[::1]:80",
+        ]
+        .map(str::to_owned)
+        .to_vec(),
+        ..Options::default()
+    };
+    let options = options.checked().unwrap();
+    for (address, may) in [
+        ("http://eighty.example/v2/", true),
+        ("http://EIGHTY.example:80/v2/", true),
+        ("http://eighty.example:8080/", false),
+        ("http://not-eighty.example/", false),
+        ("http://eighty.example.evil/", false),
+        ("http://eighty.example:80@evil.example/", false),
+        ("http://other.example:5000/", true),
+        ("http://other.example/", false),
+        ("http://all.example/", true),
+        ("http://all.example:1234/", true),
+        ("http://[::1]/", true),
+        ("http://[::1]:5000/", false),
+    ] {
+        let url = Url::parse(address).unwrap();
+        assert_eq!(options.may_be_plain(&url), may, "{address}");
+    }
+}
+
 #[test]
 fn what_is_no_registry_is_refused() {
     let mirror = |registry: &str, mirror: &str| Options {
