@@ -48,7 +48,9 @@ pub struct Root {
 }
 
 impl Root {
-    /// The image at `path`, which is opened when a VM boots.
+    /// The image at `path`, which is opened when a VM boots, with a shared lock
+    /// (flock(2)) that lasts as long as the VM: what somebody writes to is
+    /// refused.
     pub fn new(path: impl Into<PathBuf>, fs_type: FsType) -> Self {
         Self {
             path: path.into(),
