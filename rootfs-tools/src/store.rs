@@ -64,7 +64,7 @@ pub enum Error {
     #[error(transparent)]
     Cache(#[from] cache::Error),
     /// A file operation failed.
-    #[error("cannot {what} {}: {source}{}", path.display(), hint(source))]
+    #[error("cannot {what} {}: {source}", path.display())]
     Io {
         /// What was tried: a verb and what comes between it and the path.
         what: &'static str,
@@ -217,16 +217,6 @@ pub enum Error {
     Cancelled,
 }
 
-/// What to do about an error, where that is not obvious.
-fn hint(error: &io::Error) -> &'static str {
-    match error.kind() {
-        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
-            "; make room, e.g. with `flashpan image gc --layers`"
-        }
-        _ => "",
-    }
-}
-
 /// Makes the error of an operation on a path.
 fn failed<'a>(what: &'static str, path: &'a Path) -> impl FnOnce(io::Error) -> Error + 'a {
     move |source| Error::Io {
@@ -246,6 +236,11 @@ pub enum Event {
     },
     /// An archive is unpacked; bytes so far.
     Unpacking(u64),
+    /// Layers are wanted, of so many bytes in all as they are packed.
+    Layers {
+        /// Those that are there already included.
+        bytes: u64,
+    },
     /// A layer is there already.
     Exists {
         /// Its digest.

@@ -10,6 +10,7 @@ use std::time::Duration;
 use clap::{Args, ValueEnum};
 use flashpan_rootfs::platform::Platform;
 use flashpan_rootfs::reference::Reference;
+use flashpan_rootfs::registry::Client;
 use flashpan_rootfs::store::{
     Cancel, Conversion, Error, Held, Image, ImportOptions, Input, PullOptions, Pulled, Store,
 };
@@ -19,8 +20,8 @@ use super::progress::ImageProgress;
 use super::registries::RegistryArgs;
 use super::show::{short_name, size};
 use crate::failure::{Failure, print};
-use crate::runtime;
 use crate::signals::Signals;
+use crate::{full, runtime};
 
 /// How long work that was cancelled may take to end in order.
 const PATIENCE: Duration = Duration::from_secs(3);
@@ -147,7 +148,7 @@ fn announce(quiet: bool, text: &str) {
 /// Pulls, showing progress; a signal ends it in order.
 fn fetch(
     store: &Store,
-    client: &flashpan_rootfs::registry::Client,
+    client: &Client,
     image: &Reference,
     options: &PullOptions,
     quiet: bool,
@@ -159,6 +160,7 @@ fn fetch(
     runtime(in_order(
         &cancel,
         store.pull(client, image, options, &events),
+        |error| full::failure(&error, &[store.path()], progress.bytes()),
     ))
 }
 
@@ -167,12 +169,13 @@ fn fetch(
 async fn in_order<T>(
     cancel: &Cancel,
     work: impl Future<Output = Result<T, Error>>,
+    failed: impl FnOnce(Error) -> Failure,
 ) -> Result<T, Failure> {
     let mut signals =
         Signals::watch().map_err(|e| Failure::new(format!("cannot watch signals: {e}")))?;
     tokio::pin!(work);
     tokio::select! {
-        done = &mut work => done.map_err(Failure::new),
+        done = &mut work => done.map_err(failed),
         signal = signals.ending() => {
             cancel.cancel();
             match tokio::time::timeout(PATIENCE, work).await {
@@ -230,20 +233,23 @@ fn import_in_order(
         },
     };
     let progress = ImageProgress::new(what, quiet);
-    let store = store.clone();
+    let importer = store.clone();
     runtime(async move {
         let (sender, done) = oneshot::channel();
         // Not waited for at the end: reading a pipe may take as long as it likes.
         std::thread::Builder::new()
             .name("import".to_owned())
             .spawn(move || {
-                let imported = store.import(input, &options, &|event| progress.on(event));
+                let imported = importer.import(input, &options, &|event| progress.on(event));
                 drop(progress);
                 drop(sender.send(imported));
             })
             .map_err(|e| Failure::new(format!("cannot start a thread: {e}")))?;
         let work = async { done.await.map_err(|_| Error::Cancelled)? };
-        in_order(&cancel, work).await
+        in_order(&cancel, work, |error| {
+            full::failure(&error, &[store.path()], None)
+        })
+        .await
     })
 }
 
@@ -281,45 +287,89 @@ fn stdin() -> Result<Input, Failure> {
     })
 }
 
-/// An image to run, pulled if need be, and its root image, which nobody removes
-/// while it is held.
-pub(crate) fn obtain(
+/// An image to run.
+pub(crate) struct Wanted<'a> {
+    /// As the user wrote it.
+    pub(crate) name: &'a str,
+    store: Store,
+    found: Found,
+}
+
+enum Found {
+    There(Box<Image>, Held),
+    ToPull(Reference, Client),
+}
+
+impl<'a> Wanted<'a> {
+    /// Looks for it in the store, and checks all that can be checked of a pull
+    /// without asking anybody.
+    pub(crate) fn new(
+        name: &'a str,
+        policy: PullPolicy,
+        platform: &Platform,
+        registries: &RegistryArgs,
+    ) -> Result<Self, Failure> {
+        let store = Store::user().map_err(Failure::new)?;
+        let there = match policy {
+            PullPolicy::Always => None,
+            PullPolicy::Missing | PullPolicy::Never => find(&store, name, policy, platform)?,
+        };
+        let found = match there {
+            Some((image, root)) => Found::There(Box::new(image), root),
+            None => {
+                let reference = name.parse().map_err(Failure::new)?;
+                Found::ToPull(reference, registries.client(platform)?)
+            }
+        };
+        Ok(Self { name, store, found })
+    }
+
+    /// The image, pulled if need be, and its root image, which nobody removes
+    /// while it is held.
+    pub(crate) fn obtain(self) -> Result<(Image, Held), Failure> {
+        match self.found {
+            Found::There(image, root) => Ok((*image, root)),
+            Found::ToPull(reference, client) => {
+                let options = PullOptions::default();
+                let pulled = fetch(&self.store, &client, &reference, &options, false)?;
+                let root = self.store.root(&pulled.image.info).map_err(Failure::new)?;
+                Ok((pulled.image, root))
+            }
+        }
+    }
+}
+
+/// The image of that name in the store, whole and for this platform; `None` if
+/// it has to be pulled.
+fn find(
+    store: &Store,
     name: &str,
     policy: PullPolicy,
     platform: &Platform,
-    registries: &RegistryArgs,
-) -> Result<(Image, Held), Failure> {
-    let store = Store::user().map_err(Failure::new)?;
-    if policy != PullPolicy::Always {
-        let there = store.get(name).and_then(|image| {
-            let root = store.root(&image.info)?;
-            Ok((image, root))
-        });
-        match there {
-            Ok((image, root)) if suits(platform, &image) => return Ok((image, root)),
-            Ok((image, _)) if policy == PullPolicy::Never => {
-                let is_for = &image.info.platform;
-                return Err(Failure::new(format!(
-                    "the image {name} is for {is_for} and not for {platform}"
-                )));
-            }
-            Err(error @ (Error::NotFound(_) | Error::Missing { .. }))
-                if policy == PullPolicy::Never =>
-            {
-                return Err(Failure::new(format!(
-                    "{error}; leave --pull never out to pull it"
-                )));
-            }
-            // Not there, or not as it should be.
-            Ok(_) | Err(Error::NotFound(_) | Error::Missing { .. }) => {}
-            Err(error) => return Err(Failure::new(error)),
+) -> Result<Option<(Image, Held)>, Failure> {
+    let there = store.get(name).and_then(|image| {
+        let root = store.root(&image.info)?;
+        Ok((image, root))
+    });
+    match there {
+        Ok((image, root)) if suits(platform, &image) => Ok(Some((image, root))),
+        Ok((image, _)) if policy == PullPolicy::Never => {
+            let is_for = &image.info.platform;
+            Err(Failure::new(format!(
+                "the image {name} is for {is_for} and not for {platform}"
+            )))
         }
+        Err(error @ (Error::NotFound(_) | Error::Missing { .. }))
+            if policy == PullPolicy::Never =>
+        {
+            Err(Failure::new(format!(
+                "{error}; leave --pull never out to pull it"
+            )))
+        }
+        // Not there, or not as it should be.
+        Ok(_) | Err(Error::NotFound(_) | Error::Missing { .. }) => Ok(None),
+        Err(error) => Err(Failure::new(error)),
     }
-    let reference: Reference = name.parse().map_err(Failure::new)?;
-    let client = registries.client(platform)?;
-    let pulled = fetch(&store, &client, &reference, &PullOptions::default(), false)?;
-    let root = store.root(&pulled.image.info).map_err(Failure::new)?;
-    Ok((pulled.image, root))
 }
 
 /// Is the image for this platform?

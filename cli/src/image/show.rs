@@ -187,7 +187,7 @@ pub(super) fn digest(digest: &str, whole: bool) -> &str {
 }
 
 /// A size in megabytes with one decimal, or in the unit that fits it.
-pub(super) fn size(bytes: u64) -> String {
+pub(crate) fn size(bytes: u64) -> String {
     const UNITS: [(&str, u64); 3] = [("GB", 1 << 30), ("MB", 1 << 20), ("kB", 1 << 10)];
     for (unit, of) in UNITS {
         if bytes >= of {

@@ -1,5 +1,7 @@
 //! Images made with the distribution's tools, and a registry with them.
 
+#![allow(dead_code, reason = "each test program uses a part")]
+
 use std::fs;
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};

@@ -209,6 +209,10 @@ impl Pull<'_> {
             .iter()
             .map(|layer| (layer.digest().to_string(), layer))
             .collect();
+        let sizes = distinct.values().map(|layer| layer.size());
+        (self.events)(Event::Layers {
+            bytes: sizes.fold(0, u64::saturating_add),
+        });
         let fetches: Vec<_> = distinct
             .into_iter()
             .map(|(digest, layer)| async move {

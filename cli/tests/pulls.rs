@@ -1,0 +1,186 @@
+//! Pulls at once, pulls that are killed or interrupted, pulls to a full disk: what
+//! is left of them.
+#![allow(
+    missing_docs,
+    unreachable_pub,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing
+)]
+
+#[path = "support/registry.rs"]
+mod registry;
+#[path = "support/store.rs"]
+mod store;
+
+use std::fs;
+use std::path::Path;
+use std::process::Stdio;
+use std::time::{Duration, Instant};
+
+use registry::{noise, tar};
+use store::{PROGRAM, World};
+
+#[test]
+fn of_eight_pulls_at_once_one_downloads() {
+    let world = World::new();
+    let registry = world.registry();
+    let app = registry.image("app");
+    let before = registry.blobs_served();
+    let pulls: Vec<_> = (0..8)
+        .map(|_| {
+            let mut pull = world.command("c", &["pull", &app]);
+            pull.stdout(Stdio::piped())
+                .stderr(Stdio::piped())
+                .spawn()
+                .unwrap()
+        })
+        .collect();
+    for pull in pulls {
+        let output = pull.wait_with_output().unwrap();
+        assert!(output.status.success(), "{output:?}");
+    }
+    let served = registry.blobs_served();
+    let configs_and_layers = served - before;
+    // Each process reads the configuration, to know what it pulls; the three
+    // layers are downloaded once.
+    assert!(
+        (4..=11).contains(&configs_and_layers),
+        "{configs_and_layers}"
+    );
+    let files = world.files("c");
+    assert_eq!(files.len(), 6, "{files:?}");
+    assert_eq!(
+        world.ok("c", &["image", "gc"]),
+        "Removed 0 unreferenced blobs\nFreed: 0 B\n"
+    );
+    // Nothing to do: nothing is downloaded, and it says so.
+    assert!(world.ok("c", &["pull", &app]).starts_with("Up to date\n"));
+    assert_eq!(registry.blobs_served(), served);
+    // Without layers it still runs, and a pull of the same needs none.
+    assert!(
+        world
+            .ok("c", &["image", "gc", "--layers"])
+            .starts_with("Removed 3 ")
+    );
+    assert!(world.ok("c", &["pull", &app]).starts_with("Up to date\n"));
+    // Told to, it gets and makes everything again.
+    assert!(
+        world
+            .ok("c", &["pull", "--force", &app])
+            .starts_with("Tagged: ")
+    );
+    assert_eq!(world.files("c"), files);
+}
+
+#[test]
+fn pulls_that_are_killed_leave_nothing_for_good() {
+    const KILLS: usize = 30;
+    let world = World::new();
+    let registry = world.registry();
+    let app = registry.image("app");
+    let begun = Instant::now();
+    world.ok("whole", &["pull", &app]);
+    let takes = u64::try_from(begun.elapsed().as_micros()).unwrap();
+    let mut random = noise(KILLS * 8, takes).into_iter();
+    for _ in 0..KILLS {
+        let mut pull = world.command("c", &["pull", "--force", &app]);
+        let mut pull = pull
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        let bytes = std::array::from_fn(|_| random.next().unwrap());
+        // Any moment at all is what is tried, so there is no event to wait for.
+        std::thread::sleep(Duration::from_micros(u64::from_le_bytes(bytes) % takes));
+        let _ = pull.kill();
+        pull.wait().unwrap();
+        // What is listed is there.
+        for id in world.ok("c", &["image", "ls", "-q"]).lines() {
+            let root = world.inspect("c", id)["root_image"]
+                .as_str()
+                .unwrap()
+                .to_owned();
+            assert!(Path::new(&root).exists(), "{root}");
+        }
+    }
+    world.ok("c", &["pull", &app]);
+    world.ok("c", &["image", "gc"]);
+    assert_eq!(world.files("c"), world.files("whole"));
+    assert_eq!(
+        world.ok("c", &["image", "gc"]),
+        "Removed 0 unreferenced blobs\nFreed: 0 B\n"
+    );
+    let root = |cache: &str| {
+        let inspected = world.inspect(cache, &app);
+        fs::read(inspected["root_image"].as_str().unwrap()).unwrap()
+    };
+    assert!(root("c") == root("whole"));
+}
+
+#[test]
+fn a_signal_ends_a_pull_in_order() {
+    use std::os::unix::process::ExitStatusExt;
+    let world = World::new();
+    // Somebody who accepts and never answers.
+    let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let image = format!("{}/app", silent.local_addr().unwrap());
+    let mut pull = world.command("c", &["pull", &image]);
+    let pull = pull.stderr(Stdio::piped()).spawn().unwrap();
+    let _connection = silent.accept().unwrap();
+    let pid = nix::unistd::Pid::from_raw(i32::try_from(pull.id()).unwrap());
+    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGINT).unwrap();
+    let output = pull.wait_with_output().unwrap();
+    assert_eq!(
+        (output.status.code(), output.status.signal()),
+        (Some(130), None)
+    );
+    assert!(output.stderr.is_empty(), "{output:?}");
+    assert_eq!(world.files("c"), [""; 0]);
+}
+
+#[test]
+fn a_full_disk_is_told_and_the_store_stays_sound() {
+    let world = World::new();
+    let registry = world.registry();
+    let small = world.path("small.tar");
+    fs::create_dir_all(world.path("small/etc")).unwrap();
+    fs::write(world.path("small/etc/x"), "x").unwrap();
+    tar(&world.path("small"), &small);
+    let (app, small) = (registry.image("app"), small.display().to_string());
+    let cache = world.path("c").display().to_string();
+    // Room for some layers; for all of them, but not for the image.
+    for size in ["2m", "7m"] {
+        let script = format!(
+            "{PROGRAM} image import small {small} \
+             && find {cache} -type f | sort > before && ! {PROGRAM} pull {app} > out 2> error \
+             && find {cache} -type f | sort > after \
+             && {PROGRAM} image ls -q | wc -l && {PROGRAM} image inspect small > /dev/null",
+        );
+        let output = world.with_little_room("c", size, &script);
+        let error = fs::read_to_string(world.path("error")).unwrap_or_default();
+        assert!(output.status.success(), "{size}: {output:?}\n{error}");
+        assert!(error.contains("No space left"), "{size}: {error}");
+        // Where, how much, and what to do.
+        let place = format!("{cache}/flashpan/images has ");
+        for words in [
+            &place,
+            " free, and more than 5.0 MB is needed",
+            "`flashpan image gc",
+        ] {
+            assert!(error.contains(words), "{size}: {words}: {error}");
+        }
+        assert_eq!(
+            error.lines().filter(|line| line.contains("error")).count(),
+            1,
+            "{error}"
+        );
+        let list = |name: &str| fs::read_to_string(world.path(name)).unwrap();
+        assert_eq!(list("before"), list("after"), "{size}");
+        assert!(
+            String::from_utf8_lossy(&output.stdout).ends_with("1\n"),
+            "{output:?}"
+        );
+    }
+}
