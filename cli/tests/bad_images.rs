@@ -192,12 +192,13 @@ fn bad_registries_are_one_line_and_leave_nothing() {
         text.contains("plain HTTP") && text.contains("insecure"),
         "{text}"
     );
-    let text = world.complaint(
-        "c",
-        &["run", "--image", &registry.image("nothing"), "--", "x"],
-    );
+    let kernel = world.path("vmlinux");
+    fs::write(&kernel, "\x7fELF").unwrap();
+    let nothing = registry.image("nothing");
+    let mut run = world.command("c", &["run", "--ephemeral", "--image", &nothing, "--", "x"]);
+    let text = complaint(&run.env("FLASHPAN_KERNEL", &kernel).output().unwrap());
     assert!(
-        text.contains("nothing") || text.contains("kernel"),
+        text.contains("no such image") && text.contains(&nothing),
         "{text}"
     );
 }

@@ -19,7 +19,7 @@ use tokio::sync::oneshot;
 use super::progress::ImageProgress;
 use super::registries::RegistryArgs;
 use super::show::{short_name, size};
-use crate::failure::{Failure, print};
+use crate::failure::{Failure, print, say};
 use crate::signals::Signals;
 use crate::{full, runtime};
 
@@ -42,6 +42,7 @@ Examples:
   flashpan image import app.tar                 all its images, by their own names
   flashpan image import base debian-root.tar.zst
   flashpan image import app ./oci-layout
+  flashpan image import ./oci-layout            all its images, by their own names
   flashpan image import mine < root.tar
 
 Understood are tars of `docker save`, OCI image layouts (tar or directory) and
@@ -80,7 +81,9 @@ pub(crate) struct PullArgs {
 #[command(after_help = IMPORT_EXAMPLES)]
 pub(super) struct ImportArgs {
     /// Name for the image, or of several images which one; and where it is:
-    /// a file, a directory, or `-` for standard input.
+    /// a file, a directory, or `-` for standard input. Alone, what begins with `/`
+    /// or `.` or ends like an archive (.tar, .tgz, .tar.gz, .tar.zst) is a place,
+    /// anything else a name for standard input.
     #[arg(value_names = ["[NAME]", "FILE|DIR|-"], num_args = 1..=2, required = true)]
     words: Vec<String>,
 
@@ -121,7 +124,7 @@ pub(crate) fn pull(args: &PullArgs) -> Result<(), Failure> {
     };
     let pulled = fetch(&store, &client, &args.image, &options, args.quiet)?;
     let info = &pulled.image.info;
-    let digest = info.manifest.as_deref().unwrap_or(&info.id);
+    let digest = info.digest().unwrap_or(&info.id);
     if args.quiet {
         return print(&format!("{digest}\n"));
     }
@@ -254,23 +257,50 @@ fn import_in_order(
 }
 
 impl ImportArgs {
-    /// The name that the image is to get, and where it is. One word is a place
-    /// if there is something, and otherwise a name for what comes in.
+    /// The name that the image is to get, and where it is. Whether one word is a
+    /// name or a place is told by the word alone: a file that happens to be there
+    /// must not change what `image import NAME < FILE` does.
     fn input(&self) -> Result<(Option<String>, Input), Failure> {
         match self.words.as_slice() {
-            [place] if place == "-" => Ok((None, stdin()?)),
-            [place] if Path::new(place).exists() => Ok((None, Input::Path(PathBuf::from(place)))),
-            [name] if !io::stdin().is_terminal() && name.parse::<Reference>().is_ok() => {
-                Ok((Some(name.clone()), stdin()?))
-            }
-            [place] => Err(Failure::new(format!(
-                "cannot read {place}: there is no such file or directory"
-            ))),
+            [word] if word == "-" => Ok((None, stdin()?)),
+            [word] if is_place(word) => Ok((None, Input::Path(PathBuf::from(word)))),
+            [name] => Ok((Some(name.clone()), stdin_as(name)?)),
             [name, place] if place == "-" => Ok((Some(name.clone()), stdin()?)),
             [name, place] => Ok((Some(name.clone()), Input::Path(PathBuf::from(place)))),
             _ => Err(Failure::new("write `flashpan image import [NAME] FILE`")),
         }
     }
+}
+
+/// Endings of archives, which no name of an image has.
+const ARCHIVES: [&str; 6] = [".tar", ".tgz", ".tar.gz", ".tzst", ".tar.zst", ".tar.zstd"];
+
+/// Is the word a path, and no name for what comes in on standard input?
+fn is_place(word: &str) -> bool {
+    let is_path = word.starts_with(['/', '.']);
+    let is_archive = ARCHIVES.iter().any(|ending| word.ends_with(ending));
+    is_path || is_archive || word.parse::<Reference>().is_err()
+}
+
+/// Standard input, to be an image of that name.
+fn stdin_as(name: &str) -> Result<Input, Failure> {
+    let is_there = Path::new(name).exists();
+    if io::stdin().is_terminal() {
+        let advice = match is_there {
+            true => format!("for the file of that name write ./{name}"),
+            false => format!("name a file as well: flashpan image import {name} FILE"),
+        };
+        return Err(Failure::new(format!(
+            "{name} is a name for what comes in on standard input, and that is a terminal; {advice}"
+        )));
+    }
+    if is_there {
+        say(
+            "note",
+            &format!("reading standard input for {name}; for the file of that name write ./{name}"),
+        );
+    }
+    stdin()
 }
 
 fn stdin() -> Result<Input, Failure> {
@@ -376,4 +406,35 @@ fn find(
 fn suits(platform: &Platform, image: &Image) -> bool {
     let is_for = image.info.platform.parse::<Platform>();
     is_for.is_ok_and(|is_for| platform.suits(&is_for).is_some())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_word_is_a_place_or_a_name_by_its_looks_alone() {
+        for place in [
+            "./app",
+            "../app",
+            "/app",
+            ".",
+            "app.tar",
+            "dir/app.tar.gz",
+            "app.tgz",
+            "app.tar.zst",
+            "My Directory",
+        ] {
+            assert!(is_place(place), "{place}");
+        }
+        for name in [
+            "app",
+            "app:1.tar.x",
+            "team/app",
+            "quay.io/team/app:2",
+            "src",
+        ] {
+            assert!(!is_place(name), "{name}");
+        }
+    }
 }

@@ -132,7 +132,15 @@ impl Store {
             return Ok(None);
         }
         match (self.root(info), self.load(info.clone())) {
-            (Ok(_), Ok(image)) => Ok(Some(image)),
+            (Ok(_root), Ok(mut image)) => {
+                // The registry may have more platforms by now, and this one as
+                // it was.
+                if image.info.index != index_of(resolved) {
+                    image.info.index = index_of(resolved);
+                    self.add(image.info.clone())?;
+                }
+                Ok(Some(image))
+            }
             // It is there by name only: pulled again, all is well.
             _ => Ok(None),
         }
@@ -156,10 +164,15 @@ impl Pull<'_> {
         let there = Held::open(&path).map_err(failed("open the root image", &path))?;
         let root = match there {
             Some(root) if !self.options.force => root,
-            _ => self.make_root(&config, &root_name).await?,
+            there => {
+                // What is made again has to be ours alone.
+                drop(there);
+                self.make_root(&config, &root_name).await?
+            }
         };
         let store = self.store.clone();
         let manifest = self.resolved.manifest_bytes.clone();
+        let index = index_of(&self.resolved);
         let infos = config.diff_ids.iter().zip(layers);
         let infos = infos.map(|(diff_id, layer)| LayerInfo {
             diff_id: diff_id.clone(),
@@ -176,6 +189,7 @@ impl Pull<'_> {
                 source: Source::Registry,
                 id,
                 manifest: Some(manifest),
+                index,
                 platform: config.platform(),
                 layers: infos,
                 root: root_name,
@@ -353,6 +367,11 @@ impl Pull<'_> {
 enum Taken {
     Done(Held),
     Work(Work),
+}
+
+/// The digest of the index that a manifest is of, if there is one.
+fn index_of(resolved: &Resolved) -> Option<String> {
+    resolved.index_digest.as_ref().map(ToString::to_string)
 }
 
 /// May what was downloaded so far be of use another time? Not if the registry
