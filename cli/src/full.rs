@@ -29,6 +29,12 @@ pub(crate) fn failure(
     }
 }
 
+/// What to say of a directory that had no room for a guest's writes.
+pub(crate) fn advice(directory: &Path) -> String {
+    let advice = Place::of(directory).map(|place| place.advice(None));
+    advice.unwrap_or_else(|| directory.display().to_string())
+}
+
 /// Is it, at the bottom, that a file system or a quota is used up?
 fn is_full(error: &(dyn Error + 'static)) -> bool {
     let mut cause = Some(error);
@@ -83,7 +89,7 @@ impl<'a> Place<'a> {
             true => "`flashpan image gc --layers` or `flashpan volume rm` makes room",
             false => "remove what is not needed there, e.g. with `flashpan volume rm`",
         };
-        format!("{directory} has {free} free{needed}; {remedy}")
+        format!("{directory} has {free} free now{needed}; {remedy}")
     }
 }
 
@@ -120,12 +126,12 @@ mod tests {
             let text = of(kind);
             let begin = format!("cannot write it; {} has ", dir.path().display());
             assert!(text.starts_with(&begin), "{text}");
-            assert!(text.contains(" free, and more than 3.0 MB is needed; "));
+            assert!(text.contains(" free now, and more than 3.0 MB is needed; "));
             assert!(text.contains("`flashpan "), "{text}");
         }
         assert_eq!(of(io::ErrorKind::NotFound), "cannot write it");
         let words = io::Error::other("mkfs.ext4: No space left on device");
         let text = failure(&words, &[dir.path()], None).message().to_owned();
-        assert!(text.contains(" free; "), "{text}");
+        assert!(text.contains(" free now; "), "{text}");
     }
 }

@@ -149,6 +149,9 @@ pub(crate) fn run(args: &RunArgs, started_ns: u64) -> Result<u8, Failure> {
         for warning in log.take_warnings() {
             say("warning", &format!("guest: {warning}"));
         }
+        for full in log.full_disks() {
+            say("warning", &template.full_disk(full));
+        }
         // Above all of runs that failed. The command's result stands in any
         // case.
         if let Some(file) = timeline

@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use clap::{Args, ValueEnum};
 use flashpan::{
-    BootProtocol, Console, Disk, DiskMount, DiskSource, FsType, Root, Sandbox, SandboxBuilder,
-    Upper,
+    BootProtocol, Console, Disk, DiskMount, DiskRole, DiskSource, FsType, FullDisk, Root, Sandbox,
+    SandboxBuilder, Upper,
 };
 use flashpan_kernel::image as kernel_image;
 use flashpan_rootfs::cache::Cache;
@@ -301,6 +301,32 @@ impl Template {
         self.image.as_ref().map(|image| &image.config)
     }
 
+    /// What to say of a disk of a VM that the host had no room for.
+    pub(crate) fn full_disk(&self, full: FullDisk) -> String {
+        let (what, directory) = match full.role {
+            DiskRole::Added(index) => match self.disks.get(index) {
+                Some(disk) => (disk.mount.guest_path.clone(), disk.directory()),
+                None => ("a disk".to_owned(), None),
+            },
+            _ => {
+                let cache = Cache::user().ok();
+                (
+                    "its root".to_owned(),
+                    cache.map(|cache| cache.path().to_owned()),
+                )
+            }
+        };
+        let failures = match full.failures {
+            1 => "a write".to_owned(),
+            failures => format!("{failures} writes"),
+        };
+        let advice = directory.map(|directory| format!("; {}", full::advice(&directory)));
+        format!(
+            "the host's disk is full: {failures} of the guest to {what} failed{}",
+            advice.unwrap_or_default()
+        )
+    }
+
     /// A builder for one VM.
     pub(crate) fn builder(&self, console: Console) -> Result<SandboxBuilder, Failure> {
         let builder = self.with_disks(console)?;
@@ -349,6 +375,17 @@ impl OpenDisk {
         };
         let mount = mount.clone();
         Ok(Self { mount, file })
+    }
+
+    /// Where its file is.
+    fn directory(&self) -> Option<PathBuf> {
+        match &self.mount.source {
+            DiskSource::File(path) => {
+                let path = std::path::absolute(path).ok()?;
+                Some(path.parent()?.to_owned())
+            }
+            DiskSource::Volume(_) => Some(Volumes::user().ok()?.directory().to_owned()),
+        }
     }
 }
 

@@ -124,7 +124,7 @@ fn a_full_disk_is_told_and_the_store_stays_sound() {
         let place = format!("{cache}/flashpan/images has ");
         for words in [
             &place,
-            " free, and more than 5.0 MB is needed",
+            " free now, and more than 5.0 MB is needed",
             "`flashpan image gc",
         ] {
             assert!(error.contains(words), "{size}: {words}: {error}");

@@ -34,6 +34,40 @@ fn the_console_is_shown_when_asked_for() {
 }
 
 #[test]
+fn a_host_without_room_is_told_at_the_end() {
+    let world = World::new("full-disks");
+    let made = Command::new(env!("CARGO_BIN_EXE_flashpan"))
+        .args(["volume", "create", "work", "--size", "16"])
+        .env("XDG_CACHE_HOME", world.path("cache"))
+        .env("XDG_STATE_HOME", world.path("state"))
+        .status()
+        .unwrap();
+    assert!(made.success());
+    let options = ["--disk-size", "16", "--disk", "@work:/work"];
+    let output = world.output(&options, &["exit", "3"]);
+    // The command's result stands.
+    assert_eq!(output.status.code(), Some(3), "{output:?}");
+    let text = String::from_utf8(output.stderr).unwrap();
+    let lines: Vec<_> = text.lines().filter(|line| line.contains("full")).collect();
+    let begin = "flashpan: warning: the host's disk is full: ";
+    let cache = world.path("cache/flashpan").display().to_string();
+    let volumes = world.path("state/flashpan/volumes").display().to_string();
+    for (line, what, place) in [
+        (
+            lines[0],
+            "3 writes of the guest to its root failed; ",
+            cache,
+        ),
+        (lines[1], "a write of the guest to /work failed; ", volumes),
+    ] {
+        let rest = line.strip_prefix(begin).unwrap();
+        assert!(rest.starts_with(&format!("{what}{place} has ")), "{line}");
+        assert!(rest.contains(" free now; `flashpan image gc"), "{line}");
+    }
+    assert_eq!(lines.len(), 2, "{text}");
+}
+
+#[test]
 fn the_timeline_is_written_as_json() {
     let world = World::new("normal");
     let file = world.path("timeline.json");

@@ -157,7 +157,7 @@ fn a_full_disk_is_told_with_its_place() {
     assert!(output.stdout.is_empty(), "{output:?}");
     assert_eq!(error.lines().count(), 1, "{error}");
     let place = format!("{} has ", world.path(state).display());
-    for words in ["No space left", &place, " free; ", "flashpan volume rm"] {
+    for words in ["No space left", &place, " free now; ", "flashpan volume rm"] {
         assert!(error.contains(words), "{words}: {error}");
     }
 }
