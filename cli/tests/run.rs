@@ -188,6 +188,51 @@ fn the_image_of_a_vm_that_runs_is_locked_whatever_its_path_becomes() {
     writer.try_lock().unwrap();
 }
 
+/// The superblock of an EROFS image that has something compressed in it.
+fn compressed_erofs() -> Vec<u8> {
+    let mut image = vec![0; 8192];
+    for (offset, bytes) in [
+        (0, 0xe0f5_e1e2_u32.to_le_bytes()), // magic
+        (12, 12_u32.to_le_bytes()),         // blkszbits
+        (36, 2_u32.to_le_bytes()),          // blocks
+        (80, 1_u32.to_le_bytes()),          // feature_incompat
+    ] {
+        image[1024 + offset..][..4].copy_from_slice(&bytes);
+    }
+    image
+}
+
+#[test]
+fn the_image_that_was_looked_at_is_the_one_that_boots() {
+    let world = World::new("normal");
+    // A warning that names it does not fit the pipe at once, so the run stands
+    // still after it looked at the image, and before the VMM gets it.
+    let mut directory = world.dir.path().to_owned();
+    while directory.as_os_str().len() < 3600 {
+        directory.push("x".repeat(200));
+    }
+    std::fs::create_dir_all(&directory).unwrap();
+    let rest = 4090 - directory.as_os_str().len();
+    let names = [rest / 2, rest - rest / 2].map(|length| "y".repeat(length - 1));
+    directory.push(&names[0]);
+    std::fs::create_dir(&directory).unwrap();
+    let image = directory.join(&names[1]);
+    std::fs::write(&image, compressed_erofs()).unwrap();
+    let (mut reader, writer) = std::io::pipe().unwrap();
+    let size = nix::fcntl::FcntlArg::F_SETPIPE_SZ(4096);
+    assert_eq!(nix::fcntl::fcntl(&reader, size).unwrap(), 4096);
+
+    let mut run = world.run_from(&image, &[], &["exit", "7"]);
+    let mut child = run.stderr(writer).spawn().unwrap();
+    drop(run);
+    reader.read_exact(&mut [0]).unwrap();
+    std::fs::remove_file(&image).unwrap();
+    let mut text = String::new();
+    reader.read_to_string(&mut text).unwrap();
+    assert_eq!(child.wait().unwrap().code(), Some(7), "{text}");
+    assert!(text.contains(" is compressed"), "{text}");
+}
+
 #[test]
 fn the_time_limit_is_124_and_one_line() {
     let world = World::new("normal");
