@@ -34,6 +34,14 @@ impl Failure {
         }
     }
 
+    /// A failure that was told already, part by part.
+    pub(crate) fn told() -> Self {
+        Self {
+            code: OWN,
+            message: None,
+        }
+    }
+
     /// Ended by a signal that the user sent.
     pub(crate) fn signalled(signal: i32) -> Self {
         let signal = u8::try_from(signal).unwrap_or(0);
@@ -114,6 +122,35 @@ pub(crate) fn print(text: &str) -> Result<(), Failure> {
             "cannot write to standard output: {e}"
         ))),
     }
+}
+
+/// Does something with each of several things, whatever becomes of the others:
+/// each failure is told, and the whole has failed if one has.
+pub(crate) fn each<T>(
+    things: &[T],
+    mut act: impl FnMut(&T) -> Result<(), Failure>,
+) -> Result<(), Failure> {
+    let mut result = Ok(());
+    for thing in things {
+        match act(thing) {
+            Ok(()) => {}
+            // Not the thing's failure: standard output is gone.
+            Err(failure) if failure.is_from_a_signal() => return Err(failure),
+            Err(failure) => {
+                failure.report();
+                result = Err(Failure::told());
+            }
+        }
+    }
+    result
+}
+
+/// Writes a value as JSON to standard output, on one line.
+pub(crate) fn print_json_line(value: &impl serde::Serialize) -> Result<(), Failure> {
+    let mut text = serde_json::to_string(value)
+        .map_err(|e| Failure::new(format!("cannot write JSON: {e}")))?;
+    text.push('\n');
+    print(&text)
 }
 
 /// Writes a value as JSON to standard output.

@@ -10,8 +10,9 @@ use clap::{Args, Subcommand};
 
 use crate::failure::Failure;
 
-pub(crate) use pull::{PullArgs, PullPolicy, obtain, pull};
+pub(crate) use pull::{PullArgs, PullPolicy, Wanted, pull};
 pub(crate) use registries::RegistryArgs;
+pub(crate) use show::size;
 
 const EXAMPLES: &str = "\
 Examples:

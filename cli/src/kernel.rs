@@ -10,7 +10,7 @@ use flashpan_kernel::{
 };
 use tokio::sync::oneshot;
 
-use crate::failure::{Failure, print, print_json, say};
+use crate::failure::{Failure, each, print, print_json, say};
 use crate::progress::Progress;
 use crate::runtime;
 use crate::signals::Signals;
@@ -386,15 +386,14 @@ fn show(cache: &Cache, args: &ShowArgs) -> Result<(), Failure> {
 }
 
 fn rm(cache: &Cache, args: &RmArgs) -> Result<(), Failure> {
-    for name in &args.kernels {
+    each(&args.kernels, |name| {
         let removed = cache.remove(name).map_err(Failure::new)?;
         print(&format!(
             "removed {} ({})\n",
             short(&removed.info.hash),
             removed.info.name
-        ))?;
-    }
-    Ok(())
+        ))
+    })
 }
 
 fn compare(cache: &Cache, args: &DiffArgs) -> Result<(), Failure> {

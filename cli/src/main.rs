@@ -4,6 +4,7 @@
 mod bench;
 mod doctor;
 mod failure;
+mod full;
 mod generate;
 mod image;
 mod kernel;

@@ -33,7 +33,8 @@ pub(crate) fn size_mib(text: &str) -> Result<u64, String> {
     Ok(bytes.div_ceil(MIB))
 }
 
-/// The size of a disk in MiB: as [`size_mib`], but a plain number is MiB.
+/// The size of a disk in MiB: as [`size_mib`], but a plain number is MiB. The
+/// same for every option that is the size of a disk or a volume.
 pub(crate) fn disk_size_mib(text: &str) -> Result<u64, String> {
     match text.parse() {
         Ok(mib) => Ok(mib),
@@ -152,6 +153,16 @@ mod tests {
             size_mib("512").unwrap_err(),
             "`512` is a number of bytes; did you mean 512M?"
         );
+    }
+
+    #[test]
+    fn plain_sizes_of_disks_are_mebibytes() {
+        for (text, mib) in [("5120", 5120), ("512M", 512), ("10G", 10_240), ("0", 0)] {
+            assert_eq!(disk_size_mib(text), Ok(mib), "{text}");
+        }
+        for text in ["", "1.5G", "-1"] {
+            assert!(disk_size_mib(text).is_err(), "{text}");
+        }
     }
 
     #[test]

@@ -112,10 +112,8 @@ pub(crate) struct RunArgs {
 /// Runs the command; `started_ns` is when this process began.
 pub(crate) fn run(args: &RunArgs, started_ns: u64) -> Result<u8, Failure> {
     args.check_terminal()?;
-    if !args.vm.has_image() {
-        // Before anything that takes time.
-        args.exec_options(None).map(drop)?;
-    }
+    // Before anything that takes time.
+    args.check_command()?;
     // What cannot be written is said before anything is done.
     let timeline = args.timeline.as_deref().map(TimelineFile::open);
     let timeline = timeline.transpose()?;
@@ -151,6 +149,9 @@ pub(crate) fn run(args: &RunArgs, started_ns: u64) -> Result<u8, Failure> {
         for warning in log.take_warnings() {
             say("warning", &format!("guest: {warning}"));
         }
+        for full in log.full_disks() {
+            say("warning", &template.full_disk(full));
+        }
         // Above all of runs that failed. The command's result stands in any
         // case.
         if let Some(file) = timeline
@@ -172,20 +173,38 @@ impl RunArgs {
         Ok(())
     }
 
-    /// What to run: what the user says, and where there is an image, what that
-    /// says besides.
-    fn exec_options(&self, template: Option<&Template>) -> Result<ExecOptions, Failure> {
+    /// Checks what can be checked of the command without an image.
+    fn check_command(&self) -> Result<(), Failure> {
+        if !self.vm.has_image() {
+            return self.exec_options(None).map(drop);
+        }
+        // Stands in for what an image may say.
+        let image = RunConfig {
+            cmd: vec!["true".to_owned()],
+            ..RunConfig::default()
+        };
+        of_image(self.vm.hostname(), &image, &self.wishes(), self.tty)?.validate()?;
+        Ok(())
+    }
+
+    fn wishes(&self) -> Overrides {
         let variables = self.env.iter().cloned().filter_map(Variable::resolve);
-        let wishes = Overrides {
+        Overrides {
             entrypoint: self.entrypoint.clone(),
             command: self.command.clone(),
             env: variables.collect(),
             working_dir: self.workdir.clone(),
             user: self.user.clone(),
-        };
-        let image = template.and_then(|template| Some((template, template.image_config()?)));
-        let mut exec = match image {
-            Some((template, config)) => of_image(template, config, &wishes, self.tty)?,
+        }
+    }
+
+    /// What to run: what the user says, and where there is an image, what that
+    /// says besides.
+    fn exec_options(&self, template: Option<&Template>) -> Result<ExecOptions, Failure> {
+        let wishes = self.wishes();
+        let hostname = self.vm.hostname();
+        let mut exec = match template.and_then(Template::image_config) {
+            Some(config) => of_image(hostname, config, &wishes, self.tty)?,
             None => self.of_user(wishes)?,
         };
         exec = exec.stdin(self.interactive);
@@ -346,14 +365,14 @@ async fn broken(stdin: &mut Option<oneshot::Receiver<BrokenInput>>) -> BrokenInp
 
 /// What an image and a user want together, and the variables that docker sets.
 fn of_image(
-    template: &Template,
+    hostname: &str,
     config: &RunConfig,
     wishes: &Overrides,
     tty: bool,
 ) -> Result<ExecOptions, Failure> {
     let command = compose(config, wishes).map_err(Failure::new)?;
     let mut exec = ExecOptions::argv(command.argv)
-        .env("HOSTNAME", template.hostname())
+        .env("HOSTNAME", hostname)
         .working_dir(command.working_dir)
         .make_working_dir(true);
     if tty && let Some(term) = std::env::var_os("TERM") {

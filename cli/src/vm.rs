@@ -2,28 +2,27 @@
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use clap::{Args, ValueEnum};
 use flashpan::{
-    BootProtocol, Console, Disk, DiskMount, DiskSource, FsType, Root, Sandbox, SandboxBuilder,
-    Upper,
+    BootProtocol, Console, Disk, DiskMount, DiskRole, DiskSource, FsType, FullDisk, Root, Sandbox,
+    SandboxBuilder, Upper,
 };
 use flashpan_kernel::image as kernel_image;
 use flashpan_rootfs::cache::Cache;
 use flashpan_rootfs::image_config::RunConfig;
 use flashpan_rootfs::platform::Platform;
-use flashpan_rootfs::probe::{RootImage, probe};
+use flashpan_rootfs::probe::{self, RootImage};
 use flashpan_rootfs::store::Held;
 use flashpan_rootfs::volume::Volumes;
 use flashpan_rootfs::{builtin, directory, disk};
 
 use crate::failure::{Failure, say};
 use crate::image::{self, PullPolicy, RegistryArgs};
-use crate::kernel;
-use crate::parse;
 use crate::progress::Progress;
+use crate::{full, kernel, parse};
 
 /// What programs of a container image can write unless asked otherwise, in MiB.
 /// It is sparse.
@@ -79,10 +78,11 @@ pub(crate) struct VmArgs {
     )]
     platform: Platform,
 
-    /// Take the guest's writes to its root on a disk of this size, e.g. 10G. It
-    /// is sparse, and is gone at the end. Without this option and the next two it
-    /// has 5 GiB with --image; otherwise writes go to the guest's memory.
-    #[arg(long, value_name = "SIZE", value_parser = parse::size_mib,
+    /// Take the guest's writes to its root on a disk of this size, e.g. 512M or
+    /// 10G; a plain number is MiB. It is sparse, and is gone at the end. Without
+    /// this option and the next two it has 5 GiB with --image; otherwise writes go
+    /// to the guest's memory.
+    #[arg(long, value_name = "SIZE", value_parser = parse::disk_size_mib,
           conflicts_with_all = ["ephemeral", "read_only"])]
     disk_size: Option<u64>,
 
@@ -163,15 +163,32 @@ impl VmArgs {
             boot_protocol,
             boot_timeout: self.boot_timeout,
             scratch_mib: self.scratch_mib(),
+            first_scratch: Mutex::default(),
             read_only: self.read_only,
-            disks: self.disks.clone(),
+            disks: Vec::new(),
         };
-        // Before the root image, which may take minutes to make.
+        // All that can be wrong before the root image, which may take minutes to
+        // pull or to make. What is open stays open, and with it its lock.
         template.bare_builder(Console::Off).validate()?;
         kernel_image::check(&template.kernel).map_err(Failure::new)?;
-        match (&self.image, &self.rootfs) {
-            (Some(name), _) => {
-                let (root, image) = self.image_root(name)?;
+        if let Some(mib) = template.scratch_mib {
+            disk::check_size(mib.saturating_mul(parse::MIB)).map_err(Failure::new)?;
+        }
+        template.disks = self
+            .disks
+            .iter()
+            .map(OpenDisk::open)
+            .collect::<Result<_, _>>()?;
+        template.with_disks(Console::Off)?.validate()?;
+        let image = self.image.as_deref();
+        let wanted =
+            image.map(|name| image::Wanted::new(name, self.pull, &self.platform, &self.registries));
+        let wanted = wanted.transpose()?;
+        let first = template.scratch_mib.map(scratch).transpose()?;
+        template.first_scratch = Mutex::new(first);
+        match (wanted, &self.rootfs) {
+            (Some(wanted), _) => {
+                let (root, image) = image_root(wanted)?;
                 template.root = root;
                 template.image = Some(image);
             }
@@ -193,29 +210,9 @@ impl VmArgs {
         self.image.is_some()
     }
 
-    fn image_root(&self, name: &str) -> Result<(Root, Arc<InUse>), Failure> {
-        let (image, held) = image::obtain(name, self.pull, &self.platform, &self.registries)?;
-        if image.config.architecture != NATIVE {
-            let is_for = &image.info.platform;
-            return Err(Failure::new(format!(
-                "the image {name} is for {is_for}, and guests are linux/{NATIVE}; pull it with \
-                 --platform linux/{NATIVE}"
-            )));
-        }
-        // The VMM gets the same open file, and with it the lock.
-        let file = held.file().try_clone().map_err(|e| {
-            let path = held.path().display();
-            Failure::new(format!("cannot duplicate a descriptor of {path}: {e}"))
-        })?;
-        let root = Root::opened(held.path(), Arc::new(file), FsType::Erofs);
-        let config = image.config.run;
-        Ok((
-            root,
-            Arc::new(InUse {
-                config,
-                _held: held,
-            }),
-        ))
+    /// Host name of the guest.
+    pub(crate) fn hostname(&self) -> &str {
+        &self.hostname
     }
 
     fn kernel(&self) -> Result<PathBuf, Failure> {
@@ -224,13 +221,44 @@ impl VmArgs {
     }
 }
 
+/// The root file system of a container image.
+fn image_root(wanted: image::Wanted<'_>) -> Result<(Root, InUse), Failure> {
+    let name = wanted.name;
+    let (image, held) = wanted.obtain()?;
+    if image.config.architecture != NATIVE {
+        let is_for = &image.info.platform;
+        return Err(Failure::new(format!(
+            "the image {name} is for {is_for}, and guests are linux/{NATIVE}; pull it with \
+             --platform linux/{NATIVE}"
+        )));
+    }
+    // The VMM gets the same open file, and with it the lock.
+    let file = duplicate(held.file(), held.path())?;
+    let root = Root::opened(held.path(), Arc::new(file), FsType::Erofs);
+    let config = image.config.run;
+    Ok((
+        root,
+        InUse {
+            config,
+            _held: held,
+        },
+    ))
+}
+
+fn duplicate(file: &File, path: impl AsRef<Path>) -> Result<File, Failure> {
+    file.try_clone().map_err(|e| {
+        let path = path.as_ref().display();
+        Failure::new(format!("cannot duplicate a descriptor of {path}: {e}"))
+    })
+}
+
 /// Everything about a VM that does not depend on the run.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub(crate) struct Template {
     pub(crate) kernel: PathBuf,
     root: Root,
     /// The container image that the root is of.
-    image: Option<Arc<InUse>>,
+    image: Option<InUse>,
     cpus: u32,
     memory_mib: u64,
     hostname: String,
@@ -238,8 +266,18 @@ pub(crate) struct Template {
     boot_protocol: BootProtocol,
     boot_timeout: Duration,
     scratch_mib: Option<u64>,
+    /// The disk for the writes of the first VM.
+    first_scratch: Mutex<Option<File>>,
     read_only: bool,
-    disks: Vec<DiskMount>,
+    disks: Vec<OpenDisk>,
+}
+
+/// A disk of the user's, open and locked. VMs that have it one after the other
+/// have the same open file.
+#[derive(Debug)]
+struct OpenDisk {
+    mount: DiskMount,
+    file: File,
 }
 
 /// The architecture of guests, as images call it.
@@ -255,7 +293,7 @@ struct InUse {
 impl Template {
     /// Whether the guest has something to save at the end.
     pub(crate) fn keeps_something(&self) -> bool {
-        self.disks.iter().any(|disk| !disk.read_only)
+        self.disks.iter().any(|disk| !disk.mount.read_only)
     }
 
     /// What the container image says about its programs.
@@ -263,23 +301,54 @@ impl Template {
         self.image.as_ref().map(|image| &image.config)
     }
 
-    /// Host name of the guest.
-    pub(crate) fn hostname(&self) -> &str {
-        &self.hostname
+    /// What to say of a disk of a VM that the host had no room for.
+    pub(crate) fn full_disk(&self, full: FullDisk) -> String {
+        let (what, directory) = match full.role {
+            DiskRole::Added(index) => match self.disks.get(index) {
+                Some(disk) => (disk.mount.guest_path.clone(), disk.directory()),
+                None => ("a disk".to_owned(), None),
+            },
+            _ => {
+                let cache = Cache::user().ok();
+                (
+                    "its root".to_owned(),
+                    cache.map(|cache| cache.path().to_owned()),
+                )
+            }
+        };
+        let failures = match full.failures {
+            1 => "a write".to_owned(),
+            failures => format!("{failures} writes"),
+        };
+        let advice = directory.map(|directory| format!("; {}", full::advice(&directory)));
+        format!(
+            "the host's disk is full: {failures} of the guest to {what} failed{}",
+            advice.unwrap_or_default()
+        )
     }
 
     /// A builder for one VM.
     pub(crate) fn builder(&self, console: Console) -> Result<SandboxBuilder, Failure> {
+        let builder = self.with_disks(console)?;
+        let mut first = self
+            .first_scratch
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        Ok(match (first.take(), self.scratch_mib) {
+            (Some(disk), _) => builder.upper(Upper::Scratch(disk)),
+            (None, Some(mib)) => builder.upper(Upper::Scratch(scratch(mib)?)),
+            (None, None) if self.read_only => builder.upper(Upper::ReadOnly),
+            (None, None) => builder,
+        })
+    }
+
+    fn with_disks(&self, console: Console) -> Result<SandboxBuilder, Failure> {
         let mut builder = self.bare_builder(console);
-        for mount in &self.disks {
-            let disk = Disk::new(open_disk(mount)?, &mount.guest_path);
+        for OpenDisk { mount, file } in &self.disks {
+            let disk = Disk::new(duplicate(file, mount.to_string())?, &mount.guest_path);
             builder = builder.disk(disk.read_only(mount.read_only));
         }
-        Ok(match self.scratch_mib {
-            Some(mib) => builder.upper(Upper::Scratch(scratch(mib)?)),
-            None if self.read_only => builder.upper(Upper::ReadOnly),
-            None => builder,
-        })
+        Ok(builder)
     }
 
     fn bare_builder(&self, console: Console) -> SandboxBuilder {
@@ -295,12 +364,27 @@ impl Template {
     }
 }
 
-fn open_disk(mount: &DiskMount) -> Result<File, Failure> {
-    match &mount.source {
-        DiskSource::File(path) => disk::open(path, mount.read_only).map_err(Failure::new),
-        DiskSource::Volume(name) => {
-            let volumes = Volumes::user().map_err(Failure::new)?;
-            volumes.open(name, mount.read_only).map_err(Failure::new)
+impl OpenDisk {
+    fn open(mount: &DiskMount) -> Result<Self, Failure> {
+        let file = match &mount.source {
+            DiskSource::File(path) => disk::open(path, mount.read_only).map_err(Failure::new)?,
+            DiskSource::Volume(name) => {
+                let volumes = Volumes::user().map_err(Failure::new)?;
+                volumes.open(name, mount.read_only).map_err(Failure::new)?
+            }
+        };
+        let mount = mount.clone();
+        Ok(Self { mount, file })
+    }
+
+    /// Where its file is.
+    fn directory(&self) -> Option<PathBuf> {
+        match &self.mount.source {
+            DiskSource::File(path) => {
+                let path = std::path::absolute(path).ok()?;
+                Some(path.parent()?.to_owned())
+            }
+            DiskSource::Volume(_) => Some(Volumes::user().ok()?.directory().to_owned()),
         }
     }
 }
@@ -308,11 +392,13 @@ fn open_disk(mount: &DiskMount) -> Result<File, Failure> {
 fn scratch(mib: u64) -> Result<File, Failure> {
     let cache = Cache::user().map_err(Failure::new)?;
     let size = mib.saturating_mul(parse::MIB);
-    disk::scratch(size, &cache).map_err(Failure::new)
+    disk::scratch(size, &cache).map_err(|e| full::failure(&e, &[cache.path()], None))
 }
 
 fn root_from(path: &Path) -> Result<Root, Failure> {
-    let fs_type = match probe(path).map_err(Failure::new)? {
+    // Opened once: what is looked at here, and locked, is what the VMM gets.
+    let (image, file) = probe::open(path).map_err(Failure::new)?;
+    let fs_type = match image {
         RootImage::Directory => return directory_root(path),
         RootImage::Erofs { compressed, .. } => {
             if compressed {
@@ -338,7 +424,7 @@ fn root_from(path: &Path) -> Result<Root, Failure> {
         }
         RootImage::Ext4 { .. } => FsType::Ext4,
     };
-    Ok(Root::new(path, fs_type))
+    Ok(Root::opened(path, Arc::new(file), fs_type))
 }
 
 fn directory_root(path: &Path) -> Result<Root, Failure> {
@@ -346,7 +432,7 @@ fn directory_root(path: &Path) -> Result<Root, Failure> {
     let mut progress = ImageProgress::new(format!("image of {}", path.display()));
     let options = directory::Options::default();
     let cached = directory::image(path, &options, &cache, &mut |event| progress.on(event))
-        .map_err(Failure::new)?;
+        .map_err(|e| full::failure(&e, &[cache.path()], None))?;
     Ok(Root::opened(
         cached.path,
         Arc::new(cached.file),
@@ -357,7 +443,8 @@ fn directory_root(path: &Path) -> Result<Root, Failure> {
 fn builtin_root() -> Result<Root, Failure> {
     let cache = Cache::user().map_err(Failure::new)?;
     let mut progress = ImageProgress::new("built-in root file system".to_owned());
-    let cached = builtin::image(&cache, &mut |event| progress.on(event)).map_err(Failure::new)?;
+    let cached = builtin::image(&cache, &mut |event| progress.on(event))
+        .map_err(|e| full::failure(&e, &[cache.path()], None))?;
     Ok(Root::opened(
         cached.path,
         Arc::new(cached.file),

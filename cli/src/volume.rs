@@ -1,5 +1,6 @@
 //! `flashpan volume`: disks with names, which outlive VMs.
 
+use std::convert::Infallible;
 use std::fmt::Write as _;
 
 use clap::{Args, Subcommand};
@@ -7,8 +8,8 @@ use flashpan_rootfs::cache::Cache;
 use flashpan_rootfs::volume::{Volume, Volumes};
 use serde::Serialize;
 
-use crate::failure::{Failure, print, print_json};
-use crate::parse;
+use crate::failure::{Failure, each, print, print_json_line};
+use crate::{full, parse};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -53,6 +54,7 @@ pub(crate) struct VolumeArgs {
 enum VolumeCommand {
     Create(CreateArgs),
     Ls(LsArgs),
+    #[command(visible_alias = "remove")]
     Rm(RmArgs),
     Cp(CpArgs),
     Resize(ResizeArgs),
@@ -63,7 +65,7 @@ enum VolumeCommand {
 #[command(after_help = CREATE_EXAMPLES)]
 struct CreateArgs {
     /// Its name: letters, digits, `_`, `.` and `-`.
-    #[arg(value_name = "NAME")]
+    #[arg(value_name = "NAME", value_parser = trimmed)]
     name: String,
 
     /// Its size, e.g. 512M or 10G; a plain number is MiB.
@@ -89,7 +91,7 @@ struct LsArgs {
 #[command(after_help = RM_EXAMPLES)]
 struct RmArgs {
     /// Their names.
-    #[arg(value_name = "NAME", required = true)]
+    #[arg(value_name = "NAME", required = true, value_parser = trimmed)]
     names: Vec<String>,
 }
 
@@ -98,11 +100,11 @@ struct RmArgs {
 #[command(after_help = CP_EXAMPLES, visible_alias = "copy")]
 struct CpArgs {
     /// The volume to copy.
-    #[arg(value_name = "FROM")]
+    #[arg(value_name = "FROM", value_parser = trimmed)]
     from: String,
 
     /// The name of the new one.
-    #[arg(value_name = "TO")]
+    #[arg(value_name = "TO", value_parser = trimmed)]
     to: String,
 }
 
@@ -111,7 +113,7 @@ struct CpArgs {
 #[command(after_help = RESIZE_EXAMPLES)]
 struct ResizeArgs {
     /// Its name.
-    #[arg(value_name = "NAME")]
+    #[arg(value_name = "NAME", value_parser = trimmed)]
     name: String,
 
     /// Its new size, e.g. 512M or 10G; a plain number is MiB.
@@ -119,37 +121,34 @@ struct ResizeArgs {
     size: u64,
 }
 
+/// Blanks around a name are not part of it.
+#[expect(clippy::unnecessary_wraps, reason = "what clap calls may fail")]
+fn trimmed(name: &str) -> Result<String, Infallible> {
+    Ok(name.trim().to_owned())
+}
+
 /// Runs `flashpan volume`.
 pub(crate) fn volume(args: &VolumeArgs) -> Result<u8, Failure> {
     let volumes = Volumes::user().map_err(Failure::new)?;
+    let directory = volumes.directory();
     match &args.command {
-        VolumeCommand::Create(args) => {
-            let cache = Cache::user().map_err(Failure::new)?;
-            let size = args.size.saturating_mul(parse::MIB);
-            let volume = volumes
-                .create(&args.name, size, &cache)
-                .map_err(Failure::new)?;
-            if args.json {
-                print_json(&Listed::from(&volume))?;
-            } else {
-                let size = mebibytes(volume.size);
-                print(&format!("Created volume {} ({size})\n", volume.name))?;
-            }
-        }
+        VolumeCommand::Create(args) => create(&volumes, args)?,
         VolumeCommand::Ls(args) => list(&volumes.list().map_err(Failure::new)?, args.json)?,
-        VolumeCommand::Rm(args) => {
-            for name in &args.names {
-                volumes.remove(name).map_err(Failure::new)?;
-                print(&format!("Removed volume {name}\n"))?;
-            }
-        }
+        VolumeCommand::Rm(args) => each(&args.names, |name| {
+            volumes.remove(name).map_err(Failure::new)?;
+            print(&format!("Removed volume {name}\n"))
+        })?,
         VolumeCommand::Cp(CpArgs { from, to }) => {
-            volumes.copy(from, to).map_err(Failure::new)?;
+            let used = volumes.describe(from).ok().map(|volume| volume.used);
+            let copied = volumes.copy(from, to);
+            copied.map_err(|e| full::failure(&e, &[directory], used))?;
             print(&format!("Copied volume {from} to {to}\n"))?;
         }
         VolumeCommand::Resize(args) => {
             let size = args.size.saturating_mul(parse::MIB);
-            let volume = volumes.resize(&args.name, size).map_err(Failure::new)?;
+            let used = volumes.describe(&args.name).ok().map(|volume| volume.used);
+            let resized = volumes.resize(&args.name, size);
+            let volume = resized.map_err(|e| full::failure(&e, &[directory], used))?;
             let size = mebibytes(volume.size);
             print(&format!("Resized volume {} to {size}\n", volume.name))?;
         }
@@ -157,7 +156,38 @@ pub(crate) fn volume(args: &VolumeArgs) -> Result<u8, Failure> {
     Ok(0)
 }
 
-/// A volume in JSON.
+fn create(volumes: &Volumes, args: &CreateArgs) -> Result<(), Failure> {
+    if args.size == 0 {
+        return Err(Failure::new("create named volume: size must be > 0 MB"));
+    }
+    let cache = Cache::user().map_err(Failure::new)?;
+    let places = [volumes.directory(), cache.path()];
+    let size = args.size.saturating_mul(parse::MIB);
+    let volume = volumes
+        .create(&args.name, size, &cache)
+        .map_err(|e| full::failure(&e, &places, None))?;
+    if args.json {
+        return print_json_line(&Created {
+            name: &volume.name,
+            size: mebibytes(volume.size),
+            path: volume.path.display().to_string(),
+        });
+    }
+    print(&format!(
+        "Created volume {} ({} MB)\n",
+        volume.name, args.size
+    ))
+}
+
+/// A new volume in JSON.
+#[derive(Debug, Serialize)]
+struct Created<'a> {
+    name: &'a str,
+    size: String,
+    path: String,
+}
+
+/// A volume in a list in JSON.
 #[derive(Debug, Serialize)]
 struct Listed {
     name: String,
@@ -181,7 +211,7 @@ impl From<&Volume> for Listed {
 
 fn list(volumes: &[Volume], json: bool) -> Result<(), Failure> {
     if json {
-        return print_json(&volumes.iter().map(Listed::from).collect::<Vec<_>>());
+        return print_json_line(&volumes.iter().map(Listed::from).collect::<Vec<_>>());
     }
     let widest = volumes.iter().map(|volume| volume.name.len()).max();
     let width = widest.unwrap_or(0).max("NAME".len());

@@ -162,6 +162,15 @@ fn a_password_for_a_mirror_is_not_shown() {
 }
 
 #[test]
+fn each_kernel_that_cannot_be_removed_is_named() {
+    let world = World::new();
+    let output = world.kernel(&["rm", "nil", "none"]).output().unwrap();
+    let text = complaint(&output);
+    assert_eq!(text.matches("flashpan: error: ").count(), 2, "{text}");
+    assert!(text.contains("nil") && text.contains("none"), "{text}");
+}
+
+#[test]
 fn an_interrupted_download_ends_at_once_and_keeps_what_came() {
     let world = World::new();
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();

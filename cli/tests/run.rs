@@ -4,117 +4,22 @@
 #![allow(
     missing_docs,
     unreachable_pub,
-    unsafe_code,
     clippy::unwrap_used,
     clippy::expect_used,
     clippy::panic,
     clippy::indexing_slicing
 )]
 
-use std::fs::File;
+#[path = "support/fake.rs"]
+mod fake;
+
+use std::fs::{File, TryLockError};
 use std::io::{Read, Write};
-use std::os::fd::{AsRawFd, OwnedFd};
-use std::os::unix::fs::symlink;
-use std::os::unix::process::ExitStatusExt;
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output, Stdio};
-use std::time::{Duration, Instant};
+use std::path::Path;
+use std::process::{Command, Stdio};
 
-use nix::fcntl::{Flock, FlockArg};
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
-use tempfile::TempDir;
-
-/// The fake VMM, which Cargo builds as an example beside the tests.
-fn fake_vmm() -> PathBuf {
-    let test = std::env::current_exe().unwrap();
-    let built = test.ancestors().nth(2).unwrap();
-    let program = built.join("examples/cli-fake-vmm");
-    let missing = "not built; `cargo build --example cli-fake-vmm` does it";
-    assert!(program.exists(), "{} is {missing}", program.display());
-    program
-}
-
-/// A place with everything that a run needs.
-struct World {
-    dir: TempDir,
-    scenario: &'static str,
-}
-
-impl World {
-    fn new(scenario: &'static str) -> Self {
-        let dir = tempfile::tempdir().unwrap();
-        symlink(fake_vmm(), dir.path().join("fake-vmm")).unwrap();
-        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../sandbox/tests/fake/vmm.sh");
-        symlink(script, dir.path().join(scenario)).unwrap();
-        std::fs::create_dir(dir.path().join("root")).unwrap();
-        // The fake VMM boots nothing, but what is no kernel does not reach it.
-        for (file, contents) in [("vmlinux", "\x7fELF"), ("init", "init")] {
-            std::fs::write(dir.path().join(file), contents).unwrap();
-        }
-        Self { dir, scenario }
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.dir.path().join(name)
-    }
-
-    /// `flashpan run OPTIONS -- COMMAND`.
-    fn run(&self, options: &[&str], command: &[&str]) -> Command {
-        let mut run = Command::new(env!("CARGO_BIN_EXE_flashpan"));
-        run.env("FLASHPAN_VMM", self.path(self.scenario))
-            .env("FLASHPAN_GUEST_INIT", self.path("init"))
-            .env("FLASHPAN_KERNEL", self.path("vmlinux"))
-            .env("XDG_CACHE_HOME", self.path("cache"))
-            .args(["run", "--hostname", "fake", "--rootfs"])
-            .arg(self.path("root"))
-            .args(options)
-            .arg("--")
-            .args(command)
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped());
-        run
-    }
-
-    fn output(&self, options: &[&str], command: &[&str]) -> Output {
-        self.run(options, command).output().unwrap()
-    }
-
-    /// Returns when the VMM has got as far as it will.
-    fn wait_for_vmm(&self) {
-        let deadline = Instant::now() + Duration::from_secs(30);
-        loop {
-            let kernel = File::open(self.path("vmlinux")).unwrap();
-            if Flock::lock(kernel, FlockArg::LockExclusiveNonblock).is_err() {
-                return;
-            }
-            assert!(Instant::now() < deadline, "the VMM did not start");
-            std::thread::yield_now();
-        }
-    }
-
-    /// No VMM may live on.
-    fn assert_nothing_left(&self) {
-        let kernel = File::open(self.path("vmlinux")).unwrap();
-        let lock = Flock::lock(kernel, FlockArg::LockExclusiveNonblock);
-        assert!(lock.is_ok(), "the VMM lives on");
-    }
-}
-
-fn signal(child: &Child, signal: Signal) {
-    kill(Pid::from_raw(i32::try_from(child.id()).unwrap()), signal).unwrap();
-}
-
-fn complaint(output: &Output) -> String {
-    let stderr = String::from_utf8(output.stderr.clone()).unwrap();
-    let errors: Vec<_> = stderr
-        .lines()
-        .filter(|line| line.contains("error: "))
-        .collect();
-    assert_eq!(errors.len(), 1, "{stderr}");
-    errors[0].to_owned()
-}
+use fake::{World, complaint, signal, wait_until_ready};
+use nix::sys::signal::Signal;
 
 #[test]
 fn exit_codes_and_streams_are_those_of_the_command() {
@@ -171,181 +76,6 @@ fn a_command_that_cannot_start_is_127() {
         "flashpan: error: missing: not found in PATH"
     );
     world.assert_nothing_left();
-}
-
-#[test]
-fn signals_go_to_the_command() {
-    let world = World::new("normal");
-    for (name, code) in [
-        (Signal::SIGTERM, 143),
-        (Signal::SIGINT, 130),
-        (Signal::SIGUSR1, 138),
-    ] {
-        // `cat` proves by its echo that it runs.
-        let mut child = world.run(&[], &["announce-and-sleep"]).spawn().unwrap();
-        child
-            .stdout
-            .as_mut()
-            .unwrap()
-            .read_exact(&mut [0; 5])
-            .unwrap();
-        signal(&child, name);
-        let output = child.wait_with_output().unwrap();
-        assert_eq!(output.status.code(), Some(code), "{name}: {output:?}");
-    }
-    world.assert_nothing_left();
-}
-
-#[test]
-fn a_third_interrupt_ends_a_command_that_ignores_them() {
-    let world = World::new("normal");
-    let mut child = world.run(&[], &["announce-and-ignore"]).spawn().unwrap();
-    let mut heard = [0; 5];
-    // It says so whenever it has ignored one.
-    for _ in 0..3 {
-        child
-            .stdout
-            .as_mut()
-            .unwrap()
-            .read_exact(&mut heard)
-            .unwrap();
-        signal(&child, Signal::SIGINT);
-    }
-    assert_eq!(child.wait().unwrap().code(), Some(130));
-    world.assert_nothing_left();
-}
-
-#[test]
-fn an_interrupt_during_boot_ends_it_without_a_word() {
-    let world = World::new("silent");
-    let child = world.run(&[], &["true"]).spawn().unwrap();
-    world.wait_for_vmm();
-    signal(&child, Signal::SIGINT);
-    let output = child.wait_with_output().unwrap();
-    assert_eq!(output.status.code(), Some(130), "{output:?}");
-    assert!(output.stderr.is_empty(), "{output:?}");
-    world.assert_nothing_left();
-}
-
-#[test]
-fn a_supervisor_that_is_killed_takes_its_vmm_along() {
-    let world = World::new("silent");
-    let mut child = world.run(&[], &["true"]).spawn().unwrap();
-    world.wait_for_vmm();
-    child.kill().unwrap();
-    assert_eq!(child.wait().unwrap().signal(), Some(9));
-    let kernel = File::open(world.path("vmlinux")).unwrap();
-    // Returns when the VMM has noticed and ended.
-    drop(Flock::lock(kernel, FlockArg::LockExclusive).unwrap());
-}
-
-/// Where the command of the run is when it says so.
-fn wait_until_ready(child: &mut Child) {
-    let stdout = child.stdout.as_mut().unwrap();
-    stdout.read_exact(&mut [0; 5]).unwrap();
-}
-
-#[test]
-fn signals_that_can_be_caught_go_to_the_command() {
-    let world = World::new("normal");
-    let real_time = nix::libc::SIGRTMIN() + 1;
-    for number in [
-        nix::libc::SIGALRM,
-        nix::libc::SIGTSTP,
-        nix::libc::SIGPWR,
-        real_time,
-    ] {
-        let mut child = world.run(&[], &["announce-and-sleep"]).spawn().unwrap();
-        wait_until_ready(&mut child);
-        // SAFETY: the child is not reaped yet, so the number is its own.
-        unsafe { nix::libc::kill(child.id().cast_signed(), number) };
-        let output = child.wait_with_output().unwrap();
-        assert_eq!(output.status.code(), Some(128 + number), "{output:?}");
-    }
-}
-
-#[test]
-fn a_signal_while_booting_is_not_for_the_command() {
-    let world = World::new("gated");
-    let gate = world.path("gate");
-    nix::unistd::mkfifo(&gate, nix::sys::stat::Mode::S_IRWXU).unwrap();
-    let mut child = world.run(&[], &["announce-and-sleep"]).spawn().unwrap();
-    world.wait_for_vmm();
-    signal(&child, Signal::SIGUSR1);
-    std::fs::write(gate, "").unwrap();
-    wait_until_ready(&mut child);
-    signal(&child, Signal::SIGTERM);
-    let output = child.wait_with_output().unwrap();
-    assert_eq!(output.status.code(), Some(143), "{output:?}");
-}
-
-/// Makes `terminal` the child's own: its session's, and its standard input.
-fn on_terminal(run: &mut Command, terminal: &OwnedFd) {
-    use std::os::unix::process::CommandExt;
-    run.stdin(terminal.try_clone().unwrap());
-    // SAFETY: setsid and ioctl are async-signal-safe; 0 is the terminal.
-    unsafe {
-        run.pre_exec(|| {
-            nix::unistd::setsid()?;
-            nix::libc::ioctl(0, nix::libc::TIOCSCTTY, 0);
-            Ok(())
-        });
-    }
-}
-
-#[test]
-fn a_terminal_without_input_leaves_the_keys_to_the_user() {
-    let world = World::new("normal");
-    let pty = nix::pty::openpty(None, None).unwrap();
-    let mut run = world.run(&["-t"], &["announce-and-sleep"]);
-    on_terminal(&mut run, &pty.slave);
-    let mut child = run.spawn().unwrap();
-    wait_until_ready(&mut child);
-    // Ctrl-C: in raw mode it would be a byte that nobody reads.
-    nix::unistd::write(&pty.master, b"\x03").unwrap();
-    let output = child.wait_with_output().unwrap();
-    assert_eq!(output.status.code(), Some(130), "{output:?}");
-}
-
-#[test]
-fn only_input_needs_a_terminal() {
-    let world = World::new("normal");
-    let output = world.output(&["-t"], &["size"]);
-    assert_eq!(output.status.code(), Some(0), "{output:?}");
-    assert_eq!(output.stdout, b"Some(\"24x80\")");
-    let output = world.output(&["-it"], &["size"]);
-    assert_eq!(output.status.code(), Some(125), "{output:?}");
-    assert!(complaint(&output).contains("leave -t out"), "{output:?}");
-}
-
-#[test]
-fn a_terminal_that_changes_while_the_guest_boots_has_the_new_size() {
-    let world = World::new("gated");
-    let gate = world.path("gate");
-    nix::unistd::mkfifo(&gate, nix::sys::stat::Mode::S_IRWXU).unwrap();
-    let size = |rows, columns| nix::pty::Winsize {
-        ws_row: rows,
-        ws_col: columns,
-        ws_xpixel: 0,
-        ws_ypixel: 0,
-    };
-    let pty = nix::pty::openpty(&size(30, 90), None).unwrap();
-    let mut run = world.run(&["-it"], &["size"]);
-    on_terminal(&mut run, &pty.slave);
-    let child = run.spawn().unwrap();
-    world.wait_for_vmm();
-    // SAFETY: TIOCSWINSZ reads one winsize.
-    let set = unsafe {
-        nix::libc::ioctl(
-            pty.master.as_raw_fd(),
-            nix::libc::TIOCSWINSZ,
-            &size(50, 132),
-        )
-    };
-    assert_eq!(set, 0);
-    std::fs::write(gate, "").unwrap();
-    let output = child.wait_with_output().unwrap();
-    assert_eq!(output.stdout, b"Some(\"50x132\")", "{output:?}");
 }
 
 fn nonblocking(fd: impl std::os::fd::AsFd) {
@@ -409,11 +139,98 @@ fn what_is_wrong_is_said_before_a_root_image_is_made() {
         &["--kernel", text.to_str().unwrap()],
         &["--kernel", "/nowhere/vmlinux"],
         &["--timeline", "/nowhere/timeline.json"],
+        &["--disk", "/nowhere/disk.ext4:/data"],
+        &["--disk", "@none:/data"],
+        &["--disk-size", "1M"],
+        &["--workdir", "relative"],
     ] {
         let output = world.output(options, &["true"]);
         assert_eq!(output.status.code(), Some(125), "{output:?}");
         assert!(!world.path("cache").exists(), "{options:?}: {output:?}");
     }
+}
+
+/// An ext4 image of the user's.
+fn ext4(path: &Path) {
+    File::create(path).unwrap().set_len(16 << 20).unwrap();
+    let made = Command::new("/usr/sbin/mkfs.ext4")
+        .args(["-q", "-F"])
+        .arg(path)
+        .status()
+        .expect("mkfs.ext4 is needed by this test: apt-get install e2fsprogs");
+    assert!(made.success());
+}
+
+#[test]
+fn the_image_of_a_vm_that_runs_is_locked_whatever_its_path_becomes() {
+    let world = World::new("normal");
+    let image = world.path("image");
+    ext4(&image);
+    let writer = File::options().write(true).open(&image).unwrap();
+    let run = |command: &[&str]| world.run_from(&image, &[], command);
+    writer.try_lock().unwrap();
+    let output = run(&["exit", "0"]).output().unwrap();
+    assert_eq!(output.status.code(), Some(125), "{output:?}");
+    assert!(complaint(&output).contains("image is in use"), "{output:?}");
+    writer.unlock().unwrap();
+
+    let mut child = run(&["announce-and-sleep"]).spawn().unwrap();
+    wait_until_ready(&mut child);
+    ext4(&world.path("other"));
+    std::fs::rename(world.path("other"), &image).unwrap();
+    assert!(matches!(writer.try_lock(), Err(TryLockError::WouldBlock)));
+    writer.try_lock_shared().unwrap();
+    writer.unlock().unwrap();
+    let other = File::options().write(true).open(&image).unwrap();
+    other.try_lock().unwrap();
+    signal(&child, Signal::SIGTERM);
+    assert_eq!(child.wait().unwrap().code(), Some(143));
+    writer.try_lock().unwrap();
+}
+
+/// The superblock of an EROFS image that has something compressed in it.
+fn compressed_erofs() -> Vec<u8> {
+    let mut image = vec![0; 8192];
+    for (offset, bytes) in [
+        (0, 0xe0f5_e1e2_u32.to_le_bytes()), // magic
+        (12, 12_u32.to_le_bytes()),         // blkszbits
+        (36, 2_u32.to_le_bytes()),          // blocks
+        (80, 1_u32.to_le_bytes()),          // feature_incompat
+    ] {
+        image[1024 + offset..][..4].copy_from_slice(&bytes);
+    }
+    image
+}
+
+#[test]
+fn the_image_that_was_looked_at_is_the_one_that_boots() {
+    let world = World::new("normal");
+    // A warning that names it does not fit the pipe at once, so the run stands
+    // still after it looked at the image, and before the VMM gets it.
+    let mut directory = world.dir.path().to_owned();
+    while directory.as_os_str().len() < 3600 {
+        directory.push("x".repeat(200));
+    }
+    std::fs::create_dir_all(&directory).unwrap();
+    let rest = 4090 - directory.as_os_str().len();
+    let names = [rest / 2, rest - rest / 2].map(|length| "y".repeat(length - 1));
+    directory.push(&names[0]);
+    std::fs::create_dir(&directory).unwrap();
+    let image = directory.join(&names[1]);
+    std::fs::write(&image, compressed_erofs()).unwrap();
+    let (mut reader, writer) = std::io::pipe().unwrap();
+    let size = nix::fcntl::FcntlArg::F_SETPIPE_SZ(4096);
+    assert_eq!(nix::fcntl::fcntl(&reader, size).unwrap(), 4096);
+
+    let mut run = world.run_from(&image, &[], &["exit", "7"]);
+    let mut child = run.stderr(writer).spawn().unwrap();
+    drop(run);
+    reader.read_exact(&mut [0]).unwrap();
+    std::fs::remove_file(&image).unwrap();
+    let mut text = String::new();
+    reader.read_to_string(&mut text).unwrap();
+    assert_eq!(child.wait().unwrap().code(), Some(7), "{text}");
+    assert!(text.contains(" is compressed"), "{text}");
 }
 
 #[test]
@@ -486,130 +303,4 @@ fn an_end_of_the_vm_is_a_reason() {
         );
         world.assert_nothing_left();
     }
-}
-
-#[test]
-fn the_console_is_shown_when_asked_for() {
-    let world = World::new("panic");
-    let shown = world.output(&["--console"], &["true"]);
-    let text = String::from_utf8(shown.stderr).unwrap();
-    assert!(
-        text.starts_with("[ 1.0] Kernel panic - not syncing: VFS: no root\n"),
-        "{text}"
-    );
-    let hidden = world.output(&[], &["true"]);
-    assert!(
-        hidden
-            .stderr
-            .starts_with(b"flashpan: error: guest kernel panic")
-    );
-}
-
-#[test]
-fn the_timeline_is_written_as_json() {
-    let world = World::new("normal");
-    let file = world.path("timeline.json");
-    let output = world.output(&["--timeline", file.to_str().unwrap()], &["both"]);
-    assert_eq!(output.status.code(), Some(0));
-    let json: serde_json::Value = serde_json::from_slice(&std::fs::read(file).unwrap()).unwrap();
-    let phases: Vec<_> = json["stamps"]
-        .as_array()
-        .unwrap()
-        .iter()
-        .map(|s| s["phase"].as_str().unwrap())
-        .collect();
-    for phase in [
-        "process_start",
-        "agent_connected",
-        "command_started",
-        "first_byte",
-        "exit",
-    ] {
-        assert!(phases.contains(&phase), "{phase} is not in {phases:?}");
-    }
-}
-
-#[test]
-fn a_timeline_never_changes_the_result_and_is_there_when_the_boot_failed() {
-    let world = World::new("normal");
-    let output = world.output(&["--timeline", "/dev/full"], &["exit", "7"]);
-    assert_eq!(output.status.code(), Some(7), "{output:?}");
-    let text = String::from_utf8(output.stderr).unwrap();
-    assert!(
-        text.contains("warning: cannot write the timeline to /dev/full: No space left"),
-        "{text}"
-    );
-
-    let world = World::new("setup-failed");
-    let file = world.path("timeline.json");
-    let output = world.output(&["--timeline", file.to_str().unwrap()], &["true"]);
-    assert_eq!(output.status.code(), Some(125), "{output:?}");
-    let text = String::from_utf8(output.stderr).unwrap();
-    assert!(text.contains("warning: guest: the disk is old"), "{text}");
-    let json = std::fs::read_to_string(file).unwrap();
-    assert!(json.contains("agent_connected") && !json.contains("init_ready"));
-}
-
-#[test]
-fn doctor_looks_at_the_kernel_that_run_would_boot() {
-    let world = World::new("normal");
-    std::fs::write(world.path("text"), "no kernel").unwrap();
-    for (kernel, status) in [("vmlinux", "ok"), ("text", "failed"), ("none", "failed")] {
-        let output = Command::new(env!("CARGO_BIN_EXE_flashpan"))
-            .args(["doctor", "--json"])
-            .env("FLASHPAN_KERNEL", world.path(kernel))
-            .env("XDG_CACHE_HOME", world.path("cache"))
-            .output()
-            .unwrap();
-        let json: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
-        let checks = json["checks"].as_array().unwrap();
-        let check = checks
-            .iter()
-            .find(|check| check["name"] == "guest kernel")
-            .unwrap();
-        assert_eq!(check["status"], status, "{check}");
-        assert_eq!(check["fix"].is_null(), status == "ok", "{check}");
-        let named = world.path(kernel).display().to_string();
-        assert!(
-            check["detail"].as_str().unwrap().contains(&named),
-            "{check}"
-        );
-    }
-}
-
-#[test]
-fn bench_boot_counts_its_boots() {
-    let world = World::new("normal");
-    let run = world.run(&[], &["exit", "0"]);
-    let mut bench = Command::new(env!("CARGO_BIN_EXE_flashpan"));
-    bench.envs(
-        run.get_envs()
-            .filter_map(|(name, value)| Some((name, value?))),
-    );
-    bench.args([
-        "bench",
-        "boot",
-        "-n",
-        "3",
-        "--warmup",
-        "0",
-        "--json",
-        "--hostname",
-        "fake",
-    ]);
-    bench
-        .arg("--rootfs")
-        .arg(world.path("root"))
-        .args(["exit", "0"]);
-    let output = bench.output().unwrap();
-    assert!(output.status.success(), "{output:?}");
-    let json: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
-    assert_eq!(json["boots"], 3);
-    let phases = json["phases"].as_array().unwrap();
-    let ready = phases.iter().find(|p| p["phase"] == "init_ready").unwrap();
-    let times = &ready["since_start_ns"];
-    assert!(times["min"].as_u64().unwrap() > 0);
-    assert!(times["min"].as_u64() <= times["median"].as_u64());
-    assert!(times["p90"].as_u64() <= times["max"].as_u64());
-    world.assert_nothing_left();
 }

@@ -16,7 +16,7 @@ use crate::frame::{FrameError, from_bytes};
 use crate::phase::{ExitRequest, Phase};
 
 /// Version of this protocol; both hellos carry it and must agree.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 
 /// The descriptor at which the VMM process finds its control socket.
 pub const CONTROL_FD: i32 = 3;
@@ -261,6 +261,17 @@ pub struct Stats {
     pub console_dropped: u64,
     /// Resident memory of the VMM without guest memory, in KiB.
     pub vmm_resident_kib: u64,
+    /// Disks for which the host had no room; at most [`MAX_DISKS`].
+    pub full_disks: Vec<FullDisk>,
+}
+
+/// A disk whose writes failed because the host had no room for them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FullDisk {
+    /// Which of [`VmSpec::disks`].
+    pub disk: u8,
+    /// How many of the guest's requests failed.
+    pub failures: u64,
 }
 
 /// How often a VM exit happened.

@@ -1,30 +1,33 @@
 //! Programs of the host, started so that locks go on meaning what they say.
 //!
 //! A lock (flock(2)) lasts until the last copy of its descriptor is closed. A
-//! child has copies of all that its parent has open until it executes its
+//! child has copies of all that its parent has open until it has executed its
 //! program. So for an instant a lock may be found taken that its owner has let
-//! go of: [`try_lock`] looks again when no child of [`start`] is in that state.
+//! go of: [`try_lock`] looks again when no child of ours is in that state.
 
 use std::fs::{File, TryLockError};
 use std::io;
 use std::process::{Command, Output, Stdio};
 use std::sync::{Mutex, PoisonError};
 
-/// Held from before a child is there until it executes its program.
+/// Held from before a child is there until its copies are closed.
 static STARTING: Mutex<()> = Mutex::new(());
 
-/// Starts a child, by a `spawn` that returns when the child has executed its
-/// program, as those of the standard library and posix_spawn(3) do. Whoever has
-/// VMs in a process that starts others should start them so.
+/// Starts a child, by a `spawn` that returns when the child is about to execute
+/// its program, as those of the standard library and posix_spawn(3) do. The kernel
+/// closes the copies a moment later; a child that closes them itself before
+/// leaves no gap. Whoever has VMs in a process that starts others should start
+/// them so.
 pub fn start<T>(spawn: impl FnOnce() -> T) -> T {
     let _starting = STARTING.lock().unwrap_or_else(PoisonError::into_inner);
     spawn()
 }
 
-/// Runs a program to its end; what it says on its output and error streams.
+/// Runs a program to its end; what it says on its output and error streams. One at
+/// a time: that it has ended is how to know for certain that it has no copies.
 pub(crate) fn output(command: &mut Command) -> io::Result<Output> {
     command.stdout(Stdio::piped()).stderr(Stdio::piped());
-    start(|| command.spawn())?.wait_with_output()
+    start(|| command.spawn()?.wait_with_output())
 }
 
 /// Takes the lock of a file, or a share in it, without waiting.

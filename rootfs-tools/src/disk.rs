@@ -125,6 +125,15 @@ pub fn scratch(size: u64, cache: &Cache) -> Result<File, Error> {
     Ok(disk)
 }
 
+/// Can a disk have this size in bytes?
+///
+/// # Errors
+///
+/// [`Error::Size`] if not.
+pub fn check_size(size: u64) -> Result<(), Error> {
+    checked(size).map(drop)
+}
+
 fn checked(size: u64) -> Result<u64, Error> {
     if (SIZE_MIN..=SIZE_MAX).contains(&size) && size.is_multiple_of(BLOCK_SIZE) {
         Ok(size)

@@ -1,9 +1,11 @@
 //! What is this path that somebody wants as a root file system?
 
-use std::fs::File;
+use std::fs::{File, FileType, OpenOptions, TryLockError};
 use std::io;
-use std::os::unix::fs::{FileExt, FileTypeExt};
+use std::os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+
+use rustix::fs::OFlags;
 
 /// Byte offset of the superblock, the same in EROFS and ext4.
 const SUPER_OFFSET: u64 = 1024;
@@ -93,6 +95,53 @@ pub enum Error {
         /// What is wrong.
         what: String,
     },
+    /// Somebody writes to it.
+    #[error("{path} is in use: a VM or a command writes to it; wait until that has ended")]
+    InUse {
+        /// The path.
+        path: PathBuf,
+    },
+}
+
+/// Opens `path`, an image or a directory, for a VM that only reads it, and finds
+/// out what it is. The shared lock of an image (flock(2), as of a disk that is
+/// read, [`crate::disk::open`]) is that of the open file: it lasts until the last
+/// descriptor is closed, wherever that was passed on to. It is never waited for.
+///
+/// # Errors
+///
+/// As [`probe`], and [`Error::InUse`].
+pub fn open(path: &Path) -> Result<(RootImage, File), Error> {
+    let reading = |source| Error::Read {
+        path: path.to_owned(),
+        source,
+    };
+    check_kind(path, std::fs::metadata(path).map_err(reading)?.file_type())?;
+    // It may be something else by now: a FIFO must not be waited for, a terminal
+    // not become ours.
+    let flags = OFlags::NONBLOCK | OFlags::NOCTTY;
+    let file = OpenOptions::new()
+        .read(true)
+        .custom_flags(flags.bits().cast_signed())
+        .open(path)
+        .map_err(reading)?;
+    let kind = file.metadata().map_err(reading)?.file_type();
+    check_kind(path, kind)?;
+    if kind.is_dir() {
+        return Ok((RootImage::Directory, file));
+    }
+    match file.try_lock_shared() {
+        Ok(()) => {}
+        Err(TryLockError::WouldBlock) => {
+            return Err(Error::InUse {
+                path: path.to_owned(),
+            });
+        }
+        Err(TryLockError::Error(source)) => return Err(reading(source)),
+    }
+    // After the lock: nobody changes it now.
+    let image = probe_file(path, &file)?;
+    Ok((image, file))
 }
 
 /// Finds out what `path` is, by its content. Symbolic links are followed.
@@ -107,24 +156,28 @@ pub fn probe(path: &Path) -> Result<RootImage, Error> {
         source,
     };
     let kind = std::fs::metadata(path).map_err(reading)?.file_type();
+    // Opening a FIFO would wait for a writer.
+    check_kind(path, kind)?;
     if kind.is_dir() {
         return Ok(RootImage::Directory);
     }
-    // Opening a FIFO would wait for a writer.
-    if kind.is_block_device() {
-        return Err(Error::Unknown {
-            path: path.to_owned(),
-            looks: ": it is a block device; copy it to a file, or mount it and name the directory",
-        });
-    }
-    if !kind.is_file() {
-        return Err(Error::Unknown {
-            path: path.to_owned(),
-            looks: ": it is neither a file nor a directory",
-        });
-    }
     let file = File::open(path).map_err(reading)?;
     probe_file(path, &file)
+}
+
+/// Only files and directories can be a root.
+fn check_kind(path: &Path, kind: FileType) -> Result<(), Error> {
+    let looks = if kind.is_file() || kind.is_dir() {
+        return Ok(());
+    } else if kind.is_block_device() {
+        ": it is a block device; copy it to a file, or mount it and name the directory"
+    } else {
+        ": it is neither a file nor a directory"
+    };
+    Err(Error::Unknown {
+        path: path.to_owned(),
+        looks,
+    })
 }
 
 /// The same of a file that is open already; `path` is for messages.

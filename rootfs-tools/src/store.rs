@@ -26,6 +26,7 @@ mod gc;
 mod import;
 mod index;
 mod lock;
+mod names;
 mod pull;
 mod roots;
 
@@ -40,10 +41,11 @@ use sha2::{Digest, Sha256};
 use crate::cache::{self, Cache};
 use crate::directory::{self, hex};
 use crate::image_config::{self, ImageConfig};
-use crate::reference::{self, Reference};
+use crate::reference;
 use crate::{archive, layers, registry};
-use index::{Images, Index};
+use index::Index;
 use lock::Work;
+use names::{all_names, find, tag_name};
 
 pub use cancel::Cancel;
 pub use gc::{Collected, Gc};
@@ -53,9 +55,6 @@ pub use lock::Held;
 pub use pull::{Listener, PullOptions, Pulled};
 pub use roots::Conversion;
 
-/// Digits of an identity that name an image at least.
-const PREFIX_MIN: usize = 4;
-
 /// Why the store cannot do something.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -64,7 +63,7 @@ pub enum Error {
     #[error(transparent)]
     Cache(#[from] cache::Error),
     /// A file operation failed.
-    #[error("cannot {what} {}: {source}{}", path.display(), hint(source))]
+    #[error("cannot {what} {}: {source}", path.display())]
     Io {
         /// What was tried: a verb and what comes between it and the path.
         what: &'static str,
@@ -131,6 +130,23 @@ pub enum Error {
          then stay until `flashpan image gc` finds them unused"
     )]
     InUse(String),
+    /// A root image is not what its layers make, and cannot be replaced.
+    #[error(
+        "the root image of {0} is damaged, and a running VM uses it; end that first, then pull the \
+         image again with --force"
+    )]
+    DamagedInUse(String),
+    /// An image that was named by a digest has several names.
+    #[error(
+        "image {digest} has several names: {}; say which of them to remove, or remove all with -f",
+        .names.join(", ")
+    )]
+    SeveralNames {
+        /// What was asked for.
+        digest: String,
+        /// The names.
+        names: Vec<String>,
+    },
     /// An archive has no name for its image, and the user gave none.
     #[error("{0} has no name for its image; give one: flashpan image import NAME {0}")]
     Nameless(String),
@@ -206,9 +222,9 @@ pub enum Error {
         /// Why.
         source: layers::Error,
     },
-    /// There is certainly no room for what the layers unpack to.
+    /// There is certainly no room for the layers, or for what they unpack to.
     #[error(
-        "cannot make a root image of {name}: its layers unpack to {needed} bytes at least, and {} has \
+        "cannot make a root image of {name}: its layers take {needed} bytes at least, and {} has \
          {free} bytes free; make room, e.g. with `flashpan image gc --layers`", directory.display()
     )]
     NoRoom {
@@ -251,16 +267,6 @@ impl From<archive::Error> for Error {
     }
 }
 
-/// What to do about an error, where that is not obvious.
-fn hint(error: &io::Error) -> &'static str {
-    match error.kind() {
-        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
-            "; make room, e.g. with `flashpan image gc --layers`"
-        }
-        _ => "",
-    }
-}
-
 /// Makes the error of an operation on a path.
 fn failed<'a>(what: &'static str, path: &'a Path) -> impl FnOnce(io::Error) -> Error + 'a {
     move |source| Error::Io {
@@ -280,6 +286,11 @@ pub enum Event {
     },
     /// An archive is unpacked; bytes so far.
     Unpacking(u64),
+    /// Layers are wanted, of so many bytes in all as they are packed.
+    Layers {
+        /// Those that are there already included.
+        bytes: u64,
+    },
     /// A layer is there already.
     Exists {
         /// Its digest.
@@ -376,8 +387,10 @@ impl Store {
         Ok(self.index.read()?.into_values().collect())
     }
 
-    /// The image of that name, in whichever spelling, or whose identity begins
-    /// with these digits (at least four).
+    /// The image of that name, in whichever spelling; or whose configuration,
+    /// manifest or index has a digest that begins with these digits (at least
+    /// four); or, as `NAME@sha256:DIGITS`, one in that repository whose manifest
+    /// or index has.
     ///
     /// # Errors
     ///
@@ -457,28 +470,38 @@ impl Store {
         Ok(info)
     }
 
-    /// Takes an image's name away, and with its last name everything that no
-    /// other image needs; its full name.
+    /// Takes an image's name away, or all of them if it is named by a digest, and
+    /// with its last name everything that no other image needs; the full names
+    /// that it had.
     ///
     /// # Errors
     ///
-    /// There is no such image; or, without `force`, it has no other name and a
-    /// running VM uses it.
-    pub fn remove(&self, image: &str, force: bool) -> Result<String, Error> {
+    /// There is no such image; or, without `force`, it is named by a digest and
+    /// has several names, or it has no other name and a running VM uses it.
+    pub fn remove(&self, image: &str, force: bool) -> Result<Vec<String>, Error> {
         let guard = self.index.exclusive()?;
         let mut images = self.index.read()?;
-        let info = find(&images, image)?.clone();
-        images.remove(&info.name);
-        let last = images.values().all(|other| other.root != info.root);
-        if last && !force {
-            let path = self.root_path(&info);
-            if lock::in_use(&path).map_err(failed("look at", &path))? {
-                return Err(Error::InUse(info.name));
+        let named: Vec<ImageInfo> = all_names(&images, image)?.into_iter().cloned().collect();
+        let names: Vec<String> = named.iter().map(|info| info.name.clone()).collect();
+        if names.len() > 1 && !force {
+            return Err(Error::SeveralNames {
+                digest: image.to_owned(),
+                names,
+            });
+        }
+        for name in &names {
+            images.remove(name);
+        }
+        for info in named.iter().filter(|_| !force) {
+            let last = images.values().all(|other| other.root != info.root);
+            let path = self.root_path(info);
+            if last && lock::in_use(&path).map_err(failed("look at", &path))? {
+                return Err(Error::InUse(info.name.clone()));
             }
         }
         self.index.write(&guard, images)?;
         self.collect(&guard, &Gc::unreferenced())?;
-        Ok(info.name)
+        Ok(names)
     }
 
     /// Adds images, or makes their names stand for them from now on. Their files
@@ -531,52 +554,6 @@ impl Store {
         let held = work.publish(&path).map_err(writing)?;
         Ok((digest, held))
     }
-}
-
-fn find<'a>(images: &'a Images, name: &str) -> Result<&'a ImageInfo, Error> {
-    if let Ok(reference) = name.parse::<Reference>()
-        && let Some(image) = images.get(&reference.to_string())
-    {
-        return Ok(image);
-    }
-    let hex = name.strip_prefix("sha256:").unwrap_or(name);
-    let is_prefix = hex.len() >= PREFIX_MIN
-        && hex.len() <= 64
-        && hex.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
-    let begins = |image: &&ImageInfo| {
-        let with = |digest: &str| {
-            digest
-                .strip_prefix("sha256:")
-                .is_some_and(|digest| digest.starts_with(hex))
-        };
-        with(&image.id) || image.manifest.as_deref().is_some_and(with)
-    };
-    let mut found: Vec<&ImageInfo> = match is_prefix {
-        true => images.values().filter(begins).collect(),
-        false => Vec::new(),
-    };
-    // Several names of one image are no matter.
-    found.dedup_by(|a, b| a.id == b.id);
-    match found.as_slice() {
-        [] => Err(Error::NotFound(name.to_owned())),
-        [image] => Ok(image),
-        several => Err(Error::Ambiguous {
-            prefix: name.to_owned(),
-            names: several.iter().map(|image| image.name.clone()).collect(),
-        }),
-    }
-}
-
-/// The full form of a name that a user gives to an image.
-fn tag_name(name: &str) -> Result<String, Error> {
-    let reference: Reference = name.parse()?;
-    if reference.tag().is_none() {
-        return Err(Error::Reference(reference::Error {
-            text: name.to_owned(),
-            why: "a digest cannot be given to an image; name a tag".to_owned(),
-        }));
-    }
-    Ok(reference.to_string())
 }
 
 fn sha256(bytes: &[u8]) -> String {

@@ -37,6 +37,9 @@ pub enum Error {
          letter or digit, at most {NAME_MAX}"
     )]
     Name(String),
+    /// There is no name.
+    #[error("invalid volume name: name cannot be empty")]
+    Nameless,
     /// There is no such volume.
     #[error("named volume not found: {0}")]
     NotFound(String),
@@ -124,6 +127,12 @@ impl Volumes {
         }
     }
 
+    /// The directory, whether it exists or not.
+    #[must_use]
+    pub fn directory(&self) -> &Path {
+        &self.directory
+    }
+
     /// The file of a volume, whether it exists or not.
     ///
     /// # Errors
@@ -144,7 +153,7 @@ impl Volumes {
         if path.exists() {
             return Err(Error::Exists(name.to_owned()));
         }
-        let new = self.begin(name)?;
+        let new = self.begin(name).map_err(taken)?;
         disk::create(&new.file, size, cache)?;
         new.finish(&path, name)?;
         self.describe(name)
@@ -194,6 +203,9 @@ impl Volumes {
             }
             Err(error) => return Err(failed("look at the volume", &path)(error)),
         };
+        if !metadata.is_file() {
+            return Err(Error::NotFound(name.to_owned()));
+        }
         Ok(Volume {
             name: name.to_owned(),
             size: metadata.len(),
@@ -264,7 +276,7 @@ impl Volumes {
         if path.exists() {
             return Err(Error::Exists(to.to_owned()));
         }
-        let new = self.begin(to)?;
+        let new = self.begin(to).map_err(taken)?;
         new.fill_from(&source, &path)?;
         new.finish(&path, to)?;
         self.describe(to)
@@ -437,7 +449,18 @@ fn sync_directory(path: &Path) -> Result<(), Error> {
         .map_err(failed("write the directory", directory))
 }
 
+/// Somebody else is making the volume that was to be new.
+fn taken(error: Error) -> Error {
+    match error {
+        Error::InUse(name) => Error::Exists(name),
+        error => error,
+    }
+}
+
 fn check(name: &str) -> Result<&str, Error> {
+    if name.is_empty() {
+        return Err(Error::Nameless);
+    }
     let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"_.-".contains(&byte);
     let name_is = name.len() <= NAME_MAX
         && name.bytes().all(allowed)

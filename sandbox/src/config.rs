@@ -12,7 +12,7 @@ use flashpan_protocol::control::{
     BootProtocol, Console, DiskSpec, MAX_DISKS, MAX_PACKET, VCPUS, VmSpec,
 };
 
-use crate::disk::{Disk, Upper, check_guest_paths};
+use crate::disk::{Disk, DiskRole, Upper, check_guest_paths};
 use crate::driver::Shared;
 use crate::error::{Error, Result};
 use crate::log::VmLog;
@@ -48,7 +48,9 @@ pub struct Root {
 }
 
 impl Root {
-    /// The image at `path`, which is opened when a VM boots.
+    /// The image at `path`, which is opened when a VM boots, with a shared lock
+    /// (flock(2)) that lasts as long as the VM: what somebody writes to is
+    /// refused.
     pub fn new(path: impl Into<PathBuf>, fs_type: FsType) -> Self {
         Self {
             path: path.into(),
@@ -298,6 +300,17 @@ impl SandboxBuilder {
         specs
     }
 
+    /// What the disks are for, in the order of [`Self::disk_specs`].
+    pub(crate) fn disk_roles(&self) -> Vec<DiskRole> {
+        let upper = match self.upper {
+            Upper::Memory | Upper::ReadOnly => None,
+            Upper::Scratch(_) | Upper::Disk(_) => Some(DiskRole::Upper),
+        };
+        let added = (0..self.disks.len()).map(DiskRole::Added);
+        let roles = std::iter::once(DiskRole::Root).chain(upper);
+        roles.chain(added).collect()
+    }
+
     /// The settings as the guest takes them.
     pub(crate) fn guest_config(&self) -> GuestConfig {
         let mut devices = DEVICES.iter().map(|device| (*device).to_owned());
@@ -418,6 +431,7 @@ mod tests {
         assert!(config.mounts[0].read_only);
         let specs = plain.vm_spec().unwrap().disks;
         assert!(specs[0].read_only && specs[1].read_only);
+        assert_eq!(plain.disk_roles(), [DiskRole::Root, DiskRole::Added(0)]);
 
         let all = builder()
             .upper(Upper::Scratch(file()))
@@ -430,6 +444,11 @@ mod tests {
         let specs = all.vm_spec().unwrap().disks;
         let volatile: Vec<_> = specs.iter().map(|disk| disk.volatile).collect();
         assert_eq!(volatile, [false, true, false, false]);
+        let (upper, added) = (DiskRole::Upper, [0, 1].map(DiskRole::Added));
+        assert_eq!(
+            all.disk_roles(),
+            [DiskRole::Root, upper, added[0], added[1]]
+        );
     }
 
     #[test]

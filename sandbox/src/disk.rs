@@ -29,6 +29,29 @@ pub enum Upper {
     Disk(File),
 }
 
+/// A disk of a VM by what it is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum DiskRole {
+    /// The root image.
+    Root,
+    /// What takes the writes to the root.
+    Upper,
+    /// A disk that was added ([`crate::SandboxBuilder::disk`]), counted from 0.
+    Added(usize),
+}
+
+/// A disk of a VM for whose content the host had no room: the guest's writes to
+/// it failed, which looks like a broken disk from inside.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct FullDisk {
+    /// Which disk.
+    pub role: DiskRole,
+    /// How many of the guest's requests failed for that.
+    pub failures: u64,
+}
+
 /// A disk with an ext4 file system that the guest mounts below its root.
 ///
 /// Whoever opens the file also sees to it that nobody else writes to it

@@ -7,11 +7,11 @@
 use std::collections::{HashMap, VecDeque};
 use std::io;
 use std::os::fd::OwnedFd;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use flashpan_protocol::agent::BOOT_PORT;
-use flashpan_protocol::control::{Event, MAX_PACKET, Request, Stats, VERSION};
+use flashpan_protocol::control::{Event, MAX_DISKS, MAX_PACKET, Request, Stats, VERSION};
 use flashpan_protocol::phase::Phase;
 use tokio::io::AsyncReadExt;
 use tokio::net::unix::pipe;
@@ -20,6 +20,7 @@ use tokio::time::{Instant, timeout};
 
 use crate::console::Tail;
 use crate::control::{Channel, Packet, Received};
+use crate::disk::{DiskRole, FullDisk};
 use crate::exit::{Exit, GuestWord, LastWord, classify};
 use crate::spawn::Child;
 use crate::timeline::{Timeline, now_ns};
@@ -64,6 +65,8 @@ pub(crate) struct Shared {
     console: Mutex<Tail>,
     warnings: Mutex<VecDeque<String>>,
     guest_word: Mutex<Option<GuestWord>>,
+    /// What the disks are for, in the order in which the VMM has them.
+    disks: OnceLock<Vec<DiskRole>>,
     /// Whether somebody listens to the guest's PID 1.
     listening: watch::Sender<bool>,
 }
@@ -105,6 +108,26 @@ impl Shared {
     async fn heard_all(&self) {
         // It fails only if the sender is gone, which `self` holds.
         let _ = self.listening.subscribe().wait_for(|on| !on).await;
+    }
+
+    /// Says what the disks are for, before the VMM starts.
+    pub(crate) fn set_disks(&self, roles: Vec<DiskRole>) {
+        // A builder boots once.
+        let _ = self.disks.set(roles);
+    }
+
+    /// What the VMM has said of full disks. Disks that there are not are none.
+    pub(crate) fn full_disks(&self) -> Vec<FullDisk> {
+        let roles = self.disks.get().map(Vec::as_slice).unwrap_or_default();
+        let timeline = self.timeline();
+        let stats = timeline.stats().into_iter();
+        let full = stats.flat_map(|stats| &stats.full_disks).take(MAX_DISKS);
+        let full = full.filter_map(|full| {
+            let role = *roles.get(usize::from(full.disk))?;
+            let failures = full.failures;
+            Some(FullDisk { role, failures })
+        });
+        full.collect()
     }
 
     pub(crate) fn take_warnings(&self) -> Vec<String> {

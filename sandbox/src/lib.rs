@@ -49,7 +49,7 @@ mod vmm_process;
 pub use config::{
     DEFAULT_BOOT_TIMEOUT, DEFAULT_CPUS, DEFAULT_MEMORY_MIB, MIN_MEMORY_MIB, Root, SandboxBuilder,
 };
-pub use disk::{Disk, DiskMount, DiskSource, Upper};
+pub use disk::{Disk, DiskMount, DiskRole, DiskSource, FullDisk, Upper};
 pub use error::{Error, Result};
 pub use exec::{DEFAULT_PATH, ExecOptions};
 pub use exit::{Exit, ExitReason};

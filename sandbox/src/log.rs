@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use crate::disk::FullDisk;
 use crate::driver::Shared;
 use crate::timeline::Report;
 
@@ -28,6 +29,13 @@ impl VmLog {
     #[must_use]
     pub fn console(&self) -> Vec<u8> {
         self.shared.console()
+    }
+
+    /// Disks for which the host had no room, as far as the VMM has said: at the
+    /// end, and whenever it was asked for its counters.
+    #[must_use]
+    pub fn full_disks(&self) -> Vec<FullDisk> {
+        self.shared.full_disks()
     }
 
     /// What went wrong in the guest without preventing it from working, one

@@ -242,6 +242,7 @@ impl SandboxBuilder {
         let shared = Arc::clone(&self.shared);
         shared.timeline().mark(Phase::ProcessStart, start);
         let guest = self.guest_config();
+        shared.set_disks(self.disk_roles());
         let vmm = VmmProcess::start(&mut self, spec)?;
         let tap = self.console_sink.take().map(console_thread).transpose()?;
         let driver = Driver::start(vmm, Arc::clone(&shared), tap);

@@ -61,6 +61,11 @@ impl Timeline {
         self.stats = Some(stats);
     }
 
+    /// The VMM's counters, as they were last.
+    pub(crate) fn stats(&self) -> Option<&Stats> {
+        self.stats.as_ref()
+    }
+
     /// The latest phase reached.
     pub(crate) fn latest(&self) -> Option<Phase> {
         self.stamps.iter().map(|(phase, _)| *phase).max()
@@ -304,6 +309,7 @@ mod tests {
             }],
             console_dropped: 0,
             vmm_resident_kib: 1234,
+            full_disks: Vec::new(),
         });
         let json = serde_json::to_value(timeline.report()).unwrap();
         assert_eq!(json["version"], 1);

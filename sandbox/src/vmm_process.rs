@@ -6,7 +6,7 @@
 //! socket closes, the VMM ends, and there is nothing left to clean up.
 
 use std::ffi::CStr;
-use std::fs::File;
+use std::fs::{File, TryLockError};
 use std::io::{self, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
@@ -84,7 +84,7 @@ impl VmmProcess {
         };
         fds.push(match &config.root.file {
             Some(file) => duplicate(file)?,
-            None => open("root image", &config.root.path)?,
+            None => open_root(&config.root.path)?,
         });
         match std::mem::take(&mut config.upper) {
             Upper::Memory | Upper::ReadOnly => {}
@@ -130,11 +130,12 @@ fn kernel(path: &Path) -> Result<OwnedFd> {
     }
 }
 
-/// Opens a file of the caller for reading. A FIFO is refused rather than
-/// waited for, and nothing becomes our controlling terminal.
-fn open(what: &'static str, path: &Path) -> Result<OwnedFd> {
+/// Opens a root image of the caller for reading, locked against whoever writes to
+/// it: the VMM has the same open file, and with it the lock. A FIFO is refused
+/// rather than waited for, and nothing becomes our controlling terminal.
+fn open_root(path: &Path) -> Result<OwnedFd> {
     let failed = |source| Error::Open {
-        what,
+        what: "root image",
         path: path.to_owned(),
         source,
     };
@@ -144,13 +145,19 @@ fn open(what: &'static str, path: &Path) -> Result<OwnedFd> {
         .open(path)
         .map_err(failed)?;
     let kind = file.metadata().map_err(failed)?.file_type();
-    if kind.is_file() {
-        Ok(file.into())
-    } else {
-        Err(failed(io::Error::new(
+    if !kind.is_file() {
+        return Err(failed(io::Error::new(
             io::ErrorKind::InvalidInput,
             "it is not a regular file",
-        )))
+        )));
+    }
+    match file.try_lock_shared() {
+        Ok(()) => Ok(file.into()),
+        Err(TryLockError::WouldBlock) => Err(failed(io::Error::new(
+            io::ErrorKind::ResourceBusy,
+            "it is in use: a VM or a command writes to it; wait until that has ended",
+        ))),
+        Err(TryLockError::Error(error)) => Err(failed(error)),
     }
 }
 

@@ -507,3 +507,29 @@ async fn files_that_cannot_be_used_are_named() {
         "{error}"
     );
 }
+
+#[tokio::test]
+async fn a_root_image_is_locked_while_its_vm_lives() {
+    let world = World::new("normal");
+    let writer = File::options()
+        .write(true)
+        .open(world.path("root.erofs"))
+        .unwrap();
+    writer.try_lock().unwrap();
+    let refused = world.boot_error().await.to_string();
+    assert!(refused.contains("is in use"), "{refused}");
+    assert!(refused.contains("root.erofs"), "{refused}");
+    writer.unlock().unwrap();
+    let sandbox = world.boot().await;
+    assert!(matches!(
+        writer.try_lock(),
+        Err(std::fs::TryLockError::WouldBlock)
+    ));
+    // Others that only read it are welcome.
+    let reader = File::open(world.path("root.erofs")).unwrap();
+    reader.try_lock_shared().unwrap();
+    drop(reader);
+    sandbox.kill().await;
+    world.vmm_is_gone().await;
+    writer.try_lock().unwrap();
+}

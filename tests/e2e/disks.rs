@@ -19,7 +19,7 @@ impl<'a> Volume<'a> {
     fn new(home: &'a Home, name: &'static str) -> Self {
         let made = Flashpan::new(home, ["volume", "create", name, "--size", "256"]).finish();
         made.expect_status(0)
-            .expect_stdout(&format!("Created volume {name} (256.0 MB)\n"));
+            .expect_stdout(&format!("Created volume {name} (256 MB)\n"));
         Self { home, name }
     }
 

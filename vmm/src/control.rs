@@ -253,19 +253,25 @@ impl Control {
     }
 }
 
-/// Encodes an event; without its counters if it would be too long with them,
-/// because somebody waits for it.
+/// Encodes an event; without its counters of exits if it would be too long with
+/// them, because somebody waits for it.
 fn packet(event: &Event) -> Result<Vec<u8>, FrameError> {
-    let short = match event {
-        Event::Stats(_) => Event::Stats(Box::default()),
-        Event::Exited(report) => Event::Exited(Box::new(ExitReport {
-            reason: report.reason.clone(),
-            at_ns: report.at_ns,
-            stats: Stats::default(),
-        })),
-        _ => return encode(event),
+    let shorter = |stats: &Stats| Stats {
+        exits: Vec::new(),
+        ..stats.clone()
     };
-    encode(event).or_else(|_| encode(&short))
+    encode(event).or_else(|error| {
+        let short = match event {
+            Event::Stats(stats) => Event::Stats(Box::new(shorter(stats))),
+            Event::Exited(report) => Event::Exited(Box::new(ExitReport {
+                reason: report.reason.clone(),
+                at_ns: report.at_ns,
+                stats: shorter(&report.stats),
+            })),
+            _ => return Err(error),
+        };
+        encode(&short)
+    })
 }
 
 fn not_read() -> ControlError {

@@ -193,6 +193,8 @@ const _: () = assert!(MMIO_STRIDE > CONFIG);
 
 #[cfg(test)]
 mod tests {
+    use flashpan_protocol::control::{FullDisk, MAX_DISKS};
+
     use super::*;
 
     #[test]
@@ -252,6 +254,12 @@ mod tests {
             exits,
             console_dropped: u64::MAX,
             vmm_resident_kib: u64::MAX,
+            full_disks: (0..MAX_DISKS)
+                .map(|disk| FullDisk {
+                    disk: u8::try_from(disk).unwrap(),
+                    failures: u64::MAX,
+                })
+                .collect(),
         };
         flashpan_protocol::control::encode(&stats).unwrap();
     }

@@ -4,14 +4,14 @@ use std::fs::File;
 use std::sync::{Arc, Mutex, OnceLock};
 
 use event_manager::MutEventSubscriber;
-use flashpan_devices::block::Block;
+use flashpan_devices::block::{Block, BlockMetrics};
 use flashpan_devices::ring::{KickSubscriber, Kicked};
 use flashpan_devices::rng::Rng;
 use flashpan_devices::transport::registers::{INTERRUPT_ACK, INTERRUPT_STATUS, QUEUE_NOTIFY};
 use flashpan_devices::transport::{MmioTransport, TransportState};
 use flashpan_devices::virtio::{GuestRam, Interrupt, VirtioDevice};
 use flashpan_devices::vsock::{Vsock, VsockSubscriber};
-use flashpan_protocol::control::{ExitReason, VmSpec};
+use flashpan_protocol::control::{ExitReason, FullDisk, VmSpec};
 use flashpan_protocol::phase::Phase;
 use vmm_sys_util::eventfd::EventFd;
 
@@ -62,6 +62,8 @@ fn kicked<D: Kicked>(device: Arc<Mutex<D>>, kicks: Vec<EventFd>) -> Option<KickS
 /// so that the first disk is `vda` whatever else there is.
 pub(crate) struct Attached {
     slots: Vec<Slot>,
+    /// Of the disks, which come first.
+    disks: Vec<Arc<BlockMetrics>>,
 }
 
 impl Attached {
@@ -72,12 +74,14 @@ impl Attached {
         vsock: Arc<Mutex<Vsock>>,
     ) -> Result<Self, BootError> {
         let mut slots = Vec::new();
+        let mut metrics = Vec::new();
         for (index, (disk, file)) in spec.disks.iter().zip(disks).enumerate() {
             let mut block =
                 Block::new(file, disk.read_only, &disk.id).map_err(|e| bad_disk(index, &e))?;
             if disk.volatile {
                 block = block.volatile();
             }
+            metrics.push(block.metrics());
             let block = Arc::new(Mutex::new(block));
             slots.push(Slot::new(format!("blk{index}"), block, kicked)?);
         }
@@ -94,7 +98,8 @@ impl Attached {
                 slots.len()
             )));
         }
-        Ok(Self { slots })
+        let disks = metrics;
+        Ok(Self { slots, disks })
     }
 
     /// How many there are.
@@ -142,6 +147,7 @@ impl Registers {
 pub(crate) struct Machine {
     pub(crate) counters: Counters,
     registers: Vec<Registers>,
+    disks: Vec<Arc<BlockMetrics>>,
     legacy: Legacy,
     observer: Arc<dyn Observer>,
     end: OnceLock<ExitReason>,
@@ -183,6 +189,7 @@ impl Machine {
         let machine = Self {
             counters: Counters::new(names),
             registers,
+            disks: attached.disks,
             legacy: Legacy::new(console, kvm, Arc::clone(&observer))?,
             observer,
             end: OnceLock::new(),
@@ -286,6 +293,16 @@ impl Machine {
         }
         self.legacy.restore(legacy)?;
         Ok(())
+    }
+
+    /// Disks for which the host had no room.
+    pub(crate) fn full_disks(&self) -> Vec<FullDisk> {
+        let disks = self.disks.iter().zip(0..);
+        let disks = disks.map(|(metrics, disk)| FullDisk {
+            disk,
+            failures: metrics.read().no_space,
+        });
+        disks.filter(|disk| disk.failures > 0).collect()
     }
 
     /// Console bytes that nobody took.

@@ -425,6 +425,7 @@ impl Vm {
             exits: self.machine.counters.list(),
             console_dropped: self.machine.console_dropped(),
             vmm_resident_kib: self.resident.kib(|host| self.memory.contains(host)),
+            full_disks: self.machine.full_disks(),
         }
     }
 }

@@ -4,14 +4,16 @@ use clap::Args;
 use flashpan_rootfs::store::{Gc, Store};
 
 use super::show::{short_name, size};
-use crate::failure::{Failure, print};
+use crate::failure::{Failure, each, print};
 
 const RM_EXAMPLES: &str = "\
 Examples:
   flashpan image rm alpine
   flashpan image rm 1a2b3c4d python:3.12
   flashpan image rm -f alpine           although a running VM uses it
+  flashpan image rm -f 1a2b3c4d         under all its names
 
+A digest names an image with all its names; if there are several, -f is needed.
 Files that other images need stay, and so do those of a running VM until it has
 ended and `flashpan image gc` finds them.";
 
@@ -36,7 +38,8 @@ pub(super) struct RmArgs {
     #[arg(value_name = "IMAGE", required = true)]
     images: Vec<String>,
 
-    /// Also an image that a running VM uses.
+    /// Also an image that a running VM uses, and all names of one that is named
+    /// by its digest.
     #[arg(long, short)]
     force: bool,
 }
@@ -70,11 +73,13 @@ pub(super) struct GcArgs {
 
 pub(super) fn rm(args: &RmArgs) -> Result<(), Failure> {
     let store = Store::user().map_err(Failure::new)?;
-    for image in &args.images {
-        let name = store.remove(image, args.force).map_err(Failure::new)?;
-        print(&format!("Removed {}\n", short_name(&name)))?;
-    }
-    Ok(())
+    each(&args.images, |image| {
+        let names = store.remove(image, args.force).map_err(Failure::new)?;
+        let lines = names
+            .iter()
+            .map(|name| format!("Removed {}\n", short_name(name)));
+        print(&lines.collect::<String>())
+    })
 }
 
 pub(super) fn tag(args: &TagArgs) -> Result<(), Failure> {

@@ -3,6 +3,7 @@
 
 use std::collections::HashMap;
 use std::io::{self, IsTerminal};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use flashpan_rootfs::store::Event;
@@ -22,6 +23,8 @@ pub(crate) struct ImageProgress {
     quiet: bool,
     bars: Option<MultiProgress>,
     state: Mutex<State>,
+    /// Bytes of all layers, 0 where that is not known.
+    bytes: AtomicU64,
 }
 
 #[derive(Default)]
@@ -49,10 +52,19 @@ impl ImageProgress {
             quiet,
             bars,
             state: Mutex::default(),
+            bytes: AtomicU64::new(0),
         }
     }
 
+    /// Bytes of all layers as they are packed, if that has become known.
+    pub(crate) fn bytes(&self) -> Option<u64> {
+        Some(self.bytes.load(Ordering::Relaxed)).filter(|bytes| *bytes > 0)
+    }
+
     pub(crate) fn on(&self, event: Event) {
+        if let Event::Layers { bytes } = event {
+            self.bytes.store(bytes, Ordering::Relaxed);
+        }
         if self.quiet {
             return;
         }
@@ -62,7 +74,7 @@ impl ImageProgress {
                 self.line(&format!("waiting for another flashpan that makes {what}"));
             }
             // Writing an archive to disk is mostly waiting for whoever sends it.
-            Event::Unpacking(_) => {}
+            Event::Unpacking(_) | Event::Layers { .. } => {}
             Event::Exists {
                 digest: id,
                 size: n,

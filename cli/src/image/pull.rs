@@ -10,6 +10,7 @@ use std::time::Duration;
 use clap::{Args, ValueEnum};
 use flashpan_rootfs::platform::Platform;
 use flashpan_rootfs::reference::Reference;
+use flashpan_rootfs::registry::Client;
 use flashpan_rootfs::store::{
     Cancel, Conversion, Error, Held, Image, ImportOptions, Input, PullOptions, Pulled, Store,
 };
@@ -18,9 +19,9 @@ use tokio::sync::oneshot;
 use super::progress::ImageProgress;
 use super::registries::RegistryArgs;
 use super::show::{short_name, size};
-use crate::failure::{Failure, print};
-use crate::runtime;
+use crate::failure::{Failure, print, say};
 use crate::signals::Signals;
+use crate::{full, runtime};
 
 /// How long work that was cancelled may take to end in order.
 const PATIENCE: Duration = Duration::from_secs(3);
@@ -41,6 +42,7 @@ Examples:
   flashpan image import app.tar                 all its images, by their own names
   flashpan image import base debian-root.tar.zst
   flashpan image import app ./oci-layout
+  flashpan image import ./oci-layout            all its images, by their own names
   flashpan image import mine < root.tar
 
 Understood are tars of `docker save`, OCI image layouts (tar or directory) and
@@ -79,7 +81,9 @@ pub(crate) struct PullArgs {
 #[command(after_help = IMPORT_EXAMPLES)]
 pub(super) struct ImportArgs {
     /// Name for the image, or of several images which one; and where it is:
-    /// a file, a directory, or `-` for standard input.
+    /// a file, a directory, or `-` for standard input. Alone, what begins with `/`
+    /// or `.` or ends like an archive (.tar, .tgz, .tar.gz, .tar.zst) is a place,
+    /// anything else a name for standard input.
     #[arg(value_names = ["[NAME]", "FILE|DIR|-"], num_args = 1..=2, required = true)]
     words: Vec<String>,
 
@@ -120,7 +124,7 @@ pub(crate) fn pull(args: &PullArgs) -> Result<(), Failure> {
     };
     let pulled = fetch(&store, &client, &args.image, &options, args.quiet)?;
     let info = &pulled.image.info;
-    let digest = info.manifest.as_deref().unwrap_or(&info.id);
+    let digest = info.digest().unwrap_or(&info.id);
     if args.quiet {
         return print(&format!("{digest}\n"));
     }
@@ -147,7 +151,7 @@ fn announce(quiet: bool, text: &str) {
 /// Pulls, showing progress; a signal ends it in order.
 fn fetch(
     store: &Store,
-    client: &flashpan_rootfs::registry::Client,
+    client: &Client,
     image: &Reference,
     options: &PullOptions,
     quiet: bool,
@@ -159,6 +163,7 @@ fn fetch(
     runtime(in_order(
         &cancel,
         store.pull(client, image, options, &events),
+        |error| full::failure(&error, &[store.path()], progress.bytes()),
     ))
 }
 
@@ -167,12 +172,13 @@ fn fetch(
 async fn in_order<T>(
     cancel: &Cancel,
     work: impl Future<Output = Result<T, Error>>,
+    failed: impl FnOnce(Error) -> Failure,
 ) -> Result<T, Failure> {
     let mut signals =
         Signals::watch().map_err(|e| Failure::new(format!("cannot watch signals: {e}")))?;
     tokio::pin!(work);
     tokio::select! {
-        done = &mut work => done.map_err(Failure::new),
+        done = &mut work => done.map_err(failed),
         signal = signals.ending() => {
             cancel.cancel();
             match tokio::time::timeout(PATIENCE, work).await {
@@ -230,41 +236,71 @@ fn import_in_order(
         },
     };
     let progress = ImageProgress::new(what, quiet);
-    let store = store.clone();
+    let importer = store.clone();
     runtime(async move {
         let (sender, done) = oneshot::channel();
         // Not waited for at the end: reading a pipe may take as long as it likes.
         std::thread::Builder::new()
             .name("import".to_owned())
             .spawn(move || {
-                let imported = store.import(input, &options, &|event| progress.on(event));
+                let imported = importer.import(input, &options, &|event| progress.on(event));
                 drop(progress);
                 drop(sender.send(imported));
             })
             .map_err(|e| Failure::new(format!("cannot start a thread: {e}")))?;
         let work = async { done.await.map_err(|_| Error::Cancelled)? };
-        in_order(&cancel, work).await
+        in_order(&cancel, work, |error| {
+            full::failure(&error, &[store.path()], None)
+        })
+        .await
     })
 }
 
 impl ImportArgs {
-    /// The name that the image is to get, and where it is. One word is a place
-    /// if there is something, and otherwise a name for what comes in.
+    /// The name that the image is to get, and where it is. Whether one word is a
+    /// name or a place is told by the word alone: a file that happens to be there
+    /// must not change what `image import NAME < FILE` does.
     fn input(&self) -> Result<(Option<String>, Input), Failure> {
         match self.words.as_slice() {
-            [place] if place == "-" => Ok((None, stdin()?)),
-            [place] if Path::new(place).exists() => Ok((None, Input::Path(PathBuf::from(place)))),
-            [name] if !io::stdin().is_terminal() && name.parse::<Reference>().is_ok() => {
-                Ok((Some(name.clone()), stdin()?))
-            }
-            [place] => Err(Failure::new(format!(
-                "cannot read {place}: there is no such file or directory"
-            ))),
+            [word] if word == "-" => Ok((None, stdin()?)),
+            [word] if is_place(word) => Ok((None, Input::Path(PathBuf::from(word)))),
+            [name] => Ok((Some(name.clone()), stdin_as(name)?)),
             [name, place] if place == "-" => Ok((Some(name.clone()), stdin()?)),
             [name, place] => Ok((Some(name.clone()), Input::Path(PathBuf::from(place)))),
             _ => Err(Failure::new("write `flashpan image import [NAME] FILE`")),
         }
     }
+}
+
+/// Endings of archives, which no name of an image has.
+const ARCHIVES: [&str; 6] = [".tar", ".tgz", ".tar.gz", ".tzst", ".tar.zst", ".tar.zstd"];
+
+/// Is the word a path, and no name for what comes in on standard input?
+fn is_place(word: &str) -> bool {
+    let is_path = word.starts_with(['/', '.']);
+    let is_archive = ARCHIVES.iter().any(|ending| word.ends_with(ending));
+    is_path || is_archive || word.parse::<Reference>().is_err()
+}
+
+/// Standard input, to be an image of that name.
+fn stdin_as(name: &str) -> Result<Input, Failure> {
+    let is_there = Path::new(name).exists();
+    if io::stdin().is_terminal() {
+        let advice = match is_there {
+            true => format!("for the file of that name write ./{name}"),
+            false => format!("name a file as well: flashpan image import {name} FILE"),
+        };
+        return Err(Failure::new(format!(
+            "{name} is a name for what comes in on standard input, and that is a terminal; {advice}"
+        )));
+    }
+    if is_there {
+        say(
+            "note",
+            &format!("reading standard input for {name}; for the file of that name write ./{name}"),
+        );
+    }
+    stdin()
 }
 
 fn stdin() -> Result<Input, Failure> {
@@ -281,49 +317,124 @@ fn stdin() -> Result<Input, Failure> {
     })
 }
 
-/// An image to run, pulled if need be, and its root image, which nobody removes
-/// while it is held.
-pub(crate) fn obtain(
+/// An image to run.
+pub(crate) struct Wanted<'a> {
+    /// As the user wrote it.
+    pub(crate) name: &'a str,
+    store: Store,
+    found: Found,
+}
+
+enum Found {
+    There(Box<Image>, Held),
+    ToPull(Reference, Client),
+}
+
+impl<'a> Wanted<'a> {
+    /// Looks for it in the store, and checks all that can be checked of a pull
+    /// without asking anybody.
+    pub(crate) fn new(
+        name: &'a str,
+        policy: PullPolicy,
+        platform: &Platform,
+        registries: &RegistryArgs,
+    ) -> Result<Self, Failure> {
+        let store = Store::user().map_err(Failure::new)?;
+        let there = match policy {
+            PullPolicy::Always => None,
+            PullPolicy::Missing | PullPolicy::Never => find(&store, name, policy, platform)?,
+        };
+        let found = match there {
+            Some((image, root)) => Found::There(Box::new(image), root),
+            None => {
+                let reference = name.parse().map_err(Failure::new)?;
+                Found::ToPull(reference, registries.client(platform)?)
+            }
+        };
+        Ok(Self { name, store, found })
+    }
+
+    /// The image, pulled if need be, and its root image, which nobody removes
+    /// while it is held.
+    pub(crate) fn obtain(self) -> Result<(Image, Held), Failure> {
+        match self.found {
+            Found::There(image, root) => Ok((*image, root)),
+            Found::ToPull(reference, client) => {
+                let options = PullOptions::default();
+                let pulled = fetch(&self.store, &client, &reference, &options, false)?;
+                let root = self.store.root(&pulled.image.info).map_err(Failure::new)?;
+                Ok((pulled.image, root))
+            }
+        }
+    }
+}
+
+/// The image of that name in the store, whole and for this platform; `None` if
+/// it has to be pulled.
+fn find(
+    store: &Store,
     name: &str,
     policy: PullPolicy,
     platform: &Platform,
-    registries: &RegistryArgs,
-) -> Result<(Image, Held), Failure> {
-    let store = Store::user().map_err(Failure::new)?;
-    if policy != PullPolicy::Always {
-        let there = store.get(name).and_then(|image| {
-            let root = store.root(&image.info)?;
-            Ok((image, root))
-        });
-        match there {
-            Ok((image, root)) if suits(platform, &image) => return Ok((image, root)),
-            Ok((image, _)) if policy == PullPolicy::Never => {
-                let is_for = &image.info.platform;
-                return Err(Failure::new(format!(
-                    "the image {name} is for {is_for} and not for {platform}"
-                )));
-            }
-            Err(error @ (Error::NotFound(_) | Error::Missing { .. }))
-                if policy == PullPolicy::Never =>
-            {
-                return Err(Failure::new(format!(
-                    "{error}; leave --pull never out to pull it"
-                )));
-            }
-            // Not there, or not as it should be.
-            Ok(_) | Err(Error::NotFound(_) | Error::Missing { .. }) => {}
-            Err(error) => return Err(Failure::new(error)),
+) -> Result<Option<(Image, Held)>, Failure> {
+    let there = store.get(name).and_then(|image| {
+        let root = store.root(&image.info)?;
+        Ok((image, root))
+    });
+    match there {
+        Ok((image, root)) if suits(platform, &image) => Ok(Some((image, root))),
+        Ok((image, _)) if policy == PullPolicy::Never => {
+            let is_for = &image.info.platform;
+            Err(Failure::new(format!(
+                "the image {name} is for {is_for} and not for {platform}"
+            )))
         }
+        Err(error @ (Error::NotFound(_) | Error::Missing { .. }))
+            if policy == PullPolicy::Never =>
+        {
+            Err(Failure::new(format!(
+                "{error}; leave --pull never out to pull it"
+            )))
+        }
+        // Not there, or not as it should be.
+        Ok(_) | Err(Error::NotFound(_) | Error::Missing { .. }) => Ok(None),
+        Err(error) => Err(Failure::new(error)),
     }
-    let reference: Reference = name.parse().map_err(Failure::new)?;
-    let client = registries.client(platform)?;
-    let pulled = fetch(&store, &client, &reference, &PullOptions::default(), false)?;
-    let root = store.root(&pulled.image.info).map_err(Failure::new)?;
-    Ok((pulled.image, root))
 }
 
 /// Is the image for this platform?
 fn suits(platform: &Platform, image: &Image) -> bool {
     let is_for = image.info.platform.parse::<Platform>();
     is_for.is_ok_and(|is_for| platform.suits(&is_for).is_some())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_word_is_a_place_or_a_name_by_its_looks_alone() {
+        for place in [
+            "./app",
+            "../app",
+            "/app",
+            ".",
+            "app.tar",
+            "dir/app.tar.gz",
+            "app.tgz",
+            "app.tar.zst",
+            "My Directory",
+        ] {
+            assert!(is_place(place), "{place}");
+        }
+        for name in [
+            "app",
+            "app:1.tar.x",
+            "team/app",
+            "quay.io/team/app:2",
+            "src",
+        ] {
+            assert!(!is_place(name), "{name}");
+        }
+    }
 }

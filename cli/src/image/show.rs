@@ -13,9 +13,6 @@ use crate::failure::{Failure, print, print_json};
 /// Digits of a digest that are shown; they are enough to name an image.
 const SHORT_DIGEST: usize = 12;
 
-/// Longest name in a list, unless it is to be whole.
-const NAME_WIDTH: usize = 48;
-
 const LS_EXAMPLES: &str = "\
 Examples:
   flashpan image ls
@@ -39,7 +36,7 @@ pub(super) struct LsArgs {
     #[arg(long, short)]
     quiet: bool,
 
-    /// Do not shorten names and digests.
+    /// Do not shorten digests.
     #[arg(long)]
     no_trunc: bool,
 }
@@ -60,7 +57,9 @@ struct Listed<'a> {
     name: &'a str,
     source: Source,
     id: &'a str,
+    /// By which a registry has it: of its index, or else of its manifest.
     digest: Option<&'a str>,
+    manifest: Option<&'a str>,
     platform: &'a str,
     /// Bytes of the root image.
     size: u64,
@@ -75,7 +74,8 @@ impl<'a> Listed<'a> {
             name: &info.name,
             source: info.source,
             id: &info.id,
-            digest: info.manifest.as_deref(),
+            digest: info.digest(),
+            manifest: info.manifest.as_deref(),
             platform: &info.platform,
             size: info.size,
             created: utc(info.added, 'T', "Z"),
@@ -116,13 +116,8 @@ pub(super) fn ls(args: &LsArgs) -> Result<(), Failure> {
 
 fn table(images: &[ImageInfo], whole: bool) -> String {
     let rows = images.iter().map(|image| {
-        let mut tag = short_name(&image.name);
-        if !whole && tag.chars().count() > NAME_WIDTH {
-            tag = tag.chars().take(NAME_WIDTH.saturating_sub(1)).collect();
-            tag.push('…');
-        }
         [
-            tag,
+            listed_name(&short_name(&image.name), whole),
             image.source.name().to_owned(),
             size(image.size),
             utc(image.added, ' ', ""),
@@ -177,6 +172,18 @@ pub(super) fn short_name(name: &str) -> String {
     }
 }
 
+/// A name as lists show it, with the beginning of its digest if it has one. Every
+/// command understands it.
+fn listed_name(name: &str, whole: bool) -> String {
+    let digest = name
+        .rsplit_once('@')
+        .and_then(|(_, digest)| digest.split_once(':'));
+    match digest.and_then(|(_, hex)| hex.get(SHORT_DIGEST..)) {
+        Some(rest) if !whole => name.strip_suffix(rest).unwrap_or(name).to_owned(),
+        _ => name.to_owned(),
+    }
+}
+
 /// A digest, or the beginning of its digits.
 pub(super) fn digest(digest: &str, whole: bool) -> &str {
     if whole {
@@ -187,7 +194,7 @@ pub(super) fn digest(digest: &str, whole: bool) -> &str {
 }
 
 /// A size in megabytes with one decimal, or in the unit that fits it.
-pub(super) fn size(bytes: u64) -> String {
+pub(crate) fn size(bytes: u64) -> String {
     const UNITS: [(&str, u64); 3] = [("GB", 1 << 30), ("MB", 1 << 20), ("kB", 1 << 10)];
     for (unit, of) in UNITS {
         if bytes >= of {
@@ -249,6 +256,20 @@ mod tests {
     fn columns_are_as_wide_as_their_cells() {
         let rows = [["TAG", "SIZE"], ["a:latest", "1"]].map(|row| row.map(str::to_owned));
         assert_eq!(columns(&rows), "TAG       SIZE\na:latest  1\n");
+    }
+
+    #[test]
+    fn only_digests_are_shortened() {
+        let long = format!("registry.example/{}/app:1", "x".repeat(100));
+        let digest = format!("app@sha256:{}", "0123456789abcdef".repeat(4));
+        for (name, listed) in [
+            ("alpine:latest", "alpine:latest"),
+            (&long, &long),
+            (&digest, "app@sha256:0123456789ab"),
+        ] {
+            assert_eq!(listed_name(name, false), listed);
+            assert_eq!(listed_name(name, true), name);
+        }
     }
 
     #[test]

@@ -102,6 +102,15 @@ impl Block {
         self
     }
 
+    /// The same with another capacity, in sectors, than its file has: devices of
+    /// the host that fail in a certain way have none.
+    #[cfg(test)]
+    pub(super) fn with_capacity(mut self, capacity: u64) -> Self {
+        self.backend.capacity = capacity;
+        self.config = config_space(capacity);
+        self
+    }
+
     /// The disk's counters.
     #[must_use]
     pub fn metrics(&self) -> Arc<BlockMetrics> {

@@ -1,5 +1,7 @@
 //! Answers one request: chain + disk → status and bytes written.
 
+use std::io::{self, ErrorKind};
+
 use virtio_bindings::virtio_blk::{
     VIRTIO_BLK_F_DISCARD, VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_F_WRITE_ZEROES, VIRTIO_BLK_S_IOERR,
     VIRTIO_BLK_S_OK, VIRTIO_BLK_S_UNSUPP,
@@ -37,7 +39,19 @@ struct Job<'a> {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Failure {
     Io,
+    /// The host has no room. To the driver it is an error like any other:
+    /// virtio 1.2 §5.2.6 has no status for it.
+    NoSpace,
     Unsupported,
+}
+
+impl From<io::Error> for Failure {
+    fn from(error: io::Error) -> Self {
+        match error.kind() {
+            ErrorKind::StorageFull | ErrorKind::QuotaExceeded => Self::NoSpace,
+            _ => Self::Io,
+        }
+    }
 }
 
 impl Backend {
@@ -66,8 +80,11 @@ impl Backend {
             Ok(written) => (VIRTIO_BLK_S_OK, written),
             Err(failure) => {
                 count(&metrics.failures, 1);
+                if failure == Failure::NoSpace {
+                    count(&metrics.no_space, 1);
+                }
                 let code = match failure {
-                    Failure::Io => VIRTIO_BLK_S_IOERR,
+                    Failure::Io | Failure::NoSpace => VIRTIO_BLK_S_IOERR,
                     Failure::Unsupported => VIRTIO_BLK_S_UNSUPP,
                 };
                 (code, 0)
@@ -91,9 +108,7 @@ impl Backend {
             Request::In(sector) => {
                 let offset = self.locate(sector, &chain.writable)?;
                 let data = &chain.writable;
-                self.disk
-                    .read(data.slices(), offset)
-                    .map_err(|_| Failure::Io)?;
+                self.disk.read(data.slices(), offset)?;
                 count(&metrics.reads, 1);
                 count(&metrics.read_bytes, bytes(data));
                 Ok(data.len())
@@ -102,9 +117,7 @@ impl Backend {
                 let data = &chain.readable;
                 let offset = self.locate(sector, data)?;
                 self.check_writable()?;
-                self.disk
-                    .write(data.slices(), offset)
-                    .map_err(|_| Failure::Io)?;
+                self.disk.write(data.slices(), offset)?;
                 self.settle(job)?;
                 count(&metrics.writes, 1);
                 count(&metrics.written_bytes, bytes(data));
@@ -163,7 +176,7 @@ impl Backend {
 
     fn flush(&self, job: &mut Job<'_>) -> Result<(), Failure> {
         job.cost = job.cost.saturating_add(FLUSH_COST);
-        self.disk.flush().map_err(|_| Failure::Io)?;
+        self.disk.flush()?;
         count(&job.metrics.flushes, 1);
         Ok(())
     }
@@ -190,7 +203,7 @@ impl Backend {
             job.cost = job.cost.saturating_add(len);
             match self.disk.punch_hole(offset, len) {
                 // A hint: the device may keep the content.
-                Err(error) if !is_unsupported(&error) => return Err(Failure::Io),
+                Err(error) if !is_unsupported(&error) => return Err(error.into()),
                 _ => {}
             }
         }
@@ -213,10 +226,10 @@ impl Backend {
         if range.unmap() {
             match self.disk.punch_hole(offset, len) {
                 Err(error) if is_unsupported(&error) => {}
-                result => return result.map_err(|_| Failure::Io),
+                result => return Ok(result?),
             }
         }
-        self.disk.zero(offset, len).map_err(|_| Failure::Io)
+        Ok(self.disk.zero(offset, len)?)
     }
 
     /// Start and length of a range in bytes.

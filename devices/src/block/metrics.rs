@@ -14,6 +14,7 @@ pub struct BlockMetrics {
     pub(super) flushes: AtomicU64,
     pub(super) discards: AtomicU64,
     pub(super) failures: AtomicU64,
+    pub(super) no_space: AtomicU64,
     pub(super) yields: AtomicU64,
 }
 
@@ -34,6 +35,9 @@ pub struct BlockStatistics {
     pub discards: u64,
     /// Requests that were answered with an error.
     pub failures: u64,
+    /// Those among them that failed because the host had no room for what the
+    /// guest wrote.
+    pub no_space: u64,
     /// Times that the queue gave way to other devices.
     pub yields: u64,
 }
@@ -51,6 +55,7 @@ impl BlockMetrics {
             flushes: get(&self.flushes),
             discards: get(&self.discards),
             failures: get(&self.failures),
+            no_space: get(&self.no_space),
             yields: get(&self.yields),
         }
     }

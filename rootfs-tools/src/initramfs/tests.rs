@@ -5,16 +5,19 @@ use super::*;
 
 /// What `cpio --list --verbose` says of an archive, one line per entry.
 fn listing(archive: &[u8]) -> Vec<String> {
-    let mut cpio = Command::new("cpio")
-        .args(["--list", "--verbose", "--numeric-uid-gid", "--quiet"])
+    let mut cpio = Command::new("cpio");
+    cpio.args(["--list", "--verbose", "--numeric-uid-gid", "--quiet"])
         .env("TZ", "UTC")
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .expect("cpio is needed by this test: apt-get install cpio");
-    cpio.stdin.take().unwrap().write_all(archive).unwrap();
-    let output = cpio.wait_with_output().unwrap();
+        .stderr(Stdio::piped());
+    let output = crate::child::start(|| {
+        let mut cpio = cpio
+            .spawn()
+            .expect("cpio is needed by this test: apt-get install cpio");
+        cpio.stdin.take().unwrap().write_all(archive).unwrap();
+        cpio.wait_with_output().unwrap()
+    });
     assert!(
         output.status.success(),
         "{}",

@@ -112,6 +112,27 @@ fn ext4_is_known_with_its_size_and_its_journal() {
 }
 
 #[test]
+fn an_image_that_is_opened_is_locked_against_writers_and_only_against_them() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("image");
+    let size = erofs_image(&path);
+    let compressed = false;
+    let (image, file) = open(&path).unwrap();
+    assert_eq!(image, RootImage::Erofs { size, compressed });
+    let second = open(&path).unwrap();
+    let writer = File::options().write(true).open(&path).unwrap();
+    assert!(matches!(writer.try_lock(), Err(TryLockError::WouldBlock)));
+    drop((file, second));
+    writer.try_lock().unwrap();
+    let refused = open(&path).unwrap_err().to_string();
+    assert!(refused.contains("is in use"), "{refused}");
+    assert!(refused.contains(path.to_str().unwrap()), "{refused}");
+    assert_eq!(open(dir.path()).unwrap().0, RootImage::Directory);
+    let refused = open(Path::new("/dev/null")).unwrap_err().to_string();
+    assert!(refused.contains("neither a file"), "{refused}");
+}
+
+#[test]
 fn anything_else_is_refused_with_what_it_looks_like() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("image");

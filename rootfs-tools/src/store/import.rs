@@ -200,6 +200,7 @@ impl Store {
             source: Source::Import,
             id,
             manifest: manifest.as_ref().map(|(digest, _)| digest.clone()),
+            index: None,
             platform: config.platform(),
             layers: infos,
             root,
@@ -263,6 +264,7 @@ impl Store {
             source: Source::Import,
             id,
             manifest: None,
+            index: None,
             platform: config.platform(),
             layers: vec![LayerInfo {
                 diff_id,

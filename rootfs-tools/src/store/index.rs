@@ -69,6 +69,10 @@ pub struct ImageInfo {
     /// Digest of its manifest, if it has one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub manifest: Option<String>,
+    /// Digest of the index that names its manifest, if its registry has it for
+    /// several platforms.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub index: Option<String>,
     /// Such as `linux/amd64`.
     pub platform: String,
     /// Its layers, the lowest first.
@@ -85,6 +89,13 @@ pub struct ImageInfo {
 }
 
 impl ImageInfo {
+    /// The digest by which its registry has it: of the index, or else of the
+    /// manifest.
+    #[must_use]
+    pub fn digest(&self) -> Option<&str> {
+        self.index.as_deref().or(self.manifest.as_deref())
+    }
+
     /// Digests of all blobs but the layers.
     pub(crate) fn documents(&self) -> impl Iterator<Item = &str> {
         std::iter::once(self.id.as_str()).chain(self.manifest.as_deref())

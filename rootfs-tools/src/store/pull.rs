@@ -136,12 +136,20 @@ impl Store {
             return Ok(None);
         }
         let manifest = resolved.manifest_digest.as_ref();
-        let sound = self.root(info).is_ok()
-            && self
-                .document(name, manifest, resolved.manifest_bytes.len())
-                .is_ok();
-        // It may be there by name only: pulled again, all is well.
-        Ok(self.load(info.clone()).ok().filter(|_| sound))
+        let length = resolved.manifest_bytes.len();
+        match (self.root(info), self.load(info.clone())) {
+            (Ok(_root), Ok(mut image)) if self.document(name, manifest, length).is_ok() => {
+                // The registry may have more platforms by now, and this one as
+                // it was.
+                if image.info.index != index_of(resolved) {
+                    image.info.index = index_of(resolved);
+                    self.add([image.info.clone()])?;
+                }
+                Ok(Some(image))
+            }
+            // It is there by name only: pulled again, all is well.
+            _ => Ok(None),
+        }
     }
 }
 
@@ -163,10 +171,15 @@ impl Pull<'_> {
         // Layers are in use until the image is there: nobody removes them.
         let (root, layers_in_use) = match self.root_of_same_layers(&root_name)? {
             Some(root) if !self.options.force => (root, Vec::new()),
-            _ => self.make_root(&config, &root_name).await?,
+            there => {
+                // What is made again has to be ours alone.
+                drop(there);
+                self.make_root(&config, &root_name).await?
+            }
         };
         let store = self.store.clone();
         let manifest = self.resolved.manifest_bytes.clone();
+        let index = index_of(&self.resolved);
         let infos = config.diff_ids.iter().zip(layers);
         let infos = infos.map(|(diff_id, layer)| LayerInfo {
             diff_id: diff_id.clone(),
@@ -183,6 +196,7 @@ impl Pull<'_> {
                 source: Source::Registry,
                 id,
                 manifest: Some(manifest),
+                index,
                 platform: config.platform(),
                 layers: infos,
                 root: root_name,
@@ -238,6 +252,10 @@ impl Pull<'_> {
             .map(|layer| (layer.digest().to_string(), layer))
             .collect();
         self.check_room(&distinct)?;
+        let sizes = distinct.values().map(|layer| layer.size());
+        (self.events)(Event::Layers {
+            bytes: sizes.fold(0, u64::saturating_add),
+        });
         let fetches: Vec<_> = distinct
             .into_iter()
             .map(|(digest, layer)| async move {
@@ -401,6 +419,11 @@ impl Pull<'_> {
 enum Taken {
     Done(Held),
     Work(Work),
+}
+
+/// The digest of the index that a manifest is of, if there is one.
+fn index_of(resolved: &Resolved) -> Option<String> {
+    resolved.index_digest.as_ref().map(ToString::to_string)
 }
 
 /// May what was downloaded so far be of use another time? Not if the registry

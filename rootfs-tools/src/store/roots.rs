@@ -1,6 +1,8 @@
 //! Root images by the layers that they are made of.
 
-use std::fs::File;
+use std::fs::{File, TryLockError};
+use std::io;
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -68,7 +70,10 @@ impl Packed {
 }
 
 impl Store {
-    /// The root image of that name, made by `make` if nobody has made it.
+    /// The root image of that name, made by `make` if nobody has made it, or
+    /// `again`. Made again, it takes the place of one that is there only if that
+    /// is damaged and nobody uses it: whoever uses one has its file locked, and
+    /// that file has to be the one that is looked at.
     pub(super) fn root_or_make(
         &self,
         name: &str,
@@ -99,6 +104,23 @@ impl Store {
             .map_err(failed("write", &work.path.clone()))?;
         make(&work.file)?;
         let _guard = self.index.shared()?;
+        // Locked until the new one is in its place.
+        let mut _old = None;
+        if let Some(there) = find()? {
+            if is_same(&there.file, &work.file).map_err(failed("compare", &path))? {
+                return Ok(there);
+            }
+            match there.file.try_lock() {
+                Ok(()) => {}
+                Err(TryLockError::WouldBlock) => {
+                    return Err(Error::DamagedInUse(image.to_owned()));
+                }
+                Err(TryLockError::Error(error)) => return Err(failed("lock", &path)(error)),
+            }
+            _old = Some(there);
+        }
+        // Whoever has opened the old one waits for its lock, and then finds that
+        // it is gone.
         work.publish(&path)
             .map_err(failed("put the root image in place at", &path))
     }
@@ -155,6 +177,33 @@ impl Store {
             .map_err(|source| failed_conversion(image, source))
     }
 }
+
+/// Have two files the same content?
+fn is_same(a: &File, b: &File) -> io::Result<bool> {
+    let length = a.metadata()?.len();
+    if length != b.metadata()?.len() {
+        return Ok(false);
+    }
+    let (mut from_a, mut from_b) = (vec![0; STEP], vec![0; STEP]);
+    let mut offset = 0;
+    while offset < length {
+        let left = usize::try_from(length - offset).unwrap_or(STEP).min(STEP);
+        let (from_a, from_b) = (from_a.get_mut(..left), from_b.get_mut(..left));
+        let (Some(from_a), Some(from_b)) = (from_a, from_b) else {
+            break;
+        };
+        a.read_exact_at(from_a, offset)?;
+        b.read_exact_at(from_b, offset)?;
+        if from_a != from_b {
+            return Ok(false);
+        }
+        offset += u64::try_from(left).unwrap_or(u64::MAX);
+    }
+    Ok(true)
+}
+
+/// Bytes that are compared at a time.
+const STEP: usize = 1 << 20;
 
 /// How root images are made from layers.
 #[derive(Clone, Debug, Default)]

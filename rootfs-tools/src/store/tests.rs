@@ -89,6 +89,113 @@ fn an_imported_image_is_found_by_every_spelling_and_by_digest() {
 }
 
 #[test]
+fn a_digest_names_an_image_alone_and_in_its_repository() {
+    let (dir, store) = store();
+    let imported = import(&store, archive(dir.path(), &[("app:1", b"a")])).unwrap();
+    let manifest = imported[0].info.manifest.clone().unwrap();
+    let index = sha256(b"an index");
+    let by_digest = format!("docker.io/library/by@{index}");
+    for name in ["quay.io/team/app:2", &by_digest] {
+        let info = ImageInfo {
+            name: name.to_owned(),
+            index: Some(index.clone()),
+            ..imported[0].info.clone()
+        };
+        assert_eq!(info.digest(), Some(index.as_str()));
+        store.add([info]).unwrap();
+    }
+    let short = &index[..19];
+    for (wish, name) in [
+        (index.clone(), by_digest.as_str()),
+        (short.to_owned(), &by_digest),
+        (format!("quay.io/team/app@{index}"), "quay.io/team/app:2"),
+        (format!("quay.io/team/app@{short}"), "quay.io/team/app:2"),
+        (format!("quay.io/team/app@{manifest}"), "quay.io/team/app:2"),
+        (format!("quay.io/team/app:1@{index}"), "quay.io/team/app:2"),
+        (format!("app@{manifest}"), "docker.io/library/app:1"),
+        (format!("by@{index}"), &by_digest),
+        (format!("by@{short}"), &by_digest),
+    ] {
+        assert_eq!(store.get(&wish).unwrap().info.name, name, "{wish}");
+    }
+    let id = &imported[0].info.id;
+    for wish in [
+        format!("app@{index}"),
+        format!("quay.io/team/other@{index}"),
+        format!("team/app@{index}"),
+        format!("app@{id}"),
+        "by@sha256:".to_owned(),
+        format!("by@sha512:{}", &index["sha256:".len()..]),
+    ] {
+        let error = store.get(&wish).unwrap_err();
+        assert!(matches!(error, Error::NotFound(_)), "{wish}: {error}");
+    }
+}
+
+#[test]
+fn a_digest_with_several_names_is_removed_only_by_force() {
+    let (dir, store) = store();
+    let images = [("app:1", &b"a"[..]), ("other", b"b")];
+    let imported = import(&store, archive(dir.path(), &images)).unwrap();
+    store.tag("app:1", "base").unwrap();
+    let id = &imported[0].info.id;
+    let error = store.remove(&id[..19], false).unwrap_err();
+    let both = ["docker.io/library/app:1", "docker.io/library/base:latest"];
+    for name in both {
+        assert!(error.to_string().contains(name), "{error}");
+    }
+    assert_eq!(names(&store).len(), 3);
+    // One name of it goes without the other.
+    store.tag("app:1", "third").unwrap();
+    store.remove("third", false).unwrap();
+    assert_eq!(store.remove(id, true).unwrap(), both);
+    assert_eq!(names(&store), ["docker.io/library/other:latest"]);
+    // Of one name it needs no force.
+    store.remove(&imported[1].info.id, false).unwrap();
+    assert_eq!(files(&store), [""; 0]);
+}
+
+#[test]
+fn a_root_that_is_made_again_replaces_only_a_damaged_one_that_nobody_uses() {
+    use std::os::unix::fs::{FileExt, MetadataExt};
+    let (dir, store) = store();
+    let imported = import(&store, archive(dir.path(), &[("app", b"a")])).unwrap();
+    let info = &imported[0].info;
+    let path = store.root_path(info);
+    let bytes = fs::read(&path).unwrap();
+    let again = || {
+        store.root_or_make(&info.root, "app", true, &|_| {}, |out| {
+            out.write_all_at(&bytes, 0).unwrap();
+            Ok(())
+        })
+    };
+    let inode = || fs::metadata(&path).unwrap().ino();
+    let before = inode();
+    let vm = store.root(info).unwrap();
+    drop(again().unwrap());
+    assert_eq!(inode(), before);
+    assert!(matches!(store.remove("app", false), Err(Error::InUse(_))));
+
+    let writer = fs::File::options().write(true).open(&path).unwrap();
+    writer.write_all_at(b"damage", 1024).unwrap();
+    let refused = again().unwrap_err();
+    assert!(matches!(refused, Error::DamagedInUse(_)), "{refused}");
+    assert_eq!(inode(), before);
+    assert!(matches!(store.remove("app", false), Err(Error::InUse(_))));
+    drop(vm);
+    let made = again().unwrap();
+    assert_ne!(inode(), before);
+    assert_eq!(fs::read(&path).unwrap(), bytes);
+    assert!(matches!(store.remove("app", false), Err(Error::InUse(_))));
+    drop(made);
+    // No work is left behind by any of it.
+    assert_eq!(
+        store.gc(&Gc::all()).unwrap().files,
+        [""; 0].map(PathBuf::from)
+    );
+}
+
+#[test]
 fn images_with_the_same_layers_share_their_root() {
     let (dir, store) = store();
     let images = [("one", &b"a"[..]), ("two", b"a"), ("three", b"b")];
@@ -119,7 +226,7 @@ fn removing_the_last_name_removes_everything() {
     let before = files(&store);
     assert_eq!(
         store.remove("app", false).unwrap(),
-        "docker.io/library/app:latest"
+        ["docker.io/library/app:latest"]
     );
     assert_eq!(files(&store), before);
     store.remove("quay.io/other/name:v2", false).unwrap();

@@ -97,8 +97,9 @@ fn a_name_is_given_once() {
 #[test]
 fn names_are_checked() {
     let fixture = Fixture::new();
+    let nameless = fixture.volumes.create("", 16 * MIB, &fixture.cache);
+    assert!(matches!(nameless, Err(Error::Nameless)), "{nameless:?}");
     for name in [
-        "",
         ".",
         "..",
         "-a",

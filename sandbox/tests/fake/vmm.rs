@@ -23,8 +23,8 @@ use flashpan_protocol::agent::{
     HostMessage, MAGIC, MAX_DATA, MAX_FRAME, StartFailure, StartFailureKind, VERSION,
 };
 use flashpan_protocol::control::{
-    self, BootFailure, BootFailureKind, CONTROL_FD, Event, ExitReason, ExitReport, MAX_PACKET,
-    Request, Stamp, Stats, VmSpec,
+    self, BootFailure, BootFailureKind, CONTROL_FD, Event, ExitReason, ExitReport, FullDisk,
+    MAX_PACKET, Request, Stamp, Stats, VmSpec,
 };
 use flashpan_protocol::frame::{self, Decoder};
 use flashpan_protocol::phase::{ExitRequest, Phase};
@@ -81,13 +81,28 @@ impl Control {
 
     /// Speaks the last word and ends the process.
     fn exit(&self, reason: ExitReason) -> ! {
+        let stats = Stats {
+            full_disks: full_disks(),
+            ..Stats::default()
+        };
         let report = ExitReport {
             reason,
             at_ns: 9,
-            stats: Stats::default(),
+            stats,
         };
         self.send(&Event::Exited(Box::new(report)), None);
         std::process::exit(0)
+    }
+}
+
+/// What the report of the end says of disks.
+fn full_disks() -> Vec<FullDisk> {
+    match std::env::var("FLASHPAN_FAKE_VMM").as_deref() {
+        // The root's upper layer, the first disk beside it, one that there is not.
+        Ok("full-disks") => [(1, 3), (2, 1), (99, 1)]
+            .map(|(disk, failures)| FullDisk { disk, failures })
+            .to_vec(),
+        _ => Vec::new(),
     }
 }
 
@@ -124,9 +139,10 @@ fn play(scenario: &str) -> ! {
     let (Request::Boot(spec), mut fds) = control.receive().unwrap() else {
         panic!("no Boot")
     };
-    assert_eq!(fds.len(), 4, "kernel, initramfs, console, root");
-    let (_root, mut console, initramfs, kernel) = (
-        fds.pop().unwrap(),
+    let parts = "kernel, initramfs, console, disks";
+    assert_eq!(fds.len(), 3 + spec.disks.len(), "{parts}");
+    let _disks = fds.split_off(3);
+    let (mut console, initramfs, kernel) = (
         File::from(fds.pop().unwrap()),
         File::from(fds.pop().unwrap()),
         File::from(fds.pop().unwrap()),

@@ -202,6 +202,25 @@ fn host_errors() {
     assert_eq!(fixture.driver.machine.device().metrics().read().failures, 3);
 }
 
+/// A host without room is an error like any other to the driver, and counted so
+/// that the user can be told. `/dev/full` has room for nothing.
+#[test]
+fn a_host_without_room() {
+    let file = File::options().read(true).write(true).open("/dev/full");
+    let file = file.unwrap();
+    let full = block(&file, false).with_capacity(SECTORS);
+    let driver = Driver::new(full, ALL);
+    let mut fixture = Fixture { driver, file };
+    assert_eq!(fixture.write(0, &[1; 512]), IOERR);
+    assert_eq!(fixture.write(8, &[1; 4096]), IOERR);
+    assert_eq!(fixture.ranges(WRITE_ZEROES, &[(0, 8, 0)]), IOERR);
+    // What fails for another reason does not count.
+    assert_eq!(fixture.write(SECTORS, &[1; 512]), IOERR);
+    assert_eq!(fixture.read(0, 512).0, OK);
+    let read = fixture.driver.machine.device().metrics().read();
+    assert_eq!((read.failures, read.no_space), (4, 3));
+}
+
 /// virtio 1.2 §2.4.1 (CVE-2026-45782): after a reset in the middle of the
 /// work, and with a kick under way, the rings are not touched.
 #[test]

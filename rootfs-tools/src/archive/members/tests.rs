@@ -147,13 +147,12 @@ fn every_dialect_is_read() {
         &["--format=pax", "--sparse"],
         &["--format=pax", "--sparse", "--sparse-version=0.0"],
     ] {
-        let tar = std::process::Command::new("tar")
-            .args(options)
+        let mut tar = std::process::Command::new("tar");
+        tar.args(options)
             .arg("-C")
             .arg(root)
-            .args(["-cf", "-", "./holes", "./plain"])
-            .output()
-            .expect("tar is needed by this test");
+            .args(["-cf", "-", "./holes", "./plain"]);
+        let tar = crate::child::output(&mut tar).expect("tar is needed by this test");
         let members = scanned(&tar.stdout).unwrap();
         let tar = piece(&tar.stdout);
         assert_eq!(members.count, 2, "{options:?}");

@@ -1,0 +1,193 @@
+//! Signals and terminals of `flashpan run`, against the fake VMM of the library's
+//! tests.
+#![allow(
+    missing_docs,
+    unreachable_pub,
+    unsafe_code,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing
+)]
+
+#[path = "support/fake.rs"]
+mod fake;
+
+use std::fs::File;
+use std::io::Read;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::process::ExitStatusExt;
+use std::process::Command;
+
+use fake::{World, complaint, signal, wait_until_ready};
+use nix::fcntl::{Flock, FlockArg};
+use nix::sys::signal::Signal;
+
+#[test]
+fn signals_go_to_the_command() {
+    let world = World::new("normal");
+    for (name, code) in [
+        (Signal::SIGTERM, 143),
+        (Signal::SIGINT, 130),
+        (Signal::SIGUSR1, 138),
+    ] {
+        // `cat` proves by its echo that it runs.
+        let mut child = world.run(&[], &["announce-and-sleep"]).spawn().unwrap();
+        child
+            .stdout
+            .as_mut()
+            .unwrap()
+            .read_exact(&mut [0; 5])
+            .unwrap();
+        signal(&child, name);
+        let output = child.wait_with_output().unwrap();
+        assert_eq!(output.status.code(), Some(code), "{name}: {output:?}");
+    }
+    world.assert_nothing_left();
+}
+
+#[test]
+fn a_third_interrupt_ends_a_command_that_ignores_them() {
+    let world = World::new("normal");
+    let mut child = world.run(&[], &["announce-and-ignore"]).spawn().unwrap();
+    let mut heard = [0; 5];
+    // It says so whenever it has ignored one.
+    for _ in 0..3 {
+        child
+            .stdout
+            .as_mut()
+            .unwrap()
+            .read_exact(&mut heard)
+            .unwrap();
+        signal(&child, Signal::SIGINT);
+    }
+    assert_eq!(child.wait().unwrap().code(), Some(130));
+    world.assert_nothing_left();
+}
+
+#[test]
+fn an_interrupt_during_boot_ends_it_without_a_word() {
+    let world = World::new("silent");
+    let child = world.run(&[], &["true"]).spawn().unwrap();
+    world.wait_for_vmm();
+    signal(&child, Signal::SIGINT);
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(130), "{output:?}");
+    assert!(output.stderr.is_empty(), "{output:?}");
+    world.assert_nothing_left();
+}
+
+#[test]
+fn a_supervisor_that_is_killed_takes_its_vmm_along() {
+    let world = World::new("silent");
+    let mut child = world.run(&[], &["true"]).spawn().unwrap();
+    world.wait_for_vmm();
+    child.kill().unwrap();
+    assert_eq!(child.wait().unwrap().signal(), Some(9));
+    let kernel = File::open(world.path("vmlinux")).unwrap();
+    // Returns when the VMM has noticed and ended.
+    drop(Flock::lock(kernel, FlockArg::LockExclusive).unwrap());
+}
+
+#[test]
+fn signals_that_can_be_caught_go_to_the_command() {
+    let world = World::new("normal");
+    let real_time = nix::libc::SIGRTMIN() + 1;
+    for number in [
+        nix::libc::SIGALRM,
+        nix::libc::SIGTSTP,
+        nix::libc::SIGPWR,
+        real_time,
+    ] {
+        let mut child = world.run(&[], &["announce-and-sleep"]).spawn().unwrap();
+        wait_until_ready(&mut child);
+        // SAFETY: the child is not reaped yet, so the number is its own.
+        unsafe { nix::libc::kill(child.id().cast_signed(), number) };
+        let output = child.wait_with_output().unwrap();
+        assert_eq!(output.status.code(), Some(128 + number), "{output:?}");
+    }
+}
+
+#[test]
+fn a_signal_while_booting_is_not_for_the_command() {
+    let world = World::new("gated");
+    let gate = world.path("gate");
+    nix::unistd::mkfifo(&gate, nix::sys::stat::Mode::S_IRWXU).unwrap();
+    let mut child = world.run(&[], &["announce-and-sleep"]).spawn().unwrap();
+    world.wait_for_vmm();
+    signal(&child, Signal::SIGUSR1);
+    std::fs::write(gate, "").unwrap();
+    wait_until_ready(&mut child);
+    signal(&child, Signal::SIGTERM);
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(143), "{output:?}");
+}
+
+/// Makes `terminal` the child's own: its session's, and its standard input.
+fn on_terminal(run: &mut Command, terminal: &OwnedFd) {
+    use std::os::unix::process::CommandExt;
+    run.stdin(terminal.try_clone().unwrap());
+    // SAFETY: setsid and ioctl are async-signal-safe; 0 is the terminal.
+    unsafe {
+        run.pre_exec(|| {
+            nix::unistd::setsid()?;
+            nix::libc::ioctl(0, nix::libc::TIOCSCTTY, 0);
+            Ok(())
+        });
+    }
+}
+
+#[test]
+fn a_terminal_without_input_leaves_the_keys_to_the_user() {
+    let world = World::new("normal");
+    let pty = nix::pty::openpty(None, None).unwrap();
+    let mut run = world.run(&["-t"], &["announce-and-sleep"]);
+    on_terminal(&mut run, &pty.slave);
+    let mut child = run.spawn().unwrap();
+    wait_until_ready(&mut child);
+    // Ctrl-C: in raw mode it would be a byte that nobody reads.
+    nix::unistd::write(&pty.master, b"\x03").unwrap();
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(130), "{output:?}");
+}
+
+#[test]
+fn only_input_needs_a_terminal() {
+    let world = World::new("normal");
+    let output = world.output(&["-t"], &["size"]);
+    assert_eq!(output.status.code(), Some(0), "{output:?}");
+    assert_eq!(output.stdout, b"Some(\"24x80\")");
+    let output = world.output(&["-it"], &["size"]);
+    assert_eq!(output.status.code(), Some(125), "{output:?}");
+    assert!(complaint(&output).contains("leave -t out"), "{output:?}");
+}
+
+#[test]
+fn a_terminal_that_changes_while_the_guest_boots_has_the_new_size() {
+    let world = World::new("gated");
+    let gate = world.path("gate");
+    nix::unistd::mkfifo(&gate, nix::sys::stat::Mode::S_IRWXU).unwrap();
+    let size = |rows, columns| nix::pty::Winsize {
+        ws_row: rows,
+        ws_col: columns,
+        ws_xpixel: 0,
+        ws_ypixel: 0,
+    };
+    let pty = nix::pty::openpty(&size(30, 90), None).unwrap();
+    let mut run = world.run(&["-it"], &["size"]);
+    on_terminal(&mut run, &pty.slave);
+    let child = run.spawn().unwrap();
+    world.wait_for_vmm();
+    // SAFETY: TIOCSWINSZ reads one winsize.
+    let set = unsafe {
+        nix::libc::ioctl(
+            pty.master.as_raw_fd(),
+            nix::libc::TIOCSWINSZ,
+            &size(50, 132),
+        )
+    };
+    assert_eq!(set, 0);
+    std::fs::write(gate, "").unwrap();
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(output.stdout, b"Some(\"50x132\")", "{output:?}");
+}
