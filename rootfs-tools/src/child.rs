@@ -3,7 +3,7 @@
 //! A lock (flock(2)) lasts until the last copy of its descriptor is closed. A
 //! child has copies of all that its parent has open until it has executed its
 //! program. So for an instant a lock may be found taken that its owner has let
-//! go of: [`try_lock`] looks again when no child of ours is in that state.
+//! go of: `try_lock` looks again when no child of ours is in that state.
 
 use std::fs::{File, TryLockError};
 use std::io;
