@@ -63,7 +63,8 @@ pub(crate) fn fuzz(arguments: &[OsString]) -> Result<u8> {
     let source = step::root().join("tests/fuzz");
     let mut build = step::cargo();
     build
-        .args(["build", "--release", "--target", TRIPLE, "--manifest-path"])
+        .args(["build", "--locked", "--release", "--target", TRIPLE])
+        .arg("--manifest-path")
         .arg(source.join("Cargo.toml"))
         .arg("--target-dir")
         .arg(&place)
