@@ -17,7 +17,7 @@ use super::handler::Backend;
 use super::metrics::{BlockMetrics, count};
 use super::{
     BUDGET, BlockError, DEVICE_TYPE, DISCARD_ALIGNMENT, ID_LEN, MAX_DISCARD_SECTORS,
-    MAX_DISCARD_SEGMENTS, MAX_WRITE_ZEROES_SECTORS, QUEUE_SIZE, SECTOR, SEG_MAX, SIZE_MAX,
+    MAX_WRITE_ZEROES_SECTORS, QUEUE_SIZE, SECTOR, SEG_MAX, SIZE_MAX,
 };
 use crate::ring::{Kicked, Progress, Ring};
 use crate::state::{DeviceState, RestoreError};
@@ -251,7 +251,7 @@ fn config_space(capacity: u64) -> [u8; CONFIG_LEN] {
     put(20, &512u32.to_le_bytes()); // blk_size
     put(34, &1u16.to_le_bytes()); // num_queues
     put(36, &MAX_DISCARD_SECTORS.to_le_bytes());
-    put(40, &MAX_DISCARD_SEGMENTS.to_le_bytes());
+    put(40, &1_u32.to_le_bytes());
     put(44, &DISCARD_ALIGNMENT.to_le_bytes());
     put(48, &MAX_WRITE_ZEROES_SECTORS.to_le_bytes());
     put(52, &1u32.to_le_bytes()); // max_write_zeroes_seg

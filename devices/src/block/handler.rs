@@ -11,8 +11,7 @@ use super::disk::{Disk, is_unsupported};
 use super::metrics::{BlockMetrics, count};
 use super::request::{HEADER_LEN, Range, Request, position};
 use super::{
-    FLUSH_COST, ID_LEN, MAX_DATA_BYTES, MAX_DISCARD_SECTORS, MAX_DISCARD_SEGMENTS,
-    MAX_WRITE_ZEROES_SECTORS, SECTOR,
+    FLUSH_COST, ID_LEN, MAX_DATA_BYTES, MAX_DISCARD_SECTORS, MAX_WRITE_ZEROES_SECTORS, SECTOR,
 };
 use crate::ring::{Buffers, Chain, RingError, Served};
 
@@ -182,32 +181,24 @@ impl Backend {
     }
 
     fn discard(&self, data: &mut Buffers<'_>, job: &mut Job<'_>) -> Result<(), Failure> {
-        // All are checked before any is executed.
-        let mut extents = [(0, 0); MAX_DISCARD_SEGMENTS as usize];
-        let mut used = 0;
-        for extent in &mut extents {
-            let Some(range) = data.take_array().map(Range::parse) else {
-                break;
-            };
-            // `unmap` means nothing here and must not be set (§5.2.6.2).
-            if range.unmap() || range.has_unknown_flags() {
-                return Err(Failure::Unsupported);
-            }
-            *extent = self.extent(&range, MAX_DISCARD_SECTORS)?;
-            used += 1;
-        }
-        if used == 0 || !data.is_empty() {
+        let range = data.take_array().map(Range::parse).ok_or(Failure::Io)?;
+        if !data.is_empty() {
             return Err(Failure::Io);
         }
-        for &(offset, len) in extents.iter().take(used).filter(|(_, len)| *len > 0) {
-            job.cost = job.cost.saturating_add(len);
-            match self.disk.punch_hole(offset, len) {
-                // A hint: the device may keep the content.
-                Err(error) if !is_unsupported(&error) => return Err(error.into()),
-                _ => {}
-            }
+        // `unmap` means nothing here and must not be set (§5.2.6.2).
+        if range.unmap() || range.has_unknown_flags() {
+            return Err(Failure::Unsupported);
         }
-        Ok(())
+        let (offset, len) = self.extent(&range, MAX_DISCARD_SECTORS)?;
+        if len == 0 {
+            return Ok(());
+        }
+        job.cost = job.cost.saturating_add(len);
+        match self.disk.punch_hole(offset, len) {
+            // A hint: the device may keep the content.
+            Err(error) if !is_unsupported(&error) => Err(error.into()),
+            _ => Ok(()),
+        }
     }
 
     fn write_zeroes(&self, data: &mut Buffers<'_>, job: &mut Job<'_>) -> Result<(), Failure> {

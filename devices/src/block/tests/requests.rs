@@ -26,7 +26,7 @@ fn features_and_configuration() {
         (28, 0),                   //
         (32, 1 << 16),             // writeback, num_queues
         (36, MAX_DISCARD_SECTORS), //
-        (40, 16),                  // max_discard_seg
+        (40, 1),                   // max_discard_seg
         (44, 8),                   // discard_sector_alignment
         (48, 0x8000),              // max_write_zeroes_sectors
         (52, 1),                   // max_write_zeroes_seg
