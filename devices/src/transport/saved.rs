@@ -132,9 +132,9 @@ impl MmioTransport {
         let agree = |saved: &SavedQueue, setup: &QueueSetup, max_size: u16| {
             saved.max_size == max_size
                 && saved.ready == setup.ready
-                && saved.event_idx == event_idx
                 && (!setup.ready
-                    || (u32::from(saved.size) == setup.size
+                    || (saved.event_idx == event_idx
+                        && u32::from(saved.size) == setup.size
                         && saved.desc_table == setup.desc_table
                         && saved.avail_ring == setup.avail_ring
                         && saved.used_ring == setup.used_ring))

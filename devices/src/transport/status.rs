@@ -6,8 +6,9 @@
 //!         after which nothing else can; a write of 0 leads back from any)
 //! ```
 //!
-//! A driver adds one bit at a time. Everything else is refused, which the
-//! driver sees when it reads the status back, as §3.1.1 tells it to.
+//! A driver adds one bit at a time, or the first two at once, as some do: nothing
+//! lies between them. Everything else is refused, which the driver sees when it
+//! reads the status back, as §3.1.1 tells it to.
 
 /// The guest has noticed the device.
 pub const ACKNOWLEDGE: u32 = 1;
@@ -28,9 +29,10 @@ const DRIVEN: u32 = ACKNOWLEDGED | DRIVER;
 const NEGOTIATED: u32 = DRIVEN | FEATURES_OK;
 const LIVE: u32 = NEGOTIATED | DRIVER_OK;
 
-/// Every state without [`FAILED`], and the one bit that leads on from it.
-const STEPS: [(u32, u32); 5] = [
+/// Every state without [`FAILED`], and the bits that lead on from it.
+const STEPS: [(u32, u32); 6] = [
     (INITIAL, ACKNOWLEDGE),
+    (INITIAL, DRIVEN),
     (ACKNOWLEDGED, DRIVER),
     (DRIVEN, FEATURES_OK),
     (NEGOTIATED, DRIVER_OK),
@@ -44,7 +46,7 @@ pub enum Step {
     Reset,
     /// The status that is there already.
     Stay,
-    /// One more bit: the next in order, or [`FAILED`].
+    /// What is next in order, or [`FAILED`].
     Add(u32),
     /// Against the rules: the status stays as it is.
     Refuse,

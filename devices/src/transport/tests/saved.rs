@@ -123,3 +123,27 @@ fn contradictions_are_refused() {
         assert_eq!(target.transport.save(), good);
     }
 }
+
+/// Queues that a driver does without have nothing to agree on.
+#[test]
+fn a_device_moves_without_all_of_its_queues() {
+    let fresh = || Probe {
+        features: OFFERED,
+        ..Probe::default()
+    };
+    let mut machine = machine();
+    machine.set_status(1);
+    machine.set_status(3);
+    machine.write(reg::DRIVER_FEATURES, 1 << 29);
+    machine.write(reg::DRIVER_FEATURES_SEL, 1);
+    machine.write(reg::DRIVER_FEATURES, 1);
+    assert_eq!(machine.set_status(11), 11);
+    assert_eq!(machine.set_up_queue(1, 8, PARTS), 1);
+    assert_eq!(machine.set_status(15), 15);
+    let machine = machine.migrate(fresh());
+    let device = machine.device();
+    let active = device.active.as_ref().unwrap();
+    assert_eq!(active.features, VERSION_1 | 1 << 29);
+    assert!(!active.queues[0].state().ready);
+    assert!(active.queues[1].state().event_idx_enabled);
+}
