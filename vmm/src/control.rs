@@ -27,9 +27,13 @@ use vmm_sys_util::sock_ctrl_msg::ScmSocket;
 use crate::vm::{Command, Observer, Resources, VmEvent, VmHandle};
 
 /// Packets kept for a supervisor that does not read: twice what all of a guest's
-/// connections at once bring. Marks of the guest's own beyond are dropped;
-/// anything else beyond ends the VM: it cannot be supervised.
+/// connections at once bring. More ends the VM: it cannot be supervised.
 const MAX_QUEUED: usize = 2 * flashpan_devices::vsock::MAX_CONNECTIONS;
+
+/// Packets up to which marks of the guest's own are kept, and beyond which they
+/// are dropped: a guest makes as many as it likes, and the room that is left is
+/// for what matters.
+const MAX_QUEUED_MARKS: usize = 64;
 
 /// How long the last words may take a supervisor that does not read.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -235,7 +239,12 @@ impl Control {
                 .queue
                 .lock()
                 .unwrap_or_else(PoisonError::into_inner);
-            let full = queue.len() >= MAX_QUEUED;
+            let full = queue.len()
+                >= if matters {
+                    MAX_QUEUED
+                } else {
+                    MAX_QUEUED_MARKS
+                };
             if !full {
                 queue.push_back((packet, fd));
             }

@@ -51,6 +51,9 @@ const BUILDING: &[libc::c_long] = &[
     libc::SYS_statx,
     libc::SYS_newfstatat,
     libc::SYS_getsockopt,
+    // What wakes the event loop.
+    libc::SYS_eventfd2,
+    libc::SYS_timerfd_create,
     // The next stage's filter.
     libc::SYS_seccomp,
 ];
@@ -78,15 +81,12 @@ const ALLOWED: &[libc::c_long] = &[
     libc::SYS_epoll_ctl,
     libc::SYS_epoll_wait,
     libc::SYS_epoll_pwait,
-    libc::SYS_eventfd2,
-    libc::SYS_timerfd_create,
     libc::SYS_timerfd_settime,
     // Control packets, and vsock streams once they are connected.
     // `sendmsg` may name an address, which a filter cannot see; only a
     // datagram socket would heed it, and none can be had.
     libc::SYS_sendmsg,
     libc::SYS_recvmsg,
-    libc::SYS_recvfrom,
     libc::SYS_shutdown,
     // Memory of the process itself.
     libc::SYS_munmap,
@@ -164,19 +164,20 @@ fn program(stage: Stage) -> Result<BpfProgram, JailError> {
     rules.insert(libc::SYS_sendto, vec![all(vec![nowhere])?]);
     // Flags of a descriptor, and copies of it; guest memory that other
     // processes are given can neither grow nor shrink.
-    let flags = [
-        libc::F_GETFL,
-        libc::F_SETFL,
-        libc::F_GETFD,
-        libc::F_SETFD,
-        libc::F_DUPFD_CLOEXEC,
-    ];
-    let seals = building.then_some(libc::F_ADD_SEALS);
+    let flags = [libc::F_GETFL, libc::F_SETFL, libc::F_GETFD, libc::F_SETFD];
+    let more = [libc::F_DUPFD_CLOEXEC, libc::F_ADD_SEALS];
+    let more = more.into_iter().filter(|_| building);
     let mut commands = Vec::new();
-    for command in flags.into_iter().chain(seals) {
+    for command in flags.into_iter().chain(more) {
         commands.push(when(1, SeccompCmpOp::Eq, as_u64(command))?);
     }
     rules.insert(libc::SYS_fcntl, commands);
+    // How many descriptors there may be is looked up, not changed.
+    if building {
+        let unchanged = SeccompCondition::new(2, SeccompCmpArgLen::Qword, SeccompCmpOp::Eq, 0)
+            .map_err(seccompiler::Error::from)?;
+        rules.insert(libc::SYS_prlimit64, vec![all(vec![unchanged])?]);
+    }
     // No memory becomes executable.
     let not_executable = || when(2, SeccompCmpOp::MaskedEq(as_u64(libc::PROT_EXEC)), 0);
     rules.insert(libc::SYS_mmap, vec![not_executable()?]);

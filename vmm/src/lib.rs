@@ -13,6 +13,7 @@ pub mod boot;
 pub mod control;
 pub mod counters;
 pub mod cpu;
+pub mod descriptors;
 pub mod error;
 pub mod jail;
 pub mod kvm;

@@ -11,6 +11,7 @@ use std::sync::Arc;
 use flashpan_protocol::control::{CONTROL_FD, Event};
 use flashpan_protocol::phase::Phase;
 use flashpan_vmm::control::{Control, ControlSubscriber};
+use flashpan_vmm::descriptors;
 use flashpan_vmm::jail::{self, Stage};
 use flashpan_vmm::vm::stamp;
 use flashpan_vmm::{Host, Observer, Vm, VmEvent, probe};
@@ -55,7 +56,7 @@ fn main() -> ExitCode {
 /// Runs the one machine that the supervisor asks for.
 fn serve(spawned: flashpan_protocol::control::Stamp) -> Result<(), Box<dyn std::error::Error>> {
     let control = Control::new(control_fd()?)?;
-    raise_descriptor_limit();
+    descriptors::raise_limit();
     let host = Host::open();
     jail::enter(Stage::Building)?;
     let (spec, resources) = control.handshake()?;
@@ -110,24 +111,6 @@ fn control_fd() -> Result<OwnedFd, Box<dyn std::error::Error>> {
     // SAFETY: integer arguments on our own descriptor.
     unsafe { libc::fcntl(CONTROL_FD, libc::F_SETFD, libc::FD_CLOEXEC) };
     Ok(fd)
-}
-
-/// Lifts the soft limit on descriptors to the hard one: each vsock connection
-/// takes one, and the usual soft limit is less than the device offers.
-#[allow(unsafe_code)] // setrlimit(2) has no safe wrapper in std.
-fn raise_descriptor_limit() {
-    let mut limit = libc::rlimit {
-        rlim_cur: 0,
-        rlim_max: 0,
-    };
-    // SAFETY: the pointers are to `limit`. Without success the VM has fewer
-    // connections, which the device answers with a reset.
-    unsafe {
-        if libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) == 0 {
-            limit.rlim_cur = limit.rlim_max;
-            libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit);
-        }
-    }
 }
 
 /// Asks the kernel to end us with our parent, even if we hang.

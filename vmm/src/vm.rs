@@ -4,6 +4,7 @@ use std::fs::File;
 use std::os::unix::net::UnixStream;
 use std::sync::mpsc::{self, Receiver, Sender};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
 
 use event_manager::{EventManager, MutEventSubscriber, SubscriberId, SubscriberOps};
 use flashpan_devices::vsock::{Vsock, VsockEvent};
@@ -19,6 +20,7 @@ use self::orders::{Commands, EndSubscriber, Order};
 use crate::boot;
 use crate::cpu::run::Vcpus;
 use crate::cpu::{cpuid, entry};
+use crate::descriptors;
 use crate::error::BootError;
 use crate::kvm::{Host, KvmVm};
 use crate::machine::{Attached, Machine};
@@ -178,6 +180,9 @@ pub struct Vm {
     serving: Vec<SubscriberId>,
     /// The same, taken out of it, while the machine stands still.
     resting: Vec<Subscriber>,
+    /// Since when the machine has stood still.
+    standing_since: Option<Instant>,
+    vsock: Arc<Mutex<Vsock>>,
     commands: Arc<Mutex<Commands>>,
     handle: VmHandle,
     machine: Arc<Machine>,
@@ -242,7 +247,7 @@ impl Vm {
             .into_iter()
             .map(|subscriber| events.add_subscriber(subscriber))
             .collect();
-        let commands = Commands::new(receiver, wake, vsock);
+        let commands = Commands::new(receiver, wake, Arc::clone(&vsock));
         let commands = Arc::new(Mutex::new(commands));
         events.add_subscriber(Box::new(Arc::clone(&commands)) as Subscriber);
         events.add_subscriber(Box::new(EndSubscriber::new(
@@ -267,6 +272,8 @@ impl Vm {
             events,
             serving,
             resting: Vec::new(),
+            standing_since: Some(Instant::now()),
+            vsock,
             commands,
             handle,
             machine,
@@ -376,6 +383,7 @@ impl Vm {
     /// asked for by then waits, and so does what comes for them from the host.
     fn stand_still(&mut self) {
         self.vcpus.pause();
+        self.standing_since.get_or_insert_with(Instant::now);
         for id in self.serving.drain(..) {
             // The ids are those that the loop gave.
             if let Ok(subscriber) = self.events.remove_subscriber(id) {
@@ -387,6 +395,9 @@ impl Vm {
     /// Takes the devices and vCPUs up again. What waits for a device is still to
     /// be read from its descriptors, which wake the loop at once.
     fn go_on(&mut self) {
+        if let Some(since) = self.standing_since.take() {
+            lock(&self.vsock).postpone(since.elapsed());
+        }
         for subscriber in self.resting.drain(..) {
             self.serving.push(self.events.add_subscriber(subscriber));
         }
@@ -478,8 +489,11 @@ fn vsock_device(observer: Arc<dyn Observer>) -> Result<Arc<Mutex<Vsock>>, BootEr
             VsockEvent::Refused { id } => VmEvent::Refused { id },
         });
     };
-    let vsock = Vsock::new(u64::from(GUEST_CID), Box::new(report))
+    let mut vsock = Vsock::new(u64::from(GUEST_CID), Box::new(report))
         .map_err(|e| BootError::host("make the vsock device", &std::io::Error::other(e)))?;
+    if let Some(limit) = descriptors::limit() {
+        vsock.limit_connections(descriptors::for_connections(limit));
+    }
     Ok(Arc::new(Mutex::new(vsock)))
 }
 

@@ -14,8 +14,7 @@
 
 use std::fs::File;
 use std::io::{Read, Seek, Write};
-use std::net::TcpListener;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::net::{UnixDatagram, UnixStream};
 use std::os::unix::process::ExitStatusExt;
 use std::process::{Command, ExitStatus};
@@ -32,15 +31,26 @@ const CASE: &str = "FLASHPAN_JAIL_CASE";
 type Deed = fn(&mut File);
 
 /// Each case with whether a VMM needs it.
-const CASES: [(&str, Stage, bool, Deed); 18] = [
+const CASES: [(&str, Stage, bool, Deed); 20] = [
     ("open", Stage::Building, false, |_| {
         drop(File::open("/dev/null"));
     }),
-    ("connect", Stage::Building, false, |_| {
-        drop(TcpListener::bind("127.0.0.1:0"));
+    ("socket", Stage::Building, false, |_| {
+        // SAFETY: integer arguments.
+        unsafe { libc::socket(libc::AF_INET, libc::SOCK_STREAM, 0) };
+    }),
+    // Of something else: the filter comes first.
+    ("connect", Stage::Building, false, |file| {
+        // SAFETY: no address is read of length 0.
+        unsafe { libc::connect(file.as_raw_fd(), std::ptr::null(), 0) };
     }),
     ("exec", Stage::Building, false, |_| {
-        drop(Command::new("/bin/true").status());
+        let arguments = [c"/bin/true".as_ptr(), std::ptr::null()];
+        // SAFETY: strings and a list of them that ends with null.
+        unsafe { libc::execve(arguments[0], arguments.as_ptr(), &raw const arguments[1]) };
+    }),
+    ("more descriptors", Stage::Building, false, |_| {
+        flashpan_vmm::descriptors::raise_limit();
     }),
     ("datagram pair", Stage::Building, false, |_| {
         drop(UnixDatagram::pair());
@@ -85,10 +95,12 @@ const CASES: [(&str, Stage, bool, Deed); 18] = [
         file.read_exact(&mut [0]).unwrap();
     }),
     ("streams", Stage::Running, true, |_| {
-        let (mut ours, mut theirs) = UnixStream::pair().unwrap();
+        let (mut ours, theirs) = UnixStream::pair().unwrap();
         ours.set_nonblocking(true).unwrap();
         ours.write_all(b"x").unwrap();
-        theirs.read_exact(&mut [0]).unwrap();
+        File::from(OwnedFd::from(theirs))
+            .read_exact(&mut [0])
+            .unwrap();
     }),
     ("memory of many threads", Stage::Building, true, |_| {
         many_threads_allocate();

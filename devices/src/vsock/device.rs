@@ -3,6 +3,7 @@
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::net::UnixStream;
+use std::time::Duration;
 
 use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
 use virtio_queue::{Queue, QueueState, QueueT};
@@ -105,6 +106,17 @@ impl Vsock {
     /// "connection reset".
     pub fn reject(&mut self, id: u64) {
         self.handler.reject(id);
+    }
+
+    /// Lets there be at most so many connections at once, for a process that may
+    /// not have more descriptors; [`MAX_CONNECTIONS`] otherwise, and at most.
+    pub fn limit_connections(&mut self, most: usize) {
+        self.handler.table.limit(most);
+    }
+
+    /// Puts off what waits for the guest: it has stood still for so long.
+    pub fn postpone(&mut self, by: Duration) {
+        self.handler.postpone(by);
     }
 
     /// Counters.

@@ -13,7 +13,7 @@ mod to_guest;
 use std::collections::VecDeque;
 use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::connection::{Connection, Control, Phase};
 use super::metrics::Metrics;
@@ -22,7 +22,8 @@ use super::reactor::{Reactor, Ready};
 use super::rings::{Rings, TransportReset};
 use super::table::Table;
 use super::{
-    BYTES_PER_RUN, Deadlines, MAX_PENDING_RSTS, PACKETS_PER_RUN, VsockError, VsockEvent, VsockState,
+    BYTES_PER_RUN, Deadlines, MAX_CONNECTIONS, MAX_PENDING_RSTS, PACKETS_PER_RUN, VsockError,
+    VsockEvent, VsockState,
 };
 use crate::ring::RingError;
 use crate::virtio::GuestRam;
@@ -34,7 +35,7 @@ pub(super) struct Handler {
     deadlines: Deadlines,
     pub(super) table: Table,
     /// Connections with something for the guest, in order of their turns.
-    ready: VecDeque<u64>,
+    pub(super) ready: VecDeque<u64>,
     /// RSTs that belong to no connection any more, at most
     /// [`MAX_PENDING_RSTS`].
     pub(super) resets: VecDeque<Header>,
@@ -189,6 +190,13 @@ impl Handler {
         self.reactor.wake();
     }
 
+    /// The guest has stood still for so long, and could answer nobody.
+    pub(super) fn postpone(&mut self, by: Duration) {
+        self.table.postpone(by);
+        self.transport_reset_deadline = self.transport_reset_deadline.map(|it| it + by);
+        self.settle();
+    }
+
     // A run.
 
     /// Takes note of what streams and timer report.
@@ -299,6 +307,11 @@ impl Handler {
                 entry.queued = true;
                 self.ready.push_back(*id);
             }
+        }
+        // Connections that are gone leave the line when it is their turn, which
+        // need not come while the guest has no buffers for the first.
+        if self.ready.len() > 2 * MAX_CONNECTIONS {
+            self.ready.retain(|id| self.table.get_mut(*id).is_some());
         }
     }
 

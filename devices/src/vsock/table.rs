@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeSet, HashMap};
 use std::os::unix::net::UnixStream;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use event_manager::EventSet;
 
@@ -79,6 +79,8 @@ pub(super) struct Table {
     deadlines: BTreeSet<(Instant, u64)>,
     next_id: u64,
     next_port: u32,
+    /// How many there may be.
+    most: usize,
     /// Sum of all promises of [`BUF_ALLOC`].
     promised: usize,
 }
@@ -91,12 +93,18 @@ impl Table {
             deadlines: BTreeSet::new(),
             next_id: 1,
             next_port: FIRST_PORT,
+            most: MAX_CONNECTIONS,
             promised: 0,
         }
     }
 
+    /// Lets there be no more than so many.
+    pub(super) fn limit(&mut self, most: usize) {
+        self.most = most.min(MAX_CONNECTIONS);
+    }
+
     pub(super) fn is_full(&self) -> bool {
-        self.entries.len() >= MAX_CONNECTIONS
+        self.entries.len() >= self.most
     }
 
     #[cfg(test)]
@@ -229,6 +237,18 @@ impl Table {
                 self.deadlines.insert((new, id));
                 entry.deadline = Some(new);
             }
+        }
+    }
+
+    /// Puts all deadlines off.
+    pub(super) fn postpone(&mut self, by: Duration) {
+        let deadlines = std::mem::take(&mut self.deadlines);
+        for (deadline, id) in deadlines {
+            let later = deadline + by;
+            if let Some(entry) = self.entries.get_mut(&id) {
+                entry.deadline = Some(later);
+            }
+            self.deadlines.insert((later, id));
         }
     }
 

@@ -2,7 +2,7 @@
 
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::super::packet::{Header, Op};
 use super::super::{Deadlines, MAX_CONNECTIONS, VsockError, VsockEvent};
@@ -94,6 +94,36 @@ fn guest_that_does_not_answer_is_given_up() {
     assert_eq!(reset.src_port, request.src_port);
     guest.raw(Op::Response, request.src_port, 99);
     guest.expect(Op::Rst);
+}
+
+#[test]
+fn a_guest_that_stood_still_has_the_time_that_was_left() {
+    let mut guest = Guest::new();
+    let (_ours, theirs) = pair();
+    guest.device.connect(5, 99, theirs);
+    let (request, _) = guest.expect(Op::Request);
+    let hour = Duration::from_secs(3600);
+    guest.device.postpone(hour);
+    let deadline = guest.device.handler().table.next_deadline().unwrap();
+    assert!(deadline > Instant::now() + hour);
+    guest.raw(Op::Response, request.src_port, 99);
+    assert!(matches!(guest.event(), VsockEvent::Connected { id: 5 }));
+    assert_eq!(guest.device.handler().table.next_deadline(), None);
+}
+
+#[test]
+fn a_process_with_few_descriptors_has_few_connections() {
+    let mut guest = Guest::new();
+    guest.device.limit_connections(2);
+    let _connections = [guest.connect_in(1), guest.connect_out(2, 4096)];
+    guest.raw(Op::Request, 3, 50_000);
+    guest.expect(Op::Rst);
+    let (_ours, theirs) = pair();
+    guest.device.connect(9, 99, theirs);
+    assert!(matches!(guest.event(), VsockEvent::Refused { id: 9 }));
+    // No limit of a process makes more of them than there are.
+    guest.device.limit_connections(usize::MAX);
+    guest.connect_in(4);
 }
 
 #[test]

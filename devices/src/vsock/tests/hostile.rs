@@ -5,7 +5,7 @@ use std::io::{Read, Write};
 use vm_memory::{Bytes, GuestAddress};
 
 use super::super::packet::{HEADER_LEN, Header, Op};
-use super::super::{Deadlines, MAX_PENDING_RSTS, VsockEvent};
+use super::super::{Deadlines, MAX_CONNECTIONS, MAX_PENDING_RSTS, VsockEvent};
 use super::driver::{
     EVENT, FEATURES, GUEST_CID, Guest, INDIRECT, LINUX_RX_BUFFER, MEMORY, NEXT, RX, TX, WRITE,
     data, header, pattern, write_descriptor,
@@ -472,4 +472,26 @@ fn receive_buffers_may_be_cut_anywhere() {
         assert_eq!(header.op(), Some(Op::Rw));
         assert!(payload == pattern(first as usize + 56), "{first}");
     }
+}
+
+#[test]
+fn connections_that_come_and_go_leave_nothing_in_line() {
+    let mut guest = Guest::bare(Deadlines::default());
+    guest.activate(FEATURES);
+    // The guest has no buffers: the answer to the first waits for ever, and those
+    // to all others behind it.
+    for port in 0..5 * MAX_CONNECTIONS as u32 {
+        guest.raw(Op::Request, port, 50_000);
+        let VsockEvent::Incoming { id, .. } = guest.event() else {
+            panic!("no connection");
+        };
+        guest.device.accept(id);
+        guest.settle();
+        if port > 0 {
+            guest.raw(Op::Rst, port, 50_000);
+            guest.settle();
+        }
+    }
+    assert_eq!(guest.device.handler().table.len(), 1);
+    assert!(guest.device.handler().ready.len() <= 2 * MAX_CONNECTIONS + 1);
 }
