@@ -56,7 +56,9 @@ fn a_guest_has_as_many_processors_as_it_was_given() {
     // More than eight is more than the host's C library takes for granted, and
     // 32 is the most.
     for cpus in ["1", "3", "9", "32"] {
-        Flashpan::run(&home, ["--cpus", cpus, "--memory", "256M"], ["nproc"])
+        // Where two processors emulate them, 32 start slowly.
+        let options = ["--cpus", cpus, "--memory", "256M", "--boot-timeout", "5m"];
+        Flashpan::run(&home, options, ["nproc"])
             .finish()
             .expect_status(0)
             .expect_stdout(&format!("{cpus}\n"));
