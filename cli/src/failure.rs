@@ -23,6 +23,8 @@ pub(crate) struct Failure {
     pub(crate) code: u8,
     /// What to tell the user; nothing if they know already.
     message: Option<String>,
+    /// Whether the user wants the end now, whatever is lost.
+    at_once: bool,
 }
 
 impl Failure {
@@ -31,6 +33,7 @@ impl Failure {
         Self {
             code: OWN,
             message: Some(message.to_string()),
+            at_once: false,
         }
     }
 
@@ -39,6 +42,7 @@ impl Failure {
         Self {
             code: OWN,
             message: None,
+            at_once: false,
         }
     }
 
@@ -48,6 +52,15 @@ impl Failure {
         Self {
             code: SIGNALLED.saturating_add(signal),
             message: None,
+            at_once: false,
+        }
+    }
+
+    /// The user has sent this signal once too often to wait for anything.
+    pub(crate) fn given_up(signal: i32) -> Self {
+        Self {
+            at_once: true,
+            ..Self::signalled(signal)
         }
     }
 
@@ -56,12 +69,18 @@ impl Failure {
         Self {
             code: TIMED_OUT,
             message: Some(message.to_string()),
+            at_once: false,
         }
     }
 
     /// Whether the user ended it with a signal.
     pub(crate) fn is_from_a_signal(&self) -> bool {
         self.code > SIGNALLED
+    }
+
+    /// Whether the user wants the end now.
+    pub(crate) fn is_at_once(&self) -> bool {
+        self.at_once
     }
 
     /// What is said of it.
@@ -93,6 +112,7 @@ impl From<Error> for Failure {
         Self {
             code,
             message: Some(error.to_string()),
+            at_once: false,
         }
     }
 }

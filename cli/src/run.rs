@@ -27,6 +27,9 @@ use crate::{runtime, stdio};
 /// has to be left in order.
 const GRACE: Duration = Duration::from_secs(5);
 
+/// How long a guest may write its disks before the user is told what is waited for.
+const LONG: Duration = Duration::from_secs(10);
+
 pub(crate) const EXAMPLES: &str = "\
 Examples:
   flashpan run -- uname -a
@@ -134,15 +137,15 @@ pub(crate) fn run(args: &RunArgs, started_ns: u64) -> Result<u8, Failure> {
                     .command(&sandbox, exec, &mut signals, &mut deadline)
                     .await;
                 // The third interrupt means now.
-                let hurry = result.as_ref().is_err_and(Failure::is_from_a_signal);
-                if template.keeps_something() && !hurry {
-                    sandbox.shutdown(GRACE).await;
+                let at_once = result.as_ref().is_err_and(Failure::is_at_once);
+                if template.keeps_something() && !at_once {
+                    end_in_order(&sandbox, result, &mut signals, &mut deadline).await
                 } else {
                     // What is written goes with the VM: there is nothing to
                     // save, so nothing to wait for.
                     sandbox.kill().await;
+                    result
                 }
-                result
             }
             Err(failure) => Err(failure),
         };
@@ -279,15 +282,6 @@ impl RunArgs {
         signals: &mut Signals,
         deadline: &mut Deadline,
     ) -> Result<u8, Failure> {
-        // Without -i the keys are not the command's: Ctrl-C is a signal, or
-        // nothing could end the run.
-        let _raw =
-            match self.tty && self.interactive {
-                true => Some(RawMode::enter().map_err(|e| {
-                    Failure::new(format!("cannot set the terminal to raw mode: {e}"))
-                })?),
-                false => None,
-            };
         signals.command_begins();
         if self.tty {
             // Now: a change from here on is a signal.
@@ -298,6 +292,15 @@ impl RunArgs {
             signal = signals.ending() => return Err(Failure::signalled(signal)),
             failure = deadline.passed("starting the command") => return Err(failure),
         };
+        // Not before there is a command to get the keys: until then Ctrl-C ends the
+        // run. Without -i they are never the command's, or nothing could end it.
+        let _raw =
+            match self.tty && self.interactive {
+                true => Some(RawMode::enter().map_err(|e| {
+                    Failure::new(format!("cannot set the terminal to raw mode: {e}"))
+                })?),
+                false => None,
+            };
         let streams = |e| Failure::new(format!("cannot serve a standard stream: {e}"));
         let stdin = process.stdin.take().map(stdio::copy_in);
         let mut stdin = stdin.transpose().map_err(streams)?;
@@ -345,9 +348,54 @@ impl RunArgs {
             Asked::Deliver(signal) => drop(process.signal(signal)),
             Asked::Resize if self.tty => drop(process.resize(terminal::size())),
             Asked::Resize => {}
-            Asked::GiveUp(signal) => return Err(Failure::signalled(signal)),
+            Asked::GiveUp(signal) => return Err(Failure::given_up(signal)),
         }
         Ok(())
+    }
+}
+
+/// Ends a VM with disks that are kept: its guest writes them first, which takes as
+/// long as it takes.
+async fn end_in_order(
+    sandbox: &Sandbox,
+    mut result: Result<u8, Failure>,
+    signals: &mut Signals,
+    deadline: &mut Deadline,
+) -> Result<u8, Failure> {
+    let shutdown = sandbox.shutdown_within(GRACE, Duration::MAX);
+    let mut shutdown = std::pin::pin!(shutdown);
+    let mut long = std::pin::pin!(tokio::time::sleep(LONG));
+    let mut told = false;
+    let exit = loop {
+        let failure = tokio::select! {
+            exit = &mut shutdown => break exit,
+            asked = signals.next() => match asked {
+                Asked::GiveUp(signal) => Failure::given_up(signal),
+                Asked::Deliver(_) | Asked::Resize => continue,
+            },
+            failure = deadline.passed("writing its disks") => failure,
+            () = &mut long, if !told => {
+                told = true;
+                say("note", "waiting for the guest to write its disks; three interrupts end it now");
+                continue;
+            }
+        };
+        result = Err(failure);
+        break sandbox.kill().await;
+    };
+    if exit.reason.is_orderly() {
+        return result;
+    }
+    let lost = format!(
+        "the guest did not shut down in order ({}); what it wrote last to its disks may be lost",
+        exit.reason
+    );
+    match result {
+        Ok(_) => Err(Failure::new(lost)),
+        Err(failure) => {
+            say("warning", &lost);
+            Err(failure)
+        }
     }
 }
 

@@ -18,6 +18,7 @@ use std::io::Read;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::process::ExitStatusExt;
 use std::process::Command;
+use std::time::{Duration, Instant};
 
 use fake::{World, complaint, signal, wait_until_ready};
 use nix::fcntl::{Flock, FlockArg};
@@ -190,4 +191,94 @@ fn a_terminal_that_changes_while_the_guest_boots_has_the_new_size() {
     std::fs::write(gate, "").unwrap();
     let output = child.wait_with_output().unwrap();
     assert_eq!(output.stdout, b"Some(\"50x132\")", "{output:?}");
+}
+
+/// Options by which a run has a disk to keep.
+const KEEPS: [&str; 2] = ["--disk", "@kept:/data"];
+
+fn with_volume(scenario: &'static str) -> World {
+    let world = World::new(scenario);
+    let made = Command::new(env!("CARGO_BIN_EXE_flashpan"))
+        .args(["volume", "create", "kept", "--size", "16M"])
+        .env("XDG_CACHE_HOME", world.path("cache"))
+        .env("XDG_STATE_HOME", world.path("state"))
+        .output()
+        .unwrap();
+    assert!(made.status.success(), "{made:?}");
+    world
+}
+
+#[test]
+fn a_guest_that_writes_its_disks_can_be_interrupted() {
+    let world = with_volume("stubborn");
+    let mut child = world.run(&KEEPS, &["exit", "0"]).spawn().unwrap();
+    let mut said = [0; 60];
+    // After a while it says what it waits for.
+    child
+        .stderr
+        .as_mut()
+        .unwrap()
+        .read_exact(&mut said)
+        .unwrap();
+    let said = String::from_utf8_lossy(&said).into_owned();
+    assert!(said.contains("waiting for the guest to write"), "{said}");
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while child.try_wait().unwrap().is_none() {
+        signal(&child, Signal::SIGINT);
+        assert!(Instant::now() < deadline, "interrupts are not heard");
+        std::thread::yield_now();
+    }
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(130), "{output:?}");
+    let rest = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(
+        rest.contains("warning") && rest.contains("may be lost"),
+        "{rest}"
+    );
+    world.assert_nothing_left();
+}
+
+#[test]
+fn time_that_is_up_ends_a_guest_that_writes_its_disks() {
+    let world = with_volume("stubborn");
+    let options = [&KEEPS[..], &["--timeout", "2s"]].concat();
+    let output = world.output(&options, &["exit", "0"]);
+    assert_eq!(output.status.code(), Some(124), "{output:?}");
+    let text = complaint(&output);
+    assert!(text.contains("while writing its disks"), "{text}");
+    world.assert_nothing_left();
+}
+
+#[test]
+fn a_guest_that_ends_before_its_disks_are_written_is_a_failure() {
+    let world = with_volume("clumsy");
+    let output = world.output(&KEEPS, &["exit", "0"]);
+    assert_eq!(output.status.code(), Some(125), "{output:?}");
+    let text = complaint(&output);
+    assert!(text.contains("may be lost"), "{text}");
+    // The command's own failure goes before.
+    let output = world.output(&KEEPS, &["missing"]);
+    assert_eq!(output.status.code(), Some(127), "{output:?}");
+    let text = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(text.contains("may be lost"), "{text}");
+    // Without a disk that is kept nothing is asked of the guest.
+    let output = world.output(&[], &["exit", "3"]);
+    assert_eq!(output.status.code(), Some(3), "{output:?}");
+    let text = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(!text.contains("may be lost"), "{text}");
+    world.assert_nothing_left();
+}
+
+/// `flashpan run --disk … | head` is no reason to lose what was written.
+#[test]
+fn disks_are_written_for_whoever_has_had_enough_of_the_output() {
+    let world = with_volume("clumsy");
+    let note = world.path("note").display().to_string();
+    let mut child = world.run(&KEEPS, &["flood", &note]).spawn().unwrap();
+    drop(child.stdout.take());
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(141), "{output:?}");
+    let text = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(text.contains("did not shut down in order"), "{text}");
+    world.assert_nothing_left();
 }

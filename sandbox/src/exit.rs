@@ -73,6 +73,17 @@ pub enum ExitReason {
     },
 }
 
+impl ExitReason {
+    /// Whether the guest had its disks written and unmounted before it ended.
+    #[must_use]
+    pub fn is_orderly(&self) -> bool {
+        matches!(
+            self,
+            Self::PowerOff | Self::Reboot | Self::AskedByProgram { .. }
+        )
+    }
+}
+
 impl fmt::Display for ExitReason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

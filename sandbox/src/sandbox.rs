@@ -35,7 +35,8 @@ const START_TIMEOUT: Duration = Duration::from_secs(60);
 /// How long the VMM may take to answer.
 const VMM_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// How long a guest may take to sync and unmount after its programs ended.
+/// How long a guest may take to sync and unmount after its programs ended, if its
+/// owner does not say.
 const POWER_OFF_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Chunks of console output that wait for a slow sink.
@@ -140,10 +141,19 @@ impl Sandbox {
         }
     }
 
-    /// Asks the guest to end its programs (SIGTERM, and SIGKILL after `grace`),
-    /// sync, unmount and power off, and waits for it; a guest that does not is
-    /// killed.
+    /// [`Self::shutdown_within`] 10 seconds after `grace`: for guests that have
+    /// little to write, or nothing that is kept.
     pub async fn shutdown(&self, grace: Duration) -> Arc<Exit> {
+        self.shutdown_within(grace, POWER_OFF_TIMEOUT).await
+    }
+
+    /// Asks the guest to end its programs (SIGTERM, and SIGKILL after `grace`),
+    /// sync, unmount and power off, and waits for it; a guest that is not done
+    /// `within` this time after `grace` is killed, and then what it wrote last to
+    /// its disks is lost. How long that takes depends on how much it has written,
+    /// and on the host's disk. Only [`crate::ExitReason::is_orderly`] tells that all is
+    /// there. Dropped before the end, the guest goes on shutting down.
+    pub async fn shutdown_within(&self, grace: Duration, within: Duration) -> Arc<Exit> {
         let grace_ms = u32::try_from(grace.as_millis()).unwrap_or(u32::MAX);
         let request = frame::encode(&HostMessage::Shutdown { grace_ms }, MAX_FRAME);
         let orderly = async {
@@ -153,7 +163,7 @@ impl Sandbox {
             }
             self.wait().await
         };
-        match timeout(grace.saturating_add(POWER_OFF_TIMEOUT), orderly).await {
+        match timeout(grace.saturating_add(within), orderly).await {
             Ok(exit) => exit,
             Err(_) => self.kill().await,
         }

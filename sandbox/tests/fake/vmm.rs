@@ -350,7 +350,10 @@ fn init(mut stream: UnixStream, scenario: &str) {
         Ok(Some(HostMessage::Shutdown { .. })) if scenario != "stubborn" => {
             // SAFETY: the descriptor stays open until the process ends.
             let control = Control(unsafe { OwnedFd::from_raw_fd(CONTROL_FD) });
-            control.exit(ExitReason::Requested(ExitRequest::PowerOff))
+            control.exit(match scenario {
+                "clumsy" => ExitReason::TripleFault,
+                _ => ExitReason::Requested(ExitRequest::PowerOff),
+            })
         }
         Ok(_) => loop {
             std::thread::park();
