@@ -133,6 +133,7 @@ impl Exec {
                 self.on_status();
                 if let Some(run) = self.run_mut() {
                     run.reap();
+                    run.end_tracers();
                 }
             }
             Source::Stdin => self.on_stdin(events),

@@ -181,6 +181,14 @@ impl Run {
         }
     }
 
+    /// The leader has ended, and somebody who traces it keeps how. Its programs
+    /// go with it, and the tracer is one of them as a rule.
+    pub(crate) fn end_tracers(&self) {
+        if self.exit.is_none() && !self.linger {
+            self.kill();
+        }
+    }
+
     fn has_ended(&self) -> bool {
         matches!(sys::wait(Children::One(self.pid), false), Ok(Some(_)))
     }
@@ -229,7 +237,9 @@ impl Run {
             status.watch(Some(EpollFlags::EPOLLIN))?;
         }
         if let Some(pidfd) = &mut self.pidfd {
-            pidfd.watch(Some(EpollFlags::EPOLLIN))?;
+            // By the edge: of a process that somebody traces the end is seen
+            // before it can be waited for, and seen again when it can.
+            pidfd.watch(Some(EpollFlags::EPOLLIN | EpollFlags::EPOLLET))?;
         }
         // That it was started is said first of all.
         if !self.is_launched() {

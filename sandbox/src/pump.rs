@@ -24,8 +24,9 @@ use crate::stdio::InputGate;
 pub(crate) const MAX_OUTPUT_FRAME: usize = MAX_DATA + 4096;
 
 /// How long the end of the VM may take to arrive after a connection broke,
-/// before the connection itself is blamed.
-const END_NEWS: Duration = Duration::from_secs(3);
+/// before the connection itself is blamed: longer than the driver takes to hear
+/// the last of a VM, whoever does not read its console.
+const END_NEWS: Duration = Duration::from_secs(15);
 
 /// Who is to blame in error messages.
 const PEER: &str = "the guest's agent";

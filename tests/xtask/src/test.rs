@@ -70,6 +70,11 @@ pub(crate) fn test(arguments: &[OsString]) -> Result<u8> {
     } = tally;
     println!("\n{passed} passed, {failed} failed, {ignored} skipped");
     result?;
+    if let Some(filter) = &choice.filter
+        && passed + failed == 0
+    {
+        bail!("no test has `{filter}` in its name");
+    }
     if ignored > 0 {
         bail!("{ignored} tests are run nowhere; those that need root go into modules `privileged`");
     }

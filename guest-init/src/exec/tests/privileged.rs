@@ -85,6 +85,19 @@ fn processes_that_left_the_process_group_die_with_the_program() {
 
 #[test]
 #[ignore = "needs root and cgroup v2"]
+fn a_program_that_its_child_traces_ends_as_it_does() {
+    let (tree, own) = groups("traced");
+    // PTRACE_SEIZE of the parent, which then ends and is nobody else's to reap.
+    let script = "pipe R, W or die;
+        if (!fork) { syscall(101, 0x4206, getppid, 0, 0) == 0 or exit; syswrite W, 1; sleep }
+        close W; sysread R, $_, 1 or die; exit 5";
+    let outcome = Session::start_in(Some(tree), argv(&["perl", "-e", script])).finish();
+    assert_eq!(outcome.status, Some(ExitStatus::Code(5)), "{outcome:?}");
+    remove_groups(&own);
+}
+
+#[test]
+#[ignore = "needs root and cgroup v2"]
 fn after_cancel_what_the_leader_leaves_behind_has_the_grace_period_too() {
     let (tree, own) = groups("grace");
     let child =
