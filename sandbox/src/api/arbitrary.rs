@@ -21,6 +21,9 @@ const HOST: &str = "(\\*\\.)?[a-z][a-z0-9-]{0,6}(\\.com)?";
 /// The name of a header or method.
 const TOKEN: &str = "[A-Za-z][A-Za-z0-9-]{0,8}";
 
+/// The name of a header; two are never the same in another case.
+const HEADER: &str = "[a-z][a-z0-9-]{0,8}";
+
 /// The value of a header.
 const LINE: &str = "[^\0\r\n]{0,8}";
 
@@ -68,13 +71,13 @@ fn hook_rule() -> impl Strategy<Value = NetworkHookRule> {
         action,
     );
     let request = (
-        map(TOKEN, LINE),
+        map(HEADER, LINE),
         vec(TOKEN, 0..3),
         map(TEXT, TEXT),
         vec(TEXT, 0..3),
     );
     let change = (TEXT, TEXT).prop_map(|(find, replace)| NetworkBodyTransform::new(find, replace));
-    let response = (map(TOKEN, LINE), vec(TOKEN, 0..3), vec(change, 0..3));
+    let response = (map(HEADER, LINE), vec(TOKEN, 0..3), vec(change, 0..3));
     let callback = ("[a-z_0-9]{0,8}", option::of(1..u32::MAX), "(/[a-z]{0,5})?");
     (matching, request, response, callback).prop_map(|(matching, request, response, callback)| {
         NetworkHookRule {

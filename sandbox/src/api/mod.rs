@@ -27,6 +27,7 @@ mod image;
 mod lenient;
 mod merge;
 mod network;
+mod normal;
 mod parse;
 mod pattern;
 mod port;

@@ -111,7 +111,7 @@ impl Config {
         Ok(parsed)
     }
 
-    /// Reads a configuration from TOML 1.0, with the same names as in JSON. 0 is
+    /// Reads a configuration from TOML (1.1), with the same names as in JSON. 0 is
     /// the same as a number that is absent.
     ///
     /// ```

@@ -371,6 +371,21 @@ proptest! {
     }
 
     #[test]
+    fn no_damage_shows_a_secret(at in 0..ALL_TOML.len(), damage in "[ -~\n]", more in any::<bool>()) {
+        for (text, json) in [(ALL_JSON, true), (ALL_TOML, false)] {
+            let mut text = text.replace("\"v\"", "\"hunter2\"");
+            let at = at.min(text.len() - 1);
+            text.replace_range(at..if more { at } else { at + 1 }, &damage);
+            let error = match json {
+                true => Config::from_json(text.as_bytes()).err(),
+                false => Config::from_toml(&text).err(),
+            };
+            let shown = error.map(|error| format!("{error} {error:?}")).unwrap_or_default();
+            prop_assert!(!shown.contains("hunter2"), "{}", shown);
+        }
+    }
+
+    #[test]
     fn a_valid_configuration_is_the_same_after_json_and_toml(config in arbitrary::config()) {
         prop_assert_eq!(config.validate(), Ok(()));
         let json = serde_json::to_string(&config).unwrap();

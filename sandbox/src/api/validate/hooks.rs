@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use super::super::hook::{
     HookPhase, NetworkHookAction, NetworkHookRule, NetworkInterceptionConfig,
 };
+use super::super::normal::header_name;
 use super::super::pattern::check_path_pattern;
 use super::super::problem::{FieldPath, ProblemKind, Problems, Warnings, quoted};
 use super::network::check_hosts;
@@ -34,7 +35,11 @@ fn check_rule(rule: &NetworkHookRule, at: &FieldPath, problems: &mut Problems) {
         );
         problems.add(&at.field("action"), ProblemKind::Unsupported, why);
     }
-    check_hosts(&rule.hosts, &at.field("hosts"), problems);
+    check_hosts(
+        rule.hosts.iter().map(|host| host.trim()),
+        &at.field("hosts"),
+        problems,
+    );
     for (index, method) in rule.methods.iter().enumerate() {
         if !is_token(method.trim()) {
             let why = format!("{} is not an HTTP method", quoted(method));
@@ -75,8 +80,13 @@ pub(super) fn check_pattern(pattern: &str, at: &FieldPath, problems: &mut Proble
 }
 
 fn check_set(headers: &BTreeMap<String, String>, at: &FieldPath, problems: &mut Problems) {
+    let mut seen = BTreeMap::new();
     for (name, value) in headers {
         let at = at.field(name);
+        if let Some(first) = seen.insert(header_name(name), name) {
+            let why = format!("is the same header as {}", quoted(first));
+            problems.add(&at, ProblemKind::Duplicate, why);
+        }
         if !is_token(name.trim()) {
             problems.add(&at, ProblemKind::Malformed, "is not the name of a header");
         }

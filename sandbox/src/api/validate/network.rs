@@ -38,7 +38,7 @@ pub(super) fn check(network: &NetworkConfig, problems: &mut Problems) {
         }
     }
     check_hosts(
-        &network.allowed_hosts,
+        network.allowed_hosts.iter().map(String::as_str),
         &top.field("allowed_hosts"),
         problems,
     );
@@ -78,8 +78,12 @@ pub(super) fn warn(network: &NetworkConfig, warnings: &mut Warnings) {
 }
 
 /// Checks patterns of hosts.
-pub(super) fn check_hosts(hosts: &[String], at: &FieldPath, problems: &mut Problems) {
-    for (index, host) in hosts.iter().enumerate() {
+pub(super) fn check_hosts<'a>(
+    hosts: impl IntoIterator<Item = &'a str>,
+    at: &FieldPath,
+    problems: &mut Problems,
+) {
+    for (index, host) in hosts.into_iter().enumerate() {
         if let Err(why) = check_host_pattern(host) {
             let why = format!("{} {why}", quoted(host));
             problems.add(&at.index(index), ProblemKind::Malformed, why);
@@ -118,7 +122,7 @@ fn check_secret(secret: &Secret, at: &FieldPath, problems: &mut Problems) {
         let why = "a secret goes only to hosts that it names; name at least one";
         problems.add(&hosts, ProblemKind::Required, why);
     }
-    check_hosts(&secret.hosts, &hosts, problems);
+    check_hosts(secret.hosts.iter().map(String::as_str), &hosts, problems);
     for (index, host) in secret.hosts.iter().enumerate() {
         if matches_every_host(host) {
             let why = format!(

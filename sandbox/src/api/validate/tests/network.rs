@@ -151,6 +151,11 @@ fn mistakes_in_network() {
             "not the name of a header",
         ),
         (
+            rule(r#""set_headers":{"X-A":"1","x-a":"2"}"#),
+            "network.interception.rules[1].set_headers.x-a",
+            "is the same header as \"X-A\"",
+        ),
+        (
             rule(r#""set_response_headers":{"A":"1\r\nB: 2"}"#),
             "network.interception.rules[1].set_response_headers.A",
             "line break",
