@@ -11,9 +11,11 @@ use flashpan_rootfs::disk::{SIZE_MAX, SIZE_MIN};
 use thiserror::Error;
 
 use super::code::ErrorCode;
-use super::config::Config;
+use super::config::{Config, ID_PREFIX};
 use super::image::ImageConfig;
-use super::problem::{FieldPath, ProblemKind, Problems, ValidationErrors, Warning, Warnings};
+use super::problem::{
+    FieldPath, ProblemKind, Problems, ValidationErrors, Warning, Warnings, quoted,
+};
 use super::resources::{Resources, is_valid_cpu_count};
 use crate::config::MIN_MEMORY_MIB;
 
@@ -98,6 +100,7 @@ impl Config {
         if let Some(resources) = &self.resources {
             check_resources(resources, host, &mut problems);
         }
+        check_id(&self.id, &mut problems);
         check_image(&self.image, &mut problems);
         check_env(&self.env, &FieldPath::top("env"), &mut problems);
         if let Some(image) = &self.image_config {
@@ -175,6 +178,16 @@ fn check_resources(resources: &Resources, host: &HostLimits, problems: &mut Prob
             let why = format!("{value} is not between {least} and {most} {unit}");
             problems.add(&top.field(name), ProblemKind::OutOfRange, why);
         }
+    }
+}
+
+/// An id becomes the name of a directory.
+fn check_id(id: &str, problems: &mut Problems) {
+    let is_digit = |b: u8| matches!(b, b'0'..=b'9' | b'a'..=b'f');
+    let digits = id.strip_prefix(ID_PREFIX).unwrap_or_default();
+    if !id.is_empty() && (digits.len() != 8 || !digits.bytes().all(is_digit)) {
+        let why = format!("{} is not {ID_PREFIX} and 8 hexadecimal digits", quoted(id));
+        problems.add(&FieldPath::top("id"), ProblemKind::Malformed, why);
     }
 }
 

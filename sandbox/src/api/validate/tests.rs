@@ -126,6 +126,9 @@ fn accepted() {
 #[test]
 fn mistakes_in_the_rest() {
     for (json, field) in [
+        (r#"{"id":"vm-1"}"#, "id"),
+        (r#"{"id":"vm-../../xx"}"#, "id"),
+        (r#"{"id":"00000000"}"#, "id"),
         (r#"{"image":"a b"}"#, "image"),
         (r#"{"env":{"":"1"}}"#, "env[\"\"]"),
         (r#"{"env":{"A":"\u0000"}}"#, "env.A"),
