@@ -26,6 +26,7 @@
 //! deadlines, and text is made harmless before it gets into a message.
 
 mod agent;
+pub mod api;
 mod config;
 mod console;
 mod control;

@@ -1,0 +1,250 @@
+//! Configurations from JSON and TOML.
+//!
+//! Fields that nobody knows are passed over, so that newer clients work with an
+//! older host, and reported, so that a mistyped name is found. `serde_ignored`
+//! tells which they are: it watches what the readers of all types ask for, where
+//! a comparison of documents would need a second description of every type.
+//! `serde_path_to_error` tells in the same way where an error is.
+
+use std::fmt;
+
+use serde::{Deserialize, Deserializer};
+use thiserror::Error;
+
+use super::code::ErrorCode;
+use super::config::Config;
+use super::lenient::Object;
+use super::problem::{FieldPath, Warning, Warnings};
+
+/// Longest configuration that is read, in bytes.
+pub const MAX_CONFIG_BYTES: usize = 2 * 1024 * 1024;
+
+/// Most characters of an error of the JSON or TOML reader that are shown.
+const MAX_REASON: usize = 256;
+
+/// A configuration that was read. It is not validated.
+#[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
+pub struct Parsed {
+    /// The configuration.
+    pub config: Config,
+    /// The fields that were passed over, at most [`crate::api::MAX_LISTED`].
+    pub warnings: Vec<Warning>,
+}
+
+/// Where in a text something is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Position {
+    /// The line, counted from 1.
+    pub line: usize,
+    /// The column, counted from 1: in bytes in JSON, in characters in TOML.
+    pub column: usize,
+}
+
+impl fmt::Display for Position {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "line {}, column {}", self.line, self.column)
+    }
+}
+
+/// Why a configuration cannot be read. No message contains a value of the
+/// configuration.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+#[non_exhaustive]
+pub enum ParseError {
+    /// It is longer than [`MAX_CONFIG_BYTES`].
+    #[error("configuration has {0} bytes; at most {MAX_CONFIG_BYTES} are read")]
+    TooLong(usize),
+    /// It is not JSON or TOML.
+    #[error("configuration is not {format}: {at}: {reason}")]
+    Syntax {
+        /// `JSON` or `TOML`.
+        format: &'static str,
+        /// Where.
+        at: Position,
+        /// What is wrong there.
+        reason: String,
+    },
+    /// A field does not hold what it should.
+    #[error("configuration: {at}: {}{reason}", prefix(field))]
+    Field {
+        /// Path of the field; empty for the whole.
+        field: String,
+        /// Where.
+        at: Position,
+        /// What is wrong there.
+        reason: String,
+    },
+}
+
+impl ParseError {
+    /// The stable name of the error.
+    #[must_use]
+    pub fn code(&self) -> ErrorCode {
+        match self {
+            Self::TooLong(_) => ErrorCode::ConfigTooLong,
+            Self::Syntax { .. } => ErrorCode::ConfigSyntax,
+            Self::Field { .. } => ErrorCode::ConfigField,
+        }
+    }
+}
+
+fn prefix(field: &str) -> String {
+    if field.is_empty() {
+        return String::new();
+    }
+    format!("{field}: ")
+}
+
+impl Config {
+    /// Reads a configuration from JSON (RFC 8259). `null` is the same as a field
+    /// that is absent, and so is 0 for a number.
+    ///
+    /// # Errors
+    /// [`ParseError`]; nothing is validated.
+    pub fn from_json(json: &[u8]) -> Result<Parsed, ParseError> {
+        check_length(json.len())?;
+        let mut reader = serde_json::Deserializer::from_slice(json);
+        let parsed =
+            read(&mut reader).map_err(|(field, error)| json_error(field.as_str(), &error))?;
+        reader.end().map_err(|error| json_error("", &error))?;
+        Ok(parsed)
+    }
+
+    /// Reads a configuration from TOML (1.1), with the same names as in JSON. 0 is
+    /// the same as a number that is absent.
+    ///
+    /// ```
+    /// let text = "image = 'alpine'\n[resources]\nmemory_mb = 1024\n";
+    /// let config = flashpan::api::Config::from_toml(text)?.config;
+    /// assert_eq!(config.resources.unwrap().memory_mb, Some(1024));
+    /// # Ok::<(), flashpan::api::ParseError>(())
+    /// ```
+    ///
+    /// # Errors
+    /// [`ParseError`]; nothing is validated.
+    pub fn from_toml(text: &str) -> Result<Parsed, ParseError> {
+        check_length(text.len())?;
+        let reader = toml::Deserializer::parse(text).map_err(|error| ParseError::Syntax {
+            format: "TOML",
+            at: position(text, &error),
+            reason: one_line(error.message()),
+        })?;
+        read(reader).map_err(|(field, error)| ParseError::Field {
+            field: field.as_str().to_owned(),
+            at: position(text, &error),
+            reason: without_value(error.message()),
+        })
+    }
+}
+
+fn check_length(bytes: usize) -> Result<(), ParseError> {
+    if bytes > MAX_CONFIG_BYTES {
+        return Err(ParseError::TooLong(bytes));
+    }
+    Ok(())
+}
+
+fn read<'de, D: Deserializer<'de>>(from: D) -> Result<Parsed, (FieldPath, D::Error)> {
+    let mut warnings = Warnings::default();
+    let mut track = serde_path_to_error::Track::new();
+    let tracked = serde_path_to_error::Deserializer::new(from, &mut track);
+    let mut unknown = |path: serde_ignored::Path<'_>| {
+        warnings.add(&ignored(&path), "unknown field; it has no effect");
+    };
+    let config =
+        Object::<Config>::deserialize(serde_ignored::Deserializer::new(tracked, &mut unknown));
+    match config {
+        Ok(Object(config)) => Ok(Parsed {
+            config,
+            warnings: warnings.0,
+        }),
+        Err(error) => Err((failed(&track.path()), error)),
+    }
+}
+
+/// The path of a field that was passed over.
+fn ignored(path: &serde_ignored::Path<'_>) -> FieldPath {
+    use serde_ignored::Path;
+    match path {
+        Path::Root => FieldPath::default(),
+        Path::Seq { parent, index } => ignored(parent).index(*index),
+        Path::Map { parent, key } => ignored(parent).field(key),
+        Path::Some { parent }
+        | Path::NewtypeStruct { parent }
+        | Path::NewtypeVariant { parent } => ignored(parent),
+    }
+}
+
+/// The path of a field that could not be read.
+fn failed(path: &serde_path_to_error::Path) -> FieldPath {
+    use serde_path_to_error::Segment;
+    let root = FieldPath::default();
+    path.iter().fold(root, |path, segment| match segment {
+        Segment::Seq { index } => path.index(*index),
+        Segment::Map { key } => path.field(key),
+        Segment::Enum { variant } => path.field(variant),
+        Segment::Unknown => path,
+    })
+}
+
+fn json_error(field: &str, error: &serde_json::Error) -> ParseError {
+    let at = Position {
+        line: error.line().max(1),
+        column: error.column().max(1),
+    };
+    let text = error.to_string();
+    let place = format!(" at line {} column {}", error.line(), error.column());
+    let reason = text.strip_suffix(&place).unwrap_or(&text);
+    match error.classify() {
+        serde_json::error::Category::Data => ParseError::Field {
+            field: field.to_owned(),
+            at,
+            reason: without_value(reason),
+        },
+        _ => ParseError::Syntax {
+            format: "JSON",
+            at,
+            reason: one_line(reason),
+        },
+    }
+}
+
+fn position(text: &str, error: &toml::de::Error) -> Position {
+    let offset = error.span().map_or(0, |span| span.start);
+    let mut offset = offset.min(text.len());
+    while !text.is_char_boundary(offset) {
+        offset -= 1;
+    }
+    let before = text.get(..offset).unwrap_or_default();
+    let line_start = before.rfind('\n').map_or(0, |at| at + 1);
+    let in_line = before.get(line_start..).unwrap_or_default();
+    Position {
+        line: before.matches('\n').count() + 1,
+        column: in_line.chars().count() + 1,
+    }
+}
+
+/// The message of a reader without the value that was found, which may be a
+/// secret in the wrong place.
+fn without_value(reason: &str) -> String {
+    let Some(kind) = ["invalid type: ", "invalid value: "]
+        .into_iter()
+        .find(|kind| reason.starts_with(kind))
+    else {
+        return one_line(reason);
+    };
+    // What was expected is written by the types of this module and comes last.
+    let (found, expected) = reason.rsplit_once(", expected ").unwrap_or((reason, ""));
+    let found = found.strip_prefix(kind).unwrap_or_default();
+    let found = found.split(['"', '`']).next().unwrap_or_default().trim();
+    let found = if found.is_empty() { "a value" } else { found };
+    one_line(&format!("found {found}, expected {expected}"))
+}
+
+fn one_line(reason: &str) -> String {
+    crate::text::one_line(reason, MAX_REASON)
+}
+
+#[cfg(test)]
+mod tests;
