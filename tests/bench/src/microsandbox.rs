@@ -10,6 +10,11 @@ use crate::MEMORY_MIB;
 /// The name of the image in its store.
 const IMAGE: &str = "tree";
 
+/// Seconds for each of its commands: several times what they take where time is a
+/// count of instructions. Now and then one waits for ever, and our own figures
+/// must not wait with it.
+const DEADLINE: &str = "20";
+
 /// microsandbox with a store of its own.
 #[derive(Debug)]
 pub(crate) struct Microsandbox {
@@ -53,8 +58,10 @@ impl Microsandbox {
     }
 
     fn command(&self) -> Command {
-        let mut command = Command::new(&self.program);
+        let mut command = Command::new("timeout");
         command
+            .args(["--signal=KILL", DEADLINE])
+            .arg(&self.program)
             .env("MSB_HOME", &self.home)
             .env("MSB_PATH", &self.program);
         command
