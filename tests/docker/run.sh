@@ -16,7 +16,8 @@ image=$cache/docker-bookworm.erofs
 
 # The image is made last and in one step: where it is, all is well.
 if [ ! -f "$image" ]; then
-    rm -rf "$tree"
+    # Of an attempt as another user it cannot be removed.
+    rm -rf "$tree" || mv "$tree" "$tree.old-$$"
     mkdir -p "$tree"
     # Who is not root cannot read what mmdebstrap unpacks, but its archive.
     mmdebstrap --variant=minbase --format=tar \
