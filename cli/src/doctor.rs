@@ -1,6 +1,5 @@
 //! `flashpan doctor`: can this machine run VMs, and what is missing.
 
-use std::ffi::OsStr;
 use std::fmt::Write as _;
 use std::fs::{self, File};
 use std::io::{self, Read};
@@ -11,8 +10,9 @@ use std::sync::mpsc;
 use std::time::Duration;
 
 use clap::Args;
-use flashpan_kernel::image;
+use flashpan_kernel::{Upstream, image};
 use flashpan_rootfs::cache::Cache;
+use flashpan_rootfs::{builtin, disk};
 use serde::{Deserialize, Serialize};
 
 use crate::failure::{Failure, print, print_json};
@@ -357,52 +357,58 @@ fn memory(meminfo: Result<&str, &io::Error>) -> Check {
     }
 }
 
-/// Programs of the distribution, what they are needed for, and their packages.
-const TOOLS: [(&str, &[&str], &str, &str); 3] = [
-    (
-        "built-in root file system",
-        &["busybox"],
-        "flashpan run without --rootfs",
-        "busybox-static",
-    ),
-    (
-        "writable disks",
-        &["mkfs.ext4"],
-        "disks that keep what is written",
-        "e2fsprogs",
-    ),
-    (
-        "kernel build tools",
-        &["gcc", "make", "flex", "bison", "bc"],
-        "flashpan kernel build",
-        "gcc make flex bison bc libelf-dev libssl-dev xz-utils",
-    ),
-];
+/// What needs a program of the distribution, as far as that program is there; the
+/// checks are those of the commands themselves.
+fn tools() -> [Check; 3] {
+    [builtin_root(), disks(), kernel_build()]
+}
 
-fn tools() -> Vec<Check> {
-    // Administrators' programs are not on everybody's PATH.
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    let directories: Vec<_> = std::env::split_paths(&path)
-        .chain(["/sbin".into(), "/usr/sbin".into()])
-        .collect();
-    let missing = |tool: &&&str| {
-        !directories
-            .iter()
-            .any(|dir| dir.join(OsStr::new(*tool)).is_file())
-    };
-    let check = |(name, tools, purpose, packages): &(&'static str, &[&str], &str, &str)| {
-        let missing: Vec<_> = tools.iter().filter(missing).copied().collect();
-        if missing.is_empty() {
-            return Check::ok(name, tools.join(", "));
-        }
-        let detail = format!("{} not found; needed for: {purpose}", missing.join(", "));
-        Check::warning(
+fn builtin_root() -> Check {
+    let name = "built-in root file system";
+    match builtin::check() {
+        Ok(busybox) => Check::ok(name, format!("made of {}", busybox.display())),
+        Err(e) => Check::warning(
             name,
-            detail,
-            format!("run: sudo apt-get install {packages}"),
-        )
+            format!("{e}; needed for: flashpan run without --image or --rootfs"),
+            "run: sudo apt-get install busybox-static",
+        ),
+    }
+}
+
+fn disks() -> Check {
+    let name = "writable disks";
+    match disk::formatter() {
+        Ok(program) => Check::ok(name, program),
+        Err(e) => Check::warning(
+            name,
+            format!("{e}; needed for: flashpan run --image and --disk-size, flashpan volume"),
+            "run: sudo apt-get install e2fsprogs",
+        ),
+    }
+}
+
+fn kernel_build() -> Check {
+    let name = "kernel build tools";
+    let upstream = match Upstream::user() {
+        Ok(upstream) => upstream,
+        Err(e) => return Check::warning(name, e.to_string(), "set it to another, or to none"),
     };
-    TOOLS.iter().map(check).collect()
+    let cache = match flashpan_kernel::Cache::user() {
+        Ok(cache) => cache,
+        Err(e) => return Check::skipped(name, e.to_string()),
+    };
+    match cache.toolchain(&upstream) {
+        Ok(toolchain) => Check::ok(name, toolchain.compiler),
+        Err(missing) => {
+            let what: Vec<_> = missing.0.iter().map(|tool| tool.what.as_str()).collect();
+            let what = what.join(", ");
+            Check::warning(
+                name,
+                format!("{what} not found; needed for: flashpan kernel build"),
+                format!("run: sudo apt-get install {}", missing.packages().join(" ")),
+            )
+        }
+    }
 }
 
 impl Diagnosis {

@@ -2,6 +2,7 @@
 
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use clap::{Args, Subcommand};
 use flashpan_kernel::{
@@ -203,16 +204,17 @@ fn build(cache: Cache, args: &BuildArgs) -> Result<(), Failure> {
         cancel: Cancel::default(),
     };
     let cancel = options.cancel.clone();
-    let mut bars = Bars::new();
+    let bars = SharedBars::new();
+    let shown = bars.clone();
     if args.check {
-        let work = move || cache.check(&options, &mut |now| bars.show(&now));
-        let enabled = cancellable(&cancel, work)?.enabled();
+        let work = move || cache.check(&options, &mut |now| shown.show(&now));
+        let enabled = cancellable(&cancel, &bars, work)?.enabled();
         return print(&format!(
             "Kconfig grants everything; {enabled} options are on\n"
         ));
     }
-    let work = move || cache.build(&options, &mut |now| bars.show(&now));
-    let kernel = cancellable(&cancel, work)?;
+    let work = move || cache.build(&options, &mut |now| shown.show(&now));
+    let kernel = cancellable(&cancel, &bars, work)?;
     print(&format!("{}\n", kernel.vmlinux().display()))
 }
 
@@ -271,6 +273,29 @@ impl Bars {
     }
 }
 
+/// The bars of a build that may be left to itself.
+#[derive(Clone)]
+struct SharedBars(Arc<Mutex<Option<Bars>>>);
+
+impl SharedBars {
+    fn new() -> Self {
+        Self(Arc::new(Mutex::new(Some(Bars::new()))))
+    }
+
+    fn show(&self, now: &flashpan_kernel::Progress) {
+        let mut bars = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(bars) = &mut *bars {
+            bars.show(now);
+        }
+    }
+
+    /// Takes them off the terminal, for good.
+    fn clear(&self) {
+        let bars = self.0.lock().unwrap_or_else(PoisonError::into_inner).take();
+        drop(bars);
+    }
+}
+
 /// What is fetched from where, and how to do without.
 fn downloading(url: &str) -> String {
     format!(
@@ -279,9 +304,12 @@ fn downloading(url: &str) -> String {
     )
 }
 
-/// Runs long work on a thread of its own; a signal stops it in order.
+/// Runs long work on a thread of its own; a signal stops it in order. Work that has
+/// not begun to build may be reading a file that takes for ever: it is not waited
+/// for.
 fn cancellable<T: Send + 'static>(
     cancel: &Cancel,
+    bars: &SharedBars,
     work: impl FnOnce() -> Result<T, Error> + Send + 'static,
 ) -> Result<T, Failure> {
     runtime(async {
@@ -296,8 +324,12 @@ fn cancellable<T: Send + 'static>(
         tokio::select! {
             result = &mut done => result.map_err(lost)?.map_err(Failure::new),
             signal = signals.ending() => {
-                cancel.cancel();
-                match done.await.map_err(lost)? {
+                let result = match cancel.cancel() {
+                    true => done.await.map_err(lost)?,
+                    false => done.try_recv().unwrap_or(Err(Error::Cancelled)),
+                };
+                bars.clear();
+                match result {
                     // It was done before it heard of the signal.
                     Ok(result) => Ok(result),
                     Err(Error::Cancelled) => Err(Failure::signalled(signal)),

@@ -7,9 +7,21 @@ use std::time::Duration;
 /// Bytes in a MiB.
 pub(crate) const MIB: u64 = 1024 * 1024;
 
+/// The memory of a guest in MiB: as [`size_mib`], but a number so small that it
+/// can hardly be of bytes is refused.
+pub(crate) fn memory_mib(text: &str) -> Result<u64, String> {
+    match text.parse() {
+        // Below the minimum the refusal that follows says more.
+        Ok(number) if (flashpan::MIN_MEMORY_MIB..MIB).contains(&number) => Err(format!(
+            "`{text}` is a number of bytes; did you mean {text}M?"
+        )),
+        _ => size_mib(text),
+    }
+}
+
 /// A size in MiB from text such as `512M`, `2G`, `1GiB` or a number of bytes.
 /// Units are powers of 1024; a part of a MiB counts as a whole one.
-pub(crate) fn size_mib(text: &str) -> Result<u64, String> {
+fn size_mib(text: &str) -> Result<u64, String> {
     let digits = text.len() - text.trim_start_matches(|c: char| c.is_ascii_digit()).len();
     let (number, unit) = text.split_at(digits);
     let wrong = || format!("`{text}` is not a size; write e.g. 512M or 2G");
@@ -25,11 +37,6 @@ pub(crate) fn size_mib(text: &str) -> Result<u64, String> {
     let bytes = number
         .checked_mul(unit)
         .ok_or_else(|| format!("`{text}` is too large a size"))?;
-    if bytes < MIB && unit == 1 {
-        return Err(format!(
-            "`{text}` is a number of bytes; did you mean {text}M?"
-        ));
-    }
     Ok(bytes.div_ceil(MIB))
 }
 
@@ -149,10 +156,24 @@ mod tests {
         ] {
             assert!(size_mib(text).is_err(), "{text}");
         }
-        assert_eq!(
-            size_mib("512").unwrap_err(),
-            "`512` is a number of bytes; did you mean 512M?"
-        );
+    }
+
+    #[test]
+    fn a_small_number_is_no_memory_and_what_is_suggested_would_be() {
+        for text in ["48", "512", "1048575"] {
+            assert_eq!(
+                memory_mib(text).unwrap_err(),
+                format!("`{text}` is a number of bytes; did you mean {text}M?")
+            );
+        }
+        // The library refuses these with the least that a guest needs.
+        for (text, mib) in [("0", 0), ("1", 1), ("47", 1), ("0M", 0)] {
+            assert_eq!(memory_mib(text), Ok(mib), "{text}");
+        }
+        for (text, mib) in [("512M", 512), ("134217728", 128)] {
+            assert_eq!(memory_mib(text), Ok(mib), "{text}");
+        }
+        assert!(memory_mib("much").is_err());
     }
 
     #[test]

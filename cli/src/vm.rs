@@ -33,7 +33,9 @@ pub(crate) const KERNEL_VARIABLE: &str = "FLASHPAN_KERNEL";
 
 /// The kernel that the environment names.
 pub(crate) fn named_kernel() -> Option<PathBuf> {
-    std::env::var_os(KERNEL_VARIABLE).map(PathBuf::from)
+    let name = std::env::var_os(KERNEL_VARIABLE)?;
+    // As everywhere, an empty variable is one that is not set.
+    (!name.is_empty()).then(|| name.into())
 }
 
 /// Options of every command that boots a VM.
@@ -105,7 +107,7 @@ pub(crate) struct VmArgs {
     cpus: u32,
 
     /// Memory of the guest, e.g. 512M or 2G.
-    #[arg(long, short, value_name = "SIZE", value_parser = parse::size_mib,
+    #[arg(long, short, value_name = "SIZE", value_parser = parse::memory_mib,
           default_value = "256M")]
     memory: u64,
 

@@ -2,14 +2,21 @@
 //! wrong, and what is left when it ended. Nothing is compiled.
 #![allow(missing_docs, clippy::unwrap_used, clippy::indexing_slicing)]
 
-use std::fs;
+use std::fs::{self, File};
 use std::io::{Read, Write};
 use std::net::TcpListener;
+use std::os::fd::AsFd;
 use std::path::PathBuf;
-use std::process::{Command, Output, Stdio};
+use std::process::{Child, Command, Output, Stdio};
+use std::sync::mpsc;
+use std::thread;
+use std::time::Duration;
 
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
 use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
+use nix::sys::stat::Mode;
+use nix::unistd::{Pid, mkfifo};
 use tempfile::TempDir;
 
 /// The tarball that is pinned.
@@ -54,6 +61,28 @@ impl World {
         });
         names.filter(|name| !name.starts_with('.')).collect()
     }
+}
+
+/// How long a command may take that has nothing to do.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// The output of a command that has to end soon.
+fn wait(child: Child) -> Output {
+    let id = Pid::from_raw(child.id().cast_signed());
+    let (tell, ended) = mpsc::channel();
+    let waiting = thread::spawn(move || {
+        let output = child.wait_with_output();
+        let _ = tell.send(());
+        output
+    });
+    let in_time = ended.recv_timeout(PATIENCE).is_ok();
+    if !in_time {
+        // Not reaped yet, or the thread would have told.
+        let _ = kill(id, Signal::SIGKILL);
+    }
+    let output = waiting.join().unwrap().unwrap();
+    assert!(in_time, "it did not end: {output:?}");
+    output
 }
 
 /// The complaint of a command that failed for flashpan's own reasons.
@@ -107,6 +136,48 @@ fn wrong_input_is_named_before_anything_is_built() {
         assert_eq!(complaint.lines().count(), 1, "{complaint}");
     }
     assert!(world.cached("kernels").is_empty());
+}
+
+#[test]
+fn what_is_no_file_is_refused_at_once() {
+    let world = World::new();
+    let fifo = world.path("fifo.tar").display().to_string();
+    mkfifo(fifo.as_str(), Mode::S_IRWXU).unwrap();
+    for (option, path) in [
+        ("--source", fifo.as_str()),
+        ("--fragment", &fifo),
+        ("--fragment", "/dev/zero"),
+    ] {
+        let mut build = world.kernel(&["build", "--check", option, path]);
+        let complaint = complaint(&wait(build.spawn().unwrap()));
+        assert!(
+            complaint.contains(path) && complaint.contains("not a regular file"),
+            "{complaint}"
+        );
+    }
+}
+
+#[test]
+fn a_signal_ends_a_build_that_still_looks_at_its_source() {
+    let world = World::new();
+    let source = world.path("huge.tar");
+    // Too much to read.
+    File::create(&source).unwrap().set_len(1 << 40).unwrap();
+    for (signal, code) in [(Signal::SIGINT, 130), (Signal::SIGTERM, 143)] {
+        let reads = Inotify::init(InitFlags::IN_CLOEXEC).unwrap();
+        reads.add_watch(&source, AddWatchFlags::IN_ACCESS).unwrap();
+        let source = source.to_str().unwrap();
+        let mut build = world.kernel(&["build", "--check", "--source", source]);
+        let build = build.spawn().unwrap();
+        let limit = PollTimeout::try_from(PATIENCE).unwrap();
+        let mut reading = [PollFd::new(reads.as_fd(), PollFlags::POLLIN)];
+        assert_eq!(poll(&mut reading, limit), Ok(1), "it does not read");
+        kill(Pid::from_raw(build.id().cast_signed()), signal).unwrap();
+        let output = wait(build);
+        assert_eq!(output.status.code(), Some(code), "{output:?}");
+        assert!(output.stderr.is_empty(), "{output:?}");
+    }
+    assert!(!world.path("cache/flashpan/kernels/.scratch").exists());
 }
 
 #[test]

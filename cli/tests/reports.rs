@@ -12,7 +12,8 @@
 #[path = "support/fake.rs"]
 mod fake;
 
-use std::process::Command;
+use std::os::unix::fs::symlink;
+use std::process::{Command, Output};
 
 use fake::World;
 
@@ -112,6 +113,54 @@ fn a_timeline_never_changes_the_result_and_is_there_when_the_boot_failed() {
     assert!(json.contains("agent_connected") && !json.contains("init_ready"));
 }
 
+/// What `doctor --json` found out about something.
+fn check(output: &Output, name: &str) -> serde_json::Value {
+    let json: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    let checks = json["checks"].as_array().unwrap();
+    let mut named = checks.iter().filter(|check| check["name"] == name);
+    named.next().unwrap().clone()
+}
+
+#[test]
+fn an_empty_variable_names_no_kernel() {
+    let world = World::new("normal");
+    let output = Command::new(env!("CARGO_BIN_EXE_flashpan"))
+        .args(["doctor", "--json"])
+        .env("FLASHPAN_KERNEL", "")
+        .env("XDG_CACHE_HOME", world.path("cache"))
+        .output()
+        .unwrap();
+    let check = check(&output, "guest kernel");
+    assert_eq!(check["detail"], "none is built", "{check}");
+}
+
+#[test]
+fn doctor_looks_at_the_tools_as_the_commands_that_need_them_do() {
+    let world = World::new("normal");
+    let programs = world.path("programs");
+    std::fs::create_dir(&programs).unwrap();
+    for name in ["gcc", "make", "flex", "bison", "bc", "busybox"] {
+        symlink("/bin/true", programs.join(name)).unwrap();
+    }
+    let output = Command::new(env!("CARGO_BIN_EXE_flashpan"))
+        .args(["doctor", "--json"])
+        .env("PATH", programs)
+        .env("XDG_CACHE_HOME", world.path("cache"))
+        .output()
+        .unwrap();
+    let kernel = check(&output, "kernel build tools");
+    assert_eq!(kernel["status"], "warning", "{kernel}");
+    let fix = kernel["fix"].as_str().unwrap();
+    assert!(fix.contains("binutils perl tar"), "{kernel}");
+    // Not that of the PATH, which is none.
+    let root = check(&output, "built-in root file system");
+    assert!(
+        root["detail"].as_str().unwrap().ends_with("bin/busybox"),
+        "{root}"
+    );
+    assert!(!root.to_string().contains("programs"), "{root}");
+}
+
 #[test]
 fn doctor_looks_at_the_kernel_that_run_would_boot() {
     let world = World::new("normal");
@@ -123,12 +172,7 @@ fn doctor_looks_at_the_kernel_that_run_would_boot() {
             .env("XDG_CACHE_HOME", world.path("cache"))
             .output()
             .unwrap();
-        let json: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
-        let checks = json["checks"].as_array().unwrap();
-        let check = checks
-            .iter()
-            .find(|check| check["name"] == "guest kernel")
-            .unwrap();
+        let check = check(&output, "guest kernel");
         assert_eq!(check["status"], status, "{check}");
         assert_eq!(check["fix"].is_null(), status == "ok", "{check}");
         let named = world.path(kernel).display().to_string();

@@ -6,7 +6,7 @@ use std::process::Command;
 use std::time::Instant;
 
 use crate::cache::Cache;
-use crate::cancel::Cancel;
+use crate::cancel::{Cancel, Working};
 use crate::download::{self, Transfer};
 use crate::elf;
 use crate::error::Error;
@@ -118,6 +118,7 @@ impl Cache {
         estimator: Estimator,
         progress: &'a mut dyn FnMut(Progress),
     ) -> Result<Build<'a>, Error> {
+        let working = options.cancel.begin()?;
         self.sweep(&plan.hash)?;
         let scratch = Scratch::new(self.scratch().join(&plan.hash))?;
         let log_path = self.log(&plan.hash);
@@ -131,6 +132,7 @@ impl Cache {
             log_path,
             estimator,
             progress,
+            _working: working,
         })
     }
 
@@ -141,6 +143,16 @@ impl Cache {
     /// which kernel would be built.
     pub fn lookup(&self, options: &BuildOptions) -> Result<Option<Kernel>, Error> {
         Ok(self.get(&self.plan(options, Toolchain::detect)?.hash))
+    }
+
+    /// Whether all is installed that [`Self::build`] needs for the source that it
+    /// finds by itself; and with what it would compile. Nothing is downloaded.
+    ///
+    /// # Errors
+    /// Names all that is missing, with the packages to install.
+    pub fn toolchain(&self, upstream: &Upstream) -> Result<Toolchain, MissingTools> {
+        let programs = Source::programs_to_get(upstream, self.downloads(), &self.digests());
+        Toolchain::detect(&programs)
     }
 
     fn plan(&self, options: &BuildOptions, detect: Detect) -> Result<Plan, Error> {
@@ -278,6 +290,8 @@ struct Build<'a> {
     log_path: PathBuf,
     estimator: Estimator,
     progress: &'a mut dyn FnMut(Progress),
+    /// Last, as fields are dropped in their order: until then there is something.
+    _working: Working,
 }
 
 impl Build<'_> {

@@ -1,7 +1,9 @@
 //! Stopping a build from another thread.
 
 use std::sync::mpsc::SyncSender;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use crate::error::Error;
 
 /// A handle that stops a build, from any thread and more than once. The program
 /// that owns the terminal calls [`Cancel::cancel`] on Ctrl-C.
@@ -11,6 +13,8 @@ pub struct Cancel(Arc<Mutex<State>>);
 #[derive(Debug, Default)]
 struct State {
     cancelled: bool,
+    /// Builds that have begun and not ended.
+    working: usize,
     wake: Option<SyncSender<Event>>,
 }
 
@@ -32,11 +36,15 @@ pub(crate) enum Event {
 impl Cancel {
     /// Stops the build: running programs are killed with all that they started,
     /// and [`crate::Cache::build`] returns [`crate::Error::Cancelled`].
-    pub fn cancel(&self) {
-        let wake = {
-            let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+    ///
+    /// Returns whether there is something to wait for, so that nothing half-built
+    /// is left: a build that is still looking at its source, which may take long,
+    /// has made nothing and started nothing that stays, and never will.
+    pub fn cancel(&self) -> bool {
+        let (wake, working) = {
+            let mut state = self.state();
             state.cancelled = true;
-            state.wake.take()
+            (state.wake.take(), state.working > 0)
         };
         if let Some(wake) = wake {
             // Nobody listens when the step has just ended; the next one looks
@@ -45,19 +53,32 @@ impl Cancel {
             // for ever when the caller is the step's own callback.
             let _ = wake.try_send(Event::Cancelled);
         }
+        working
+    }
+
+    /// From here on, until what it returns is dropped, [`Cancel::cancel`] says that
+    /// there is something to wait for.
+    pub(crate) fn begin(&self) -> Result<Working, Error> {
+        let mut state = self.state();
+        if state.cancelled {
+            return Err(Error::Cancelled);
+        }
+        state.working = state.working.saturating_add(1);
+        Ok(Working(self.clone()))
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Whether [`Cancel::cancel`] was called.
     pub fn is_cancelled(&self) -> bool {
-        self.0
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .cancelled
+        self.state().cancelled
     }
 
     /// Lets the step that reads from `wake` hear of the cancellation.
     pub(crate) fn attach(&self, wake: SyncSender<Event>) {
-        let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut state = self.state();
         if state.cancelled {
             drop(state);
             let _ = wake.try_send(Event::Cancelled);
@@ -68,7 +89,18 @@ impl Cancel {
 
     /// The step is over.
     pub(crate) fn detach(&self) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).wake = None;
+        self.state().wake = None;
+    }
+}
+
+/// A build that works in the cache.
+#[derive(Debug)]
+pub(crate) struct Working(Cancel);
+
+impl Drop for Working {
+    fn drop(&mut self) {
+        let mut state = self.0.state();
+        state.working = state.working.saturating_sub(1);
     }
 }
 
@@ -91,5 +123,15 @@ mod tests {
             done.send(cancel.is_cancelled())
         });
         assert_eq!(returned.recv_timeout(Duration::from_secs(20)), Ok(true));
+    }
+
+    #[test]
+    fn only_a_build_that_has_begun_is_worth_waiting_for() {
+        let cancel = Cancel::default();
+        let working = cancel.begin().unwrap();
+        assert!(cancel.cancel());
+        drop(working);
+        assert!(!cancel.cancel());
+        assert!(matches!(cancel.begin(), Err(Error::Cancelled)));
     }
 }

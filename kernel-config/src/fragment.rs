@@ -3,6 +3,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
+use crate::input;
 use crate::request::{Requests, SyntaxError};
 
 /// The configuration under every kernel, with the reason for each line.
@@ -52,13 +53,8 @@ pub enum FragmentError {
         source: io::Error,
     },
     /// A file of more than 1 MiB.
-    #[error("the fragment {path} has {bytes} bytes; a fragment has at most {MAX_BYTES}")]
-    TooLong {
-        /// The file.
-        path: PathBuf,
-        /// Its length.
-        bytes: u64,
-    },
+    #[error("the fragment {0} is too long; a fragment has at most {MAX_BYTES} bytes")]
+    TooLong(PathBuf),
     /// One fragment twice, or two files of one name.
     #[error("the fragment `{0}` is given twice")]
     Twice(String),
@@ -81,8 +77,8 @@ impl Fragment {
             path: path.to_owned(),
             source,
         };
-        let metadata = match path.metadata() {
-            Ok(metadata) => metadata,
+        let bytes = match input::read(path, MAX_BYTES) {
+            Ok(bytes) => bytes,
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 let known = FRAGMENTS.map(|(name, _)| name).join(", ");
                 return Err(FragmentError::Unknown {
@@ -92,13 +88,15 @@ impl Fragment {
             }
             Err(error) => return Err(read(error)),
         };
-        if metadata.len() > MAX_BYTES {
-            return Err(FragmentError::TooLong {
-                path: path.to_owned(),
-                bytes: metadata.len(),
-            });
+        if bytes.len() as u64 > MAX_BYTES {
+            return Err(FragmentError::TooLong(path.to_owned()));
         }
-        let text = std::fs::read_to_string(path).map_err(read)?;
+        let text = String::from_utf8(bytes).map_err(|error| {
+            read(io::Error::new(
+                io::ErrorKind::InvalidData,
+                error.utf8_error(),
+            ))
+        })?;
         let name = path
             .file_stem()
             .unwrap_or(path.as_os_str())
@@ -176,5 +174,24 @@ mod tests {
         );
         let twice = merged(&[fragment.clone(), fragment]).unwrap_err();
         assert_eq!(twice.to_string(), "the fragment `mine` is given twice");
+    }
+
+    #[test]
+    fn a_fragment_is_a_text_file_of_some_length() {
+        let directory = tempfile::tempdir().unwrap();
+        let long = directory.path().join("long.config");
+        let file = std::fs::File::create(&long).unwrap();
+        let resolve = || Fragment::resolve(long.to_str().unwrap());
+        file.set_len(MAX_BYTES).unwrap();
+        resolve().unwrap();
+        file.set_len(MAX_BYTES + 1).unwrap();
+        assert!(matches!(resolve(), Err(FragmentError::TooLong(_))));
+        for device in ["/dev/null", "/dev/zero"] {
+            let error = Fragment::resolve(device).unwrap_err().to_string();
+            assert!(
+                error.contains(device) && error.contains("not a regular file"),
+                "{error}"
+            );
+        }
     }
 }

@@ -34,6 +34,7 @@ mod elf;
 mod error;
 mod fragment;
 pub mod image;
+mod input;
 mod kernel;
 mod key;
 mod lock;

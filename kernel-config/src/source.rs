@@ -1,7 +1,7 @@
 //! Where the kernel source comes from, and what identifies it.
 
 use std::collections::BTreeMap;
-use std::fs::{self, File};
+use std::fs;
 use std::io::{self, Read};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
+use crate::input;
 use crate::key::hex;
 use crate::tools::MissingTool;
 use crate::upstream::Upstream;
@@ -22,6 +23,9 @@ pub(crate) const PACKAGE: &str = "linux-source-6.12";
 
 /// Where it puts its tarball.
 const DISTRIBUTION: &str = "/usr/src";
+
+/// How much of a tree's Makefile is looked at; a kernel's has 70 KiB.
+const MAKEFILE_MAX_BYTES: u64 = 1 << 20;
 
 /// Which source to build from.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -159,6 +163,20 @@ impl Source {
         }
     }
 
+    /// What fetches and unpacks the source that [`SourceChoice::Found`] means, without
+    /// reading a tarball that is installed.
+    pub(crate) fn programs_to_get(
+        upstream: &Upstream,
+        downloads: &Path,
+        memory: &Path,
+    ) -> Vec<(&'static str, &'static str)> {
+        let found = installed(Path::new(DISTRIBUTION));
+        match found.as_deref().and_then(Compression::of) {
+            Some(compression) => programs(SourceKind::Tarball(compression), false),
+            None => Self::upstream(upstream, downloads, memory).programs(),
+        }
+    }
+
     fn open(path: &Path, memory: &Path) -> Result<Self, SourceError> {
         let read = |source| SourceError::Read {
             path: path.to_owned(),
@@ -209,13 +227,17 @@ impl Source {
 
     /// The programs that fetch and unpack it, and their Debian packages.
     pub(crate) fn programs(&self) -> Vec<(&'static str, &'static str)> {
-        let unpacker = match self.kind {
-            SourceKind::Tarball(compression) => compression.unpacker(),
-            SourceKind::Directory => None,
-        };
-        let fetcher = self.fetch.then_some(("curl", "curl"));
-        fetcher.into_iter().chain(unpacker).collect()
+        programs(self.kind, self.fetch)
     }
+}
+
+fn programs(kind: SourceKind, fetch: bool) -> Vec<(&'static str, &'static str)> {
+    let unpacker = match kind {
+        SourceKind::Tarball(compression) => compression.unpacker(),
+        SourceKind::Directory => None,
+    };
+    let fetcher = fetch.then_some(("curl", "curl"));
+    fetcher.into_iter().chain(unpacker).collect()
 }
 
 impl Compression {
@@ -293,7 +315,9 @@ fn check_tree(tree: &Path) -> Result<(), SourceError> {
 
 /// `6.12.117`, out of the first lines of a tree's Makefile.
 pub(crate) fn version(tree: &Path) -> Option<String> {
-    let makefile = fs::read_to_string(tree.join("Makefile")).ok()?;
+    let makefile = input::read(&tree.join("Makefile"), MAKEFILE_MAX_BYTES).ok()?;
+    // The fields are at its beginning.
+    let makefile = String::from_utf8_lossy(&makefile);
     let field = |name: &str| {
         let mut lines = makefile
             .lines()
@@ -406,7 +430,7 @@ fn tarball_digest(path: &Path, metadata: &fs::Metadata, memory: &Path) -> io::Re
 
 /// SHA-256 of a file's contents.
 pub(crate) fn file_digest(path: &Path) -> io::Result<String> {
-    let mut file = File::open(path)?;
+    let mut file = input::open(path)?;
     let mut hash = Sha256::new();
     let mut buffer = vec![0; 1 << 20];
     loop {

@@ -35,6 +35,18 @@ pub struct MissingTool {
 pub struct MissingTools(pub Vec<MissingTool>);
 
 impl MissingTools {
+    /// The Debian packages to install, each once.
+    #[must_use]
+    pub fn packages(&self) -> Vec<&'static str> {
+        let mut packages = Vec::new();
+        for tool in &self.0 {
+            if !packages.contains(&tool.package) {
+                packages.push(tool.package);
+            }
+        }
+        packages
+    }
+
     /// With one more.
     pub(crate) fn and(mut self, tool: MissingTool) -> Self {
         self.0.push(tool);
@@ -45,13 +57,11 @@ impl MissingTools {
 impl fmt::Display for MissingTools {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let what: Vec<_> = self.0.iter().map(|tool| tool.what.as_str()).collect();
-        let mut packages: Vec<_> = self.0.iter().map(|tool| tool.package).collect();
-        packages.dedup();
         write!(
             f,
             "building a kernel needs {}: apt-get install {}",
             what.join(", "),
-            packages.join(" ")
+            self.packages().join(" ")
         )
     }
 }

@@ -164,6 +164,16 @@ pub fn image(cache: &Cache, event: &mut dyn FnMut(Event)) -> Result<Cached, Erro
     Ok(build.publish(&key)?)
 }
 
+/// Whether [`image`] would find what it needs; the busybox that it would take.
+///
+/// # Errors
+/// As [`image`], but for the cache.
+pub fn check() -> Result<PathBuf, Error> {
+    let (path, file) = find_busybox()?;
+    tree_of(&path, file)?;
+    Ok(path)
+}
+
 /// The built-in root file system made of the static busybox at `path`.
 ///
 /// # Errors

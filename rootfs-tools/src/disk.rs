@@ -11,7 +11,7 @@ mod loops;
 use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 use crate::cache::{self, Cache, Cached};
 use crate::child;
@@ -188,6 +188,26 @@ fn template(size: u64, cache: &Cache) -> Result<Cached, Error> {
     build.file.set_len(size).map_err(writing)?;
     format(&build.file, &build.partial)?;
     Ok(build.publish(TEMPLATE_VERSION)?)
+}
+
+/// Whether there is the program that new disks are formatted with; where.
+///
+/// # Errors
+/// It is missing, or does not run.
+pub fn formatter() -> Result<&'static str, Error> {
+    for program in MKFS {
+        let mut mkfs = Command::new(program);
+        match child::output(mkfs.arg("-V").stdin(Stdio::null())) {
+            Ok(output) if output.status.success() => return Ok(program),
+            Ok(output) => {
+                let source = io::Error::other(output.status.to_string());
+                return Err(Error::Run { program, source });
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(source) => return Err(Error::Run { program, source }),
+        }
+    }
+    Err(Error::NoMkfs)
 }
 
 fn format(file: &File, path: &Path) -> Result<(), Error> {

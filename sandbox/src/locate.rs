@@ -1,6 +1,7 @@
 //! Where flashpan's own programs are.
 
 use std::env;
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
 use crate::error::{Error, Result};
@@ -34,8 +35,7 @@ pub(crate) fn find(program: Program) -> Result<PathBuf> {
         variable: program.variable,
         why,
     };
-    if let Some(path) = env::var_os(program.variable) {
-        let path = PathBuf::from(path);
+    if let Some(path) = named(env::var_os(program.variable)) {
         return if path.is_file() {
             Ok(path)
         } else {
@@ -57,6 +57,11 @@ pub(crate) fn find(program: Program) -> Result<PathBuf> {
             let tried: Vec<_> = candidates.iter().map(|p| p.display().to_string()).collect();
             not_found(format!("it is not at {}", tried.join(" nor at ")))
         })
+}
+
+/// The path that a variable's value names; empty, it is as if it were not set.
+fn named(value: Option<OsString>) -> Option<PathBuf> {
+    value.filter(|value| !value.is_empty()).map(PathBuf::from)
 }
 
 fn candidates(exe: &Path, name: &str) -> Vec<PathBuf> {
@@ -87,6 +92,13 @@ pub fn guest_init_program() -> Result<PathBuf> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_empty_variable_names_nothing() {
+        assert_eq!(named(None), None);
+        assert_eq!(named(Some("".into())), None);
+        assert_eq!(named(Some("vmm".into())), Some(PathBuf::from("vmm")));
+    }
 
     #[test]
     fn programs_are_looked_for_beside_and_in_libexec() {

@@ -16,12 +16,21 @@ image=$cache/docker-bookworm.erofs
 
 # The image is made last and in one step: where it is, all is well.
 if [ ! -f "$image" ]; then
-    rm -rf "$tree"
-    mkdir -p "$cache"
-    mmdebstrap --variant=minbase \
+    # Of an attempt as another user it cannot be removed.
+    rm -rf "$tree" || mv "$tree" "$tree.old-$$"
+    mkdir -p "$tree"
+    # Who is not root cannot read what mmdebstrap unpacks, but its archive.
+    mmdebstrap --variant=minbase --format=tar \
         --include=docker.io,iptables,nftables,ca-certificates,busybox-static \
-        bookworm "$tree"
-    mkfs.erofs --quiet "$image.new" "$tree"
+        bookworm "$tree.tar"
+    tar --numeric-owner --exclude='./dev/*' -xpf "$tree.tar" -C "$tree"
+    all_root=--all-root
+    if [ "$(id -u)" = 0 ]; then
+        all_root=
+    fi
+    # shellcheck disable=SC2086 # One word, or none.
+    mkfs.erofs --quiet $all_root "$image.new" "$tree"
+    rm "$tree.tar"
     mv "$image.new" "$image"
 fi
 

@@ -39,7 +39,7 @@ fn a_tree_with_other_links_or_an_edit_that_hides_is_another() {
     // As long as before, and with the time of before.
     let time = fs::metadata(&kconfig).unwrap().modified().unwrap();
     fs::write(&kconfig, "mainmenu \"y\"\n").unwrap();
-    let file = File::options().write(true).open(&kconfig).unwrap();
+    let file = fs::File::options().write(true).open(&kconfig).unwrap();
     file.set_modified(time).unwrap();
     let second = open(directory.path()).unwrap();
     assert_ne!(second.identity, first.identity);
@@ -71,6 +71,25 @@ fn what_is_no_source_is_refused() {
     assert!(matches!(
         open(Path::new("/nonexistent")),
         Err(SourceError::Read { .. })
+    ));
+}
+
+#[test]
+fn what_is_no_file_is_not_waited_for() {
+    let directory = tempfile::tempdir().unwrap();
+    let fifo = |name| {
+        let path = directory.path().join(name);
+        nix::unistd::mkfifo(&path, nix::sys::stat::Mode::S_IRWXU).unwrap();
+        path
+    };
+    let error = open(&fifo("linux.tar")).unwrap_err().to_string();
+    assert!(error.contains("linux.tar: it is not a"), "{error}");
+    tree(directory.path());
+    fs::remove_file(directory.path().join("Makefile")).unwrap();
+    fifo("Makefile");
+    assert!(matches!(
+        open(directory.path()),
+        Err(SourceError::NotSource(_))
     ));
 }
 

@@ -19,6 +19,7 @@ fn the_hosts_busybox_gives_a_root_with_a_shell() {
     for applet in ["bin/sh", "bin/ls", "bin/mount", "usr/bin/env", "bin/vi"] {
         assert_eq!(lookup(&tree, applet), Some(program), "{applet}");
     }
+    assert_eq!(check().unwrap(), busybox());
     for path in ["tmp", "proc", "etc/passwd", "var/run", "root"] {
         assert!(lookup(&tree, path).is_some(), "{path}");
     }

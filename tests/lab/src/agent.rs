@@ -19,9 +19,9 @@ use std::time::Instant;
 use anyhow::{Context, Result, bail};
 use nix::errno::Errno;
 use nix::sys::signal::{Signal, kill};
-use nix::sys::wait::{WaitStatus, wait};
 use nix::unistd::Pid;
 
+use crate::reap::{ANY, exit_status, reap};
 use crate::terminal;
 use crate::wire::{self, Kind, PORT_NAME, STDIN_WINDOW, Start};
 use crate::{SCRATCH, status};
@@ -309,13 +309,8 @@ fn feed(mut stdin: File, input: &mpsc::Receiver<Vec<u8>>, port: &Port, is_termin
 /// Reaps every process that ends, until it is this one; its exit status.
 fn reap_until(pid: Pid) -> Result<u8> {
     loop {
-        match wait() {
-            Ok(WaitStatus::Exited(ended, code)) if ended == pid => {
-                return Ok(u8::try_from(code & 0xff).unwrap_or(u8::MAX));
-            }
-            Ok(WaitStatus::Signaled(ended, signal, _)) if ended == pid => {
-                return Ok(u8::try_from(128 + signal as i32).unwrap_or(u8::MAX));
-            }
+        match reap(ANY) {
+            Ok((ended, status)) if ended == pid => return Ok(exit_status(status)),
             Ok(_) | Err(Errno::EINTR) => {}
             Err(error) => bail!("waiting for the command: {error}"),
         }
@@ -324,7 +319,7 @@ fn reap_until(pid: Pid) -> Result<u8> {
 
 /// Leaves the scratch disk clean.
 fn end_everything() {
-    while !matches!(wait(), Err(Errno::ECHILD)) {}
+    while !matches!(reap(ANY), Err(Errno::ECHILD)) {}
     if let Err(error) = nix::mount::umount(SCRATCH) {
         eprintln!("lab: cannot unmount {SCRATCH}: {error}");
         nix::unistd::sync();

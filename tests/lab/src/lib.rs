@@ -16,6 +16,7 @@ mod cpio;
 mod image;
 pub mod packages;
 mod qemu;
+mod reap;
 mod scratch;
 mod session;
 mod terminal;
@@ -82,8 +83,7 @@ impl Default for Options {
 /// # Errors
 /// Packages are missing and cannot be installed.
 pub fn ensure_packages() -> Result<()> {
-    packages::ensure(packages::LAB)?;
-    packages::ensure_qemu()
+    packages::ensure_with_qemu(packages::LAB)
 }
 
 /// Runs a command in a lab of its own; its exit status.

@@ -8,10 +8,13 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail};
 
+/// What the guest kernel is built from.
+const KERNEL_SOURCE: &str = "linux-source-6.12";
+
 /// What the guest kernel is built with, and from. curl is there for the tests of
 /// downloading.
 pub const KERNEL: &[&str] = &[
-    "linux-source-6.12",
+    KERNEL_SOURCE,
     "bc",
     "bison",
     "cpio",
@@ -65,6 +68,11 @@ const QEMU_PACKAGES: [&str; 4] = [
     "seabios",
 ];
 
+/// The release of Debian whose own QEMU is too old, and which has no source of the
+/// guest kernel's series, and the suite that has both.
+const BOOKWORM: &str = "bookworm";
+const SUITE: &str = "bookworm-backports";
+
 /// The file that we add to apt's sources where backports are needed.
 const BACKPORTS: &str = "/etc/apt/sources.list.d/flashpan-backports.sources";
 const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
@@ -95,6 +103,12 @@ pub fn run(command: &mut Command) -> Result<()> {
     Ok(())
 }
 
+/// Whether we may install packages.
+#[must_use]
+pub fn is_root() -> bool {
+    nix::unistd::geteuid().is_root()
+}
+
 /// The standard output of a program; empty when it fails or does not exist.
 fn ask(program: &str, arguments: &[&str]) -> String {
     let output = Command::new(program)
@@ -111,15 +125,94 @@ fn ask(program: &str, arguments: &[&str]) -> String {
 /// # Errors
 /// Some are missing and we are not root, or apt failed.
 pub fn ensure(packages: &[&str]) -> Result<()> {
-    let missing: Vec<&str> = packages
-        .iter()
-        .copied()
-        .filter(|package| !is_installed(package))
-        .collect();
-    if missing.is_empty() {
-        return Ok(());
+    Wanted::of(packages).obtain()
+}
+
+/// The same, and QEMU, new enough for the lab.
+///
+/// # Errors
+/// As [`ensure`]; and QEMU could not be made new enough.
+pub fn ensure_with_qemu(packages: &[&str]) -> Result<()> {
+    let mut wanted = Wanted::of(packages);
+    if qemu_is_good() {
+        return wanted.obtain();
     }
-    install(&missing)
+    wanted.add_qemu(codename() == BOOKWORM);
+    wanted.obtain()?;
+    match qemu_version() {
+        Some((major, _)) if major >= QEMU_MAJOR => Ok(()),
+        Some((_, text)) => bail!(
+            "the lab needs QEMU {QEMU_MAJOR} or newer and this is {text}: with 7.2 the emulated \
+             host hangs or panics after about 14 boots in it"
+        ),
+        None => bail!("qemu-system-x86_64 does not start; the lab needs QEMU {QEMU_MAJOR}"),
+    }
+}
+
+/// Packages that are missing, and where they come from.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Wanted {
+    packages: Vec<String>,
+    /// Some come from [`SUITE`].
+    backports: bool,
+}
+
+impl Wanted {
+    fn of(packages: &[&str]) -> Self {
+        let mut packages = packages.to_vec();
+        packages.sort_unstable();
+        packages.dedup();
+        packages.retain(|package| !is_installed(package));
+        let backports = packages.contains(&KERNEL_SOURCE) && codename() == BOOKWORM;
+        let packages = packages.into_iter().map(str::to_owned).collect();
+        Self {
+            packages,
+            backports,
+        }
+    }
+
+    fn add_qemu(&mut self, from_backports: bool) {
+        self.backports |= from_backports;
+        let suite = match from_backports {
+            true => format!("/{SUITE}"),
+            false => String::new(),
+        };
+        let qemu = QEMU_PACKAGES.map(|package| format!("{package}{suite}"));
+        self.packages.extend(qemu);
+    }
+
+    /// Installs it all when we are root; else that is the error.
+    fn obtain(&self) -> Result<()> {
+        if self.packages.is_empty() {
+            return Ok(());
+        }
+        let source = match self.backports && mirror(SUITE).is_none() {
+            true => Some(backports()?),
+            false => None,
+        };
+        if !is_root() {
+            bail!("{}", self.advice(source.as_deref()));
+        }
+        if let Some(source) = source {
+            say(&format!("adding {SUITE} to apt's sources: {BACKPORTS}"));
+            fs::write(BACKPORTS, source).with_context(|| format!("cannot write {BACKPORTS}"))?;
+        }
+        install(&self.packages)
+    }
+
+    /// What to type instead, when a file of sources with this text is missing.
+    fn advice(&self, source: Option<&str>) -> String {
+        let mut lines = vec!["packages are missing; install them with:".to_owned()];
+        if let Some(source) = source {
+            let quoted: Vec<_> = source.lines().map(|line| format!("'{line}'")).collect();
+            let quoted = quoted.join(" ");
+            lines.push(format!("printf '%s\\n' {quoted} | sudo tee {BACKPORTS}"));
+        }
+        lines.push("sudo apt-get update".to_owned());
+        let packages = self.packages.join(" ");
+        lines.push(format!("sudo apt-get install {packages}"));
+        lines.join("\n  ")
+    }
 }
 
 fn is_installed(package: &str) -> bool {
@@ -128,12 +221,8 @@ fn is_installed(package: &str) -> bool {
 
 fn install<S: AsRef<str>>(packages: &[S]) -> Result<()> {
     let packages: Vec<_> = packages.iter().map(AsRef::as_ref).collect();
-    let list = packages.join(" ");
-    if !nix::unistd::geteuid().is_root() {
-        bail!("packages are missing; install them with: sudo apt-get install {list}");
-    }
     refresh_lists()?;
-    say(&format!("installing {list}"));
+    say(&format!("installing {}", packages.join(" ")));
     let mut apt = Command::new("apt-get");
     apt.env("DEBIAN_FRONTEND", "noninteractive");
     apt.args([
@@ -153,33 +242,8 @@ fn refresh_lists() -> Result<()> {
     run(Command::new("apt-get").args(["-q", "-o", "Dpkg::Use-Pty=0", "update"]))
 }
 
-/// Sees to it that QEMU is installed and new enough.
-///
-/// # Errors
-/// It is not, and could not be made so.
-pub fn ensure_qemu() -> Result<()> {
-    if qemu_version().is_some_and(|(major, _)| major >= QEMU_MAJOR) {
-        return Ok(());
-    }
-    let codename = codename();
-    if codename == "bookworm" {
-        let suite = "bookworm-backports";
-        if nix::unistd::geteuid().is_root() && mirror(suite).is_none() {
-            add_suite(&codename, suite)?;
-        }
-        install(&QEMU_PACKAGES.map(|package| format!("{package}/{suite}")))
-            .context("QEMU 10 comes from the suite bookworm-backports")?;
-    } else {
-        install(&QEMU_PACKAGES)?;
-    }
-    match qemu_version() {
-        Some((major, _)) if major >= QEMU_MAJOR => Ok(()),
-        Some((_, text)) => bail!(
-            "the lab needs QEMU {QEMU_MAJOR} or newer and this is {text}: with 7.2 the emulated \
-             host hangs or panics after about 14 boots in it"
-        ),
-        None => bail!("qemu-system-x86_64 does not start; the lab needs QEMU {QEMU_MAJOR}"),
-    }
+fn qemu_is_good() -> bool {
+    qemu_version().is_some_and(|(major, _)| major >= QEMU_MAJOR)
 }
 
 /// The major version of QEMU, and the whole of it.
@@ -225,18 +289,16 @@ pub fn mirror(release: &str) -> Option<String> {
         .find_map(|(name, mirror)| (name == release).then_some(mirror))
 }
 
-/// Adds a suite, from the mirror that the machine has its own release from.
-fn add_suite(codename: &str, suite: &str) -> Result<()> {
-    let mirror = mirror(codename)
-        .with_context(|| format!("apt's sources name no mirror for {codename}; add {suite}"))?;
-    let mut text = format!("Types: deb\nURIs: {mirror}\nSuites: {suite}\nComponents: main\n");
+/// The text of [`BACKPORTS`], with the mirror that the machine has its own release
+/// from.
+fn backports() -> Result<String> {
+    let mirror = mirror(BOOKWORM)
+        .with_context(|| format!("apt's sources name no mirror for {BOOKWORM}; add {SUITE}"))?;
+    let mut text = format!("Types: deb\nURIs: {mirror}\nSuites: {SUITE}\nComponents: main\n");
     if Path::new(KEYRING).exists() {
         text.push_str(&format!("Signed-By: {KEYRING}\n"));
     }
-    say(&format!(
-        "adding {suite} from {mirror} to apt's sources: {BACKPORTS}"
-    ));
-    fs::write(BACKPORTS, text).with_context(|| format!("cannot write {BACKPORTS}"))
+    Ok(text)
 }
 
 /// Downloads the package that a meta-package depends on into a directory,
@@ -256,7 +318,7 @@ pub fn download_dependency(meta: &str, directory: &Path) -> Result<String> {
         Some(line.to_owned())
     };
     let mut package = dependency();
-    if package.is_none() && nix::unistd::geteuid().is_root() {
+    if package.is_none() && is_root() {
         refresh_lists()?;
         package = dependency();
     }
@@ -276,4 +338,54 @@ pub fn download_dependency(meta: &str, directory: &Path) -> Result<String> {
         download()?;
     }
     Ok(package)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_is_not_root_is_told_all_at_once_and_in_order() {
+        let mut wanted = Wanted {
+            packages: vec!["flex".into(), KERNEL_SOURCE.into()],
+            backports: false,
+        };
+        assert_eq!(
+            wanted.advice(None),
+            "packages are missing; install them with:\n  \
+             sudo apt-get update\n  \
+             sudo apt-get install flex linux-source-6.12"
+        );
+        wanted.add_qemu(true);
+        assert!(wanted.backports);
+        let advice = wanted.advice(Some("Types: deb\nURIs: http://mirror.example/debian\n"));
+        let lines: Vec<_> = advice.lines().skip(1).map(str::trim).collect();
+        assert_eq!(
+            lines,
+            [
+                "printf '%s\\n' 'Types: deb' 'URIs: http://mirror.example/debian' | sudo tee \
+                 /etc/apt/sources.list.d/flashpan-backports.sources",
+                "sudo apt-get update",
+                "sudo apt-get install flex linux-source-6.12 \
+                 qemu-system-x86/bookworm-backports qemu-system-common/bookworm-backports \
+                 qemu-system-data/bookworm-backports seabios/bookworm-backports",
+            ]
+        );
+    }
+
+    #[test]
+    fn what_is_installed_is_not_wanted() {
+        let packages = [
+            "dpkg",
+            "flashpan-no-such-package",
+            "flashpan-no-such-package",
+        ];
+        assert_eq!(
+            Wanted::of(&packages),
+            Wanted {
+                packages: vec!["flashpan-no-such-package".into()],
+                backports: false
+            }
+        );
+    }
 }

@@ -3,6 +3,7 @@
 
 use std::ffi::OsString;
 use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -20,8 +21,6 @@ const DEBIAN_PACKAGES: &str = "python3,vim-tiny";
 pub(crate) fn setup() -> Result<()> {
     space::check()?;
     step::say("packages of the distribution");
-    // First, as the backports that it may add have the kernel's source too.
-    packages::ensure_qemu()?;
     let mut all = [
         packages::KERNEL,
         packages::ROOTFS,
@@ -29,9 +28,11 @@ pub(crate) fn setup() -> Result<()> {
         packages::LAB,
     ]
     .concat();
-    all.sort_unstable();
-    all.dedup();
-    packages::ensure(&all)?;
+    if !packages::is_root() {
+        // With it mmdebstrap needs no root.
+        all.push("uidmap");
+    }
+    packages::ensure_with_qemu(&all)?;
     eprintln!("    all there");
     Ok(())
 }
@@ -134,7 +135,9 @@ fn kernel(flashpan: &Path) -> Result<PathBuf> {
     Ok(path)
 }
 
-/// Debian's root file system in the user's cache, as a directory and an image.
+/// Debian's root file system in the user's cache, as a directory and an image. A
+/// user who is not root gets all of it as their own: what mmdebstrap unpacks for
+/// such a user belongs to others, and cannot even be read, but its archive can.
 fn debian() -> Result<(PathBuf, PathBuf)> {
     let cache = flashpan_lab::cache_directory()?.join("lab");
     let directory = cache.join(format!("debian-{DEBIAN}"));
@@ -142,25 +145,62 @@ fn debian() -> Result<(PathBuf, PathBuf)> {
     // The image is made last and in one step: where it is, all is well.
     if !image.is_file() {
         fs::create_dir_all(&cache)?;
-        if directory.exists() {
-            fs::remove_dir_all(&directory)?;
-        }
+        clear(&directory)?;
         let mut mmdebstrap = Command::new("mmdebstrap");
-        mmdebstrap.args(["--quiet", "--variant=minbase"]);
+        mmdebstrap.args(["--quiet", "--variant=minbase", "--format=tar"]);
         mmdebstrap
             .arg(format!("--include={DEBIAN_PACKAGES}"))
             .arg(DEBIAN);
-        mmdebstrap.arg(&directory);
+        let tar = cache.join(format!("debian-{DEBIAN}.tar"));
+        mmdebstrap.arg(&tar);
         // Without one, mmdebstrap knows where the release is at home.
         mmdebstrap.args(packages::mirror(DEBIAN));
         step::run("a Debian root file system with mmdebstrap", &mut mmdebstrap)?;
+        unpack(&tar, &directory)?;
+        fs::remove_file(&tar)?;
         let work = image.with_extension("new");
         let mut mkfs = Command::new("mkfs.erofs");
-        mkfs.arg("--quiet").arg(&work).arg(&directory);
+        mkfs.arg("--quiet");
+        if !packages::is_root() {
+            mkfs.arg("--all-root");
+        }
+        mkfs.arg(&work).arg(&directory);
         step::run("its EROFS image", &mut mkfs)?;
         fs::rename(&work, &image)?;
     }
     Ok((directory, image))
+}
+
+/// Makes room for a directory. What cannot be removed, since parts of it belong to
+/// others, is put aside.
+fn clear(directory: &Path) -> Result<()> {
+    let aside = |number: u32| directory.with_added_extension(format!("old-{number}"));
+    let Some(aside) = (1..).map(aside).find(|path| !path.exists()) else {
+        bail!("no name is free beside {}", directory.display());
+    };
+    match fs::rename(directory, &aside) {
+        Ok(()) => {}
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => {
+            let directory = directory.display();
+            return Err(error).with_context(|| format!("cannot put {directory} aside"));
+        }
+    }
+    if let Err(error) = fs::remove_dir_all(&aside) {
+        let aside = aside.display();
+        eprintln!("    cannot remove {aside} ({error}); do it with: sudo rm -r {aside}");
+    }
+    Ok(())
+}
+
+/// Unpacks an archive of a root file system, all but its device nodes, which only
+/// root can make and guests have of their own.
+fn unpack(tar: &Path, directory: &Path) -> Result<()> {
+    fs::create_dir(directory).with_context(|| format!("cannot make {}", directory.display()))?;
+    let mut unpack = Command::new("tar");
+    unpack.args(["--numeric-owner", "--exclude=./dev/*", "-xpf"]);
+    unpack.arg(tar).arg("-C").arg(directory);
+    step::run("its directory", &mut unpack)
 }
 
 /// Asks `flashpan doctor` whether an ordinary guest runs here.
@@ -192,6 +232,65 @@ fn runs_guests(report: &serde_json::Value) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// A member of an archive of 1988, without contents.
+    fn member(name: &str, kind: u8) -> Vec<u8> {
+        let mut header = [0; 512];
+        let fields: [(usize, &[u8]); 8] = [
+            (0, name.as_bytes()),
+            (100, b"0000755"),
+            (108, b"0000000"),
+            (116, b"0000000"),
+            (124, b"00000000000"),
+            (136, b"00000000000"),
+            (148, b"        "),
+            (156, &[kind]),
+        ];
+        let devices: [(usize, &[u8]); 3] =
+            [(257, b"ustar\x0000"), (329, b"0000001"), (337, b"0000003")];
+        for (at, bytes) in fields.into_iter().chain(devices) {
+            header
+                .get_mut(at..at + bytes.len())
+                .unwrap()
+                .copy_from_slice(bytes);
+        }
+        let sum: u32 = header.iter().map(|byte| u32::from(*byte)).sum();
+        let (start, rest) = header.split_at(148);
+        let (_, end) = rest.split_at(8);
+        [start, format!("{sum:06o}\0 ").as_bytes(), end].concat()
+    }
+
+    #[test]
+    fn a_root_file_system_is_unpacked_without_devices() {
+        let directory = tempfile::tempdir().unwrap();
+        let tar = directory.path().join("debian.tar");
+        let archive = [
+            member("./etc/", b'5'),
+            member("./dev/", b'5'),
+            member("./dev/null", b'3'),
+            member("./etc/debian_version", b'0'),
+            vec![0; 1024],
+        ];
+        fs::write(&tar, archive.concat()).unwrap();
+        let tree = directory.path().join("debian");
+        unpack(&tar, &tree).unwrap();
+        assert!(tree.join("etc/debian_version").is_file());
+        assert_eq!(fs::read_dir(tree.join("dev")).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn what_an_earlier_attempt_left_is_not_in_the_way() {
+        let directory = tempfile::tempdir().unwrap();
+        let tree = directory.path().join("debian-12.5");
+        clear(&tree).unwrap();
+        fs::create_dir_all(tree.join("half/made")).unwrap();
+        // What could not be removed the time before.
+        fs::create_dir(directory.path().join("debian-12.5.old-1")).unwrap();
+        clear(&tree).unwrap();
+        let left: Vec<_> = fs::read_dir(&directory).unwrap().collect();
+        assert_eq!(left.len(), 1, "{left:?}");
+        assert!(!tree.exists());
+    }
 
     #[test]
     fn only_a_passed_guest_check_keeps_us_out_of_the_lab() {
