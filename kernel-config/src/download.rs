@@ -302,6 +302,11 @@ fn transfer(
         Err(StreamError::Cancelled) => return Err(DownloadError::Cancelled),
         Err(StreamError::Consumer(error)) => return Err(error),
     };
+    // The headers come by another way than the content, and may have been later.
+    progress(Transfer {
+        done: partial.length,
+        total: headers.length().and_then(|length| from.checked_add(length)),
+    });
     let reason = said.unwrap_or_else(|| format!("curl: {status}"));
     Ok(match status.code() {
         Some(0) => None,
