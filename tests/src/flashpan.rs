@@ -351,7 +351,15 @@ impl Finished {
 
 impl std::fmt::Display for Finished {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let cut = |text: &str| text.chars().take(4000).collect::<String>();
+        // What matters most is at the end.
+        let cut = |text: &str| {
+            let count = text.chars().count();
+            let end: String = text.chars().skip(count.saturating_sub(2000)).collect();
+            match count > 4000 {
+                true => text.chars().take(2000).collect::<String>() + "\n[...]\n" + &end,
+                false => text.to_owned(),
+            }
+        };
         writeln!(
             f,
             "{} after {:?}: {:?}",
