@@ -223,3 +223,32 @@ impl fmt::Display for FileFailureKind {
         })
     }
 }
+
+impl FileStat {
+    /// `S_IFMT` of Linux: the bits of a mode that are the type.
+    const TYPE: u32 = 0o170_000;
+
+    /// Whether it is a directory.
+    #[must_use]
+    pub fn is_dir(&self) -> bool {
+        self.mode & Self::TYPE == 0o040_000
+    }
+
+    /// Whether it is a regular file.
+    #[must_use]
+    pub fn is_file(&self) -> bool {
+        self.mode & Self::TYPE == 0o100_000
+    }
+
+    /// Whether it is a symbolic link.
+    #[must_use]
+    pub fn is_symlink(&self) -> bool {
+        self.mode & Self::TYPE == 0o120_000
+    }
+
+    /// The permissions: twelve bits.
+    #[must_use]
+    pub fn permissions(&self) -> u32 {
+        self.mode & 0o7777
+    }
+}
