@@ -17,6 +17,9 @@
 //! # }
 //! ```
 //!
+//! Files go in and out of a running guest by [`Sandbox::write_file`],
+//! [`Sandbox::open_file`], [`Sandbox::list_files`] and their like.
+//!
 //! A VM has no file of its own anywhere, and its VMM ends when the control
 //! socket to this process closes. So nothing is left behind however this
 //! process ends, and a [`Sandbox`] or [`Process`] that is dropped ends what it
