@@ -1,5 +1,9 @@
 //! What a program in the guest, or a broken supervisor, can do to make it hard.
 
+use std::sync::atomic::AtomicBool;
+
+use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
+
 use super::*;
 
 #[test]
@@ -243,4 +247,52 @@ fn a_removal_ends_with_its_connection() {
     guest.set_nonblocking(true).unwrap();
     serve(guest.into());
     assert_eq!(fs::read_dir(&tree).unwrap().count(), 200);
+}
+
+/// Whoever looks twice at a path can be led elsewhere by a program that puts a
+/// link in the place of a directory in between.
+#[test]
+fn a_removal_is_not_led_elsewhere_by_a_link_that_appears_meanwhile() {
+    const PAIRS: usize = 16;
+    let here = Directory::new();
+    let (outside, tree, aside) = (here.path("outside"), here.path("tree"), here.path("aside"));
+    fs::create_dir(&outside).unwrap();
+    fs::write(outside.join("kept"), "").unwrap();
+    let ended = AtomicBool::new(false);
+    let round = || {
+        let _ = fs::create_dir_all(&aside);
+        for n in 0..PAIRS {
+            let n = n.to_string();
+            // Swapped already, some of them.
+            let _ = symlink(&outside, aside.join(&n));
+            let _ = fs::create_dir_all(tree.join(&n));
+            let _ = fs::write(tree.join(&n).join("file"), "");
+        }
+        // It may end in any way, but not outside.
+        let _ = remove(&tree, true);
+        let kept = outside.join("kept").exists();
+        let _ = (fs::remove_dir_all(&aside), fs::remove_dir_all(&tree));
+        kept
+    };
+    let (kept, swaps) = std::thread::scope(|scope| {
+        let program = scope.spawn(|| {
+            let mut swaps = 0_usize;
+            while !ended.load(Ordering::Relaxed) {
+                for n in 0..PAIRS {
+                    let (one, two) = (tree.join(n.to_string()), aside.join(n.to_string()));
+                    let flags = RenameFlags::RENAME_EXCHANGE;
+                    // The other side may have removed it.
+                    let swapped = renameat2(AT_FDCWD, &one, AT_FDCWD, &two, flags);
+                    swaps += usize::from(swapped.is_ok());
+                }
+            }
+            swaps
+        });
+        // Nothing here panics: the program would never hear of the end.
+        let kept = (0..50).all(|_| round());
+        ended.store(true, Ordering::Relaxed);
+        (kept, program.join().unwrap())
+    });
+    assert!(kept, "it removed what a link led to");
+    assert!(swaps > 0, "nothing was in the way");
 }
