@@ -1,4 +1,4 @@
-//! All exec connections.
+//! All connections but the first: those of programs, and those of files.
 
 use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
@@ -12,6 +12,7 @@ use nix::sys::epoll::EpollFlags;
 use crate::anchors::Anchors;
 use crate::cgroup::{Removal, RunGroup, Tree};
 use crate::exec::Exec;
+use crate::files::Files;
 use crate::poller::Poller;
 use crate::spawn::Privileges;
 use crate::sys::{self, Children};
@@ -99,10 +100,11 @@ fn is_init() -> bool {
     std::process::id() == 1
 }
 
-/// The agent: runs programs for whoever connects.
+/// The agent: runs programs, and works on files, for whoever connects.
 #[derive(Debug)]
 pub(crate) struct Agent {
     execs: BTreeMap<u64, Exec>,
+    files: Files,
     next: u64,
     shared: Shared,
 }
@@ -117,6 +119,7 @@ impl Agent {
     ) -> Self {
         Self {
             execs: BTreeMap::new(),
+            files: Files::default(),
             next: 1,
             shared: Shared {
                 poller: poller.clone(),
@@ -131,10 +134,23 @@ impl Agent {
         }
     }
 
-    /// Takes a new connection: a non-blocking stream socket.
-    pub(crate) fn connect(&mut self, socket: OwnedFd) {
+    /// Takes a new file connection: a non-blocking stream socket.
+    pub(crate) fn connect_files(&mut self, socket: OwnedFd) {
+        let id = self.new_id();
+        let root = self.shared.anchors.root();
+        let names = (id, token(id, Source::Socket));
+        self.files.connect(names, socket, root, &self.shared.poller);
+    }
+
+    fn new_id(&mut self) -> u64 {
         let id = self.next;
         self.next = self.next.wrapping_add(1);
+        id
+    }
+
+    /// Takes a new exec connection: a non-blocking stream socket.
+    pub(crate) fn connect(&mut self, socket: OwnedFd) {
+        let id = self.new_id();
         // If it cannot even be watched, closing it says enough.
         let Ok(mut exec) = Exec::new(id, socket, &self.shared) else {
             return;
@@ -154,6 +170,10 @@ impl Agent {
     /// gone since it was collected is ignored.
     pub(crate) fn handle(&mut self, token: u64, events: EpollFlags) {
         let id = token >> SOURCE_BITS;
+        // It has only one event, its end.
+        if self.files.ended(id) {
+            return;
+        }
         let source = usize::try_from(token & (FIRST_TOKEN - 1)).ok();
         let source = source.and_then(|index| SOURCES.get(index));
         if let (Some(exec), Some(source)) = (self.execs.get_mut(&id), source) {
@@ -200,24 +220,32 @@ impl Agent {
         self.execs.retain(|_, exec| !exec.is_done());
     }
 
-    /// Asks all programs to end and kills them after `grace`.
+    /// Asks all programs to end and kills them after `grace`. What is done to
+    /// files may be completed in that time.
     pub(crate) fn cancel_all(&mut self, grace: Duration) {
         for exec in self.execs.values_mut() {
             exec.cancel(grace);
         }
     }
 
-    /// Ends every process but this one at once.
+    /// Ends every process but this one at once, and what is done to files.
     pub(crate) fn kill_all(&mut self) {
+        self.files.kill_all();
         let _ = sys::kill(-1, libc::SIGKILL);
         if let Some(groups) = &self.shared.groups {
             let _ = groups.kill();
         }
     }
 
+    /// Ends what is done to files; a test cannot end every process.
+    #[cfg(test)]
+    pub(crate) fn kill_all_files(&self) {
+        self.files.kill_all();
+    }
+
     /// Whether there are no connections.
     pub(crate) fn is_idle(&self) -> bool {
-        self.execs.is_empty()
+        self.execs.is_empty() && self.files.is_idle()
     }
 }
 

@@ -45,9 +45,13 @@ impl Anchors {
 
     /// A descriptor of the null device.
     pub(crate) fn null(&self) -> nix::Result<OwnedFd> {
-        self.null
-            .try_clone()
-            .map_err(|error| error.raw_os_error().map_or(Errno::EMFILE, Errno::from_raw))
+        duplicate(&self.null)
+    }
+
+    /// A descriptor of the root directory, to look paths up in. Whoever does
+    /// that must be ready to wait for ever: not PID 1's loop.
+    pub(crate) fn root(&self) -> nix::Result<OwnedFd> {
+        duplicate(&self.root)
     }
 
     /// The master of a new pseudo-terminal, non-blocking.
@@ -59,6 +63,11 @@ impl Anchors {
             result => result,
         }
     }
+}
+
+fn duplicate(fd: &OwnedFd) -> nix::Result<OwnedFd> {
+    fd.try_clone()
+        .map_err(|error| error.raw_os_error().map_or(Errno::EMFILE, Errno::from_raw))
 }
 
 /// Opens `name` in `directory`, unless something is mounted there.

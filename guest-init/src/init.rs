@@ -5,6 +5,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use flashpan_protocol::agent::{EXEC_PORT, GuestMessage, HOST_CID, HostMessage};
+use flashpan_protocol::file::FILE_PORT;
 use flashpan_protocol::phase::{CODE_INIT_READY, CODE_INIT_START, ExitRequest};
 use nix::errno::Errno;
 use nix::sys::epoll::{EpollEvent, EpollFlags};
@@ -29,6 +30,7 @@ use crate::{mounts, network, ports, root, vsock};
 /// Tokens of PID 1's own descriptors, besides [`boot::TOKEN`].
 const LISTENER: u64 = 1;
 const SIGNALS: u64 = 2;
+const FILE_LISTENER: u64 = 3;
 
 /// Open files of PID 1, and most that a program may raise its own limit to
 /// (systemd's number).
@@ -62,6 +64,7 @@ struct Init {
     poller: Poller,
     boot: Connection,
     listener: Watched,
+    file_listener: Watched,
     /// When to listen again.
     accept_again: Option<Instant>,
     signals: SignalFd,
@@ -93,10 +96,13 @@ fn set_up() -> Result<Init, Failure> {
             None
         }
     };
-    let listen = "listen for the supervisor (vsock port 1025)";
-    let listener = vsock::listen_on(EXEC_PORT).during(listen)?;
-    let mut listener = Watched::new(&poller, listener, LISTENER);
-    listener.watch(Some(EpollFlags::EPOLLIN)).during(listen)?;
+    let listen = |port, token| {
+        let mut listener = Watched::new(&poller, vsock::listen_on(port)?, token);
+        listener.watch(Some(EpollFlags::EPOLLIN)).map(|()| listener)
+    };
+    let what = "listen for the supervisor (vsock ports 1025 and 1026)";
+    let listener = listen(EXEC_PORT, LISTENER).during(what)?;
+    let file_listener = listen(FILE_PORT, FILE_LISTENER).during(what)?;
     let signals = watch_signals(&poller)?;
 
     let config = boot.configuration()?;
@@ -121,6 +127,7 @@ fn set_up() -> Result<Init, Failure> {
         poller,
         boot,
         listener,
+        file_listener,
         accept_again: None,
         signals,
         agent,
@@ -178,7 +185,7 @@ impl Init {
             for event in events.iter().take(count) {
                 match event.data() {
                     boot::TOKEN => self.on_boot(event.events()),
-                    LISTENER => self.on_connection(),
+                    token @ (LISTENER | FILE_LISTENER) => self.on_connection(token),
                     SIGNALS => self.on_signals(),
                     token if token >= FIRST_TOKEN => self.agent.handle(token, event.events()),
                     _ => {}
@@ -200,6 +207,7 @@ impl Init {
         if self.accept_again.is_some_and(|again| now >= again) {
             self.accept_again = None;
             let _ = self.listener.watch(Some(EpollFlags::EPOLLIN));
+            let _ = self.file_listener.watch(Some(EpollFlags::EPOLLIN));
         }
         if let Some(ending) = &mut self.ending
             && ending.is_over(&mut self.agent)
@@ -260,15 +268,20 @@ impl Init {
         }
     }
 
-    fn on_connection(&mut self) {
-        match sys::accept_vsock(&self.listener) {
+    fn on_connection(&mut self, token: u64) {
+        let listener = match token {
+            FILE_LISTENER => &mut self.file_listener,
+            _ => &mut self.listener,
+        };
+        match sys::accept_vsock(&*listener) {
             // Programs in the guest must not become root by asking the agent.
+            Ok((socket, HOST_CID)) if token == FILE_LISTENER => self.agent.connect_files(socket),
             Ok((socket, HOST_CID)) => self.agent.connect(socket),
             Ok(_) | Err(Errno::EAGAIN | Errno::EINTR | Errno::ECONNABORTED) => {}
             Err(_) => {
                 // Out of descriptors or memory: the connection stays in the
                 // backlog and would wake the loop at once.
-                let _ = self.listener.watch(None);
+                let _ = listener.watch(None);
                 self.accept_again = Some(Instant::now() + ACCEPT_AGAIN);
             }
         }

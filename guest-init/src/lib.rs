@@ -5,8 +5,9 @@
 //! * [`run()`] is the order of work.
 //! * One level-triggered epoll loop owns everything afterwards: the boot
 //!   connection, the listener, the exec connections, the children and their
-//!   pipes and terminals. There are no threads, no sleeps and no polling;
-//!   deadlines are the loop's time-out.
+//!   pipes and terminals. There are no sleeps and no polling; deadlines are the
+//!   loop's time-out. Only what is done to files on behalf of the supervisor
+//!   has threads, since a disk can keep whoever uses it waiting (`files`).
 //! * Every program runs in a session and a cgroup of its own, so that it can be
 //!   ended with everything that it started.
 //! * Nothing here may end PID 1: a guest without it panics. A failure during
@@ -21,6 +22,7 @@ mod connection;
 mod disks;
 mod exec;
 mod failure;
+mod files;
 mod init;
 mod mounts;
 mod network;

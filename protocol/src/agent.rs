@@ -18,11 +18,14 @@
 //! [`ExecOutput::Exited`]. If the supervisor closes the connection early, the
 //! agent ends the program: SIGTERM to its process group, then SIGKILL to
 //! everything in its cgroup.
+//!
+//! **A file connection** (host to guest, [`crate::file::FILE_PORT`]) does one
+//! operation on the guest's files; see [`crate::file`].
 
 use serde::{Deserialize, Serialize};
 
 /// Version of this protocol; both hellos carry it and must agree.
-pub const VERSION: u32 = 2;
+pub const VERSION: u32 = 3;
 
 /// First bytes of the guest's hello, to tell a stray connection from an agent.
 pub const MAGIC: [u8; 8] = *b"flashpan";

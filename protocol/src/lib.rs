@@ -1,7 +1,8 @@
 //! The two wire formats of flashpan.
 //!
 //! * [`agent`]: between the supervisor on the host and the agent in the guest,
-//!   over vsock streams, framed by [`frame`].
+//!   over vsock streams, framed by [`frame`]; [`mod@file`] is the part of it that
+//!   concerns the guest's files.
 //! * [`control`]: between the supervisor and the VMM process, over a
 //!   `SOCK_SEQPACKET` socket pair that also carries file descriptors.
 //!
@@ -15,5 +16,6 @@
 
 pub mod agent;
 pub mod control;
+pub mod file;
 pub mod frame;
 pub mod phase;

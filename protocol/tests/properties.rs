@@ -4,9 +4,13 @@
 
 use flashpan_protocol::agent::{
     Bytes, Command, ExecInput, ExecOutput, ExecRequest, ExitStatus, GuestMessage, HostMessage,
-    MAX_FRAME, StartFailure, StartFailureKind, TerminalSize,
+    MAX_DATA, MAX_FRAME, StartFailure, StartFailureKind, TerminalSize,
 };
 use flashpan_protocol::control::{self, Console, DiskSpec, Event, Request, VmSpec};
+use flashpan_protocol::file::{
+    Entry, FileFailure, FileFailureKind, FileInput, FileOutput, FileRequest, FileStat, MAX_ENTRIES,
+    MAX_FILE_FRAME, MAX_PATH, WriteRequest,
+};
 use flashpan_protocol::frame::{Decoder, FrameError, encode, from_bytes};
 use proptest::prelude::*;
 
@@ -75,6 +79,77 @@ fn output() -> impl Strategy<Value = ExecOutput> {
     ]
 }
 
+fn file_request() -> impl Strategy<Value = FileRequest> {
+    let id = || proptest::option::of(any::<u32>());
+    prop_oneof![
+        (bytes(), id(), id(), id(), any::<bool>()).prop_map(|(path, mode, uid, gid, parents)| {
+            FileRequest::Write(WriteRequest {
+                path,
+                mode,
+                uid,
+                gid,
+                parents,
+            })
+        }),
+        (bytes(), any::<u64>(), proptest::option::of(any::<u64>())).prop_map(
+            |(path, offset, length)| FileRequest::Read {
+                path,
+                offset,
+                length
+            }
+        ),
+        bytes().prop_map(|path| FileRequest::List { path }),
+        (bytes(), any::<bool>()).prop_map(|(path, follow)| FileRequest::Stat { path, follow }),
+        (bytes(), any::<u32>(), any::<bool>()).prop_map(|(path, mode, parents)| {
+            FileRequest::MakeDirectory {
+                path,
+                mode,
+                parents,
+            }
+        }),
+        (bytes(), any::<bool>())
+            .prop_map(|(path, recursive)| FileRequest::Remove { path, recursive }),
+        (bytes(), bytes()).prop_map(|(from, to)| FileRequest::Rename { from, to }),
+    ]
+}
+
+fn file_input() -> impl Strategy<Value = FileInput> {
+    prop_oneof![
+        file_request().prop_map(FileInput::Start),
+        proptest::collection::vec(any::<u8>(), 0..2048).prop_map(FileInput::Data),
+        Just(FileInput::End),
+    ]
+}
+
+fn stat() -> impl Strategy<Value = FileStat> {
+    let numbers = (any::<u32>(), any::<u32>(), any::<u32>());
+    (numbers, any::<u64>(), any::<i64>(), any::<u32>()).prop_map(
+        |((mode, uid, gid), size, modified, modified_ns)| FileStat {
+            mode,
+            uid,
+            gid,
+            size,
+            modified,
+            modified_ns,
+        },
+    )
+}
+
+fn file_output() -> impl Strategy<Value = FileOutput> {
+    let entry = (bytes(), stat()).prop_map(|(name, stat)| Entry { name, stat });
+    prop_oneof![
+        stat().prop_map(FileOutput::Info),
+        proptest::collection::vec(any::<u8>(), 0..2048).prop_map(FileOutput::Data),
+        proptest::collection::vec(entry, 0..8).prop_map(FileOutput::Entries),
+        Just(FileOutput::Done),
+        (any::<i32>(), ".{0,40}").prop_map(|(errno, message)| FileOutput::Failed(FileFailure {
+            kind: FileFailureKind::NoSpace,
+            errno,
+            message
+        })),
+    ]
+}
+
 fn spec() -> impl Strategy<Value = VmSpec> {
     (
         any::<u8>(),
@@ -131,6 +206,27 @@ proptest! {
     }
 
     #[test]
+    fn file_messages_round_trip(input in file_input(), output in file_output()) {
+        let frame = encode(&input, MAX_FILE_FRAME).unwrap();
+        prop_assert_eq!(from_bytes::<FileInput>(&frame[4..]).unwrap(), input);
+        let frame = encode(&output, MAX_FILE_FRAME).unwrap();
+        prop_assert_eq!(from_bytes::<FileOutput>(&frame[4..]).unwrap(), output);
+    }
+
+    /// A message cut anywhere is an error, not another message.
+    #[test]
+    fn truncated_file_messages_are_refused(
+        input in file_input(),
+        output in file_output(),
+        cut in any::<prop::sample::Index>(),
+    ) {
+        let frame = encode(&input, MAX_FILE_FRAME).unwrap();
+        prop_assert!(from_bytes::<FileInput>(&frame[4..][..cut.index(frame.len() - 4)]).is_err());
+        let frame = encode(&output, MAX_FILE_FRAME).unwrap();
+        prop_assert!(from_bytes::<FileOutput>(&frame[4..][..cut.index(frame.len() - 4)]).is_err());
+    }
+
+    #[test]
     fn control_round_trips(spec in spec()) {
         let message = Request::Boot(Box::new(spec));
         let packet = control::encode(&message).unwrap();
@@ -151,6 +247,8 @@ proptest! {
         let _ = control::decode::<Event>(&bytes);
         let _ = from_bytes::<GuestMessage>(&bytes);
         let _ = from_bytes::<HostMessage>(&bytes);
+        let _ = from_bytes::<FileInput>(&bytes);
+        let _ = from_bytes::<FileOutput>(&bytes);
         let mut decoder = Decoder::new(MAX_FRAME);
         decoder.extend(&bytes);
         while let Ok(Some(_)) = decoder.next_message::<ExecInput>() {}
@@ -175,6 +273,30 @@ fn a_message_over_the_limit_is_not_sent() {
         matches!(error, FrameError::TooLong { max: 50, .. }),
         "{error}"
     );
+}
+
+/// The limits of the parts add up to less than the limit of the whole.
+#[test]
+fn the_longest_file_messages_fit_into_a_frame() {
+    let path = Bytes::from(vec![b'x'; MAX_PATH]);
+    let input = |input: FileInput| encode(&input, MAX_FILE_FRAME).unwrap();
+    input(FileInput::Data(vec![0; MAX_DATA]));
+    input(FileInput::Start(FileRequest::Rename {
+        from: path.clone(),
+        to: path,
+    }));
+    let stat = FileStat {
+        mode: u32::MAX,
+        uid: u32::MAX,
+        gid: u32::MAX,
+        size: u64::MAX,
+        modified: i64::MIN,
+        modified_ns: u32::MAX,
+    };
+    let name = Bytes::from(vec![b'x'; MAX_DATA / 2 / MAX_ENTRIES]);
+    let entries = vec![Entry { name, stat }; MAX_ENTRIES];
+    encode(&FileOutput::Entries(entries), MAX_FILE_FRAME).unwrap();
+    encode(&FileOutput::Data(vec![0; MAX_DATA]), MAX_FILE_FRAME).unwrap();
 }
 
 #[test]

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use flashpan_protocol::agent::StartFailureKind;
+use flashpan_protocol::file::FileFailureKind;
 use flashpan_protocol::frame::FrameError;
 use flashpan_protocol::phase::Phase;
 use thiserror::Error;
@@ -159,6 +160,34 @@ pub enum Error {
         kind: StartFailureKind,
         /// What the guest reported.
         message: String,
+    },
+    /// The guest could not do what was asked for with a file of its.
+    #[error("{} in the guest: {message}", path.display())]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// The class of failure.
+        kind: FileFailureKind,
+        /// The error number in the guest, 0 if there is none.
+        errno: i32,
+        /// What the guest reported.
+        message: String,
+    },
+    /// A file of the guest was longer than the caller allowed.
+    #[error("{} in the guest is longer than the {limit} bytes that were asked for at most; read it as a stream", path.display())]
+    FileTooLong {
+        /// The file.
+        path: PathBuf,
+        /// The limit in bytes.
+        limit: usize,
+    },
+    /// A directory of the guest has more entries than are listed.
+    #[error("{} in the guest has more than {limit} entries; list it with a program in the guest", path.display())]
+    ListingTooLong {
+        /// The directory.
+        path: PathBuf,
+        /// The limit.
+        limit: usize,
     },
     /// Output was longer than the caller allowed.
     #[error("the program wrote more than the {limit} bytes that were asked for at most")]

@@ -17,6 +17,9 @@
 //! # }
 //! ```
 //!
+//! Files go in and out of a running guest by [`Sandbox::write_file`],
+//! [`Sandbox::open_file`], [`Sandbox::list_files`] and their like.
+//!
 //! A VM has no file of its own anywhere, and its VMM ends when the control
 //! socket to this process closes. So nothing is left behind however this
 //! process ends, and a [`Sandbox`] or [`Process`] that is dropped ends what it
@@ -35,6 +38,10 @@ mod driver;
 mod error;
 mod exec;
 mod exit;
+mod file_entry;
+mod file_link;
+mod file_reader;
+mod files;
 mod frames;
 mod locate;
 mod log;
@@ -54,8 +61,12 @@ pub use disk::{Disk, DiskMount, DiskRole, DiskSource, FullDisk, Upper};
 pub use error::{Error, Result};
 pub use exec::{DEFAULT_PATH, ExecOptions};
 pub use exit::{Exit, ExitReason};
+pub use file_entry::FileEntry;
+pub use file_reader::FileReader;
+pub use files::{ReadOptions, WriteOptions};
 pub use flashpan_protocol::agent::{ExitStatus, FsType, StartFailureKind, TerminalSize};
 pub use flashpan_protocol::control::{BootProtocol, Console, ExitCount, Stats};
+pub use flashpan_protocol::file::{FileFailureKind, FileStat};
 pub use flashpan_protocol::phase::Phase;
 pub use locate::{guest_init_program, vmm_program};
 pub use log::VmLog;

@@ -1,5 +1,6 @@
 //! A VM and the handle to it.
 
+use std::io;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -11,7 +12,7 @@ use flashpan_protocol::frame::{self, FrameError};
 use flashpan_protocol::phase::Phase;
 use tokio::io::AsyncWriteExt;
 use tokio::net::UnixStream;
-use tokio::net::unix::OwnedWriteHalf;
+use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::{Mutex, mpsc, oneshot};
 use tokio::time::timeout;
 
@@ -91,32 +92,8 @@ impl Sandbox {
     async fn start_program(
         &self,
         start: &[u8],
-    ) -> Result<(
-        u32,
-        FrameReader<tokio::net::unix::OwnedReadHalf>,
-        OwnedWriteHalf,
-    )> {
-        let (ours, theirs) = UnixStream::pair().map_err(Error::host("make a guest connection"))?;
-        let theirs: OwnedFd = theirs
-            .into_std()
-            .map_err(Error::host("make a guest connection"))?
-            .into();
-        let (reader, mut writer) = ours.into_split();
-        let (reply, accepted) = oneshot::channel();
-        self.command(Command::Connect {
-            port: EXEC_PORT,
-            stream: theirs,
-            reply,
-        })
-        .await?;
-        // The request is written while the guest is still accepting: it waits
-        // in the socket, and that saves a wake-up.
-        let (accepted, written) = tokio::join!(accepted, writer.write_all(start));
-        match accepted {
-            Ok(true) => {}
-            Ok(false) => return Err(Error::AgentRefused { port: EXEC_PORT }),
-            Err(_) => return Err(lost(self.ended.clone()).await),
-        }
+    ) -> Result<(u32, FrameReader<OwnedReadHalf>, OwnedWriteHalf)> {
+        let (reader, writer, written) = self.dial(EXEC_PORT, start).await?;
         let mut reader = FrameReader::new(reader, MAX_OUTPUT_FRAME, MAX_OUTPUT_FRAME);
         match reader.next().await {
             Ok(Some(ExecOutput::Started { pid })) => {
@@ -139,6 +116,42 @@ impl Sandbox {
             }
             Err(e) => Err(broken(e.to_string())),
         }
+    }
+
+    /// Connects to `port` of the guest's agent and sends it the frame `first`;
+    /// whether that was taken is the last of the results.
+    pub(crate) async fn dial(
+        &self,
+        port: u32,
+        first: &[u8],
+    ) -> Result<(OwnedReadHalf, OwnedWriteHalf, io::Result<()>)> {
+        let (ours, theirs) = UnixStream::pair().map_err(Error::host("make a guest connection"))?;
+        let theirs: OwnedFd = theirs
+            .into_std()
+            .map_err(Error::host("make a guest connection"))?
+            .into();
+        let (reader, mut writer) = ours.into_split();
+        let (reply, accepted) = oneshot::channel();
+        self.command(Command::Connect {
+            port,
+            stream: theirs,
+            reply,
+        })
+        .await?;
+        // The request is written while the guest is still accepting: it waits
+        // in the socket, and that saves a wake-up.
+        let (accepted, written) = tokio::join!(accepted, writer.write_all(first));
+        match accepted {
+            Ok(true) => {}
+            Ok(false) => return Err(Error::AgentRefused { port }),
+            Err(_) => return Err(lost(self.ended.clone()).await),
+        }
+        Ok((reader, writer, written))
+    }
+
+    /// News of the end of the VM.
+    pub(crate) fn ended(&self) -> Ended {
+        self.ended.clone()
     }
 
     /// [`Self::shutdown_within`] 10 seconds after `grace`: for guests that have

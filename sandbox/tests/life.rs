@@ -11,87 +11,20 @@
 )]
 
 use std::fs::File;
-use std::os::unix::fs::symlink;
-use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use flashpan::{
-    Error, ExecOptions, ExitReason, ExitStatus, FsType, Phase, Process, Root, Sandbox,
-    SandboxBuilder, StartFailureKind, TerminalSize,
+    Error, ExecOptions, ExitReason, ExitStatus, Phase, Process, Sandbox, StartFailureKind,
+    TerminalSize,
 };
-use nix::fcntl::{Flock, FlockArg};
 use nix::sys::stat::Mode;
 use nix::unistd::mkfifo;
-use tempfile::TempDir;
 use tokio::time::timeout;
 
-/// Longer than anything here takes on the slowest machine.
-const LONG: Duration = Duration::from_secs(60);
+#[path = "fake/world.rs"]
+mod world;
 
-/// The fake VMM, which Cargo builds as an example beside the tests.
-fn fake_vmm() -> PathBuf {
-    let test = std::env::current_exe().unwrap();
-    let built = test.ancestors().nth(2).unwrap();
-    let program = built.join("examples/fake-vmm");
-    let missing = "not built; `cargo build --example fake-vmm` does it";
-    assert!(program.exists(), "{} is {missing}", program.display());
-    program
-}
-
-/// A directory with everything that a VM of `scenario` needs.
-struct World {
-    dir: TempDir,
-    scenario: &'static str,
-}
-
-impl World {
-    fn new(scenario: &'static str) -> Self {
-        let dir = tempfile::tempdir().unwrap();
-        symlink(fake_vmm(), dir.path().join("fake-vmm")).unwrap();
-        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fake/vmm.sh");
-        symlink(script, dir.path().join(scenario)).unwrap();
-        for (file, contents) in [
-            ("vmlinux", "\x7fELF"),
-            ("root.erofs", "root"),
-            ("init", "init"),
-        ] {
-            std::fs::write(dir.path().join(file), contents).unwrap();
-        }
-        Self { dir, scenario }
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.dir.path().join(name)
-    }
-
-    fn builder(&self) -> SandboxBuilder {
-        let root = Root::new(self.path("root.erofs"), FsType::Erofs);
-        Sandbox::builder(self.path("vmlinux"), root)
-            .vmm(self.path(self.scenario))
-            .guest_init(self.path("init"))
-            .hostname("fake")
-    }
-
-    async fn boot(&self) -> Sandbox {
-        self.builder().boot().await.unwrap()
-    }
-
-    async fn boot_error(&self) -> Error {
-        self.builder().boot().await.unwrap_err()
-    }
-
-    /// Returns when no process has the kernel open and locked any more.
-    async fn vmm_is_gone(&self) {
-        let kernel = File::open(self.path("vmlinux")).unwrap();
-        let locked = tokio::task::spawn_blocking(move || {
-            drop(Flock::lock(kernel, FlockArg::LockExclusive).unwrap());
-        });
-        timeout(LONG, locked)
-            .await
-            .expect("the VMM lives on")
-            .unwrap();
-    }
-}
+use world::{LONG, World};
 
 async fn run(sandbox: &Sandbox, argv: &[&str]) -> Process {
     sandbox

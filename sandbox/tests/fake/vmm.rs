@@ -26,10 +26,13 @@ use flashpan_protocol::control::{
     self, BootFailure, BootFailureKind, CONTROL_FD, Event, ExitReason, ExitReport, FullDisk,
     MAX_PACKET, Request, Stamp, Stats, VmSpec,
 };
+use flashpan_protocol::file::FILE_PORT;
 use flashpan_protocol::frame::{self, Decoder};
 use flashpan_protocol::phase::{ExitRequest, Phase};
 use nix::fcntl::{Flock, FlockArg};
 use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, recvmsg, sendmsg};
+
+mod files;
 
 /// PID 1's connection once it is ready.
 static BOOT: Mutex<Option<UnixStream>> = Mutex::new(None);
@@ -279,14 +282,17 @@ fn serve(control: &Control, scenario: &str, spec: &VmSpec) -> ! {
     while let Some((request, mut fds)) = control.receive() {
         match request {
             Request::Connect { id, port } => {
-                assert_eq!(port, EXEC_PORT);
+                assert!(matches!(port, EXEC_PORT | FILE_PORT));
                 let stream = UnixStream::from(fds.pop().unwrap());
                 stream.set_nonblocking(false).unwrap();
                 if scenario == "refuse" {
                     control.send(&Event::Refused { id }, None);
                 } else {
                     control.send(&Event::Connected { id }, None);
-                    std::thread::spawn(move || agent(stream));
+                    std::thread::spawn(move || match port {
+                        FILE_PORT => files::agent(stream),
+                        _ => agent(stream),
+                    });
                 }
             }
             Request::Stats => {

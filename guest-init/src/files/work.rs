@@ -1,0 +1,41 @@
+//! One operation, from its request to its last frame.
+
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
+
+use flashpan_protocol::file::{FileOutput, FileRequest};
+
+use super::link::{Link, Stop};
+use super::{read, tree, write};
+
+/// Does what the supervisor asks for on `socket`, which blocks.
+pub(super) fn serve(socket: UnixStream, root: &OwnedFd) {
+    let mut link = Link::new(socket);
+    let done = link
+        .request()
+        .and_then(|request| perform(&mut link, root, &request))
+        .and_then(|()| link.send(&FileOutput::Done));
+    if let Err(Stop::Failed(failure)) = done {
+        link.fail(failure);
+    }
+}
+
+fn perform(link: &mut Link, root: &OwnedFd, request: &FileRequest) -> Result<(), Stop> {
+    match request {
+        FileRequest::Write(request) => write::write(link, root, request),
+        FileRequest::Read {
+            path,
+            offset,
+            length,
+        } => read::read(link, root, path, *offset, *length),
+        FileRequest::List { path } => read::list(link, root, path),
+        FileRequest::Stat { path, follow } => read::stat(link, root, path, *follow),
+        FileRequest::MakeDirectory {
+            path,
+            mode,
+            parents,
+        } => tree::make_directory(root, path, *mode, *parents),
+        FileRequest::Remove { path, recursive } => tree::remove(link, root, path, *recursive),
+        FileRequest::Rename { from, to } => tree::rename(root, from, to),
+    }
+}
