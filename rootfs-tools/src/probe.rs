@@ -7,6 +7,8 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::OFlags;
 
+use crate::child;
+
 /// Byte offset of the superblock, the same in EROFS and ext4.
 const SUPER_OFFSET: u64 = 1024;
 /// As much of a superblock as is looked at.
@@ -130,7 +132,7 @@ pub fn open(path: &Path) -> Result<(RootImage, File), Error> {
     if kind.is_dir() {
         return Ok((RootImage::Directory, file));
     }
-    match file.try_lock_shared() {
+    match child::try_lock(&file, true) {
         Ok(()) => {}
         Err(TryLockError::WouldBlock) => {
             return Err(Error::InUse {

@@ -186,7 +186,7 @@ impl Store {
         // would run on files that were never theirs.
         if !made {
             for (layer, diff_id) in layers.iter().zip(&config.diff_ids) {
-                verified.contents(&layer.piece, diff_id, || {
+                verified.once(&layer.piece, diff_id, || {
                     self.verify_layer(&name, layer, diff_id, conversion)
                 })?;
             }
@@ -331,16 +331,7 @@ impl Verified {
         }
     }
 
-    /// The digest of what is in a layer.
-    fn contents(
-        &mut self,
-        piece: &Piece,
-        diff_id: &str,
-        verify: impl FnOnce() -> Result<(), Error>,
-    ) -> Result<(), Error> {
-        self.once(piece, diff_id, verify)
-    }
-
+    /// Verifies a piece to have something, unless it was verified before.
     fn once(
         &mut self,
         piece: &Piece,

@@ -8,6 +8,7 @@
 //! broken. Under `-icount` in the lab a nanosecond is an instruction.
 
 mod budgets;
+mod deadline;
 mod figure;
 mod image;
 mod measure;

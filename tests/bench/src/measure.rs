@@ -4,14 +4,12 @@ use std::ffi::OsStr;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
-use std::sync::mpsc::{self, RecvTimeoutError};
-use std::thread;
-use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
 
 use crate::budgets::Budgets;
+use crate::deadline::{DEADLINE, run_for};
 use crate::figure::{Figure, Figures};
 use crate::microsandbox::Microsandbox;
 use crate::tree::Tree;
@@ -219,29 +217,9 @@ fn ended_well(output: &Output) -> bool {
     output.status.success()
 }
 
-/// How long a run may take, hundreds of times what it does. Where time is a count
-/// of instructions and everything waits, the clock leaps from timer to timer.
-const DEADLINE: Duration = Duration::from_secs(120);
-
-/// Runs of a command that may be given up. In the emulated host one in some dozens
-/// does not end, of whichever VMM; every one is told.
+/// Runs of a command that may be given up: in the emulated host some did not end,
+/// for reasons that are not known yet. Every one is told.
 const GIVEN_UP_MOST: usize = 2;
-
-/// Runs a program to its end; nothing if it had to be ended for it.
-fn run_for(command: &mut Command, most: Duration) -> std::io::Result<Option<Output>> {
-    let child = command.spawn()?;
-    let pid = child.id().to_string();
-    let (done, ended) = mpsc::channel::<()>();
-    let watching = thread::spawn(move || {
-        let late = ended.recv_timeout(most) == Err(RecvTimeoutError::Timeout);
-        // It has not ended, so the number is its own.
-        late && Command::new("kill").args(["-9", &pid]).status().is_ok()
-    });
-    let output = child.wait_with_output()?;
-    drop(done);
-    let killed = watching.join().unwrap_or(false);
-    Ok((!killed).then_some(output))
-}
 
 /// Runs a command some times; the least of its wall times in nanoseconds, and
 /// the output of the last run. Each has to be good.
@@ -334,24 +312,6 @@ fn number(value: &Value, name: &str) -> Result<f64> {
 mod tests {
     use super::*;
     use serde_json::json;
-
-    #[test]
-    fn what_does_not_end_is_ended() {
-        let mut sleep = Command::new("sleep");
-        sleep
-            .arg("1000")
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped());
-        assert!(
-            run_for(&mut sleep, Duration::from_millis(50))
-                .unwrap()
-                .is_none()
-        );
-        let mut echo = Command::new("echo");
-        echo.arg("x").stdout(Stdio::piped()).stderr(Stdio::piped());
-        let output = run_for(&mut echo, DEADLINE).unwrap().unwrap();
-        assert_eq!(output.stdout, b"x\n");
-    }
 
     #[test]
     fn exits_are_named_by_reason_and_register() {

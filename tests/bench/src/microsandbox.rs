@@ -1,19 +1,15 @@
 //! A peer that may be there: microsandbox, whose wheel has its programs in it.
 
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail};
 
 use crate::MEMORY_MIB;
+use crate::deadline::{DEADLINE, run_for};
 
 /// The name of the image in its store.
 const IMAGE: &str = "tree";
-
-/// Seconds for each of its commands: several times what they take where time is a
-/// count of instructions. Now and then one waits for ever, and our own figures
-/// must not wait with it.
-const DEADLINE: &str = "20";
 
 /// microsandbox with a store of its own.
 #[derive(Debug)]
@@ -58,10 +54,8 @@ impl Microsandbox {
     }
 
     fn command(&self) -> Command {
-        let mut command = Command::new("timeout");
+        let mut command = Command::new(&self.program);
         command
-            .args(["--signal=KILL", DEADLINE])
-            .arg(&self.program)
             .env("MSB_HOME", &self.home)
             .env("MSB_PATH", &self.program);
         command
@@ -69,10 +63,13 @@ impl Microsandbox {
 
     fn ask(&self, words: &[&str]) -> Result<String> {
         let mut command = self.command();
-        let output = command
+        command
             .args(words)
-            .output()
-            .with_context(|| format!("start {command:?}"))?;
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
+        let output = run_for(&mut command, DEADLINE)
+            .with_context(|| format!("start {command:?}"))?
+            .with_context(|| format!("{command:?} does not end"))?;
         if !output.status.success() {
             let why = String::from_utf8_lossy(&output.stderr);
             bail!("{command:?} ended with {}: {}", output.status, why.trim());
