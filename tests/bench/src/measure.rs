@@ -229,10 +229,7 @@ fn least(
     mut command: Command,
     good: impl Fn(&Output) -> bool,
 ) -> Result<(f64, Output)> {
-    command
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped());
+    command.stdin(Stdio::null());
     let mut given_up = 0;
     let mut run = || {
         let (took, output) = loop {

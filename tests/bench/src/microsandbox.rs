@@ -1,7 +1,7 @@
 //! A peer that may be there: microsandbox, whose wheel has its programs in it.
 
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 
@@ -63,10 +63,7 @@ impl Microsandbox {
 
     fn ask(&self, words: &[&str]) -> Result<String> {
         let mut command = self.command();
-        command
-            .args(words)
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped());
+        command.args(words);
         let output = run_for(&mut command, DEADLINE)
             .with_context(|| format!("start {command:?}"))?
             .with_context(|| format!("{command:?} does not end"))?;
