@@ -217,10 +217,6 @@ fn ended_well(output: &Output) -> bool {
     output.status.success()
 }
 
-/// Runs of a command that may be given up: in the emulated host some did not end,
-/// for reasons that are not known yet. Every one is told.
-const GIVEN_UP_MOST: usize = 2;
-
 /// Runs a command some times; the least of its wall times in nanoseconds, and
 /// the output of the last run. Each has to be good.
 fn least(
@@ -230,22 +226,13 @@ fn least(
     good: impl Fn(&Output) -> bool,
 ) -> Result<(f64, Output)> {
     command.stdin(Stdio::null());
-    let mut given_up = 0;
     let mut run = || {
-        let (took, output) = loop {
-            let begun = flashpan_vmm::vm::now_ns();
-            let output =
-                run_for(&mut command, DEADLINE).with_context(|| format!("start {command:?}"))?;
-            let took = flashpan_vmm::vm::now_ns().saturating_sub(begun);
-            if let Some(output) = output {
-                break (took, output);
-            }
-            eprintln!("flashpan-bench: {what}: given up after {DEADLINE:?}");
-            given_up += 1;
-            if given_up > GIVEN_UP_MOST {
-                bail!("{command:?} does not end");
-            }
-        };
+        let begun = flashpan_vmm::vm::now_ns();
+        let output =
+            run_for(&mut command, DEADLINE).with_context(|| format!("start {command:?}"))?;
+        let took = flashpan_vmm::vm::now_ns().saturating_sub(begun);
+        let output =
+            output.with_context(|| format!("{command:?} did not end within {DEADLINE:?}"))?;
         if !good(&output) {
             let said = [output.stderr.as_slice(), output.stdout.as_slice()].concat();
             let said = String::from_utf8_lossy(&said);

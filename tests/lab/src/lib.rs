@@ -20,6 +20,7 @@ mod reap;
 mod scratch;
 mod session;
 mod terminal;
+mod vmrun;
 mod wire;
 
 /// Where the scratch disk is mounted in the lab. The variable `FLASHPAN_LAB`
@@ -98,7 +99,8 @@ pub fn run(options: &Options) -> Result<u8> {
     let kernel = image::Kernel::find_or_fetch(&cache)?;
     let scratch = scratch::Scratch::take(&cache, options.scratch)?;
     let agent = env::current_exe().context("cannot find this program")?;
-    let machine = qemu::Machine::start(options, &kernel, &agent, &scratch.path)?;
+    let plugin = vmrun::plugin(&cache)?;
+    let machine = qemu::Machine::start(options, &kernel, &agent, &scratch.path, &plugin)?;
     session::run(machine, options)
 }
 

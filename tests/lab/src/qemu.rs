@@ -45,6 +45,7 @@ impl Machine {
         kernel: &Kernel,
         agent: &Path,
         scratch: &Path,
+        plugin: &Path,
     ) -> Result<Self> {
         // QEMU inherits these; no path has to be made, named or removed.
         let initramfs = memory_file(&kernel.initramfs(agent)?)?;
@@ -97,7 +98,9 @@ impl Machine {
         qemu.args(["-device", "virtio-9p-pci,fsdev=root,mount_tag=root"]);
 
         // A comma in a value is written twice.
-        let scratch = scratch.display().to_string().replace(',', ",,");
+        let escaped = |path: &Path| path.display().to_string().replace(',', ",,");
+        let (scratch, plugin) = (escaped(scratch), escaped(plugin));
+        qemu.arg("-plugin").arg(format!("file={plugin}"));
         qemu.arg("-drive");
         qemu.arg(format!(
             "if=virtio,format=raw,cache=unsafe,discard=unmap,file={scratch}"
