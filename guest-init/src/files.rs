@@ -57,6 +57,8 @@ const STACK: usize = 256 * 1024;
 #[derive(Debug, Default)]
 pub(crate) struct Files {
     workers: BTreeMap<u64, Worker>,
+    /// The VM ends: what would begin now could not be completed, nor cleared away.
+    ending: bool,
 }
 
 #[derive(Debug)]
@@ -79,6 +81,9 @@ impl Files {
         poller: &Poller,
     ) {
         let socket = UnixStream::from(socket);
+        if self.ending {
+            return refuse(&socket, "the guest is shutting down".to_owned());
+        }
         if self.workers.len() >= FILES_MAX {
             let message = format!(
                 "the guest already works on {FILES_MAX} files; wait for one of them, \
@@ -100,8 +105,10 @@ impl Files {
         self.workers.remove(&id).is_some()
     }
 
-    /// Ends all operations where they are, but for those that hang.
-    pub(crate) fn kill_all(&self) {
+    /// Ends all operations where they are, but for those that hang; there are no
+    /// more from now on.
+    pub(crate) fn kill_all(&mut self) {
+        self.ending = true;
         for worker in self.workers.values() {
             let _ = worker.socket.shutdown(Shutdown::Both);
         }
