@@ -380,7 +380,8 @@ async fn end_in_order(
                 continue;
             }
         };
-        result = Err(failure);
+        // What came first counts: time may have been up before.
+        result = result.and(Err(failure));
         break sandbox.kill().await;
     };
     if exit.reason.is_orderly() {

@@ -246,6 +246,12 @@ fn time_that_is_up_ends_a_guest_that_writes_its_disks() {
     assert_eq!(output.status.code(), Some(124), "{output:?}");
     let text = complaint(&output);
     assert!(text.contains("while writing its disks"), "{text}");
+    // Not if it was up before that.
+    let output = world.output(&options, &["sleep"]);
+    assert_eq!(output.status.code(), Some(124), "{output:?}");
+    let text = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(text.contains("while running the command"), "{text}");
+    assert!(text.contains("may be lost"), "{text}");
     world.assert_nothing_left();
 }
 

@@ -239,7 +239,7 @@ impl Agent {
 
     /// Ends what is done to files; a test cannot end every process.
     #[cfg(test)]
-    pub(crate) fn kill_all_files(&self) {
+    pub(crate) fn kill_all_files(&mut self) {
         self.files.kill_all();
     }
 

@@ -65,7 +65,8 @@ impl Anchors {
     }
 }
 
-fn duplicate(fd: &OwnedFd) -> nix::Result<OwnedFd> {
+/// Another descriptor of the same open file.
+pub(crate) fn duplicate(fd: &OwnedFd) -> nix::Result<OwnedFd> {
     fd.try_clone()
         .map_err(|error| error.raw_os_error().map_or(Errno::EMFILE, Errno::from_raw))
 }

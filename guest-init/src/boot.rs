@@ -185,6 +185,11 @@ pub(crate) fn fatal(failure: Failure) -> ! {
     shutdown::leave(ExitRequest::PowerOff)
 }
 
+/// The descriptor by which [`fatal`] tells the supervisor; -1 if there is none.
+pub(crate) fn last_word() -> i32 {
+    SOCKET.load(Ordering::Relaxed)
+}
+
 /// Makes a bug end in [`fatal`] and not in the death of PID 1, which would
 /// panic the guest's kernel without a word on why.
 pub(crate) fn report_panics() {

@@ -17,20 +17,27 @@
 //! Threads do without any lock that the loop takes, but for the allocator's,
 //! under which nothing blocks. Programs are started by a fork that does not
 //! rely on locks ([`crate::sys::fork_into`]).
+//!
+//! Nor do they share descriptors with the loop: a child would get a copy of a file
+//! that a thread has open, and closing that waits for its file system too, for ever
+//! and past SIGKILL if it is FUSE and does not answer. No program would start any
+//! more.
 
 use std::collections::BTreeMap;
 use std::net::Shutdown;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 
 use flashpan_protocol::file::{FileFailure, FileFailureKind, FileOutput, MAX_FILE_FRAME};
 use flashpan_protocol::frame;
+use nix::errno::Errno;
 use nix::fcntl::OFlag;
 use nix::sys::epoll::EpollFlags;
 use nix::sys::socket::{MsgFlags, send};
 use nix::unistd::pipe2;
 
 use crate::poller::{Poller, Watched};
+use crate::{boot, sys};
 
 mod link;
 mod place;
@@ -50,6 +57,8 @@ const STACK: usize = 256 * 1024;
 #[derive(Debug, Default)]
 pub(crate) struct Files {
     workers: BTreeMap<u64, Worker>,
+    /// The VM ends: what would begin now could not be completed, nor cleared away.
+    ending: bool,
 }
 
 #[derive(Debug)]
@@ -72,6 +81,9 @@ impl Files {
         poller: &Poller,
     ) {
         let socket = UnixStream::from(socket);
+        if self.ending {
+            return refuse(&socket, "the guest is shutting down".to_owned());
+        }
         if self.workers.len() >= FILES_MAX {
             let message = format!(
                 "the guest already works on {FILES_MAX} files; wait for one of them, \
@@ -79,7 +91,7 @@ impl Files {
             );
             return refuse(&socket, message);
         }
-        match root.and_then(|root| start(&socket, root, poller, token)) {
+        match root.and_then(|root| start(&socket, &root, poller, token)) {
             Ok(done) => {
                 let _done = done;
                 self.workers.insert(id, Worker { socket, _done });
@@ -93,8 +105,10 @@ impl Files {
         self.workers.remove(&id).is_some()
     }
 
-    /// Ends all operations where they are, but for those that hang.
-    pub(crate) fn kill_all(&self) {
+    /// Ends all operations where they are, but for those that hang; there are no
+    /// more from now on.
+    pub(crate) fn kill_all(&mut self) {
+        self.ending = true;
         for worker in self.workers.values() {
             let _ = worker.socket.shutdown(Shutdown::Both);
         }
@@ -107,22 +121,21 @@ impl Files {
 }
 
 /// Starts the thread; returns what hangs up when it ends.
-fn start(socket: &UnixStream, root: OwnedFd, poller: &Poller, token: u64) -> nix::Result<Watched> {
-    let socket = socket.try_clone().map_err(|error| errno(&error))?;
+fn start(socket: &UnixStream, root: &OwnedFd, poller: &Poller, token: u64) -> nix::Result<Watched> {
     socket
         .set_nonblocking(false)
-        .map_err(|error| errno(&error))?;
+        .map_err(|error| Errno::from_raw(error.raw_os_error().unwrap_or_default()))?;
     let (done, alive) = pipe2(OFlag::O_CLOEXEC | OFlag::O_NONBLOCK)?;
     let mut done = Watched::new(poller, done, token);
     done.watch(Some(EpollFlags::EPOLLIN))?;
-    std::thread::Builder::new()
+    let thread = std::thread::Builder::new()
         .name("file".to_owned())
-        .stack_size(STACK)
-        .spawn(move || {
-            work::serve(socket, &root);
-            drop(alive);
-        })
-        .map_err(|error| errno(&error))?;
+        .stack_size(STACK);
+    let fds = [socket.as_fd(), root.as_fd(), alive.as_fd()];
+    sys::thread_apart(thread, fds, boot::last_word(), |[socket, root, alive]| {
+        work::serve(socket.into(), &root);
+        drop((root, alive));
+    })?;
     Ok(done)
 }
 
@@ -137,10 +150,6 @@ fn refuse(socket: &UnixStream, message: String) {
         let flags = MsgFlags::MSG_NOSIGNAL | MsgFlags::MSG_DONTWAIT;
         let _ = send(socket.as_raw_fd(), &frame, flags);
     }
-}
-
-fn errno(error: &std::io::Error) -> nix::errno::Errno {
-    nix::errno::Errno::from_raw(error.raw_os_error().unwrap_or_default())
 }
 
 #[cfg(test)]

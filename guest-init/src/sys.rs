@@ -4,7 +4,8 @@
 //! types.
 #![allow(unsafe_code)]
 
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::sync::mpsc;
 
 use flashpan_protocol::agent::{ExitStatus, TerminalSize};
 use nix::errno::Errno;
@@ -80,6 +81,56 @@ pub(crate) fn fork_into<T>(
         }),
         Err(_) => Err(Errno::EOVERFLOW),
     }
+}
+
+/// Starts a thread with a table of descriptors of its own: in it are copies of
+/// `fds`, which `work` gets, those of 0 to 2 and of the number `also`, and what
+/// `work` opens. Returns once that is so: then neither has anything that the other
+/// opens or closes, and children of this process have nothing of the thread's.
+pub(crate) fn thread_apart<const N: usize>(
+    thread: std::thread::Builder,
+    fds: [BorrowedFd<'_>; N],
+    also: RawFd,
+    work: fn([OwnedFd; N]),
+) -> nix::Result<()> {
+    let fds = fds.map(|fd| fd.as_raw_fd());
+    let (sender, is_apart) = mpsc::sync_channel(1);
+    let main = move || {
+        let apart = keep_only(&fds, also);
+        let failed = apart.is_err();
+        // The other side waits for it.
+        let _ = sender.send(apart);
+        if !failed {
+            // SAFETY: the numbers are of this thread's own table, where nobody
+            // owns them: `work` can have nothing that means the other table.
+            work(fds.map(|fd| unsafe { OwnedFd::from_raw_fd(fd) }));
+        }
+    };
+    let started = thread.spawn(main);
+    started.map_err(|error| error.raw_os_error().map_or(Errno::EAGAIN, Errno::from_raw))?;
+    is_apart.recv().unwrap_or(Err(Errno::EAGAIN))
+}
+
+/// Gives this thread a table of descriptors of its own, without all but these and 0
+/// to 2.
+fn keep_only(fds: &[RawFd], also: RawFd) -> nix::Result<()> {
+    let close = |first: u32, last: u32| {
+        let flags = libc::CLOSE_RANGE_UNSHARE;
+        // SAFETY: close_range takes numbers. What it closes is in a table that only
+        // this thread has, and in which no object owns anything yet.
+        Errno::result(unsafe { libc::syscall(libc::SYS_close_range, first, last, flags) }).map(drop)
+    };
+    let kept = fds.iter().chain([&also]);
+    let mut kept: Vec<u32> = kept.filter_map(|fd| u32::try_from(*fd).ok()).collect();
+    kept.sort_unstable();
+    let mut first = 3;
+    for fd in kept {
+        if first < fd {
+            close(first, fd - 1)?;
+        }
+        first = first.max(fd.saturating_add(1));
+    }
+    close(first, u32::MAX)
 }
 
 /// A child that has ended.

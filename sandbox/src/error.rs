@@ -11,6 +11,7 @@ use flashpan_protocol::phase::Phase;
 use thiserror::Error;
 
 use crate::exit::ExitReason;
+use crate::text::guest_path;
 use crate::timeline::phase_name;
 
 /// Why something could not be done. Every message is one line: what was tried,
@@ -162,7 +163,7 @@ pub enum Error {
         message: String,
     },
     /// The guest could not do what was asked for with a file of its.
-    #[error("{} in the guest: {message}", path.display())]
+    #[error("{} in the guest: {message}", guest_path(path))]
     File {
         /// The file.
         path: PathBuf,
@@ -174,7 +175,10 @@ pub enum Error {
         message: String,
     },
     /// A file of the guest was longer than the caller allowed.
-    #[error("{} in the guest is longer than the {limit} bytes that were asked for at most; read it as a stream", path.display())]
+    #[error(
+        "{} in the guest is longer than the {limit} bytes that were asked for at most; read it as a stream",
+        guest_path(path)
+    )]
     FileTooLong {
         /// The file.
         path: PathBuf,
@@ -182,7 +186,10 @@ pub enum Error {
         limit: usize,
     },
     /// A directory of the guest has more entries than are listed.
-    #[error("{} in the guest has more than {limit} entries; list it with a program in the guest", path.display())]
+    #[error(
+        "{} in the guest has more than {limit} entries; list it with a program in the guest",
+        guest_path(path)
+    )]
     ListingTooLong {
         /// The directory.
         path: PathBuf,

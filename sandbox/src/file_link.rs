@@ -18,7 +18,7 @@ use crate::error::{Error, Result};
 use crate::frames::FrameReader;
 use crate::pump::{broken, lost};
 use crate::sandbox::Sandbox;
-use crate::text::one_line;
+use crate::text::{self, one_line};
 
 /// How long a guest may be silent, or take nothing, when it is its turn.
 pub(crate) const ANSWER_WITHIN: Duration = Duration::from_secs(60);
@@ -60,7 +60,7 @@ pub(crate) fn guest_path(path: &Path) -> Result<Bytes> {
     } else {
         return Ok(Bytes::from(bytes));
     };
-    let shown = one_line(&path.to_string_lossy(), QUOTED);
+    let shown = text::guest_path(path);
     Err(Error::config("path in the guest", format!("{shown} {why}")))
 }
 

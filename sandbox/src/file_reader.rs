@@ -29,15 +29,16 @@ pub struct FileReader {
 }
 
 impl FileReader {
-    /// Takes over a connection on which the guest has described the file.
-    pub(crate) fn new(link: FileLink, stat: FileStat) -> Self {
+    /// Takes over a connection on which the guest has described the file, of which
+    /// it was asked for at most `length` bytes.
+    pub(crate) fn new(link: FileLink, stat: FileStat, length: Option<u64>) -> Self {
         let (sender, chunks) = mpsc::channel(CHUNKS);
         Self {
             stat,
             chunks,
             rest: Vec::new(),
             finished: false,
-            _task: Task::spawn(pump(link, sender)),
+            _task: Task::spawn(pump(link, length, sender)),
         }
     }
 
@@ -87,15 +88,15 @@ impl AsyncRead for FileReader {
 }
 
 /// Takes content from the guest as fast as it is read.
-async fn pump(mut link: FileLink, sender: mpsc::Sender<Result<Option<Vec<u8>>>>) {
+async fn pump(
+    mut link: FileLink,
+    length: Option<u64>,
+    sender: mpsc::Sender<Result<Option<Vec<u8>>>>,
+) {
+    let mut left = length.unwrap_or(u64::MAX);
     loop {
         let next = match link.output.next_within(ANSWER_WITHIN).await {
-            Ok(FileOutput::Data(bytes)) if bytes.len() > MAX_DATA => Err(broken(format!(
-                "{} bytes of a file in one message",
-                bytes.len()
-            ))),
-            Ok(FileOutput::Data(bytes)) if bytes.is_empty() => continue,
-            Ok(FileOutput::Data(bytes)) => Ok(Some(bytes)),
+            Ok(FileOutput::Data(bytes)) => check(&bytes, &mut left).map(|()| Some(bytes)),
             Ok(FileOutput::Done) => Ok(None),
             Ok(other) => Err(link.output.unexpected(&other)),
             Err(error) => Err(error),
@@ -106,4 +107,16 @@ async fn pump(mut link: FileLink, sender: mpsc::Sender<Result<Option<Vec<u8>>>>)
             return;
         }
     }
+}
+
+/// Takes `bytes` off what may still come. None at all are no content: whoever waits
+/// for some would wait for as long as such messages come.
+fn check(bytes: &[u8], left: &mut u64) -> Result<()> {
+    let count = bytes.len();
+    if !(1..=MAX_DATA).contains(&count) {
+        return Err(broken(format!("{count} bytes of a file in one message")));
+    }
+    let rest = u64::try_from(count).ok().and_then(|n| left.checked_sub(n));
+    *left = rest.ok_or_else(|| broken("it sent more of a file than was asked for".to_owned()))?;
+    Ok(())
 }

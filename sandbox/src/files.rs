@@ -16,6 +16,7 @@ use crate::error::{Error, Result};
 use crate::file_entry::{FileEntry, LISTING_MAX};
 use crate::file_link::{ANSWER_WITHIN, FileLink, REMOVE_WITHIN, guest_path};
 use crate::file_reader::FileReader;
+use crate::pump::broken;
 use crate::sandbox::Sandbox;
 
 /// How a file is written.
@@ -224,7 +225,7 @@ impl Sandbox {
         };
         let mut link = FileLink::start(self, path, request).await?;
         match link.output.next_within(ANSWER_WITHIN).await? {
-            FileOutput::Info(stat) => Ok(FileReader::new(link, stat)),
+            FileOutput::Info(stat) => Ok(FileReader::new(link, stat, options.length)),
             other => Err(link.output.unexpected(&other)),
         }
     }
@@ -258,6 +259,10 @@ impl Sandbox {
         let mut all = Vec::new();
         loop {
             match link.output.next_within(ANSWER_WITHIN).await? {
+                FileOutput::Entries(entries) if entries.is_empty() => {
+                    // Any number of those would never be too many.
+                    return Err(broken("it listed no files in a message".to_owned()));
+                }
                 FileOutput::Entries(entries) => {
                     if entries.len() > LISTING_MAX.saturating_sub(all.len()) {
                         let (path, limit) = (path.to_owned(), LISTING_MAX);

@@ -1,5 +1,7 @@
 //! Text that a guest wrote, made fit for a person's terminal.
 
+use std::path::Path;
+
 /// `text` on one line with nothing in it that a terminal would obey: control
 /// characters and the directional marks of Unicode become `?`, and everything
 /// after `max` characters is cut with an ellipsis.
@@ -17,6 +19,12 @@ pub(crate) fn one_line(text: &str, max: usize) -> String {
         });
     }
     out
+}
+
+/// A path in a guest for a message: the guest itself may have chosen it, if it is
+/// from a listing.
+pub(crate) fn guest_path(path: &Path) -> String {
+    one_line(&path.to_string_lossy(), 300)
 }
 
 /// Whether a character changes the direction of what follows it, which lets a

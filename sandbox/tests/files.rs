@@ -150,12 +150,12 @@ async fn longer_files_than_asked_for_are_not_taken() {
     );
     let all = sandbox.read_file(&file, 100_001).await.unwrap();
     assert_eq!(all.len(), 100_001);
-    // However much more there is.
+    // A guest that sends more than it was asked for is stopped.
     let path = world.path("note");
     let cancelled = note(&path);
     let flood = format!("/fake/flood:{}", path.display());
     let error = sandbox.read_file(&flood, 100_000).await.unwrap_err();
-    assert!(matches!(error, Error::FileTooLong { .. }), "{error}");
+    assert!(matches!(error, Error::Protocol { .. }), "{error}");
     cancelled.await;
 }
 
@@ -276,6 +276,49 @@ async fn a_guest_that_breaks_the_rules_is_not_believed() {
         .await
         .unwrap_err();
     assert!(matches!(error, Error::ListingTooLong { .. }), "{error}");
+}
+
+#[tokio::test]
+async fn a_guest_that_talks_without_saying_anything_is_not_listened_to() {
+    let world = World::new("normal");
+    let sandbox = world.boot().await;
+    let nothing = sandbox.read_file("/fake/endless-nothing", 1 << 20);
+    let error = timeout(LONG, nothing).await.unwrap();
+    assert!(matches!(error, Err(Error::Protocol { .. })), "{error:?}");
+    let nothing = sandbox.list_files("/fake/endless-empty-listing");
+    let error = timeout(LONG, nothing).await.unwrap();
+    assert!(matches!(error, Err(Error::Protocol { .. })), "{error:?}");
+}
+
+#[tokio::test]
+async fn a_stream_has_no_more_than_was_asked_for() {
+    let world = World::new("normal");
+    let sandbox = world.boot().await;
+    let part = ReadOptions::new().length(5);
+    let mut reader = sandbox
+        .open_file("/fake/more-than-asked", part)
+        .await
+        .unwrap();
+    assert_eq!(reader.next_chunk().await.unwrap(), Some(b"abc".to_vec()));
+    let error = reader.next_chunk().await.unwrap_err();
+    assert!(matches!(error, Error::Protocol { .. }), "{error}");
+}
+
+/// Programs list a directory and then open what is in it.
+#[tokio::test]
+async fn a_name_of_the_guests_choice_does_nothing_in_a_message() {
+    let world = World::new("normal");
+    let sandbox = world.boot().await;
+    let odd = world.path("a\x1b]0;title\x07\nflashpan: b");
+    let error = sandbox.stat(&odd).await.unwrap_err().to_string();
+    assert!(!error.contains(char::is_control), "{error:?}");
+    assert!(
+        error.contains("a?]0;title? flashpan: b in the guest"),
+        "{error:?}"
+    );
+    fs::write(&odd, "content").unwrap();
+    let error = sandbox.read_file(&odd, 3).await.unwrap_err().to_string();
+    assert!(!error.contains(char::is_control), "{error:?}");
 }
 
 #[tokio::test]

@@ -13,6 +13,7 @@ use nix::unistd::{Whence, lseek};
 
 use super::link::{Link, Stop, failed};
 use super::place::{describe, open, regular};
+use crate::anchors::duplicate;
 
 /// Describes the file at `path`.
 pub(super) fn stat(link: &mut Link, root: &OwnedFd, path: &[u8], follow: bool) -> Result<(), Stop> {
@@ -74,8 +75,8 @@ pub(super) fn list(link: &mut Link, root: &OwnedFd, path: &[u8]) -> Result<(), S
     let what = "read the directory";
     let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_NONBLOCK;
     let directory = open(root, path, flags)?;
-    let listing = directory.try_clone().map_err(|error| super::errno(&error));
-    let mut listing = Dir::from_fd(listing.map_err(failed(what))?).map_err(failed(what))?;
+    let listing = duplicate(&directory).and_then(Dir::from_fd);
+    let mut listing = listing.map_err(failed(what))?;
     let (mut entries, mut names) = (Vec::new(), 0_usize);
     for entry in listing.iter() {
         let entry = entry.map_err(failed(what))?;

@@ -30,6 +30,7 @@ use crate::poller::Poller;
 use crate::spawn::Privileges;
 use crate::testing::unique;
 
+mod fuse;
 mod hostile;
 mod privileged;
 

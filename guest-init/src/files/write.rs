@@ -6,13 +6,13 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::SystemTime;
 
-use flashpan_protocol::file::{FileInput, WriteRequest};
+use flashpan_protocol::file::{FileFailureKind, FileInput, WriteRequest};
 use nix::errno::Errno;
 use nix::fcntl::{AtFlags, OFlag, openat, renameat};
 use nix::sys::stat::{FileStat, Mode, SFlag, fchmod, fstatat};
 use nix::unistd::{Gid, Uid, UnlinkatFlags, fchown, unlinkat};
 
-use super::link::{Link, Stop, failed};
+use super::link::{Link, Stop, failed, refused};
 use super::place::{Place, place, regular};
 
 /// Permissions of a new file if nothing else is said.
@@ -23,6 +23,11 @@ const NAMES_TRIED: usize = 64;
 
 /// Receives the file that `request` describes.
 pub(super) fn write(link: &mut Link, root: &OwnedFd, request: &WriteRequest) -> Result<(), Stop> {
+    // To fchown(2) it means that nothing is changed, so the file would be root's.
+    if [request.uid, request.gid].contains(&Some(u32::MAX)) {
+        let message = "4294967295 is no user and no group";
+        return Err(refused(FileFailureKind::BadRequest, message));
+    }
     let Place { directory, name } = place(root, &request.path, request.parents)?;
     let old = replaced(&directory, name)?;
     let mut temporary = Temporary::create(&directory).map_err(failed("make a file beside it"))?;

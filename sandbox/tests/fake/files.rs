@@ -209,6 +209,17 @@ fn play(link: &mut Link, trick: &str) {
             link.say(&info);
             link.say(&FileOutput::Data(vec![0; MAX_FILE_FRAME]));
         }
+        ("more-than-asked", _) => {
+            link.say(&info);
+            link.say(&FileOutput::Data(b"abc".to_vec()));
+            link.say(&FileOutput::Data(b"def".to_vec()));
+            link.say(&FileOutput::Done);
+        }
+        ("endless-nothing", _) => {
+            link.say(&info);
+            while link.say(&FileOutput::Data(Vec::new())) {}
+        }
+        ("endless-empty-listing", _) => while link.say(&FileOutput::Entries(Vec::new())) {},
         ("done-at-once", _) => drop(link.say(&FileOutput::Done)),
         ("name", name) => {
             let name = name.replace('|', "/").into_bytes().into();

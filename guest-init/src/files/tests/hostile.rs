@@ -39,6 +39,25 @@ fn directories_are_neither_read_nor_replaced() {
 }
 
 #[test]
+fn an_owner_that_nobody_can_be_is_refused() {
+    let here = Directory::new();
+    let request = || write_request(here.path("file"));
+    for request in [
+        WriteRequest {
+            uid: Some(u32::MAX),
+            ..request()
+        },
+        WriteRequest {
+            gid: Some(u32::MAX),
+            ..request()
+        },
+    ] {
+        assert_eq!(kind(write(request, b"x")), FileFailureKind::BadRequest);
+    }
+    assert!(here.names().is_empty());
+}
+
+#[test]
 fn a_loop_of_links_ends() {
     let here = Directory::new();
     symlink("two", here.path("one")).unwrap();
@@ -186,19 +205,34 @@ fn resident() -> usize {
     words[1].parse::<usize>().unwrap() * 1024
 }
 
+fn connect(agent: &mut Agent) -> UnixStream {
+    let (ours, theirs) = UnixStream::pair().unwrap();
+    ours.set_read_timeout(Some(PATIENCE)).unwrap();
+    theirs.set_nonblocking(true).unwrap();
+    agent.connect_files(theirs.into());
+    ours
+}
+
+/// Its disks are about to be frozen: a write would leave its temporary file there.
+#[test]
+fn nothing_is_begun_when_the_vm_ends() {
+    let (_poller, mut agent) = agent();
+    agent.kill_all_files();
+    let mut late = connect(&mut agent);
+    let answer = Decoder::new(MAX_FILE_FRAME).read_message::<FileOutput>(&mut late);
+    let Some(FileOutput::Failed(failure)) = answer.unwrap() else {
+        panic!("it was not turned down");
+    };
+    assert!(failure.message.contains("shutting down"), "{failure:?}");
+    assert!(agent.is_idle());
+}
+
 #[test]
 fn a_supervisor_that_does_not_read_holds_up_nobody_else() {
     let here = Directory::new();
     let file = here.path("file");
     fs::write(&file, vec![b'x'; 8 << 20]).unwrap();
     let (poller, mut agent) = agent();
-    let connect = |agent: &mut Agent| {
-        let (ours, theirs) = UnixStream::pair().unwrap();
-        ours.set_read_timeout(Some(PATIENCE)).unwrap();
-        theirs.set_nonblocking(true).unwrap();
-        agent.connect_files(theirs.into());
-        ours
-    };
     let read = |stream: &mut UnixStream| {
         let request = FileInput::Start(FileRequest::Read {
             path: bytes(&file),
