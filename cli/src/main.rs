@@ -3,6 +3,7 @@
 
 mod bench;
 mod doctor;
+mod escape;
 mod failure;
 mod full;
 mod generate;
