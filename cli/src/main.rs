@@ -116,7 +116,8 @@ fn one_line(rendered: &str) -> String {
 }
 
 /// Runs a future on this thread. Whatever VM it leaves is gone when this
-/// returns: dropping the runtime waits for their processes.
+/// returns, but for a process that the host does not let end: dropping the runtime
+/// waits for them.
 fn runtime<T>(future: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()

@@ -145,7 +145,10 @@ pub(crate) fn run(args: &RunArgs, started_ns: u64) -> Result<u8, Failure> {
                 } else {
                     // What is written goes with the VM: there is nothing to
                     // save, so nothing to wait for.
-                    sandbox.kill().await;
+                    let exit = sandbox.kill().await;
+                    if let reason @ ExitReason::VmmStuck { .. } = &exit.reason {
+                        warn_unless_told(&reason.to_string(), &result);
+                    }
                     result
                 }
             }
@@ -401,6 +404,13 @@ async fn end_in_order(
             say("warning", &lost);
             Err(failure)
         }
+    }
+}
+
+/// Tells the user, unless it is why the command failed.
+fn warn_unless_told(message: &str, result: &Result<u8, Failure>) {
+    if result.as_ref().err().map(Failure::message) != Some(message) {
+        say("warning", message);
     }
 }
 
