@@ -1,6 +1,6 @@
 //! The jail, proved from the outside: what it forbids ends the process, what
-//! the VMM needs goes on. Each case runs in a process of its own, this test
-//! program started again.
+//! the VMM needs goes on. Each case runs in a process of its own: the test started
+//! again, which then is the case.
 
 #![allow(unsafe_code)] // Makes the calls that no safe wrapper makes.
 #![allow(
@@ -24,7 +24,7 @@ use std::thread;
 use flashpan_vmm::jail::{self, Stage};
 use flashpan_vmm::memory::GuestMemory;
 
-/// Says to the test program which case it is to be.
+/// Says to a test which case it is to be.
 const CASE: &str = "FLASHPAN_JAIL_CASE";
 
 /// What a case does after it was jailed.
@@ -165,13 +165,23 @@ fn ioctl(file: &File, request: libc::c_ulong) {
     unsafe { libc::ioctl(file.as_raw_fd(), request, 0) };
 }
 
-/// Not a test of its own: what the cases are run by.
-#[test]
-fn case() {
-    let Ok(wanted) = std::env::var(CASE) else {
-        return;
-    };
-    let (_, stage, _, deed) = CASES.iter().find(|(name, ..)| *name == wanted).unwrap();
+/// Runs the cases that a VMM needs, or those that it does not; `check` is given
+/// what became of each. The name is that of the test that calls this.
+fn each(test: &str, needed: bool, check: fn(&str, ExitStatus)) {
+    if let Ok(case) = std::env::var(CASE) {
+        be(&case);
+    }
+    for (case, ..) in CASES.iter().filter(|case| case.2 == needed) {
+        let mut command = Command::new(std::env::current_exe().unwrap());
+        command
+            .args([test, "--exact", "--test-threads=1", "--quiet"])
+            .env(CASE, case);
+        check(case, command.output().unwrap().status);
+    }
+}
+
+fn be(case: &str) -> ! {
+    let (_, stage, _, deed) = CASES.iter().find(|(name, ..)| *name == case).unwrap();
     let mut file = vmm_sys_util::tempfile::TempFile::new().unwrap().into_file();
     jail::enter(Stage::Building).unwrap();
     if *stage == Stage::Running {
@@ -181,31 +191,16 @@ fn case() {
     std::process::exit(77);
 }
 
-fn run(case: &str) -> ExitStatus {
-    let program = std::env::current_exe().unwrap();
-    let mut command = Command::new(program);
-    command
-        .args(["case", "--exact", "--test-threads=1", "--quiet"])
-        .env(CASE, case);
-    command.output().unwrap().status
-}
-
 #[test]
 fn what_a_vmm_does_not_need_ends_it() {
-    for (case, _, needed, _) in CASES {
-        if !needed {
-            let status = run(case);
-            assert_eq!(status.signal(), Some(libc::SIGSYS), "{case}: {status}");
-        }
-    }
+    each("what_a_vmm_does_not_need_ends_it", false, |case, status| {
+        assert_eq!(status.signal(), Some(libc::SIGSYS), "{case}: {status}");
+    });
 }
 
 #[test]
 fn what_a_vmm_needs_goes_on() {
-    for (case, _, needed, _) in CASES {
-        if needed {
-            let status = run(case);
-            assert_eq!(status.code(), Some(77), "{case}: {status}");
-        }
-    }
+    each("what_a_vmm_needs_goes_on", true, |case, status| {
+        assert_eq!(status.code(), Some(77), "{case}: {status}");
+    });
 }
