@@ -61,6 +61,7 @@ enum Command {
 
 fn main() -> ExitCode {
     let started_ns = flashpan::timeline::now_ns();
+    signals::let_writes_fail();
     let result = match Cli::try_parse() {
         Ok(cli) => dispatch(cli.command, started_ns),
         Err(error) => usage(&error),

@@ -13,7 +13,7 @@
 )]
 
 use std::fs::File;
-use std::io::{Read, Seek, Write};
+use std::io::{ErrorKind, Read, Seek, SeekFrom, Write};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::net::{UnixDatagram, UnixStream};
 use std::os::unix::process::ExitStatusExt;
@@ -21,17 +21,21 @@ use std::process::{Command, ExitStatus};
 use std::sync::Barrier;
 use std::thread;
 
+use flashpan_vmm::file_size;
 use flashpan_vmm::jail::{self, Stage};
 use flashpan_vmm::memory::GuestMemory;
 
 /// Says to a test which case it is to be.
 const CASE: &str = "FLASHPAN_JAIL_CASE";
 
+/// No file of a case may become longer.
+const FILE_SIZE: u64 = 64 << 20;
+
 /// What a case does after it was jailed.
 type Deed = fn(&mut File);
 
 /// Each case with whether a VMM needs it.
-const CASES: [(&str, Stage, bool, Deed); 20] = [
+const CASES: [(&str, Stage, bool, Deed); 21] = [
     ("open", Stage::Building, false, |_| {
         drop(File::open("/dev/null"));
     }),
@@ -93,6 +97,12 @@ const CASES: [(&str, Stage, bool, Deed); 20] = [
         file.write_all(b"x").unwrap();
         file.rewind().unwrap();
         file.read_exact(&mut [0]).unwrap();
+    }),
+    // The kernel would send SIGXFSZ.
+    ("file size", Stage::Running, true, |file| {
+        let end = file.seek(SeekFrom::Start(FILE_SIZE)).unwrap();
+        let error = file.write(b"x").unwrap_err();
+        assert_eq!((end, error.kind()), (FILE_SIZE, ErrorKind::FileTooLarge));
     }),
     ("streams", Stage::Running, true, |_| {
         let (mut ours, theirs) = UnixStream::pair().unwrap();
@@ -183,6 +193,13 @@ fn each(test: &str, needed: bool, check: fn(&str, ExitStatus)) {
 fn be(case: &str) -> ! {
     let (_, stage, _, deed) = CASES.iter().find(|(name, ..)| *name == case).unwrap();
     let mut file = vmm_sys_util::tempfile::TempFile::new().unwrap().into_file();
+    let limit = libc::rlimit {
+        rlim_cur: FILE_SIZE,
+        rlim_max: FILE_SIZE,
+    };
+    // SAFETY: the pointer is to `limit`.
+    unsafe { libc::setrlimit(libc::RLIMIT_FSIZE, &raw const limit) };
+    file_size::let_writes_fail();
     jail::enter(Stage::Building).unwrap();
     if *stage == Stage::Running {
         jail::enter(Stage::Running).unwrap();
