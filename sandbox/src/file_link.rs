@@ -150,6 +150,8 @@ impl FileReceiver {
             FileOutput::Entries(_) => "entries",
             FileOutput::Done => "the end",
             FileOutput::Failed(_) => "a failure",
+            FileOutput::Entry(_) | FileOutput::Close | FileOutput::Skipped(_) => "a part of a tree",
+            FileOutput::Changes(_) => "changes",
         };
         broken(format!(
             "it sent {what} of a file when that was not its turn"

@@ -140,6 +140,7 @@ impl Session {
                 }
                 FileOutput::Done => break Ok(answer),
                 FileOutput::Failed(failure) => break Err((failure.kind, failure.message)),
+                other => panic!("{other:?}"),
             }
         };
         if result.is_ok() {

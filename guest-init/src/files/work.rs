@@ -37,5 +37,8 @@ fn perform(link: &mut Link, root: &OwnedFd, request: &FileRequest) -> Result<(),
         } => tree::make_directory(root, path, *mode, *parents),
         FileRequest::Remove { path, recursive } => tree::remove(link, root, path, *recursive),
         FileRequest::Rename { from, to } => tree::rename(root, from, to),
+        FileRequest::TreeIn(_) | FileRequest::TreeOut { .. } | FileRequest::Watch { .. } => {
+            Err(Stop::Gone)
+        }
     }
 }

@@ -32,7 +32,9 @@ pub(super) fn write(link: &mut Link, root: &OwnedFd, request: &WriteRequest) -> 
                 write_all(&temporary.file, &bytes).map_err(failed("write it"))?;
             }
             FileInput::End => break,
-            FileInput::Start(_) => return Err(Stop::Gone),
+            FileInput::Start(_) | FileInput::Entry(_) | FileInput::Close => {
+                return Err(Stop::Gone);
+            }
         }
     }
     let old = |of: fn(&FileStat) -> u32, none| old.as_ref().map_or(none, of);
