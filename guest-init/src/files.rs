@@ -32,6 +32,7 @@ use nix::unistd::pipe2;
 
 use crate::poller::{Poller, Watched};
 
+mod copy;
 mod link;
 mod place;
 mod read;

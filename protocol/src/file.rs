@@ -180,7 +180,8 @@ pub struct TreeEntry {
     /// `..`.
     pub name: Bytes,
     /// What it is, whose, and when it changed. Of a file, its size when it was
-    /// opened; what follows may be longer or shorter.
+    /// opened: what follows is shorter if it shrinks, and longer only of those
+    /// that have a size of 0, as in /proc.
     pub stat: FileStat,
     /// Of a symbolic link, where it points: 1 to [`MAX_PATH`] bytes without NUL.
     /// Empty otherwise.

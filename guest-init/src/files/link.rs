@@ -47,7 +47,7 @@ pub(super) fn refused(kind: FileFailureKind, message: &str) -> Stop {
     })
 }
 
-fn kind(errno: Errno) -> FileFailureKind {
+pub(super) fn kind(errno: Errno) -> FileFailureKind {
     match errno {
         Errno::ENOENT => FileFailureKind::NotFound,
         Errno::EEXIST => FileFailureKind::Exists,

@@ -32,6 +32,7 @@ use crate::testing::unique;
 
 mod hostile;
 mod privileged;
+mod trees;
 
 /// No test takes this long unless something hangs.
 const PATIENCE: Duration = Duration::from_secs(60);

@@ -6,7 +6,7 @@ use std::os::unix::net::UnixStream;
 use flashpan_protocol::file::{FileOutput, FileRequest};
 
 use super::link::{Link, Stop};
-use super::{read, tree, write};
+use super::{copy, read, tree, write};
 
 /// Does what the supervisor asks for on `socket`, which blocks.
 pub(super) fn serve(socket: UnixStream, root: &OwnedFd) {
@@ -37,8 +37,8 @@ fn perform(link: &mut Link, root: &OwnedFd, request: &FileRequest) -> Result<(),
         } => tree::make_directory(root, path, *mode, *parents),
         FileRequest::Remove { path, recursive } => tree::remove(link, root, path, *recursive),
         FileRequest::Rename { from, to } => tree::rename(root, from, to),
-        FileRequest::TreeIn(_) | FileRequest::TreeOut { .. } | FileRequest::Watch { .. } => {
-            Err(Stop::Gone)
-        }
+        FileRequest::TreeIn(request) => copy::receive(link, root, request),
+        FileRequest::TreeOut { path, follow } => copy::send(link, root, path, *follow),
+        FileRequest::Watch { .. } => Err(Stop::Gone),
     }
 }
