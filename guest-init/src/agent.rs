@@ -246,6 +246,7 @@ impl Agent {
         for exec in self.execs.values_mut() {
             exec.cancel(grace);
         }
+        self.files.end_watches();
     }
 
     /// Ends every process but this one at once, and what is done to files.

@@ -22,6 +22,8 @@ use std::collections::BTreeMap;
 use std::net::Shutdown;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use flashpan_protocol::file::{FileFailure, FileFailureKind, FileOutput, MAX_FILE_FRAME};
 use flashpan_protocol::frame;
@@ -37,6 +39,7 @@ mod link;
 mod place;
 mod read;
 mod tree;
+mod watch;
 mod work;
 mod write;
 
@@ -57,6 +60,8 @@ pub(crate) struct Files {
 struct Worker {
     /// To end it. Any stream socket: the type is for its methods.
     socket: UnixStream,
+    /// Whether it goes on until it is ended.
+    watching: Arc<AtomicBool>,
     /// Hangs up when the thread has ended.
     _done: Watched,
 }
@@ -80,10 +85,16 @@ impl Files {
             );
             return refuse(&socket, message);
         }
-        match root.and_then(|root| start(&socket, root, poller, token)) {
+        let watching = Arc::new(AtomicBool::new(false));
+        let theirs = Arc::clone(&watching);
+        match root.and_then(|root| start(&socket, root, theirs, poller, token)) {
             Ok(done) => {
-                let _done = done;
-                self.workers.insert(id, Worker { socket, _done });
+                let worker = Worker {
+                    socket,
+                    watching,
+                    _done: done,
+                };
+                self.workers.insert(id, worker);
             }
             Err(errno) => refuse(&socket, format!("start a thread for it: {}", errno.desc())),
         }
@@ -92,6 +103,15 @@ impl Files {
     /// The thread of connection `id` has ended. Returns whether there was one.
     pub(crate) fn ended(&mut self, id: u64) -> bool {
         self.workers.remove(&id).is_some()
+    }
+
+    /// Ends those that would not end by themselves.
+    pub(crate) fn end_watches(&self) {
+        for worker in self.workers.values() {
+            if worker.watching.load(Ordering::Acquire) {
+                let _ = worker.socket.shutdown(Shutdown::Both);
+            }
+        }
     }
 
     /// Ends all operations where they are, but for those that hang.
@@ -108,7 +128,13 @@ impl Files {
 }
 
 /// Starts the thread; returns what hangs up when it ends.
-fn start(socket: &UnixStream, root: OwnedFd, poller: &Poller, token: u64) -> nix::Result<Watched> {
+fn start(
+    socket: &UnixStream,
+    root: OwnedFd,
+    watching: Arc<AtomicBool>,
+    poller: &Poller,
+    token: u64,
+) -> nix::Result<Watched> {
     let socket = socket.try_clone().map_err(|error| errno(&error))?;
     socket
         .set_nonblocking(false)
@@ -120,7 +146,7 @@ fn start(socket: &UnixStream, root: OwnedFd, poller: &Poller, token: u64) -> nix
         .name("file".to_owned())
         .stack_size(STACK)
         .spawn(move || {
-            work::serve(socket, &root);
+            work::serve(socket, &root, &watching);
             drop(alive);
         })
         .map_err(|error| errno(&error))?;

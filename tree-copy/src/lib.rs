@@ -18,6 +18,6 @@ mod write;
 
 pub use failure::{Failure, Why};
 pub use place::Open;
-pub use read::{Reader, Step};
+pub use read::{Reader, Step, has_books};
 pub use temporary::{Temporary, rename_from};
 pub use write::{Options, Owner, Writer};

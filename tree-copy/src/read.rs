@@ -311,8 +311,9 @@ fn not_copied() -> Failure {
     Failure::refused(FileFailureKind::NotRegular, why)
 }
 
-/// Whether a directory is of a file system of [`BOOKS`].
-fn has_books(directory: impl AsFd) -> bool {
+/// Whether a directory is of a file system that is the kernel's own books, as
+/// /proc and /sys are.
+pub fn has_books(directory: impl AsFd) -> bool {
     fstatfs(directory).is_ok_and(|fs| BOOKS.contains(&fs.filesystem_type().0))
 }
 

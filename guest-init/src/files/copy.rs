@@ -65,6 +65,7 @@ pub(super) fn send(link: &mut Link, root: &OwnedFd, path: &[u8], follow: bool) -
 }
 
 /// The message for the supervisor: it does not know which file it was.
+#[allow(clippy::needless_pass_by_value)] // For `map_err`.
 fn told(failure: Failure) -> Stop {
     let (kind, errno) = match failure.why {
         Why::System(errno) => (kind(errno), errno as i32),

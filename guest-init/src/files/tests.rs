@@ -33,6 +33,7 @@ use crate::testing::unique;
 mod hostile;
 mod privileged;
 mod trees;
+mod watches;
 
 /// No test takes this long unless something hangs.
 const PATIENCE: Duration = Duration::from_secs(60);
