@@ -1,7 +1,6 @@
 //! A VM and the handle to it.
 
 use std::io;
-use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,7 +10,6 @@ use flashpan_protocol::control::{BootFailureKind, Stats};
 use flashpan_protocol::frame::{self, FrameError};
 use flashpan_protocol::phase::Phase;
 use tokio::io::AsyncWriteExt;
-use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::{Mutex, mpsc, oneshot};
 use tokio::time::timeout;
@@ -19,6 +17,7 @@ use tokio::time::timeout;
 use crate::agent::BootLink;
 use crate::config::{ConsoleSink, Root, SandboxBuilder};
 use crate::console;
+use crate::dial::Dialer;
 use crate::driver::{Command, ConsoleTap, Driver, DriverHandle, Ended, Shared};
 use crate::error::{Error, Result};
 use crate::exec::ExecOptions;
@@ -125,28 +124,12 @@ impl Sandbox {
         port: u32,
         first: &[u8],
     ) -> Result<(OwnedReadHalf, OwnedWriteHalf, io::Result<()>)> {
-        let (ours, theirs) = UnixStream::pair().map_err(Error::host("make a guest connection"))?;
-        let theirs: OwnedFd = theirs
-            .into_std()
-            .map_err(Error::host("make a guest connection"))?
-            .into();
-        let (reader, mut writer) = ours.into_split();
-        let (reply, accepted) = oneshot::channel();
-        self.command(Command::Connect {
-            port,
-            stream: theirs,
-            reply,
-        })
-        .await?;
-        // The request is written while the guest is still accepting: it waits
-        // in the socket, and that saves a wake-up.
-        let (accepted, written) = tokio::join!(accepted, writer.write_all(first));
-        match accepted {
-            Ok(true) => {}
-            Ok(false) => return Err(Error::AgentRefused { port }),
-            Err(_) => return Err(lost(self.ended.clone()).await),
-        }
-        Ok((reader, writer, written))
+        self.dialer().dial(port, first).await
+    }
+
+    /// For a task that needs connections.
+    pub(crate) fn dialer(&self) -> Dialer {
+        Dialer::new(&self.commands, self.ended.clone())
     }
 
     /// News of the end of the VM.
@@ -240,13 +223,7 @@ impl Sandbox {
     }
 
     async fn command(&self, command: Command) -> Result<()> {
-        self.commands
-            .send(command)
-            .await
-            .map_err(|_| match self.exit() {
-                Some(exit) => Error::VmEnded(exit.reason.clone()),
-                None => Error::NotRunning,
-            })
+        self.dialer().command(command).await
     }
 }
 

@@ -10,7 +10,7 @@ use nix::errno::Errno;
 pub struct Failure {
     /// The file, relative to the root of the tree, which is empty itself.
     pub path: Vec<u8>,
-    /// What was tried, e.g. `write it`.
+    /// What was tried, e.g. `write it`; empty if the reason says it all.
     pub what: &'static str,
     /// Why it did not work.
     pub why: Why,
@@ -39,7 +39,7 @@ impl Failure {
     pub(crate) fn refused(kind: FileFailureKind, why: &'static str) -> Self {
         Self {
             path: Vec::new(),
-            what: "copy it",
+            what: "",
             why: Why::Refused(kind, why),
         }
     }
@@ -47,7 +47,7 @@ impl Failure {
     pub(crate) fn protocol(how: &'static str) -> Self {
         Self {
             path: Vec::new(),
-            what: "copy it",
+            what: "",
             why: Why::Protocol(how),
         }
     }
@@ -76,8 +76,10 @@ impl fmt::Display for Why {
 impl fmt::Display for Failure {
     /// Without the path, in which anything can be.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.what)?;
-        f.write_str(": ")?;
+        if !self.what.is_empty() {
+            f.write_str(self.what)?;
+            f.write_str(": ")?;
+        }
         self.why.fmt(f)
     }
 }
