@@ -22,6 +22,8 @@
 //! [`Sandbox::copy_in`] and [`Sandbox::copy_out`]; [`Sandbox::watch`] tells what
 //! changes. [`Sandbox::port_forward`] makes ports of the guest reachable.
 //!
+//! All of it is asynchronous, on tokio; [`blocking`] is for programs without.
+//!
 //! A VM has no file of its own anywhere, and its VMM ends when the control
 //! socket to this process closes. So nothing is left behind however this
 //! process ends, and a [`Sandbox`] or [`Process`] that is dropped ends what it
@@ -32,6 +34,7 @@
 
 mod agent;
 pub mod api;
+pub mod blocking;
 mod config;
 mod console;
 mod control;
