@@ -1,7 +1,7 @@
 //! A VM and the handle to it.
 
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -246,7 +246,10 @@ impl SandboxBuilder {
         let vmm = VmmProcess::start(&mut self, spec)?;
         let tap = self.console_sink.take().map(console_thread).transpose()?;
         let driver = Driver::start(vmm, Arc::clone(&shared), tap);
-        match timeout(self.boot_timeout, come_up(&self, guest, driver, &shared)).await {
+        // The files alone: of the builder, which has a sink, the future could not be
+        // sent to another thread.
+        let files = (self.kernel.as_path(), self.root.path.as_path());
+        match timeout(self.boot_timeout, come_up(files, guest, driver, &shared)).await {
             Ok(result) => result,
             Err(_) => Err(Error::BootTimeout {
                 after: self.boot_timeout,
@@ -262,7 +265,7 @@ impl SandboxBuilder {
 
 /// Waits for the guest's PID 1 and gets it ready.
 async fn come_up(
-    config: &SandboxBuilder,
+    files: (&Path, &Path),
     guest: GuestConfig,
     driver: DriverHandle,
     shared: &Arc<Shared>,
@@ -286,10 +289,10 @@ async fn come_up(
             Some(link) => link,
             None => {
                 let exit = wait(ended).await;
-                return Err(boot_failure(config, shared, &exit));
+                return Err(boot_failure(files, shared, &exit));
             }
         },
-        exit = wait(ended.clone()) => return Err(boot_failure(config, shared, &exit)),
+        exit = wait(ended.clone()) => return Err(boot_failure(files, shared, &exit)),
     };
     let (writer, listen) = link.serve();
     Ok(Sandbox {
@@ -305,7 +308,7 @@ async fn come_up(
 /// Why there is no guest. Names the file that the VMM, which was given a
 /// descriptor, knows nothing of; and what a guest that shut itself down left on
 /// its console.
-fn boot_failure(config: &SandboxBuilder, shared: &Shared, exit: &Exit) -> Error {
+fn boot_failure((kernel, root): (&Path, &Path), shared: &Shared, exit: &Exit) -> Error {
     let (class, message) = match &exit.reason {
         ExitReason::BootFailed { class, message } => (class, message),
         ExitReason::PowerOff | ExitReason::Reboot => {
@@ -318,8 +321,8 @@ fn boot_failure(config: &SandboxBuilder, shared: &Shared, exit: &Exit) -> Error 
         reason => return Error::VmEnded(reason.clone()),
     };
     let file = match *class {
-        BootFailureKind::Kernel => Some(("kernel", &config.kernel)),
-        BootFailureKind::Disk => Some(("root image", &config.root.path)),
+        BootFailureKind::Kernel => Some(("kernel", kernel)),
+        BootFailureKind::Disk => Some(("root image", root)),
         _ => None,
     };
     let message = match file {
