@@ -11,6 +11,7 @@ mod image;
 mod kernel;
 mod parse;
 mod progress;
+mod publish;
 mod run;
 mod signals;
 mod stdio;

@@ -17,6 +17,7 @@ use tokio::sync::oneshot;
 
 use crate::failure::{Failure, say};
 use crate::parse::{self, Variable};
+use crate::publish::PublishArgs;
 use crate::signals::{Asked, Signals};
 use crate::stdio::{Input, Patient, Stopped};
 use crate::terminal::{self, RawMode};
@@ -42,6 +43,7 @@ Examples:
   tar c src | flashpan run -i -- sh -c 'cd /tmp && tar x && ls'
   flashpan run --disk-size 10G --rootfs ./debian -- apt-get install -y gcc
   flashpan run --disk @cache:/root/.cache --disk data.ext4:/data:ro -- ls /data
+  flashpan run -p 8080:80 --image nginx              http://127.0.0.1:8080/
   flashpan run --timeline boot.json -- true          where the time went
   flashpan run --timeline - --console -- true        the same as a picture
 
@@ -111,6 +113,9 @@ pub(crate) struct RunArgs {
     command: Vec<OsString>,
 
     #[command(flatten)]
+    publish: PublishArgs,
+
+    #[command(flatten)]
     vm: VmArgs,
 }
 
@@ -136,7 +141,7 @@ pub(crate) fn run(args: &RunArgs, started_ns: u64) -> Result<u8, Failure> {
         let result = match boot.await {
             Ok(sandbox) => {
                 let result = args
-                    .command(&sandbox, exec, &mut signals, &mut deadline)
+                    .published(&sandbox, exec, &mut signals, &mut deadline)
                     .await;
                 // The third interrupt means now.
                 let at_once = result.as_ref().is_err_and(Failure::is_at_once);
@@ -277,6 +282,20 @@ impl RunArgs {
             signal = signals.ending() => Err(Failure::signalled(signal)),
             failure = deadline.passed("booting") => Err(failure),
         }
+    }
+
+    /// Runs the command to its end, with the ports that lead to it.
+    async fn published(
+        &self,
+        sandbox: &Sandbox,
+        exec: ExecOptions,
+        signals: &mut Signals,
+        deadline: &mut Deadline,
+    ) -> Result<u8, Failure> {
+        let published = self.publish.start(sandbox).await?;
+        let result = self.command(sandbox, exec, signals, deadline).await;
+        published.report();
+        result
     }
 
     /// Runs the command to its end; the exit code.

@@ -1,4 +1,5 @@
-//! All connections but the first: those of programs, and those of files.
+//! All connections but the first: those of programs, those of files, and those
+//! that are forwarded.
 
 use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
@@ -12,6 +13,7 @@ use crate::anchors::Anchors;
 use crate::cgroup::{Removal, RunGroup, Tree};
 use crate::exec::Exec;
 use crate::files::Files;
+use crate::forward::Forwards;
 use crate::poller::Poller;
 use crate::spawn::Privileges;
 use crate::sys::{self, Children};
@@ -30,9 +32,11 @@ pub(crate) enum Source {
     Stdout,
     Stderr,
     Group,
+    /// The socket in the guest of a forwarded connection.
+    Local,
 }
 
-const SOURCES: [Source; 7] = [
+const SOURCES: [Source; 8] = [
     Source::Socket,
     Source::Status,
     Source::Child,
@@ -40,6 +44,7 @@ const SOURCES: [Source; 7] = [
     Source::Stdout,
     Source::Stderr,
     Source::Group,
+    Source::Local,
 ];
 
 /// Bits of a token below the connection's number.
@@ -99,11 +104,13 @@ fn is_init() -> bool {
     std::process::id() == 1
 }
 
-/// The agent: runs programs, and works on files, for whoever connects.
+/// The agent: runs programs, works on files and forwards connections for
+/// whoever connects.
 #[derive(Debug)]
 pub(crate) struct Agent {
     execs: Vec<Exec>,
     files: Files,
+    forwards: Forwards,
     next: u64,
     shared: Shared,
 }
@@ -119,6 +126,7 @@ impl Agent {
         Self {
             execs: Vec::new(),
             files: Files::default(),
+            forwards: Forwards::default(),
             next: 1,
             shared: Shared {
                 poller: poller.clone(),
@@ -139,6 +147,12 @@ impl Agent {
         let root = self.shared.anchors.root();
         let names = (id, token(id, Source::Socket));
         self.files.connect(names, socket, root, &self.shared.poller);
+    }
+
+    /// Takes a new connection to forward: a non-blocking stream socket.
+    pub(crate) fn connect_forward(&mut self, socket: OwnedFd) {
+        let id = self.new_id();
+        self.forwards.connect(id, socket, &self.shared);
     }
 
     fn new_id(&mut self) -> u64 {
@@ -175,6 +189,10 @@ impl Agent {
         }
         let source = usize::try_from(token & (FIRST_TOKEN - 1)).ok();
         let source = source.and_then(|index| SOURCES.get(index));
+        let host = source == Some(&Source::Socket);
+        if self.forwards.handle(id, host, events, &mut self.shared) {
+            return;
+        }
         let place = self.execs.iter().position(|exec| exec.id() == id);
         if let (Some(place), Some(source)) = (place, source)
             && let Some(exec) = self.execs.get_mut(place)
@@ -212,7 +230,8 @@ impl Agent {
 
     /// When [`Agent::expire`] has something to do.
     pub(crate) fn deadline(&self) -> Option<Instant> {
-        self.execs.iter().filter_map(Exec::deadline).min()
+        let execs = self.execs.iter().filter_map(Exec::deadline);
+        execs.chain(self.forwards.deadline()).min()
     }
 
     /// Does what deadlines that have passed ask for.
@@ -221,6 +240,7 @@ impl Agent {
             exec.expire(now, &mut self.shared);
         }
         self.execs.retain(|exec| !exec.is_done());
+        self.forwards.expire(now);
     }
 
     /// Asks all programs to end and kills them after `grace`. What is done to
@@ -229,6 +249,7 @@ impl Agent {
         for exec in self.execs.iter_mut() {
             exec.cancel(grace);
         }
+        self.files.end_watches();
     }
 
     /// Ends every process but this one at once, and what is done to files.
@@ -246,9 +267,15 @@ impl Agent {
         self.files.kill_all();
     }
 
-    /// Whether there are no connections.
+    /// Whether nothing is under way that an end in order waits for. Forwarded
+    /// connections end with the programs that they lead to.
     pub(crate) fn is_idle(&self) -> bool {
         self.execs.is_empty() && self.files.is_idle()
+    }
+
+    /// Whether nothing is forwarded.
+    pub(crate) fn forwards_nothing(&self) -> bool {
+        self.forwards.is_idle()
     }
 }
 

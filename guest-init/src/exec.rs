@@ -145,7 +145,7 @@ impl Exec {
             Source::Stdout => self.on_output(Source::Stdout, shared),
             Source::Stderr => self.on_output(Source::Stderr, shared),
             // What it means is looked at below.
-            Source::Group => {}
+            Source::Group | Source::Local => {}
         }
         self.advance(shared);
     }

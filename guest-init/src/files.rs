@@ -26,6 +26,8 @@
 use std::net::Shutdown;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use flashpan_protocol::file::{FileFailure, FileFailureKind, FileOutput, MAX_FILE_FRAME};
 use flashpan_protocol::frame;
@@ -38,10 +40,12 @@ use nix::unistd::pipe2;
 use crate::poller::{Poller, Watched};
 use crate::{boot, sys};
 
+mod copy;
 mod link;
 mod place;
 mod read;
 mod tree;
+mod watch;
 mod work;
 mod write;
 
@@ -66,6 +70,8 @@ struct Worker {
     id: u64,
     /// To end it. Any stream socket: the type is for its methods.
     socket: UnixStream,
+    /// Whether it goes on until it is ended.
+    watching: Arc<AtomicBool>,
     /// Hangs up when the thread has ended.
     _done: Watched,
 }
@@ -92,10 +98,16 @@ impl Files {
             );
             return refuse(&socket, message);
         }
-        match root.and_then(|root| start(&socket, &root, poller, token)) {
+        let watching = Arc::new(AtomicBool::new(false));
+        let theirs = Arc::clone(&watching);
+        match root.and_then(|root| start(&socket, &root, theirs, poller, token)) {
             Ok(done) => {
-                let _done = done;
-                self.workers.push(Worker { id, socket, _done });
+                self.workers.push(Worker {
+                    id,
+                    socket,
+                    watching,
+                    _done: done,
+                });
             }
             Err(errno) => refuse(&socket, format!("start a thread for it: {}", errno.desc())),
         }
@@ -105,6 +117,15 @@ impl Files {
     pub(crate) fn ended(&mut self, id: u64) -> bool {
         let place = self.workers.iter().position(|worker| worker.id == id);
         place.map(|place| self.workers.swap_remove(place)).is_some()
+    }
+
+    /// Ends those that would not end by themselves.
+    pub(crate) fn end_watches(&self) {
+        for worker in &self.workers {
+            if worker.watching.load(Ordering::Acquire) {
+                let _ = worker.socket.shutdown(Shutdown::Both);
+            }
+        }
     }
 
     /// Ends all operations where they are, but for those that hang; there are no
@@ -123,7 +144,13 @@ impl Files {
 }
 
 /// Starts the thread; returns what hangs up when it ends.
-fn start(socket: &UnixStream, root: &OwnedFd, poller: &Poller, token: u64) -> nix::Result<Watched> {
+fn start(
+    socket: &UnixStream,
+    root: &OwnedFd,
+    watching: Arc<AtomicBool>,
+    poller: &Poller,
+    token: u64,
+) -> nix::Result<Watched> {
     socket
         .set_nonblocking(false)
         .map_err(|error| Errno::from_raw(error.raw_os_error().unwrap_or_default()))?;
@@ -134,10 +161,11 @@ fn start(socket: &UnixStream, root: &OwnedFd, poller: &Poller, token: u64) -> ni
         .name("file".to_owned())
         .stack_size(STACK);
     let fds = [socket.as_fd(), root.as_fd(), alive.as_fd()];
-    sys::thread_apart(thread, fds, boot::last_word(), |[socket, root, alive]| {
-        work::serve(socket.into(), &root);
+    let work = |[socket, root, alive]: [OwnedFd; 3], watching: &AtomicBool| {
+        work::serve(socket.into(), &root, watching);
         drop((root, alive));
-    })?;
+    };
+    sys::thread_apart(thread, fds, boot::last_word(), watching, work)?;
     Ok(done)
 }
 

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use flashpan_protocol::agent::{EXEC_PORT, GuestMessage, HOST_CID, HostMessage};
 use flashpan_protocol::file::FILE_PORT;
+use flashpan_protocol::forward::FORWARD_PORT;
 use flashpan_protocol::phase::{CODE_INIT_READY, CODE_INIT_START, ExitRequest};
 use nix::errno::Errno;
 use nix::sys::epoll::{EpollEvent, EpollFlags};
@@ -30,6 +31,7 @@ use crate::{mounts, network, ports, reap, root, sys, vsock};
 const LISTENER: u64 = 1;
 const SIGNALS: u64 = 2;
 const FILE_LISTENER: u64 = 3;
+const FORWARD_LISTENER: u64 = 4;
 
 /// Open files of PID 1, and most that a program may raise its own limit to
 /// (systemd's number).
@@ -68,6 +70,7 @@ struct Init {
     boot: Connection,
     listener: Watched,
     file_listener: Watched,
+    forward_listener: Watched,
     /// When to listen again.
     accept_again: Option<Instant>,
     signals: SignalFd,
@@ -105,9 +108,10 @@ fn set_up() -> Result<Init, Failure> {
         let mut listener = Watched::new(&poller, vsock::listen_on(port)?, token);
         listener.watch(Some(EpollFlags::EPOLLIN)).map(|()| listener)
     };
-    let what = "listen for the supervisor (vsock ports 1025 and 1026)";
+    let what = "listen for the supervisor (vsock ports 1025 to 1027)";
     let listener = listen(EXEC_PORT, LISTENER).during(what)?;
     let file_listener = listen(FILE_PORT, FILE_LISTENER).during(what)?;
+    let forward_listener = listen(FORWARD_PORT, FORWARD_LISTENER).during(what)?;
     let signals = watch_signals(&poller)?;
 
     let config = boot.configuration()?;
@@ -133,6 +137,7 @@ fn set_up() -> Result<Init, Failure> {
         boot,
         listener,
         file_listener,
+        forward_listener,
         accept_again: None,
         signals,
         children_ended: false,
@@ -191,7 +196,9 @@ impl Init {
             for event in events.iter().take(count) {
                 match event.data() {
                     boot::TOKEN => self.on_boot(event.events()),
-                    token @ (LISTENER | FILE_LISTENER) => self.on_connection(token),
+                    token @ (LISTENER | FILE_LISTENER | FORWARD_LISTENER) => {
+                        self.on_connection(token);
+                    }
                     SIGNALS => self.on_signals(),
                     token if token >= FIRST_TOKEN => self.agent.handle(token, event.events()),
                     _ => {}
@@ -218,6 +225,7 @@ impl Init {
             self.accept_again = None;
             let _ = self.listener.watch(Some(EpollFlags::EPOLLIN));
             let _ = self.file_listener.watch(Some(EpollFlags::EPOLLIN));
+            let _ = self.forward_listener.watch(Some(EpollFlags::EPOLLIN));
         }
         if let Some(ending) = &mut self.ending
             && ending.is_over(&mut self.agent)
@@ -281,11 +289,15 @@ impl Init {
     fn on_connection(&mut self, token: u64) {
         let listener = match token {
             FILE_LISTENER => &mut self.file_listener,
+            FORWARD_LISTENER => &mut self.forward_listener,
             _ => &mut self.listener,
         };
         match sys::accept_vsock(&*listener) {
             // Programs in the guest must not become root by asking the agent.
             Ok((socket, HOST_CID)) if token == FILE_LISTENER => self.agent.connect_files(socket),
+            Ok((socket, HOST_CID)) if token == FORWARD_LISTENER => {
+                self.agent.connect_forward(socket);
+            }
             Ok((socket, HOST_CID)) => self.agent.connect(socket),
             Ok(_) | Err(Errno::EAGAIN | Errno::EINTR | Errno::ECONNABORTED) => {}
             Err(_) => {

@@ -4,8 +4,8 @@
 //!
 //! * [`run()`] is the order of work.
 //! * One level-triggered epoll loop owns everything afterwards: the boot
-//!   connection, the listener, the exec connections, the children and their
-//!   pipes and terminals. There are no sleeps and no polling; deadlines are the
+//!   connection, the listeners, the exec connections, the children and their
+//!   pipes and terminals, and the connections that are forwarded. There are no sleeps and no polling; deadlines are the
 //!   loop's time-out. Only what is done to files on behalf of the supervisor
 //!   has threads, since a disk can keep whoever uses it waiting (`files`).
 //! * Every program runs in a session and a cgroup of its own, so that it can be
@@ -23,6 +23,7 @@ mod disks;
 mod exec;
 mod failure;
 mod files;
+mod forward;
 mod init;
 mod mounts;
 mod network;
@@ -32,6 +33,7 @@ mod ports;
 mod reap;
 mod root;
 mod run;
+pub mod serve;
 mod shutdown;
 mod spawn;
 mod stdio;

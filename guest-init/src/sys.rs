@@ -5,7 +5,8 @@
 #![allow(unsafe_code)]
 
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
-use std::sync::mpsc;
+use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, mpsc};
 
 use flashpan_protocol::agent::{ExitStatus, TerminalSize};
 use nix::errno::Errno;
@@ -84,14 +85,15 @@ pub(crate) fn fork_into<T>(
 }
 
 /// Starts a thread with a table of descriptors of its own: in it are copies of
-/// `fds`, which `work` gets, those of 0 to 2 and of the number `also`, and what
-/// `work` opens. Returns once that is so: then neither has anything that the other
+/// `fds`, which `work` gets together with `flag`, those of 0 to 2 and of the number
+/// `also`, and what `work` opens. Returns once that is so: then neither has anything that the other
 /// opens or closes, and children of this process have nothing of the thread's.
 pub(crate) fn thread_apart<const N: usize>(
     thread: std::thread::Builder,
     fds: [BorrowedFd<'_>; N],
     also: RawFd,
-    work: fn([OwnedFd; N]),
+    flag: Arc<AtomicBool>,
+    work: fn([OwnedFd; N], &AtomicBool),
 ) -> nix::Result<()> {
     let fds = fds.map(|fd| fd.as_raw_fd());
     let (sender, is_apart) = mpsc::sync_channel(1);
@@ -103,7 +105,7 @@ pub(crate) fn thread_apart<const N: usize>(
         if !failed {
             // SAFETY: the numbers are of this thread's own table, where nobody
             // owns them: `work` can have nothing that means the other table.
-            work(fds.map(|fd| unsafe { OwnedFd::from_raw_fd(fd) }));
+            work(fds.map(|fd| unsafe { OwnedFd::from_raw_fd(fd) }), &flag);
         }
     };
     let started = thread.spawn(main);

@@ -20,7 +20,9 @@
 //! everything in its cgroup.
 //!
 //! **A file connection** (host to guest, [`crate::file::FILE_PORT`]) does one
-//! operation on the guest's files; see [`crate::file`].
+//! operation on the guest's files; see [`crate::file`]. **A forwarded
+//! connection** (host to guest, [`crate::forward::FORWARD_PORT`]) leads to a
+//! port in the guest; see [`crate::forward`].
 
 use serde::{Deserialize, Serialize};
 

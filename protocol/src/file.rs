@@ -10,8 +10,24 @@
 //! Read           host: Start                            guest: Info, Data…, Done
 //! List           host: Start                            guest: Entries…, Done
 //! Stat           host: Start                            guest: Info, Done
+//! TreeIn         host: Start, Tree…, End                guest: Done
+//! TreeOut        host: Start                            guest: Tree…, Done
+//! Watch          host: Start                            guest: Info, Changes…, Done
 //! the others     host: Start                            guest: Done
 //! ```
+//!
+//! **A tree** is sent from its root down: `Tree` stands for one of three frames.
+//! `Entry` begins a file, a directory or a symbolic link, in the directory that
+//! was begun last and is still open; `Data` has content of the file that was
+//! begun last; `Close` ends the file or directory that is open and was begun
+//! last. A symbolic link has no `Close`. So there are names in a stream and no
+//! paths, and the receiver needs no more than the descriptors of the directories
+//! that are open. What is neither of the three kinds, a device, a FIFO or a
+//! socket, is left out; the agent says so with `Skipped`. A file and a directory
+//! are complete, and have their permissions and times, with their `Close`.
+//!
+//! **Changes** are told from `Info` on until the watched directory is removed
+//! or moved, which is `Done`, or the supervisor closes the connection.
 //!
 //! [`FileOutput::Failed`] can take the place of any frame of the guest and is
 //! the last. Both directions are held back by vsock's own credit. A supervisor
@@ -50,6 +66,10 @@ pub enum FileInput {
     Data(#[serde(with = "serde_bytes")] Vec<u8>),
     /// That was all of it: it gets its final name.
     End,
+    /// A file, directory or symbolic link of a tree begins.
+    Entry(TreeEntry),
+    /// The file or directory of a tree that was begun last ends.
+    Close,
 }
 
 /// What to do.
@@ -104,6 +124,68 @@ pub enum FileRequest {
         /// The name it gets, on the same file system.
         to: Bytes,
     },
+    /// Receive a file, or a directory with all that is in it.
+    TreeIn(TreeInRequest),
+    /// Send a file, or a directory with all that is in it.
+    TreeOut {
+        /// What to send.
+        path: Bytes,
+        /// Whether a symbolic link there stands for what it points to. Those
+        /// below it never do.
+        follow: bool,
+    },
+    /// Tell what changes in a directory.
+    Watch {
+        /// The directory; symbolic links are followed.
+        path: Bytes,
+        /// Watch the directories in it too, also those that are made later.
+        recursive: bool,
+        /// Most directories to watch; at most [`MAX_WATCHES`].
+        most: u32,
+    },
+}
+
+/// Where a tree goes and whose it is.
+///
+/// It goes where `docker cp` puts it: into the directory at `path` under its own
+/// name if there is one, and at `path` otherwise.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TreeInRequest {
+    /// The place. Symbolic links are followed; a slash at the end says that it
+    /// is a directory.
+    pub path: Bytes,
+    /// Put what is in the directory that is sent into the directory at `path`,
+    /// and not the directory itself.
+    pub contents: bool,
+    /// Who owns all of it, as user and group; as the entries say if `None`.
+    pub owner: Option<(u32, u32)>,
+}
+
+/// Most levels of directories in a tree: each takes descriptors.
+pub const MAX_TREE_DEPTH: usize = 256;
+
+/// Most entries of a tree.
+pub const MAX_TREE_ENTRIES: u64 = 4 * 1024 * 1024;
+
+/// Longest name of a file, in bytes.
+pub const MAX_NAME: usize = 255;
+
+/// Most directories that one [`FileRequest::Watch`] watches.
+pub const MAX_WATCHES: u32 = 64 * 1024;
+
+/// A file, a directory or a symbolic link of a tree.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TreeEntry {
+    /// 1 to [`MAX_NAME`] bytes, none of them `/` or NUL, and neither `.` nor
+    /// `..`.
+    pub name: Bytes,
+    /// What it is, whose, and when it changed. Of a file, its size when it was
+    /// opened: what follows is shorter if it shrinks, and longer only of those
+    /// that have a size of 0, as in /proc.
+    pub stat: FileStat,
+    /// Of a symbolic link, where it points: 1 to [`MAX_PATH`] bytes without NUL.
+    /// Empty otherwise.
+    pub target: Bytes,
 }
 
 /// How to write a file.
@@ -135,6 +217,47 @@ pub enum FileOutput {
     Done,
     /// It could not be done. The last frame.
     Failed(FileFailure),
+    /// A file, directory or symbolic link of a tree begins.
+    Entry(TreeEntry),
+    /// The file or directory of a tree that was begun last ends.
+    Close,
+    /// This is in the directory that is open, and is left out of the tree.
+    Skipped(Entry),
+    /// The next changes in the watched directory, in the order in which they
+    /// happened; 1 to [`MAX_ENTRIES`], all their paths together at most a third
+    /// of [`MAX_DATA`].
+    Changes(Vec<Change>),
+}
+
+/// A change in a watched directory.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Change {
+    /// What happened.
+    pub kind: ChangeKind,
+    /// To what: a path relative to the watched directory, or empty for that
+    /// itself.
+    pub path: Bytes,
+    /// Of [`ChangeKind::Moved`], where it is now; empty otherwise.
+    pub to: Bytes,
+    /// Whether it is a directory.
+    pub directory: bool,
+}
+
+/// Kinds of [`Change`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum ChangeKind {
+    /// It was made, or moved here from elsewhere.
+    Created,
+    /// Its content changed.
+    Modified,
+    /// It was removed, or moved elsewhere.
+    Removed,
+    /// It has another name now.
+    Moved,
+    /// Its owner, permissions, times or other attributes changed.
+    Attributes,
+    /// There were more changes than were told.
+    Overflow,
 }
 
 /// A name in a directory.
@@ -203,6 +326,9 @@ pub enum FileFailureKind {
     Resources,
     /// Anything else; the error number says what.
     Other,
+    /// There is more of it than is allowed: directories to watch, levels or
+    /// entries of a tree.
+    TooMany,
 }
 
 impl fmt::Display for FileFailureKind {
@@ -220,6 +346,7 @@ impl fmt::Display for FileFailureKind {
             Self::BadRequest => "bad request",
             Self::Resources => "out of resources",
             Self::Other => "failed",
+            Self::TooMany => "too many",
         })
     }
 }

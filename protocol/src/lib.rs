@@ -2,7 +2,7 @@
 //!
 //! * [`agent`]: between the supervisor on the host and the agent in the guest,
 //!   over vsock streams, framed by [`frame`]; [`mod@file`] is the part of it that
-//!   concerns the guest's files.
+//!   concerns the guest's files, [`forward`] that of forwarded ports.
 //! * [`control`]: between the supervisor and the VMM process, over a
 //!   `SOCK_SEQPACKET` socket pair that also carries file descriptors.
 //!
@@ -17,5 +17,6 @@
 pub mod agent;
 pub mod control;
 pub mod file;
+pub mod forward;
 pub mod frame;
 pub mod phase;

@@ -8,8 +8,12 @@ use flashpan_protocol::agent::{
 };
 use flashpan_protocol::control::{self, Console, DiskSpec, Event, Request, VmSpec};
 use flashpan_protocol::file::{
-    Entry, FileFailure, FileFailureKind, FileInput, FileOutput, FileRequest, FileStat, MAX_ENTRIES,
-    MAX_FILE_FRAME, MAX_PATH, WriteRequest,
+    Change, ChangeKind, Entry, FileFailure, FileFailureKind, FileInput, FileOutput, FileRequest,
+    FileStat, MAX_ENTRIES, MAX_FILE_FRAME, MAX_NAME, MAX_PATH, TreeEntry, TreeInRequest,
+    WriteRequest,
+};
+use flashpan_protocol::forward::{
+    ForwardAnswer, ForwardFailure, ForwardFailureKind, ForwardStart, MAX_FORWARD_FRAME, Transport,
 };
 use flashpan_protocol::frame::{Decoder, FrameError, encode, from_bytes};
 use proptest::prelude::*;
@@ -110,6 +114,21 @@ fn file_request() -> impl Strategy<Value = FileRequest> {
         (bytes(), any::<bool>())
             .prop_map(|(path, recursive)| FileRequest::Remove { path, recursive }),
         (bytes(), bytes()).prop_map(|(from, to)| FileRequest::Rename { from, to }),
+        (bytes(), any::<bool>(), any::<Option<(u32, u32)>>()).prop_map(
+            |(path, contents, owner)| FileRequest::TreeIn(TreeInRequest {
+                path,
+                contents,
+                owner
+            })
+        ),
+        (bytes(), any::<bool>()).prop_map(|(path, follow)| FileRequest::TreeOut { path, follow }),
+        (bytes(), any::<bool>(), any::<u32>()).prop_map(|(path, recursive, most)| {
+            FileRequest::Watch {
+                path,
+                recursive,
+                most,
+            }
+        }),
     ]
 }
 
@@ -118,7 +137,37 @@ fn file_input() -> impl Strategy<Value = FileInput> {
         file_request().prop_map(FileInput::Start),
         proptest::collection::vec(any::<u8>(), 0..2048).prop_map(FileInput::Data),
         Just(FileInput::End),
+        tree_entry().prop_map(FileInput::Entry),
+        Just(FileInput::Close),
     ]
+}
+
+fn tree_entry() -> impl Strategy<Value = TreeEntry> {
+    (bytes(), stat(), bytes()).prop_map(|(name, stat, target)| TreeEntry { name, stat, target })
+}
+
+fn change() -> impl Strategy<Value = Change> {
+    let kind = prop_oneof![
+        Just(ChangeKind::Created),
+        Just(ChangeKind::Moved),
+        Just(ChangeKind::Overflow)
+    ];
+    (kind, bytes(), bytes(), any::<bool>()).prop_map(|(kind, path, to, directory)| Change {
+        kind,
+        path,
+        to,
+        directory,
+    })
+}
+
+fn forward_start() -> impl Strategy<Value = ForwardStart> {
+    let transport = prop_oneof![Just(Transport::Tcp), Just(Transport::Udp)];
+    let address = any::<std::net::IpAddr>();
+    (transport, address, any::<u16>()).prop_map(|(transport, address, port)| ForwardStart {
+        transport,
+        address,
+        port,
+    })
 }
 
 fn stat() -> impl Strategy<Value = FileStat> {
@@ -147,6 +196,10 @@ fn file_output() -> impl Strategy<Value = FileOutput> {
             errno,
             message
         })),
+        tree_entry().prop_map(FileOutput::Entry),
+        Just(FileOutput::Close),
+        (bytes(), stat()).prop_map(|(name, stat)| FileOutput::Skipped(Entry { name, stat })),
+        proptest::collection::vec(change(), 0..8).prop_map(FileOutput::Changes),
     ]
 }
 
@@ -213,6 +266,17 @@ proptest! {
         prop_assert_eq!(from_bytes::<FileOutput>(&frame[4..]).unwrap(), output);
     }
 
+    #[test]
+    fn forward_messages_round_trip(start in forward_start(), errno: i32, message in ".{0,40}") {
+        let frame = encode(&start, MAX_FORWARD_FRAME).unwrap();
+        prop_assert_eq!(from_bytes::<ForwardStart>(&frame[4..]).unwrap(), start);
+        let kind = ForwardFailureKind::Refused;
+        let failure = ForwardFailure { kind, errno, message };
+        let answer = ForwardAnswer::Failed(failure);
+        let frame = encode(&answer, MAX_FORWARD_FRAME).unwrap();
+        prop_assert_eq!(from_bytes::<ForwardAnswer>(&frame[4..]).unwrap(), answer);
+    }
+
     /// A message cut anywhere is an error, not another message.
     #[test]
     fn truncated_file_messages_are_refused(
@@ -249,6 +313,8 @@ proptest! {
         let _ = from_bytes::<HostMessage>(&bytes);
         let _ = from_bytes::<FileInput>(&bytes);
         let _ = from_bytes::<FileOutput>(&bytes);
+        let _ = from_bytes::<ForwardStart>(&bytes);
+        let _ = from_bytes::<ForwardAnswer>(&bytes);
         let mut decoder = Decoder::new(MAX_FRAME);
         decoder.extend(&bytes);
         while let Ok(Some(_)) = decoder.next_message::<ExecInput>() {}
@@ -283,7 +349,7 @@ fn the_longest_file_messages_fit_into_a_frame() {
     input(FileInput::Data(vec![0; MAX_DATA]));
     input(FileInput::Start(FileRequest::Rename {
         from: path.clone(),
-        to: path,
+        to: path.clone(),
     }));
     let stat = FileStat {
         mode: u32::MAX,
@@ -293,6 +359,20 @@ fn the_longest_file_messages_fit_into_a_frame() {
         modified: i64::MIN,
         modified_ns: u32::MAX,
     };
+    let entry = TreeEntry {
+        name: Bytes::from(vec![b'x'; MAX_NAME]),
+        stat,
+        target: path,
+    };
+    input(FileInput::Entry(entry));
+    let change = Change {
+        kind: ChangeKind::Overflow,
+        path: Bytes::from(vec![b'x'; MAX_DATA / 3 / MAX_ENTRIES]),
+        to: Bytes::new(),
+        directory: true,
+    };
+    let changes = FileOutput::Changes(vec![change; MAX_ENTRIES]);
+    encode(&changes, MAX_FILE_FRAME).unwrap();
     let name = Bytes::from(vec![b'x'; MAX_DATA / 2 / MAX_ENTRIES]);
     let entries = vec![Entry { name, stat }; MAX_ENTRIES];
     encode(&FileOutput::Entries(entries), MAX_FILE_FRAME).unwrap();

@@ -1,11 +1,13 @@
 //! Errors of this library.
 
 use std::io;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use flashpan_protocol::agent::StartFailureKind;
 use flashpan_protocol::file::FileFailureKind;
+use flashpan_protocol::forward::{ForwardFailureKind, Transport};
 use flashpan_protocol::frame::FrameError;
 use flashpan_protocol::phase::Phase;
 use thiserror::Error;
@@ -196,6 +198,48 @@ pub enum Error {
         /// The limit.
         limit: usize,
     },
+    /// A tree of the guest was longer than the caller allowed.
+    #[error("{} in the guest is longer than the {limit} bytes that were asked for at most; what was copied so far is there", path.display())]
+    CopyTooLong {
+        /// What was copied.
+        path: PathBuf,
+        /// The limit in bytes.
+        limit: u64,
+    },
+    /// A file of this machine could not be read or written.
+    #[error("cannot copy {}: {}", path.display(), attempt(what, source))]
+    HostFile {
+        /// What was tried, e.g. `write it`; empty if `source` says it all.
+        what: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+    /// A port of this machine cannot be listened on.
+    #[error("cannot listen on {address} ({}): {source}{}", transport_name(*transport), listen_hint(source))]
+    Listen {
+        /// The address and port.
+        address: SocketAddr,
+        /// TCP or UDP.
+        transport: Transport,
+        /// Why not.
+        source: io::Error,
+    },
+    /// A connection to a port of the guest was not made, or was lost.
+    #[error("{target} in the guest ({}): {message}", transport_name(*transport))]
+    Forward {
+        /// The address and port in the guest.
+        target: SocketAddr,
+        /// TCP or UDP.
+        transport: Transport,
+        /// The class of failure.
+        kind: ForwardFailureKind,
+        /// The error number in the guest, 0 if there is none.
+        errno: i32,
+        /// What the guest reported.
+        message: String,
+    },
     /// Output was longer than the caller allowed.
     #[error("the program wrote more than the {limit} bytes that were asked for at most")]
     OutputTooLong {
@@ -240,6 +284,31 @@ fn open_hint(what: &str, source: &io::Error) -> &'static str {
         ("kernel", _) => "; name another, or build one with `flashpan kernel build`",
         ("root image", _) => "; name another: an EROFS or ext4 image",
         _ => "; build it with `cargo build --release`",
+    }
+}
+
+/// As it is written behind a port.
+pub(crate) fn transport_name(transport: Transport) -> &'static str {
+    match transport {
+        Transport::Tcp => "tcp",
+        Transport::Udp => "udp",
+    }
+}
+
+fn attempt(what: &str, source: &io::Error) -> String {
+    match what {
+        "" => source.to_string(),
+        what => format!("{what}: {source}"),
+    }
+}
+
+/// What to do about a port that cannot be listened on.
+fn listen_hint(source: &io::Error) -> &'static str {
+    match source.kind() {
+        io::ErrorKind::AddrInUse => "; choose another port, or end what listens there",
+        io::ErrorKind::AddrNotAvailable => "; name an address of this machine",
+        io::ErrorKind::PermissionDenied => "; choose a port from 1024 on",
+        _ => "",
     }
 }
 

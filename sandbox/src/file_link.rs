@@ -98,8 +98,12 @@ impl FileSender {
     }
 
     async fn send(&mut self, message: &FileInput) -> Result<()> {
-        let frame = frame::encode(message, MAX_FILE_FRAME)?;
-        match timeout(ANSWER_WITHIN, self.0.write_all(&frame)).await {
+        self.frame(&frame::encode(message, MAX_FILE_FRAME)?).await
+    }
+
+    /// Sends a message that is a frame already.
+    pub(crate) async fn frame(&mut self, frame: &[u8]) -> Result<()> {
+        match timeout(ANSWER_WITHIN, self.0.write_all(frame)).await {
             // When the connection breaks, the other direction has the reason.
             Ok(_) => Ok(()),
             Err(_) => Err(silent(ANSWER_WITHIN)),
@@ -150,6 +154,8 @@ impl FileReceiver {
             FileOutput::Entries(_) => "entries",
             FileOutput::Done => "the end",
             FileOutput::Failed(_) => "a failure",
+            FileOutput::Entry(_) | FileOutput::Close | FileOutput::Skipped(_) => "a part of a tree",
+            FileOutput::Changes(_) => "changes",
         };
         broken(format!(
             "it sent {what} of a file when that was not its turn"

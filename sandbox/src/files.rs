@@ -385,7 +385,7 @@ pub(crate) fn io_error(error: Error) -> io::Error {
             Kind::ReadOnly => io::ErrorKind::ReadOnlyFilesystem,
             Kind::NoSpace => io::ErrorKind::StorageFull,
             Kind::NotRegular | Kind::BadRequest => io::ErrorKind::InvalidInput,
-            Kind::Resources | Kind::Other => io::ErrorKind::Other,
+            Kind::Resources | Kind::Other | Kind::TooMany => io::ErrorKind::Other,
         },
         Error::Timeout { .. } => io::ErrorKind::TimedOut,
         _ => io::ErrorKind::Other,

@@ -18,7 +18,11 @@
 //! ```
 //!
 //! Files go in and out of a running guest by [`Sandbox::write_file`],
-//! [`Sandbox::open_file`], [`Sandbox::list_files`] and their like.
+//! [`Sandbox::open_file`], [`Sandbox::list_files`] and their like, whole trees by
+//! [`Sandbox::copy_in`] and [`Sandbox::copy_out`]; [`Sandbox::watch`] tells what
+//! changes. [`Sandbox::port_forward`] makes ports of the guest reachable.
+//!
+//! All of it is asynchronous, on tokio; [`blocking`] is for programs without.
 //!
 //! A VM has no file of its own anywhere, and its VMM ends when the control
 //! socket to this process closes. So nothing is left behind however this
@@ -30,9 +34,12 @@
 
 mod agent;
 pub mod api;
+pub mod blocking;
 mod config;
 mod console;
 mod control;
+mod copy;
+mod dial;
 mod disk;
 mod driver;
 mod error;
@@ -42,6 +49,10 @@ mod file_entry;
 mod file_link;
 mod file_reader;
 mod files;
+mod forward;
+mod forward_link;
+mod forward_tcp;
+mod forward_udp;
 mod frames;
 mod locate;
 mod log;
@@ -53,10 +64,12 @@ mod stdio;
 mod text;
 pub mod timeline;
 mod vmm_process;
+mod watch;
 
 pub use config::{
     DEFAULT_BOOT_TIMEOUT, DEFAULT_CPUS, DEFAULT_MEMORY_MIB, MIN_MEMORY_MIB, Root, SandboxBuilder,
 };
+pub use copy::{Copied, CopyOptions};
 pub use disk::{Disk, DiskMount, DiskRole, DiskSource, FullDisk, Upper};
 pub use error::{Error, Result};
 pub use exec::{DEFAULT_PATH, ExecOptions};
@@ -66,10 +79,15 @@ pub use file_reader::FileReader;
 pub use files::{ReadOptions, WriteOptions};
 pub use flashpan_protocol::agent::{ExitStatus, FsType, StartFailureKind, TerminalSize};
 pub use flashpan_protocol::control::{BootProtocol, Console, ExitCount, Stats};
-pub use flashpan_protocol::file::{FileFailureKind, FileStat};
+pub use flashpan_protocol::file::{ChangeKind, FileFailureKind, FileStat};
+pub use flashpan_protocol::forward::{ForwardFailureKind, Transport};
 pub use flashpan_protocol::phase::Phase;
+pub use forward::{
+    Forward, ForwardBinding, ForwardCounts, ForwardError, ForwardOptions, PortForwarding,
+};
 pub use locate::{guest_init_program, vmm_program};
 pub use log::VmLog;
 pub use process::{Collected, Process};
 pub use sandbox::Sandbox;
 pub use stdio::{Output, Stdin};
+pub use watch::{Change, Watch, WatchOptions};

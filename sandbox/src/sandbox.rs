@@ -1,8 +1,7 @@
 //! A VM and the handle to it.
 
 use std::io;
-use std::os::fd::OwnedFd;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,7 +10,6 @@ use flashpan_protocol::control::{BootFailureKind, Stats};
 use flashpan_protocol::frame::{self, FrameError};
 use flashpan_protocol::phase::Phase;
 use tokio::io::AsyncWriteExt;
-use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::{Mutex, mpsc, oneshot};
 use tokio::time::timeout;
@@ -19,6 +17,7 @@ use tokio::time::timeout;
 use crate::agent::BootLink;
 use crate::config::{ConsoleSink, Root, SandboxBuilder};
 use crate::console;
+use crate::dial::Dialer;
 use crate::driver::{Command, ConsoleTap, Driver, DriverHandle, Ended, Shared};
 use crate::error::{Error, Result};
 use crate::exec::ExecOptions;
@@ -126,28 +125,12 @@ impl Sandbox {
         port: u32,
         first: &[u8],
     ) -> Result<(OwnedReadHalf, OwnedWriteHalf, io::Result<()>)> {
-        let (ours, theirs) = UnixStream::pair().map_err(Error::host("make a guest connection"))?;
-        let theirs: OwnedFd = theirs
-            .into_std()
-            .map_err(Error::host("make a guest connection"))?
-            .into();
-        let (reader, mut writer) = ours.into_split();
-        let (reply, accepted) = oneshot::channel();
-        self.command(Command::Connect {
-            port,
-            stream: theirs,
-            reply,
-        })
-        .await?;
-        // The request is written while the guest is still accepting: it waits
-        // in the socket, and that saves a wake-up.
-        let (accepted, written) = tokio::join!(accepted, writer.write_all(first));
-        match accepted {
-            Ok(true) => {}
-            Ok(false) => return Err(Error::AgentRefused { port }),
-            Err(_) => return Err(lost(self.ended.clone()).await),
-        }
-        Ok((reader, writer, written))
+        self.dialer().dial(port, first).await
+    }
+
+    /// For a task that needs connections.
+    pub(crate) fn dialer(&self) -> Dialer {
+        Dialer::new(&self.commands, self.ended.clone())
     }
 
     /// News of the end of the VM.
@@ -243,13 +226,7 @@ impl Sandbox {
     }
 
     async fn command(&self, command: Command) -> Result<()> {
-        self.commands
-            .send(command)
-            .await
-            .map_err(|_| match self.exit() {
-                Some(exit) => Error::VmEnded(exit.reason.clone()),
-                None => Error::NotRunning,
-            })
+        self.dialer().command(command).await
     }
 }
 
@@ -272,7 +249,10 @@ impl SandboxBuilder {
         let vmm = VmmProcess::start(&mut self, spec)?;
         let tap = self.console_sink.take().map(console_thread).transpose()?;
         let driver = Driver::start(vmm, Arc::clone(&shared), tap);
-        match timeout(self.boot_timeout, come_up(&self, guest, driver, &shared)).await {
+        // The files alone: of the builder, which has a sink, the future could not be
+        // sent to another thread.
+        let files = (self.kernel.as_path(), self.root.path.as_path());
+        match timeout(self.boot_timeout, come_up(files, guest, driver, &shared)).await {
             Ok(result) => result,
             Err(_) => Err(Error::BootTimeout {
                 after: self.boot_timeout,
@@ -288,7 +268,7 @@ impl SandboxBuilder {
 
 /// Waits for the guest's PID 1 and gets it ready.
 async fn come_up(
-    config: &SandboxBuilder,
+    files: (&Path, &Path),
     guest: GuestConfig,
     driver: DriverHandle,
     shared: &Arc<Shared>,
@@ -312,10 +292,10 @@ async fn come_up(
             Some(link) => link,
             None => {
                 let exit = wait(ended).await;
-                return Err(boot_failure(config, shared, &exit));
+                return Err(boot_failure(files, shared, &exit));
             }
         },
-        exit = wait(ended.clone()) => return Err(boot_failure(config, shared, &exit)),
+        exit = wait(ended.clone()) => return Err(boot_failure(files, shared, &exit)),
     };
     let (writer, listen) = link.serve();
     Ok(Sandbox {
@@ -331,7 +311,7 @@ async fn come_up(
 /// Why there is no guest. Names the file that the VMM, which was given a
 /// descriptor, knows nothing of; and what a guest that shut itself down left on
 /// its console.
-fn boot_failure(config: &SandboxBuilder, shared: &Shared, exit: &Exit) -> Error {
+fn boot_failure((kernel, root): (&Path, &Path), shared: &Shared, exit: &Exit) -> Error {
     let (class, message) = match &exit.reason {
         ExitReason::BootFailed { class, message } => (class, message),
         ExitReason::PowerOff | ExitReason::Reboot => {
@@ -344,8 +324,8 @@ fn boot_failure(config: &SandboxBuilder, shared: &Shared, exit: &Exit) -> Error 
         reason => return Error::VmEnded(reason.clone()),
     };
     let file = match *class {
-        BootFailureKind::Kernel => Some(("kernel", &config.kernel)),
-        BootFailureKind::Disk => Some(("root image", &config.root.path)),
+        BootFailureKind::Kernel => Some(("kernel", kernel)),
+        BootFailureKind::Disk => Some(("root image", root)),
         _ => None,
     };
     let message = match file {

@@ -1,7 +1,7 @@
 //! The connection of one operation, as its thread uses it: blocking.
 
 use std::net::Shutdown;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
@@ -47,7 +47,7 @@ pub(super) fn refused(kind: FileFailureKind, message: &str) -> Stop {
     })
 }
 
-fn kind(errno: Errno) -> FileFailureKind {
+pub(super) fn kind(errno: Errno) -> FileFailureKind {
     match errno {
         Errno::ENOENT => FileFailureKind::NotFound,
         Errno::EEXIST => FileFailureKind::Exists,
@@ -136,6 +136,11 @@ impl Link {
             Ok(1..) | Err(Errno::EAGAIN | Errno::EINTR) => Ok(()),
             Ok(0) | Err(_) => Err(Stop::Gone),
         }
+    }
+
+    /// To wait for the end of the connection.
+    pub(super) fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
     }
 
     /// Sends the last frame of an operation that failed, and waits until the

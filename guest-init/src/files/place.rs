@@ -92,7 +92,7 @@ fn make_all(root: &OwnedFd, path: &[u8]) -> nix::Result<OwnedFd> {
     Ok(directory)
 }
 
-fn check(path: &[u8]) -> Result<(), Stop> {
+pub(super) fn check(path: &[u8]) -> Result<(), Stop> {
     let message = match path {
         _ if path.len() > MAX_PATH => "the path is too long",
         _ if path.contains(&0) => "the path has a NUL byte",
@@ -102,7 +102,7 @@ fn check(path: &[u8]) -> Result<(), Stop> {
     Err(refused(FileFailureKind::BadRequest, message))
 }
 
-fn lookup(root: &OwnedFd, path: &[u8], flags: OFlag) -> nix::Result<OwnedFd> {
+pub(super) fn lookup(root: &OwnedFd, path: &[u8], flags: OFlag) -> nix::Result<OwnedFd> {
     let resolve = ResolveFlag::RESOLVE_IN_ROOT | ResolveFlag::RESOLVE_NO_MAGICLINKS;
     let how = OpenHow::new()
         .flags(flags | OFlag::O_CLOEXEC)

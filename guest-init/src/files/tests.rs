@@ -33,6 +33,8 @@ use crate::testing::unique;
 mod fuse;
 mod hostile;
 mod privileged;
+mod trees;
+mod watches;
 
 /// No test takes this long unless something hangs.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -141,6 +143,7 @@ impl Session {
                 }
                 FileOutput::Done => break Ok(answer),
                 FileOutput::Failed(failure) => break Err((failure.kind, failure.message)),
+                other => panic!("{other:?}"),
             }
         };
         if result.is_ok() {

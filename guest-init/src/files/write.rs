@@ -3,12 +3,10 @@
 
 use std::ffi::{OsStr, OsString};
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::SystemTime;
 
 use flashpan_protocol::file::{FileFailureKind, FileInput, WriteRequest};
 use nix::errno::Errno;
-use nix::fcntl::{AtFlags, OFlag, openat, renameat};
+use nix::fcntl::{AtFlags, renameat};
 use nix::sys::stat::{FileStat, Mode, SFlag, fchmod, fstatat};
 use nix::unistd::{Gid, Uid, UnlinkatFlags, fchown, unlinkat};
 
@@ -17,9 +15,6 @@ use super::place::{Place, place, regular};
 
 /// Permissions of a new file if nothing else is said.
 const MODE: u32 = 0o644;
-
-/// How many names are tried: programs may have taken some.
-const NAMES_TRIED: usize = 64;
 
 /// Receives the file that `request` describes.
 pub(super) fn write(link: &mut Link, root: &OwnedFd, request: &WriteRequest) -> Result<(), Stop> {
@@ -37,7 +32,9 @@ pub(super) fn write(link: &mut Link, root: &OwnedFd, request: &WriteRequest) -> 
                 write_all(&temporary.file, &bytes).map_err(failed("write it"))?;
             }
             FileInput::End => break,
-            FileInput::Start(_) => return Err(Stop::Gone),
+            FileInput::Start(_) | FileInput::Entry(_) | FileInput::Close => {
+                return Err(Stop::Gone);
+            }
         }
     }
     let old = |of: fn(&FileStat) -> u32, none| old.as_ref().map_or(none, of);
@@ -82,28 +79,13 @@ struct Temporary<'a> {
 impl<'a> Temporary<'a> {
     /// Makes one that only root can read.
     fn create(directory: &'a OwnedFd) -> nix::Result<Self> {
-        static COUNT: AtomicU64 = AtomicU64::new(0);
-        let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_CLOEXEC;
-        let mode = Mode::from_bits_truncate(0o600);
-        for _ in 0..NAMES_TRIED {
-            let time = SystemTime::UNIX_EPOCH.elapsed().map_or(0, |t| t.as_nanos());
-            let count = COUNT.fetch_add(1, Ordering::Relaxed);
-            let name = OsString::from(format!(".flashpan-{time:x}-{count:x}"));
-            // With O_EXCL a link is not followed.
-            match openat(directory, name.as_os_str(), flags, mode) {
-                Ok(file) => {
-                    return Ok(Self {
-                        directory,
-                        name,
-                        file,
-                        renamed: false,
-                    });
-                }
-                Err(Errno::EEXIST | Errno::EINTR) => {}
-                Err(errno) => return Err(errno),
-            }
-        }
-        Err(Errno::EEXIST)
+        let temporary = flashpan_tree_copy::Temporary::file(directory)?;
+        Ok(Self {
+            directory,
+            name: temporary.name,
+            file: temporary.made,
+            renamed: false,
+        })
     }
 
     fn rename(&mut self, to: &OsStr) -> nix::Result<()> {

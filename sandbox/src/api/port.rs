@@ -34,6 +34,9 @@ pub enum PortForwardError {
     /// A port is out of range.
     #[error("invalid port {0}: must be in range 1-65535")]
     OutOfRange(String),
+    /// What follows the `/` is no transport.
+    #[error("invalid transport {}: must be tcp or udp", quoted(.0))]
+    Transport(String),
 }
 
 impl PortForwardError {
@@ -41,9 +44,11 @@ impl PortForwardError {
     #[must_use]
     pub fn code(&self) -> ErrorCode {
         match self {
-            Self::Empty | Self::Parts(_) | Self::EmptyLocal | Self::EmptyRemote => {
-                ErrorCode::PortForwardFormat
-            }
+            Self::Empty
+            | Self::Parts(_)
+            | Self::EmptyLocal
+            | Self::EmptyRemote
+            | Self::Transport(_) => ErrorCode::PortForwardFormat,
             Self::NotANumber(_) | Self::OutOfRange(_) => ErrorCode::PortInvalid,
         }
     }

@@ -1,17 +1,20 @@
 //! The fake agent on file connections: it works on the files of this machine,
-//! but for paths that begin with `/fake/`, which say what it does instead.
+//! but for paths that begin with `/fake/`, which say what it does instead. Trees and
+//! watches are left to the real agent.
 
 use std::fs;
 use std::io::Write;
+use std::net::Shutdown;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
+use flashpan_guest_init::serve::{Service, serve};
 use flashpan_protocol::agent::MAX_DATA;
 use flashpan_protocol::file::{
-    Entry, FileFailure, FileFailureKind, FileInput, FileOutput, FileRequest, FileStat,
-    MAX_FILE_FRAME, WriteRequest,
+    Change, ChangeKind, Entry, FileFailure, FileFailureKind, FileInput, FileOutput, FileRequest,
+    FileStat, MAX_FILE_FRAME, TreeEntry, TreeInRequest, WriteRequest,
 };
 use flashpan_protocol::frame::{self, Decoder};
 
@@ -46,10 +49,19 @@ pub(crate) fn agent(stream: UnixStream) {
         | FileRequest::Stat { path, .. }
         | FileRequest::MakeDirectory { path, .. }
         | FileRequest::Remove { path, .. }
-        | FileRequest::Rename { from: path, .. } => path.as_slice(),
+        | FileRequest::Rename { from: path, .. }
+        | FileRequest::TreeIn(TreeInRequest { path, .. })
+        | FileRequest::TreeOut { path, .. }
+        | FileRequest::Watch { path, .. } => path.as_slice(),
     };
     if let Some(trick) = path.strip_prefix(b"/fake/") {
         return play(&mut link, std::str::from_utf8(trick).unwrap());
+    }
+    if matches!(
+        request,
+        FileRequest::TreeIn(_) | FileRequest::TreeOut { .. } | FileRequest::Watch { .. }
+    ) {
+        return really(&mut link, request);
     }
     let answer = match perform(&mut link, &request) {
         Some(Ok(())) => FileOutput::Done,
@@ -57,6 +69,28 @@ pub(crate) fn agent(stream: UnixStream) {
         None => return,
     };
     link.say(&answer);
+}
+
+/// Has the real agent do it.
+fn really(link: &mut Link, request: FileRequest) {
+    let (mut agent, socket) = UnixStream::pair().unwrap();
+    let serving = std::thread::spawn(move || serve(Service::File, socket.into()).unwrap());
+    frame::write(&mut agent, &FileInput::Start(request), MAX_FILE_FRAME).unwrap();
+    let mut answers = agent.try_clone().unwrap();
+    let mut stream = link.stream.try_clone().unwrap();
+    let answering = std::thread::spawn(move || {
+        let _ = std::io::copy(&mut answers, &mut stream);
+        let _ = stream.shutdown(Shutdown::Both);
+        let _ = answers.shutdown(Shutdown::Both);
+    });
+    while let Some(message) = link.hear() {
+        if frame::write(&mut agent, &message, MAX_FILE_FRAME).is_err() {
+            break;
+        }
+    }
+    let _ = agent.shutdown(Shutdown::Both);
+    answering.join().unwrap();
+    serving.join().unwrap();
 }
 
 fn failure(error: &std::io::Error) -> FileOutput {
@@ -153,6 +187,9 @@ fn perform(link: &mut Link, request: &FileRequest) -> Option<std::io::Result<()>
             });
         }
         FileRequest::Rename { from, to } => return Some(fs::rename(at(from), at(to))),
+        FileRequest::TreeIn(_) | FileRequest::TreeOut { .. } | FileRequest::Watch { .. } => {
+            unreachable!("left to the real agent")
+        }
     }
     Some(Ok(()))
 }
@@ -172,7 +209,7 @@ fn write(link: &mut Link, request: &WriteRequest, path: &PathBuf) -> Option<std:
                 content.extend(bytes);
             }
             Some(FileInput::End) => break,
-            Some(FileInput::Start(_)) => panic!("a second Start"),
+            Some(other) => panic!("{other:?} in a write"),
             None => {
                 fs::write(path.with_extension("abandoned"), "cancelled").unwrap();
                 return None;
@@ -231,6 +268,17 @@ fn play(link: &mut Link, trick: &str) {
             let entries = FileOutput::Entries(vec![Entry { name, stat }; 512]);
             while link.say(&entries) {}
         }
+        ("tree", name) => tree(link, name),
+        ("changes", path) => {
+            link.say(&info);
+            let path = path.as_bytes().to_vec().into();
+            link.say(&FileOutput::Changes(vec![Change {
+                kind: ChangeKind::Created,
+                path,
+                to: Vec::new().into(),
+                directory: false,
+            }]));
+        }
         ("escape", _) => {
             link.say(&FileOutput::Failed(FileFailure {
                 kind: FileFailureKind::NoSpace,
@@ -243,4 +291,64 @@ fn play(link: &mut Link, trick: &str) {
     }
     // Until the supervisor has enough.
     while !matches!(trick, "cut") && link.hear().is_some() {}
+}
+
+/// A tree that should not be written as it is sent.
+fn tree(link: &mut Link, trick: &str) {
+    let entry = |name: &str, mode: u32, target: &str| {
+        FileOutput::Entry(TreeEntry {
+            name: name.as_bytes().to_vec().into(),
+            stat: FileStat {
+                mode,
+                ..FileStat::default()
+            },
+            target: target.as_bytes().to_vec().into(),
+        })
+    };
+    let directory = |name: &str| entry(name, 0o040_755, "");
+    let file = |name: &str| entry(name, 0o104_755, "");
+    let data = || FileOutput::Data(b"poison".to_vec());
+    let (close, done) = (FileOutput::Close, FileOutput::Done);
+    let frames = match trick {
+        "dots" => vec![directory("t"), directory("..")],
+        "slash" => vec![directory("t"), file("../outside")],
+        "absolute" => vec![directory("t"), file("/outside")],
+        "through" => vec![
+            directory("t"),
+            entry("l", 0o120_777, "../.."),
+            directory("l"),
+        ],
+        "over" => vec![
+            directory("t"),
+            entry("l", 0o120_777, "../../outside"),
+            file("l"),
+            data(),
+            close.clone(),
+            close,
+            done,
+        ],
+        "root-name" => vec![file("../../outside"), data(), close, done],
+        "special" => vec![file("program"), data(), close, done],
+        "half" => vec![
+            directory("t"),
+            file("whole"),
+            close,
+            file("half"),
+            data(),
+            done,
+        ],
+        "cut" => vec![directory("t"), file("half"), data()],
+        "no-root" => vec![done],
+        "no-entry" => vec![data()],
+        "endless" => vec![file("endless")],
+        other => panic!("no such tree {other:?}"),
+    };
+    for frame in frames {
+        link.say(&frame);
+    }
+    match trick {
+        "endless" => while link.say(&FileOutput::Data(vec![0; MAX_DATA])) {},
+        "cut" => drop(link.stream.shutdown(Shutdown::Both)),
+        _ => {}
+    }
 }

@@ -18,6 +18,7 @@ use std::path::Path;
 use std::sync::Mutex;
 use std::time::Duration;
 
+use flashpan_guest_init::serve::{Service, serve as serve_with_agent};
 use flashpan_protocol::agent::{
     BOOT_PORT, Command, EXEC_PORT, ExecInput, ExecOutput, ExecRequest, ExitStatus, GuestMessage,
     HostMessage, MAGIC, MAX_DATA, MAX_FRAME, StartFailure, StartFailureKind, VERSION,
@@ -27,6 +28,7 @@ use flashpan_protocol::control::{
     MAX_PACKET, Request, Stamp, Stats, VmSpec,
 };
 use flashpan_protocol::file::FILE_PORT;
+use flashpan_protocol::forward::FORWARD_PORT;
 use flashpan_protocol::frame::{self, Decoder};
 use flashpan_protocol::phase::{ExitRequest, Phase};
 use nix::fcntl::{Flock, FlockArg};
@@ -315,7 +317,7 @@ fn serve(control: &Control, scenario: &str, spec: &VmSpec) -> ! {
     while let Some((request, mut fds)) = control.receive() {
         match request {
             Request::Connect { id, port } => {
-                assert!(matches!(port, EXEC_PORT | FILE_PORT));
+                assert!(matches!(port, EXEC_PORT | FILE_PORT | FORWARD_PORT));
                 let stream = UnixStream::from(fds.pop().unwrap());
                 stream.set_nonblocking(false).unwrap();
                 if scenario == "refuse" {
@@ -324,6 +326,7 @@ fn serve(control: &Control, scenario: &str, spec: &VmSpec) -> ! {
                     control.send(&Event::Connected { id }, None);
                     std::thread::spawn(move || match port {
                         FILE_PORT => files::agent(stream),
+                        FORWARD_PORT => serve_with_agent(Service::Forward, stream.into()).unwrap(),
                         _ => agent(stream),
                     });
                 }

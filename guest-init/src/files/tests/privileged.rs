@@ -129,3 +129,78 @@ fn a_file_gets_the_owner_that_is_asked_for_or_keeps_its_own() {
         },
     );
 }
+
+#[test]
+#[ignore = "needs root: mounts"]
+fn a_tree_that_does_not_fit_fails_with_the_name_of_the_file() {
+    in_own_namespaces(
+        "files::tests::privileged::a_tree_that_does_not_fit_fails_with_the_name_of_the_file",
+        || {
+            use flashpan_protocol::file::{TreeEntry, TreeInRequest};
+            let here = Small::new();
+            let entry = |name: &str, mode| {
+                FileInput::Entry(TreeEntry {
+                    name: Bytes::from(name.as_bytes()),
+                    stat: FileStat {
+                        mode,
+                        ..FileStat::default()
+                    },
+                    target: Bytes::new(),
+                })
+            };
+            let mut session = Session::start(FileRequest::TreeIn(TreeInRequest {
+                path: bytes(&here.0.0),
+                contents: false,
+                owner: None,
+            }));
+            session.send(&entry("tree", 0o040_755));
+            session.send(&entry("big", 0o100_644));
+            for _ in 0..64 {
+                session.send(&FileInput::Data(vec![b'x'; MAX_DATA]));
+            }
+            let (kind, message) = session.finish().unwrap_err();
+            assert_eq!(kind, FileFailureKind::NoSpace);
+            assert!(
+                message.starts_with("big: write it: No space left"),
+                "{message}"
+            );
+            assert_eq!(fs::read_dir(here.path("tree")).unwrap().count(), 0);
+        },
+    );
+}
+
+#[test]
+#[ignore = "needs root: mounts"]
+fn the_kernels_books_are_no_part_of_a_tree_and_other_mounts_are() {
+    in_own_namespaces(
+        "files::tests::privileged::the_kernels_books_are_no_part_of_a_tree_and_other_mounts_are",
+        || {
+            let here = Small::new();
+            for (name, kind) in [("proc", "proc"), ("more", "tmpfs")] {
+                fs::create_dir(here.path(name)).unwrap();
+                let none = None::<&str>;
+                mount(none, &here.path(name), Some(kind), MsFlags::empty(), none).unwrap();
+            }
+            fs::write(here.path("more/file"), "content").unwrap();
+            let mut session = Session::start(FileRequest::TreeOut {
+                path: bytes(&here.0.0),
+                follow: false,
+            });
+            let (mut entries, mut skipped) = (0, Vec::new());
+            loop {
+                match session.next().unwrap() {
+                    FileOutput::Entry(_) => entries += 1,
+                    FileOutput::Skipped(entry) => skipped.push(entry.name),
+                    FileOutput::Data(_) | FileOutput::Close => {}
+                    FileOutput::Done => break,
+                    other => panic!("{other:?}"),
+                }
+            }
+            session.abandon();
+            for name in ["proc", "more"] {
+                umount(&here.path(name)).unwrap();
+            }
+            assert_eq!((entries, skipped), (3, vec![bytes("proc")]));
+        },
+    );
+}

@@ -1,0 +1,92 @@
+//! Ports of the guest that a run makes reachable.
+
+use std::io::{self, Write};
+use std::net::{IpAddr, Ipv4Addr};
+use std::os::fd::AsFd;
+
+use clap::Args;
+use flashpan::api::PortForwardError;
+use flashpan::{Forward, ForwardOptions, PortForwarding, Sandbox, Transport};
+
+use crate::failure::{Failure, say};
+use crate::stdio::Patient;
+
+/// Which ports lead into the guest, and from where.
+#[derive(Debug, Args)]
+pub(crate) struct PublishArgs {
+    /// Make a TCP or UDP port of the guest reachable on a port of this machine,
+    /// the same if only one is given; may be repeated.
+    #[arg(long, short, value_name = "[LOCAL:]REMOTE[/udp]", value_parser = forward)]
+    publish: Vec<Forward>,
+
+    /// Address of this machine on which --publish listens; may be repeated.
+    /// Otherwise 127.0.0.1, which only this machine can reach.
+    #[arg(
+        long,
+        value_name = "ADDRESS",
+        value_parser = address,
+        requires = "publish"
+    )]
+    address: Vec<IpAddr>,
+}
+
+fn forward(text: &str) -> Result<Forward, PortForwardError> {
+    text.parse()
+}
+
+fn address(text: &str) -> Result<IpAddr, String> {
+    match text.trim() {
+        "localhost" => Ok(IpAddr::V4(Ipv4Addr::LOCALHOST)),
+        text => text
+            .parse()
+            .map_err(|_| format!("`{text}` is not an IP address; write e.g. 127.0.0.1 or ::1")),
+    }
+}
+
+impl PublishArgs {
+    /// Listens, and says where.
+    pub(crate) async fn start(&self, sandbox: &Sandbox) -> Result<Published, Failure> {
+        if self.publish.is_empty() {
+            return Ok(Published(None));
+        }
+        let mut options = ForwardOptions::new();
+        for address in &self.address {
+            options = options.address(*address);
+        }
+        let forwarding = sandbox.port_forward(&self.publish, options).await?;
+        let lines: String = forwarding
+            .bindings()
+            .iter()
+            .map(|binding| {
+                let transport = match binding.transport {
+                    Transport::Tcp => "",
+                    Transport::Udp => "/udp",
+                };
+                let (local, remote) = (binding.address, binding.remote_port);
+                format!("Forwarding {local}{transport} -> sandbox:{remote}{transport}\n")
+            })
+            .collect();
+        // With standard error gone there is nobody to tell.
+        let _ = Patient::new(io::stderr().as_fd())
+            .and_then(|mut stderr| stderr.write_all(lines.as_bytes()));
+        Ok(Published(Some(forwarding)))
+    }
+}
+
+/// Ports that lead into the guest, until it is dropped.
+pub(crate) struct Published(Option<PortForwarding>);
+
+impl Published {
+    /// Says what went wrong meanwhile.
+    pub(crate) fn report(self) {
+        let Some(forwarding) = self.0 else { return };
+        let failed = forwarding.counts().failed;
+        if let Some(last) = forwarding.take_errors().pop() {
+            let what = match failed {
+                1 => "a forwarded connection failed".to_owned(),
+                _ => format!("{failed} forwarded connections failed, the last one so"),
+            };
+            say("warning", &format!("{what}: {last}"));
+        }
+    }
+}

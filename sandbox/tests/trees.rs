@@ -1,0 +1,329 @@
+//! Trees that go into a guest and out of it, against a fake VMM whose guest has
+//! the files of this machine, and the real agent.
+#![allow(
+    missing_docs,
+    unreachable_pub,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing
+)]
+
+#[path = "fake/world.rs"]
+#[allow(dead_code)] // Other tests need more of it.
+mod world;
+
+use std::fs;
+use std::os::unix::ffi::OsStringExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
+use std::path::{Path, PathBuf};
+
+use flashpan::{CopyOptions, Error, FileFailureKind, Sandbox};
+use tokio::time::timeout;
+use world::{LONG, World};
+
+/// What is in a directory, by name, kind, mode, and content.
+fn picture(root: &Path) -> Vec<(PathBuf, u32, i64, Vec<u8>)> {
+    let mut all = Vec::new();
+    let mut left = vec![root.to_owned()];
+    while let Some(path) = left.pop() {
+        let meta = path.symlink_metadata().unwrap();
+        let content = match meta {
+            _ if meta.is_dir() => {
+                left.extend(
+                    fs::read_dir(&path)
+                        .unwrap()
+                        .map(|entry| entry.unwrap().path()),
+                );
+                Vec::new()
+            }
+            _ if meta.is_symlink() => fs::read_link(&path).unwrap().into_os_string().into_vec(),
+            _ => fs::read(&path).unwrap(),
+        };
+        let name = path.strip_prefix(root).unwrap().to_owned();
+        all.push((name, meta.mode(), meta.mtime(), content));
+    }
+    all.sort();
+    all
+}
+
+fn tree(at: &Path) {
+    fs::create_dir_all(at.join("deep/down")).unwrap();
+    fs::write(at.join("deep/down/long"), vec![b'x'; 300_000]).unwrap();
+    fs::write(at.join("deep/empty"), "").unwrap();
+    fs::set_permissions(at.join("deep/empty"), PermissionsExt::from_mode(0o751)).unwrap();
+    symlink("deep/down/long", at.join("link")).unwrap();
+    let odd = std::ffi::OsString::from_vec(b"\xff\n-rf".to_vec());
+    fs::write(at.join(odd), "odd").unwrap();
+}
+
+fn options() -> CopyOptions {
+    let (uid, gid) = (nix::unistd::getuid(), nix::unistd::getgid());
+    CopyOptions::new().owner(uid.as_raw(), gid.as_raw())
+}
+
+#[tokio::test]
+async fn a_tree_goes_in_and_comes_back_as_it_was() {
+    let world = World::new("normal");
+    let sandbox = world.boot().await;
+    let (here, guest, back) = (world.path("here"), world.path("guest"), world.path("back"));
+    tree(&here);
+    let copied = sandbox.copy_in(&here, &guest, options()).await.unwrap();
+    assert_eq!(picture(&guest), picture(&here));
+    assert_eq!((copied.entries, copied.bytes), (7, 300_003));
+    assert_eq!(copied.skipped_count, 0);
+    let copied = sandbox.copy_out(&guest, &back, options()).await.unwrap();
+    assert_eq!(picture(&back), picture(&here));
+    assert_eq!((copied.entries, copied.bytes), (7, 300_003));
+
+    // Into a directory that is there, and what is in it alone.
+    fs::create_dir(world.path("there")).unwrap();
+    for from in ["here", "here/", "here/."] {
+        sandbox
+            .copy_in(world.path(from), world.path("there"), options())
+            .await
+            .unwrap();
+    }
+    assert_eq!(picture(&world.path("there/here")), picture(&here));
+    assert!(world.path("there/deep/down/long").exists());
+    let file = here.join("deep/empty");
+    sandbox
+        .copy_out(&file, world.path("there"), options())
+        .await
+        .unwrap();
+    assert!(world.path("there/empty").exists());
+}
+
+#[tokio::test]
+async fn a_link_that_is_named_is_a_link_unless_it_is_to_be_followed() {
+    let world = World::new("normal");
+    let sandbox = world.boot().await;
+    fs::write(world.path("file"), "content").unwrap();
+    symlink("file", world.path("link")).unwrap();
+    let follow = options().follow_link(true);
+    let (link, to) = (world.path("link"), |name: &str| world.path(name));
+    sandbox.copy_in(&link, to("in"), options()).await.unwrap();
+    sandbox
+        .copy_in(&link, to("in-followed"), follow)
+        .await
+        .unwrap();
+    sandbox.copy_out(&link, to("out"), options()).await.unwrap();
+    sandbox
+        .copy_out(&link, to("out-followed"), follow)
+        .await
+        .unwrap();
+    for name in ["in", "out"] {
+        assert_eq!(fs::read_link(to(name)).unwrap(), Path::new("file"));
+        let followed = to(&format!("{name}-followed"));
+        assert!(followed.symlink_metadata().unwrap().is_file());
+        assert_eq!(fs::read(followed).unwrap(), b"content");
+    }
+}
+
+#[tokio::test]
+async fn what_is_not_copied_is_named_by_both_sides() {
+    let world = World::new("normal");
+    let sandbox = world.boot().await;
+    fs::create_dir_all(world.path("here/inner")).unwrap();
+    let mode = nix::sys::stat::Mode::S_IRWXU;
+    nix::unistd::mkfifo(&world.path("here/inner/fifo"), mode).unwrap();
+    nix::unistd::mkfifo(&world.path("here/fifo"), mode).unwrap();
+    let copied = [
+        sandbox
+            .copy_in(world.path("here"), world.path("in"), options())
+            .await
+            .unwrap(),
+        sandbox
+            .copy_out(world.path("here"), world.path("out"), options())
+            .await
+            .unwrap(),
+    ];
+    for mut copied in copied {
+        copied.skipped.sort();
+        assert_eq!(copied.skipped, [Path::new("fifo"), Path::new("inner/fifo")]);
+        assert_eq!((copied.entries, copied.skipped_count), (2, 2));
+    }
+}
+
+#[tokio::test]
+async fn a_failure_names_the_file_and_the_side() {
+    let world = World::new("normal");
+    let sandbox = world.boot().await;
+    let here = world.path("here");
+    tree(&here);
+    let nowhere = world.path("no/such/place");
+    let error = sandbox
+        .copy_in(&here, &nowhere, options())
+        .await
+        .unwrap_err();
+    assert!(
+        matches!(&error, Error::File { kind: FileFailureKind::NotFound, path, .. } if *path == nowhere),
+        "{error}"
+    );
+    let error = sandbox
+        .copy_out(&nowhere, &here, options())
+        .await
+        .unwrap_err();
+    assert!(
+        matches!(
+            error,
+            Error::File {
+                kind: FileFailureKind::NotFound,
+                ..
+            }
+        ),
+        "{error}"
+    );
+    let error = sandbox
+        .copy_in(&nowhere, &here, options())
+        .await
+        .unwrap_err();
+    let text = format!(
+        "cannot copy {}: open it: No such file or directory",
+        nowhere.display()
+    );
+    assert!(error.to_string().starts_with(&text), "{error}");
+    let error = sandbox
+        .copy_out(&here, &nowhere, options())
+        .await
+        .unwrap_err();
+    assert!(
+        matches!(&error, Error::HostFile { path, .. } if *path == nowhere),
+        "{error}"
+    );
+    // What is in the way, deep down.
+    let there = world.path("there");
+    fs::create_dir_all(there.join("here/deep/empty")).unwrap();
+    let error = sandbox.copy_in(&here, &there, options()).await.unwrap_err();
+    assert!(
+        error
+            .to_string()
+            .contains("deep/empty: there is a directory"),
+        "{error}"
+    );
+    let error = sandbox
+        .copy_out(&here, &there, options())
+        .await
+        .unwrap_err();
+    let text = format!(
+        "cannot copy {}: there is a directory of that name, which is not replaced",
+        there.join("deep/empty").display()
+    );
+    assert_eq!(error.to_string(), text);
+    for path in ["", "a\0b"] {
+        let error = sandbox.copy_in(path, "/x", options()).await.unwrap_err();
+        assert!(matches!(error, Error::InvalidConfig { .. }), "{error}");
+    }
+    for path in ["", "relative", "/a/.."] {
+        let error = sandbox.copy_out(path, &there, options()).await.unwrap_err();
+        assert!(matches!(error, Error::InvalidConfig { .. }), "{error}");
+    }
+}
+
+/// Everything that a guest sends goes to `to`, and nothing beside it changes.
+async fn hostile(sandbox: &Sandbox, world: &World, trick: &str) -> (PathBuf, Result<(), Error>) {
+    let place = world.path(&format!("place-{trick}"));
+    fs::create_dir_all(place.join("to")).unwrap();
+    fs::write(place.join("outside"), "precious").unwrap();
+    let copy = sandbox.copy_out(format!("/fake/tree:{trick}"), place.join("to"), options());
+    let result = timeout(LONG, copy).await.unwrap().map(drop);
+    let names: Vec<_> = fs::read_dir(&place).unwrap().collect();
+    assert_eq!(names.len(), 2, "{trick}");
+    assert_eq!(
+        fs::read(place.join("outside")).unwrap(),
+        b"precious",
+        "{trick}"
+    );
+    (place.join("to").join(format!("tree:{trick}")), result)
+}
+
+#[tokio::test]
+async fn a_guest_writes_nothing_outside_of_the_place() {
+    let world = World::new("normal");
+    let sandbox = world.boot().await;
+    for trick in ["dots", "slash", "absolute", "no-root", "no-entry"] {
+        let (_, result) = hostile(&sandbox, &world, trick).await;
+        let error = result.unwrap_err();
+        assert!(matches!(error, Error::Protocol { .. }), "{trick}: {error}");
+    }
+    let (_, result) = hostile(&sandbox, &world, "through").await;
+    assert!(matches!(result, Err(Error::HostFile { .. })), "{result:?}");
+    let (root, result) = hostile(&sandbox, &world, "over").await;
+    result.unwrap();
+    assert!(root.join("l").symlink_metadata().unwrap().is_file());
+    // Its name is the one that was asked for.
+    let (root, result) = hostile(&sandbox, &world, "root-name").await;
+    result.unwrap();
+    assert_eq!(fs::read(root).unwrap(), b"poison");
+    let (root, result) = hostile(&sandbox, &world, "special").await;
+    result.unwrap();
+    assert_eq!(root.metadata().unwrap().mode() & 0o7777, 0o755);
+    let (root, result) = hostile(&sandbox, &world, "half").await;
+    assert!(matches!(result, Err(Error::Protocol { .. })), "{result:?}");
+    let names: Vec<_> = fs::read_dir(root)
+        .unwrap()
+        .map(|e| e.unwrap().file_name())
+        .collect();
+    assert_eq!(names, ["whole"]);
+    let (root, result) = hostile(&sandbox, &world, "cut").await;
+    assert!(matches!(result, Err(Error::Protocol { .. })), "{result:?}");
+    assert_eq!(fs::read_dir(root).unwrap().count(), 0);
+}
+
+#[tokio::test]
+async fn a_tree_without_end_ends_at_the_limit_and_with_the_caller() {
+    let world = World::new("normal");
+    let sandbox = world.boot().await;
+    let to = world.path("to");
+    let copy = sandbox.copy_out("/fake/tree:endless", &to, options().limit(1_000_000));
+    let error = timeout(LONG, copy).await.unwrap().unwrap_err();
+    assert!(
+        matches!(
+            error,
+            Error::CopyTooLong {
+                limit: 1_000_000,
+                ..
+            }
+        ),
+        "{error}"
+    );
+    assert!(!to.exists());
+
+    let place = world.path("place");
+    fs::create_dir(&place).unwrap();
+    let copy = sandbox.copy_out("/fake/tree:endless", place.join("file"), options());
+    // Once there is half a file.
+    let half = async {
+        while fs::read_dir(&place).unwrap().count() == 0 {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::select! {
+        result = copy => panic!("it cannot be complete: {result:?}"),
+        () = half => {}
+    }
+    // The thread that writes it removes it.
+    let gone = async {
+        while fs::read_dir(&place).unwrap().count() > 0 {
+            tokio::task::yield_now().await;
+        }
+    };
+    timeout(LONG, gone).await.unwrap();
+}
+
+#[tokio::test]
+async fn the_end_of_the_vm_is_the_reason_for_a_copy_that_fails() {
+    let world = World::new("normal");
+    let sandbox = world.boot().await;
+    let to = world.path("to");
+    let copy = sandbox.copy_out("/fake/tree:endless", &to, options());
+    let (result, _) = tokio::join!(copy, sandbox.kill());
+    let error = result.unwrap_err();
+    assert!(matches!(error, Error::VmEnded(_)), "{error}");
+    assert!(!to.exists());
+    let error = sandbox
+        .copy_in(world.path("root.erofs"), &to, options())
+        .await
+        .unwrap_err();
+    assert!(matches!(error, Error::VmEnded(_)), "{error}");
+}

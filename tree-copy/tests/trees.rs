@@ -1,0 +1,510 @@
+//! What becomes of a tree that is taken apart and put together again, and of
+//! what nobody should send.
+#![allow(
+    missing_docs,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing
+)]
+
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::fs;
+use std::os::fd::OwnedFd;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
+use std::path::{Path, PathBuf};
+
+use flashpan_protocol::agent::Bytes;
+use flashpan_protocol::file::{FileFailureKind, FileStat, MAX_NAME, MAX_TREE_DEPTH, TreeEntry};
+use flashpan_tree_copy::{Failure, Options, Owner, Reader, Step, Why, Writer};
+use nix::fcntl::OFlag;
+use nix::sys::stat::Mode;
+use tempfile::TempDir;
+
+const OPTIONS: Options = Options {
+    owner: Owner::Writer,
+    special_bits: true,
+};
+
+fn open(path: &[u8], flags: OFlag) -> nix::Result<OwnedFd> {
+    nix::fcntl::open(
+        Path::new(std::ffi::OsStr::from_bytes(path)),
+        flags,
+        Mode::empty(),
+    )
+}
+
+/// Copies as the two ends do; what was skipped.
+fn copy_as(
+    from: &Path,
+    to: &str,
+    contents: bool,
+    options: Options,
+) -> Result<Vec<String>, Failure> {
+    let own = from.file_name().unwrap().as_bytes();
+    let mut reader = Reader::new(&open, from.as_os_str().as_bytes(), false, own)?;
+    let mut writer: Option<Writer> = None;
+    let mut buffer = vec![0; 1000];
+    let mut skipped = Vec::new();
+    while let Some(step) = reader.next(&mut buffer)? {
+        match (step, &mut writer) {
+            (Step::Entry(root), None) => {
+                let to = to.as_bytes();
+                writer = Some(Writer::new(&open, to, contents, &root, own, options)?);
+            }
+            (Step::Entry(entry), Some(writer)) => writer.entry(&entry)?,
+            (Step::Data(n), Some(writer)) => writer.data(&buffer[..n])?,
+            (Step::Close, Some(writer)) => writer.close()?,
+            (Step::Skipped(entry), Some(writer)) => {
+                skipped.push(String::from_utf8(writer.path_of(&entry.name)).unwrap());
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+    assert!(writer.unwrap().is_finished());
+    Ok(skipped)
+}
+
+fn copy(from: &Path, to: &Path) -> Result<(), Failure> {
+    copy_as(from, to.to_str().unwrap(), false, OPTIONS).map(drop)
+}
+
+/// Everything that is to be kept of a tree.
+fn picture(root: &Path) -> BTreeMap<PathBuf, (u32, i64, i64, Vec<u8>)> {
+    let mut all = BTreeMap::new();
+    let mut left = vec![root.to_owned()];
+    while let Some(path) = left.pop() {
+        let meta = path.symlink_metadata().unwrap();
+        let content = if meta.is_dir() {
+            left.extend(
+                fs::read_dir(&path)
+                    .unwrap()
+                    .map(|entry| entry.unwrap().path()),
+            );
+            Vec::new()
+        } else if meta.is_symlink() {
+            fs::read_link(&path).unwrap().into_os_string().into_vec()
+        } else {
+            fs::read(&path).unwrap()
+        };
+        let name = path.strip_prefix(root).unwrap().to_owned();
+        all.insert(
+            name,
+            (meta.mode(), meta.mtime(), meta.mtime_nsec(), content),
+        );
+    }
+    all
+}
+
+fn set_time(path: &Path, seconds: i64) {
+    let time = nix::sys::time::TimeSpec::new(seconds, 123_456_789);
+    let itself = nix::sys::stat::UtimensatFlags::NoFollowSymlink;
+    nix::sys::stat::utimensat(nix::fcntl::AT_FDCWD, path, &time, &time, itself).unwrap();
+}
+
+fn set_mode(path: &Path, mode: u32) {
+    fs::set_permissions(path, PermissionsExt::from_mode(mode)).unwrap();
+}
+
+/// A tree with a bit of everything, and the directory that it is in.
+fn tree() -> (TempDir, PathBuf) {
+    let here = tempfile::tempdir().unwrap();
+    let root = here.path().join("tree");
+    fs::create_dir_all(root.join("deep/down")).unwrap();
+    fs::create_dir(root.join("empty")).unwrap();
+    fs::write(root.join("file"), vec![b'x'; 2345]).unwrap();
+    fs::write(root.join("nothing"), "").unwrap();
+    fs::write(root.join("deep/down/program"), "#!/bin/sh\n").unwrap();
+    set_mode(&root.join("deep/down/program"), 0o4755);
+    set_mode(&root.join("empty"), 0o1777);
+    symlink("deep/down", root.join("link")).unwrap();
+    symlink("/nowhere/at/all", root.join("broken")).unwrap();
+    for name in [
+        &b"\xff\xfe not text"[..],
+        b"new\nline",
+        b"-rf *",
+        b"...",
+        b" ",
+        &[b'n'; MAX_NAME],
+    ] {
+        fs::write(root.join(OsString::from_vec(name.to_vec())), name).unwrap();
+    }
+    for (path, time) in [
+        ("file", 1_000_000_000),
+        ("link", 1),
+        ("deep/down", 86_400),
+        ("deep", -5),
+    ] {
+        set_time(&root.join(path), time);
+    }
+    // No directory is changed by what is in it.
+    set_mode(&root.join("deep"), 0o555);
+    set_time(&root, 42);
+    (here, root)
+}
+
+#[test]
+fn a_copy_is_what_was_copied() {
+    let (here, root) = tree();
+    let to = here.path().join("copy");
+    copy(&root, &to).unwrap();
+    assert_eq!(picture(&to), picture(&root));
+    // And again over it, after which only the directory that was filled is as new.
+    copy_as(&root, to.to_str().unwrap(), true, OPTIONS).unwrap();
+    set_time(&to, 42);
+    assert_eq!(picture(&to), picture(&root));
+}
+
+#[test]
+fn bits_that_give_rights_away_are_kept_only_if_wanted() {
+    let (here, root) = tree();
+    let to = here.path().join("copy");
+    let options = Options {
+        special_bits: false,
+        ..OPTIONS
+    };
+    copy_as(&root, to.to_str().unwrap(), false, options).unwrap();
+    let mode = |path: &str| to.join(path).metadata().unwrap().mode() & 0o7777;
+    assert_eq!(mode("deep/down/program"), 0o755);
+    assert_eq!(mode("empty"), 0o777);
+}
+
+/// The rules of `docker cp`: what is copied, to where, and what is there then.
+#[test]
+fn it_lands_where_docker_would_put_it() {
+    let cases: [(&str, bool, &str, Result<&str, FileFailureKind>); 19] = [
+        ("file", false, "new", Ok("new")),
+        ("file", false, "dir", Ok("dir/file")),
+        ("file", false, "dir/", Ok("dir/file")),
+        ("file", false, "dir/.", Ok("dir/file")),
+        ("file", false, "dir/new", Ok("dir/new")),
+        ("file", false, "other", Ok("other")),
+        ("file", false, "to-other", Ok("other")),
+        ("file", false, "to-dir", Ok("dir/file")),
+        ("file", false, "to-new", Ok("dir/made")),
+        ("file", false, "new/", Err(FileFailureKind::NotFound)),
+        ("file", true, "new", Err(FileFailureKind::NotADirectory)),
+        ("tree", false, "new", Ok("new/inner")),
+        ("tree", false, "new/", Ok("new/inner")),
+        ("tree", false, "dir", Ok("dir/tree/inner")),
+        ("tree", false, "to-dir", Ok("dir/tree/inner")),
+        ("tree", false, "other", Err(FileFailureKind::Exists)),
+        ("tree", true, "dir", Ok("dir/inner")),
+        ("tree", true, "to-dir/", Ok("dir/inner")),
+        ("tree", true, "new", Ok("new/inner")),
+    ];
+    for (from, contents, to, expected) in cases {
+        let here = tempfile::tempdir().unwrap();
+        let source = here.path().join("source");
+        fs::create_dir_all(source.join("tree")).unwrap();
+        fs::write(source.join("tree/inner"), "content").unwrap();
+        fs::write(source.join("file"), "content").unwrap();
+        let place = here.path().join("place");
+        fs::create_dir_all(place.join("dir")).unwrap();
+        fs::write(place.join("other"), "old").unwrap();
+        symlink("other", place.join("to-other")).unwrap();
+        symlink(place.join("dir"), place.join("to-dir")).unwrap();
+        symlink("dir/made", place.join("to-new")).unwrap();
+        let case = format!("{from} {contents} {to}");
+        let to = format!("{}/{to}", place.display());
+        let copied = copy_as(&source.join(from), &to, contents, OPTIONS);
+        match expected {
+            Ok(file) => {
+                copied.unwrap_or_else(|error| panic!("{case}: {error}"));
+                let file = place.join(file);
+                assert!(file.symlink_metadata().unwrap().is_file(), "{case}");
+                assert_eq!(fs::read(file).unwrap(), b"content", "{case}");
+            }
+            Err(kind) => {
+                let Why::Refused(why, _) = copied.unwrap_err().why else {
+                    panic!("{case}");
+                };
+                assert_eq!(why, kind, "{case}");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_directory_that_is_filled_keeps_its_permissions() {
+    let (here, root) = tree();
+    let to = here.path().join("there");
+    fs::create_dir(&to).unwrap();
+    set_mode(&to, 0o710);
+    copy_as(&root, to.to_str().unwrap(), true, OPTIONS).unwrap();
+    assert_eq!(to.metadata().unwrap().mode() & 0o7777, 0o710);
+    // One inside becomes what was sent.
+    assert_eq!(to.join("empty").metadata().unwrap().mode() & 0o7777, 0o1777);
+}
+
+#[test]
+fn directories_and_others_do_not_take_each_others_places() {
+    for (from, there) in [
+        ("dir", "file"),
+        ("dir", "link"),
+        ("file", "dir"),
+        ("link", "dir"),
+    ] {
+        let here = tempfile::tempdir().unwrap();
+        let make = |what: &str, path: PathBuf| match what {
+            "dir" => fs::create_dir(path).unwrap(),
+            "file" => fs::write(path, "mine").unwrap(),
+            _ => symlink("/tmp", path).unwrap(),
+        };
+        let (source, to) = (here.path().join("source"), here.path().join("to"));
+        fs::create_dir(&source).unwrap();
+        fs::create_dir(&to).unwrap();
+        make(from, source.join("thing"));
+        make(there, to.join("thing"));
+        let before = picture(&to.join("thing"));
+        let error = copy_as(&source, to.to_str().unwrap(), true, OPTIONS).unwrap_err();
+        assert!(matches!(error.why, Why::Refused(..)), "{error}");
+        assert_eq!(error.path, b"thing");
+        assert_eq!(picture(&to.join("thing")), before);
+    }
+}
+
+#[test]
+fn what_is_neither_file_nor_directory_nor_link_is_skipped_and_named() {
+    let (here, root) = tree();
+    nix::unistd::mkfifo(&root.join("empty/fifo"), Mode::S_IRWXU).unwrap();
+    let _socket = std::os::unix::net::UnixListener::bind(root.join("empty/socket")).unwrap();
+    let to = here.path().join("copy");
+    let mut skipped = copy_as(&root, to.to_str().unwrap(), false, OPTIONS).unwrap();
+    skipped.sort();
+    assert_eq!(skipped, ["empty/fifo", "empty/socket"]);
+    assert_eq!(fs::read_dir(to.join("empty")).unwrap().count(), 0);
+    // As the root there is nothing else to copy.
+    let error = copy(&root.join("empty/fifo"), &to).unwrap_err();
+    assert!(matches!(
+        error.why,
+        Why::Refused(FileFailureKind::NotRegular, _)
+    ));
+}
+
+#[test]
+fn a_file_without_a_size_is_read_to_its_end() {
+    let here = tempfile::tempdir().unwrap();
+    copy(Path::new("/proc/version"), here.path()).unwrap();
+    let copied = fs::read(here.path().join("version")).unwrap();
+    assert_eq!(copied, fs::read("/proc/version").unwrap());
+}
+
+#[test]
+fn a_copy_that_is_given_up_leaves_no_half_file() {
+    let here = tempfile::tempdir().unwrap();
+    let old = here.path().join("file");
+    fs::write(&old, "old").unwrap();
+    let to = here.path().to_str().unwrap().as_bytes();
+    let mut writer = Writer::new(&open, to, false, &file("file"), b"file", OPTIONS).unwrap();
+    writer.data(b"half").unwrap();
+    assert_eq!(fs::read_dir(here.path()).unwrap().count(), 2);
+    drop(writer);
+    assert_eq!(fs::read_dir(here.path()).unwrap().count(), 1);
+    assert_eq!(fs::read(&old).unwrap(), b"old");
+}
+
+fn of_kind(name: &str, mode: u32, target: &str) -> TreeEntry {
+    TreeEntry {
+        name: Bytes::from(name.as_bytes()),
+        stat: FileStat {
+            mode,
+            ..FileStat::default()
+        },
+        target: Bytes::from(target.as_bytes()),
+    }
+}
+
+fn file(name: &str) -> TreeEntry {
+    of_kind(name, 0o100_644, "")
+}
+
+fn directory(name: &str) -> TreeEntry {
+    of_kind(name, 0o040_755, "")
+}
+
+fn link(name: &str, target: &str) -> TreeEntry {
+    of_kind(name, 0o120_777, target)
+}
+
+/// A place to write to, with something beside it that must stay as it is.
+struct Victim(TempDir);
+
+impl Victim {
+    fn new() -> Self {
+        let here = tempfile::tempdir().unwrap();
+        fs::create_dir(here.path().join("outside")).unwrap();
+        fs::write(here.path().join("outside/file"), "precious").unwrap();
+        fs::create_dir(here.path().join("to")).unwrap();
+        Self(here)
+    }
+
+    fn writer(&self, root: &TreeEntry) -> Result<Writer, Failure> {
+        let to = self.0.path().join("to");
+        let to = to.to_str().unwrap().as_bytes();
+        Writer::new(&open, to, false, root, b"tree", OPTIONS)
+    }
+
+    fn in_tree(&self) -> Writer {
+        self.writer(&directory("whatever it says")).unwrap()
+    }
+}
+
+impl Drop for Victim {
+    fn drop(&mut self) {
+        let mut names: Vec<_> = fs::read_dir(self.0.path())
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name())
+            .collect();
+        names.sort();
+        assert_eq!(names, ["outside", "to"]);
+        let outside = self.0.path().join("outside");
+        assert_eq!(fs::read_dir(&outside).unwrap().count(), 1);
+        assert_eq!(fs::read(outside.join("file")).unwrap(), b"precious");
+    }
+}
+
+fn is_protocol<T: std::fmt::Debug>(result: Result<T, Failure>) {
+    let why = result.unwrap_err().why;
+    assert!(matches!(why, Why::Protocol(_)), "{why:?}");
+}
+
+#[test]
+fn names_that_lead_elsewhere_are_refused() {
+    let victim = Victim::new();
+    let long = "n".repeat(MAX_NAME + 1);
+    for name in [
+        "",
+        ".",
+        "..",
+        "/",
+        "../outside/file",
+        "/etc/x",
+        "a/b",
+        "a\0",
+        &long,
+    ] {
+        for entry in [file(name), directory(name), link(name, "x")] {
+            is_protocol(victim.in_tree().entry(&entry));
+        }
+    }
+    // What the root is called is not up to it.
+    let to = victim.0.path().join("to/tree");
+    fs::remove_dir(&to).unwrap();
+    let mut writer = victim.writer(&file("../outside/file")).unwrap();
+    writer.data(b"content").unwrap();
+    writer.close().unwrap();
+    assert_eq!(fs::read(to).unwrap(), b"content");
+}
+
+#[test]
+fn nothing_is_written_through_a_link_that_was_sent() {
+    let victim = Victim::new();
+    for target in ["../../outside", "../..", "/"] {
+        let mut writer = victim.in_tree();
+        writer.entry(&link("way", target)).unwrap();
+        let error = writer.entry(&directory("way")).unwrap_err();
+        assert!(matches!(
+            error.why,
+            Why::Refused(FileFailureKind::Exists, _)
+        ));
+    }
+    // Nor to what it points to: it is replaced.
+    let mut writer = victim.in_tree();
+    writer.entry(&link("file", "../../outside/file")).unwrap();
+    writer.entry(&file("file")).unwrap();
+    writer.data(b"poison").unwrap();
+    writer.close().unwrap();
+    let written = victim.0.path().join("to/tree/file");
+    assert!(written.symlink_metadata().unwrap().is_file());
+    // Links of links neither.
+    let mut writer = victim.in_tree();
+    writer.entry(&link("one", "two")).unwrap();
+    writer.entry(&link("two", "../../outside")).unwrap();
+    assert!(writer.entry(&directory("one")).is_err());
+}
+
+#[test]
+fn what_is_sent_twice_is_replaced_or_filled() {
+    let victim = Victim::new();
+    let mut writer = victim.in_tree();
+    for content in ["first", "second"] {
+        writer.entry(&directory("d")).unwrap();
+        writer.entry(&file("f")).unwrap();
+        writer.data(content.as_bytes()).unwrap();
+        writer.close().unwrap();
+        writer.close().unwrap();
+    }
+    let file = victim.0.path().join("to/tree/d/f");
+    assert_eq!(fs::read(file).unwrap(), b"second");
+}
+
+#[test]
+fn frames_that_are_out_of_order_are_refused() {
+    let victim = Victim::new();
+    is_protocol(victim.in_tree().data(b"x"));
+    let mut writer = victim.in_tree();
+    writer.close().unwrap();
+    assert!(writer.is_finished());
+    is_protocol(writer.close());
+    is_protocol(writer.entry(&file("second root")));
+    let mut writer = victim.in_tree();
+    writer.entry(&file("open")).unwrap();
+    is_protocol(writer.entry(&file("another")));
+    for mode in [0o010_644, 0o020_644, 0o060_644, 0o140_644, 0] {
+        is_protocol(victim.in_tree().entry(&of_kind("device", mode, "")));
+    }
+    for target in ["", "a\0b", &"x".repeat(5000)] {
+        is_protocol(victim.in_tree().entry(&link("link", target)));
+    }
+    let times = TreeEntry {
+        stat: FileStat {
+            mode: 0o100_644,
+            // UTIME_NOW of Linux.
+            modified_ns: (1 << 30) - 1,
+            modified: 77,
+            ..FileStat::default()
+        },
+        ..file("timed")
+    };
+    let mut writer = victim.in_tree();
+    writer.entry(&times).unwrap();
+    writer.close().unwrap();
+    let meta = victim.0.path().join("to/tree/timed").metadata().unwrap();
+    assert_eq!((meta.mtime(), meta.mtime_nsec()), (77, 0));
+}
+
+#[test]
+fn a_tree_that_is_too_deep_is_refused_by_both_sides() {
+    let victim = Victim::new();
+    let mut writer = victim.in_tree();
+    for _ in 1..MAX_TREE_DEPTH {
+        writer.entry(&directory("d")).unwrap();
+    }
+    let error = writer.entry(&directory("d")).unwrap_err();
+    assert!(matches!(
+        error.why,
+        Why::Refused(FileFailureKind::TooMany, _)
+    ));
+    assert_eq!(
+        error.path.len(),
+        2 * MAX_TREE_DEPTH - 1,
+        "where it is too deep"
+    );
+    drop(writer);
+    let mut inner = victim.0.path().join("to/tree");
+    for _ in 0..MAX_TREE_DEPTH {
+        inner.push("d");
+    }
+    fs::create_dir_all(inner).unwrap();
+    let error = copy(
+        &victim.0.path().join("to/tree"),
+        &victim.0.path().join("to/copy"),
+    );
+    assert!(matches!(
+        error.unwrap_err().why,
+        Why::Refused(FileFailureKind::TooMany, _)
+    ));
+}
