@@ -131,7 +131,7 @@ impl Flow {
     fn handle(&mut self, host: bool, events: EpollFlags, shared: &mut Shared) {
         match &mut self.state {
             State::Starting(_) => self.start(shared),
-            State::Connecting(_) if host => self.interrupted(shared),
+            State::Connecting(_) if host => self.interrupted(),
             State::Connecting(local) => {
                 let outcome = getsockopt(local, SocketError).unwrap_or(0);
                 match Errno::from_raw(outcome) {
@@ -197,7 +197,7 @@ impl Flow {
 
     /// The supervisor has done something while nothing is its turn: it went
     /// away, or broke the protocol.
-    fn interrupted(&mut self, _: &Shared) {
+    fn interrupted(&mut self) {
         let flags = MsgFlags::MSG_PEEK;
         if !matches!(
             recv(self.host.as_raw_fd(), &mut [0], flags),
