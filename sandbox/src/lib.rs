@@ -43,6 +43,7 @@ mod file_link;
 mod file_reader;
 mod files;
 mod frames;
+pub mod launch;
 mod locate;
 mod log;
 mod process;
@@ -68,6 +69,7 @@ pub use flashpan_protocol::agent::{ExitStatus, FsType, StartFailureKind, Termina
 pub use flashpan_protocol::control::{BootProtocol, Console, ExitCount, Stats};
 pub use flashpan_protocol::file::{FileFailureKind, FileStat};
 pub use flashpan_protocol::phase::Phase;
+pub use launch::{HostOptions, Launch};
 pub use locate::{guest_init_program, vmm_program};
 pub use log::VmLog;
 pub use process::{Collected, Process};
