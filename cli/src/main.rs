@@ -16,6 +16,7 @@ mod run;
 mod signals;
 mod stdio;
 mod terminal;
+mod timeline_file;
 mod version;
 mod vm;
 mod volume;

@@ -2,18 +2,16 @@
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
-use std::fs::File;
 use std::future::Future;
-use std::io::{self, Write};
+use std::io;
 use std::os::fd::AsFd;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Args;
 use clap::builder::{OsStringValueParser, TypedValueParser};
 use flashpan::api::{Config, parse_env_file};
 use flashpan::launch::{ExecDefaults, LaunchError, Overrides};
-use flashpan::timeline::Report;
 use flashpan::{
     Console, ExecOptions, ExitReason, ExitStatus, Launch, Process, Sandbox, SandboxBuilder,
 };
@@ -25,6 +23,7 @@ use crate::parse::{self, Variable};
 use crate::signals::{Asked, Signals};
 use crate::stdio::{BrokenInput, Patient};
 use crate::terminal::{self, RawMode};
+use crate::timeline_file::TimelineFile;
 use crate::vm::{VmArgs, Wanted};
 use crate::{runtime, stdio, vm};
 
@@ -578,45 +577,5 @@ impl Future for Copy {
             ))),
             Ok(Ok(())) | Err(_) => Ok(()),
         })
-    }
-}
-
-/// Where the timeline goes; opened before the VM boots.
-struct TimelineFile {
-    path: PathBuf,
-    /// `None` is the picture on standard error.
-    file: Option<File>,
-}
-
-impl TimelineFile {
-    fn open(path: &Path) -> Result<Self, Failure> {
-        let file = match path == Path::new("-") {
-            true => None,
-            false => Some(File::create(path).map_err(|e| {
-                Failure::new(format!(
-                    "cannot write the timeline to {}: {e}; name a file that you may write to",
-                    path.display()
-                ))
-            })?),
-        };
-        Ok(Self {
-            path: path.to_owned(),
-            file,
-        })
-    }
-
-    fn write(self, report: &Report) -> Result<(), String> {
-        let Some(mut file) = self.file else {
-            // A picture that nobody can see is not worth a word.
-            let _ = io::stderr().lock().write_all(report.picture().as_bytes());
-            return Ok(());
-        };
-        let failed = |e: io::Error| {
-            let path = self.path.display();
-            format!("cannot write the timeline to {path}: {e}")
-        };
-        let mut json = serde_json::to_vec_pretty(report).map_err(|e| failed(e.into()))?;
-        json.push(b'\n');
-        file.write_all(&json).map_err(failed)
     }
 }

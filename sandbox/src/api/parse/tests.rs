@@ -344,6 +344,23 @@ proptest! {
         let _ = Config::from_json(&bytes);
         let _ = Config::from_json(text.as_bytes());
         let _ = Config::from_toml(&text);
+        let _ = Config::from_toml_strict(&text);
+    }
+
+    #[test]
+    fn an_unknown_field_is_found_in_its_line(
+        above in "(# [ -~]{0,8}\n|\n){0,5}",
+        table in "(\\[x[a-z]{0,3}\\]\n)?",
+        key in "x[a-z_é]{0,6}",
+    ) {
+        let quoted = format!("\"{key}\"");
+        let text = format!("{above}{table}{quoted} = 1\n");
+        let error = Config::from_toml_strict(&text).unwrap_err();
+        // The table itself is what nobody knows, if there is one.
+        let line = above.lines().count() + 1;
+        let shown = error.to_string();
+        let begin = format!("configuration: line {line}, column ");
+        prop_assert!(shown.starts_with(&begin), "{text:?}: {shown}");
     }
 
     #[test]

@@ -110,9 +110,7 @@ fn disks_are_locked_as_long_as_it_is_there() {
     let path = place.path("disk.ext4");
     drop(flashpan_rootfs::disk::kept(&path, 16 << 20, &cache).unwrap());
     let mut with_disk = Config::default();
-    let mut disk = DiskMount::default();
-    disk.host_path = path.display().to_string();
-    disk.guest_mount = "/d".into();
+    let disk = DiskMount::new(path.display().to_string(), "/d");
     with_disk.extra_disks.push(disk);
     let checked = Launch::check(with_disk.clone(), place.options(), Arc::new(Silent)).unwrap();
     let (code, text) = refusal(with_disk.clone(), place.options());
