@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io::Read;
 use std::path::Path;
 
-use flashpan::api::{Config, MAX_CONFIG_BYTES};
+use flashpan::api::{Config, MAX_CONFIG_BYTES, RequestError};
 
 use crate::failure::{Failure, say};
 
@@ -33,6 +33,9 @@ pub(crate) fn read(path: &Path) -> Result<Config, Failure> {
         let text = std::str::from_utf8(&bytes).map_err(|e| failed(&e))?;
         Config::from_toml_strict(text).map_err(|e| failed(&e))?
     };
+    if !config.id.is_empty() {
+        return Err(failed(&RequestError::IdGiven));
+    }
     for warning in config.warnings() {
         say("warning", &format!("{shown}: {warning}"));
     }

@@ -290,6 +290,11 @@ impl VmArgs {
             return Ok(RootSource::Path(path));
         }
         if let Some(image) = image {
+            if image.is_empty() {
+                return Err(Failure::new(
+                    "--image is empty; name an image, or leave it out",
+                ));
+            }
             config.image = image;
         }
         if config.image.is_empty() {

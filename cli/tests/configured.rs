@@ -76,6 +76,11 @@ fn a_mistake_in_the_file_is_one_line_that_says_where() {
             "s.toml: configuration is not TOML: line 1, column 9: ",
         ),
         (
+            "s.toml",
+            "id = 'vm-01234567'\n",
+            "s.toml: id is internal-only and cannot be set",
+        ),
+        (
             "s.json",
             "{\n\"image\": }",
             "s.json: configuration is not JSON: line 2, column 10: ",
@@ -215,6 +220,22 @@ fn the_environment_stands_in_for_options_unless_it_is_empty() {
     assert_eq!(rootfs.status.code(), Some(0), "{rootfs:?}");
     let user = run("FLASHPAN_USER", "12", &[]);
     assert!(stdout(&user).ends_with("in / as 12\n"));
+}
+
+#[test]
+fn an_image_without_a_name_is_no_built_in_root() {
+    let world = World::new("normal");
+    let mut run = std::process::Command::new(env!("CARGO_BIN_EXE_flashpan"));
+    run.env("FLASHPAN_KERNEL", world.path("vmlinux"));
+    let output = run
+        .args(["run", "--image", "", "--", "true"])
+        .output()
+        .unwrap();
+    assert_eq!(output.status.code(), Some(125), "{output:?}");
+    assert!(
+        complaint(&output).contains("--image is empty"),
+        "{output:?}"
+    );
 }
 
 #[test]
