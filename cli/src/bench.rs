@@ -5,15 +5,16 @@ use std::ffi::OsString;
 use std::fmt::Write as _;
 
 use clap::{Args, Subcommand};
+use flashpan::api::Config;
 use flashpan::timeline::{Report, phase_name};
-use flashpan::{Console, ExecOptions, ExitStatus, Phase};
+use flashpan::{Console, ExecOptions, ExitStatus, Launch, Phase};
 use serde::Serialize;
 
 use crate::failure::{Failure, print, print_json};
 use crate::progress::Progress;
 use crate::runtime;
 use crate::signals::Signals;
-use crate::vm::{Template, VmArgs};
+use crate::vm::VmArgs;
 
 /// Version of the JSON form.
 const VERSION: u32 = 1;
@@ -84,7 +85,9 @@ fn boot(args: &BootArgs) -> Result<u8, Failure> {
     };
     let exec = ExecOptions::argv(command);
     exec.validate()?;
-    let template = args.vm.resolve()?;
+    let mut wanted = args.vm.wanted(Config::default(), None)?;
+    wanted.options.console = Console::Panic;
+    let template = args.vm.resolve(wanted)?;
     let reports = runtime(async {
         let mut signals =
             Signals::watch().map_err(|e| Failure::new(format!("cannot watch signals: {e}")))?;
@@ -104,7 +107,7 @@ fn boot(args: &BootArgs) -> Result<u8, Failure> {
 
 async fn all(
     args: &BootArgs,
-    template: &Template,
+    template: &Launch,
     exec: &ExecOptions,
 ) -> Result<Vec<Report>, Failure> {
     let boots = args.warmup.saturating_add(args.n);
@@ -121,8 +124,8 @@ async fn all(
 }
 
 /// Boots one VM, runs the command, ends the VM.
-async fn one(template: &Template, exec: ExecOptions) -> Result<Report, Failure> {
-    let sandbox = template.builder(Console::Panic)?.boot().await?;
+async fn one(template: &Launch, exec: ExecOptions) -> Result<Report, Failure> {
+    let sandbox = template.builder()?.boot().await?;
     let status = sandbox.exec(exec).await?.collect(MAX_OUTPUT).await?.status;
     sandbox.kill().await;
     match status {

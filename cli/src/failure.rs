@@ -115,6 +115,7 @@ impl From<Error> for Failure {
                 kind: StartFailureKind::NotExecutable,
                 ..
             } => 126,
+            Error::ProgramTimeout { .. } | Error::VmTimeout { .. } => TIMED_OUT,
             _ => OWN,
         };
         Self {

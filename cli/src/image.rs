@@ -10,7 +10,8 @@ use clap::{Args, Subcommand};
 
 use crate::failure::Failure;
 
-pub(crate) use pull::{PullArgs, PullPolicy, Wanted, pull};
+pub(crate) use progress::ImageProgress;
+pub(crate) use pull::{PullArgs, PullPolicy, in_order, pull};
 pub(crate) use registries::RegistryArgs;
 pub(crate) use show::size;
 

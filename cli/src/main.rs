@@ -2,6 +2,7 @@
 //! in the libraries.
 
 mod bench;
+mod config_file;
 mod doctor;
 mod escape;
 mod failure;
@@ -12,10 +13,12 @@ mod kernel;
 mod parse;
 mod progress;
 mod publish;
+mod reach;
 mod run;
 mod signals;
 mod stdio;
 mod terminal;
+mod timeline_file;
 mod version;
 mod vm;
 mod volume;
@@ -24,7 +27,7 @@ use std::future::Future;
 use std::process::ExitCode;
 
 use clap::error::ErrorKind;
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use crate::failure::Failure;
 
@@ -63,7 +66,7 @@ enum Command {
 fn main() -> ExitCode {
     let started_ns = flashpan::timeline::now_ns();
     signals::let_writes_fail();
-    let result = match Cli::try_parse() {
+    let result = match parse_arguments() {
         Ok(cli) => dispatch(cli.command, started_ns),
         Err(error) => usage(&error),
     };
@@ -74,6 +77,25 @@ fn main() -> ExitCode {
             ExitCode::from(failure.code)
         }
     }
+}
+
+fn parse_arguments() -> Result<Cli, clap::Error> {
+    let mut command = without_empty_variables(Cli::command());
+    let mut matches = command.try_get_matches_from_mut(std::env::args_os())?;
+    Cli::from_arg_matches_mut(&mut matches).map_err(|error| error.format(&mut command))
+}
+
+/// As everywhere, a variable of the environment that is empty is one that is not
+/// set; clap would take it for an empty value.
+fn without_empty_variables(command: clap::Command) -> clap::Command {
+    let is_empty =
+        |name: &std::ffi::OsStr| std::env::var_os(name).is_some_and(|value| value.is_empty());
+    command
+        .mut_args(|argument| match argument.get_env().is_some_and(is_empty) {
+            true => argument.env(clap::builder::Resettable::Reset),
+            false => argument,
+        })
+        .mut_subcommands(without_empty_variables)
 }
 
 fn dispatch(command: Command, started_ns: u64) -> Result<u8, Failure> {
@@ -131,7 +153,6 @@ fn runtime<T>(future: impl Future<Output = Result<T, Failure>>) -> Result<T, Fai
 #[cfg(test)]
 mod tests {
     use super::*;
-    use clap::CommandFactory;
 
     #[test]
     fn the_command_line_is_consistent() {

@@ -49,6 +49,17 @@ pub(crate) fn disk_size_mib(text: &str) -> Result<u64, String> {
     }
 }
 
+/// A duration as [`duration`] reads it, or none at all: `0`, `0s`.
+pub(crate) fn duration_or_zero(text: &str) -> Result<Duration, String> {
+    let digits = text.trim_end_matches(|c: char| c.is_ascii_lowercase());
+    let is_zero = !digits.is_empty() && digits.bytes().all(|b| b == b'0');
+    let unit = text.strip_prefix(digits).unwrap_or_default();
+    match is_zero && ["", "ms", "s", "m", "h", "d"].contains(&unit) {
+        true => Ok(Duration::ZERO),
+        false => duration(text),
+    }
+}
+
 /// A duration from text such as `90`, `1.5s`, `500ms`, `2m` or `1h30m`; a plain
 /// number is seconds. Zero is refused.
 pub(crate) fn duration(text: &str) -> Result<Duration, String> {
@@ -205,6 +216,17 @@ mod tests {
             "", "0", "0s", "s", "5x", "-1", "1m30", "1..5s", "1e400", "inf", "1 s",
         ] {
             assert!(duration(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn no_duration_at_all_is_one_where_it_makes_sense() {
+        for text in ["0", "0s", "0ms", "00m"] {
+            assert_eq!(duration_or_zero(text), Ok(Duration::ZERO), "{text}");
+        }
+        assert_eq!(duration_or_zero("10s"), Ok(Duration::from_secs(10)));
+        for text in ["", "s", "0x", "-0"] {
+            assert!(duration_or_zero(text).is_err(), "{text}");
         }
     }
 

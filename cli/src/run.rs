@@ -1,18 +1,21 @@
 //! `flashpan run`: one command in one new VM.
 
+use std::collections::BTreeMap;
 use std::ffi::OsString;
-use std::fs::File;
 use std::future::Future;
-use std::io::{self, Write};
+use std::io;
 use std::os::fd::AsFd;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Args;
 use clap::builder::{OsStringValueParser, TypedValueParser};
-use flashpan::timeline::Report;
-use flashpan::{Console, ExecOptions, ExitReason, ExitStatus, Process, Sandbox, SandboxBuilder};
-use flashpan_rootfs::image_config::{Overrides, RunConfig, compose};
+use flashpan::api::{Config, parse_env_file};
+use flashpan::launch::{ExecDefaults, LaunchError, Overrides};
+use flashpan::{
+    Console, ExecOptions, ExitReason, ExitStatus, Launch, Process, Sandbox, SandboxBuilder,
+};
+use flashpan_rootfs::image_config::ComposeError;
 use tokio::sync::oneshot;
 
 use crate::failure::{Failure, say};
@@ -21,8 +24,9 @@ use crate::publish::PublishArgs;
 use crate::signals::{Asked, Signals};
 use crate::stdio::{Input, Patient, Stopped};
 use crate::terminal::{self, RawMode};
-use crate::vm::{Template, VmArgs};
-use crate::{runtime, stdio};
+use crate::timeline_file::TimelineFile;
+use crate::vm::{VmArgs, Wanted};
+use crate::{runtime, stdio, vm};
 
 /// How long programs that the command left behind may take to end, where a disk
 /// has to be left in order.
@@ -44,6 +48,7 @@ Examples:
   flashpan run --disk-size 10G --rootfs ./debian -- apt-get install -y gcc
   flashpan run --disk @cache:/root/.cache --disk data.ext4:/data:ro -- ls /data
   flashpan run -p 8080:80 --image nginx              http://127.0.0.1:8080/
+  flashpan run -f sandbox.toml -e DEBUG=1 -- pytest
   flashpan run --timeline boot.json -- true          where the time went
   flashpan run --timeline - --console -- true        the same as a picture
 
@@ -54,7 +59,10 @@ itself failed.
 The guest's writes to its root file system are lost at the end; what it writes to
 a --disk is kept. Signals are passed on to the command; the third interrupt ends the VM.
 With -it every key goes to the command, but Ctrl-] three times within one second ends
-the VM at once, whatever the guest is doing; exit status 130.";
+the VM at once, whatever the guest is doing; exit status 130.
+
+An option that was not given is taken from the environment variable beside it, if
+that is set and not empty.";
 
 /// Runs a command in a new VM and exits as it does
 #[derive(Debug, Args)]
@@ -66,23 +74,40 @@ pub(crate) struct RunArgs {
           value_parser = OsStringValueParser::new().try_map(|text| parse::variable(&text)))]
     env: Vec<Variable>,
 
+    /// Set the variables in this file, each as by --env, one per line; may be
+    /// repeated. --env goes before it. Empty lines and those with # are passed over.
+    #[arg(
+        long = "env-file",
+        value_name = "FILE",
+        env = "FLASHPAN_ENV_FILE",
+        hide_env_values = true
+    )]
+    env_files: Vec<PathBuf>,
+
     /// Working directory of the command in the guest; otherwise the image's.
-    /// With --image it is made if it is missing.
-    #[arg(long, short, value_name = "DIR")]
+    /// With an image it is made if it is missing.
+    #[arg(
+        long,
+        short,
+        value_name = "DIR",
+        env = "FLASHPAN_WORKDIR",
+        hide_env_values = true
+    )]
     workdir: Option<OsString>,
 
     /// Run as this user of the guest; otherwise as the image says, or as root.
-    #[arg(long, short, value_name = "NAME|UID[:GROUP|GID]")]
+    #[arg(
+        long,
+        short,
+        value_name = "NAME|UID[:GROUP|GID]",
+        env = "FLASHPAN_USER",
+        hide_env_values = true
+    )]
     user: Option<String>,
 
     /// Program to run instead of the image's entrypoint; the image's command
     /// does not count then. Empty for none.
-    #[arg(
-        long,
-        value_name = "PROGRAM",
-        requires = "image",
-        allow_hyphen_values = true
-    )]
+    #[arg(long, value_name = "PROGRAM", allow_hyphen_values = true)]
     entrypoint: Option<OsString>,
 
     /// Pass standard input on; otherwise the command reads /dev/null.
@@ -98,9 +123,18 @@ pub(crate) struct RunArgs {
     #[arg(long)]
     console: bool,
 
-    /// End the VM if it runs for longer, e.g. 30s or 1h30m; exit status 124.
-    #[arg(long, value_name = "DURATION", value_parser = parse::duration)]
+    /// End the VM if it runs for longer once it has booted, e.g. 30s or 1h30m; exit
+    /// status 124.
+    #[arg(long, value_name = "DURATION", value_parser = parse::duration,
+          env = "FLASHPAN_TIMEOUT", hide_env_values = true)]
     timeout: Option<Duration>,
+
+    /// At the end, give programs that the command left behind this long to end in
+    /// order, e.g. 10s. Otherwise, or with 0, the VM is ended at once, but one with
+    /// disks to keep gives them 5 seconds.
+    #[arg(long, value_name = "DURATION", value_parser = parse::duration_or_zero,
+          env = "FLASHPAN_GRACEFUL_SHUTDOWN", hide_env_values = true)]
+    graceful_shutdown: Option<Duration>,
 
     /// Write when which phase was reached, and the VM exits, to this file as
     /// JSON; `-` draws a picture on standard error.
@@ -122,31 +156,36 @@ pub(crate) struct RunArgs {
 /// Runs the command; `started_ns` is when this process began.
 pub(crate) fn run(args: &RunArgs, started_ns: u64) -> Result<u8, Failure> {
     args.check_terminal()?;
+    let mut wanted = args.vm.wanted(args.config()?, args.timeout)?;
+    wanted.options.console = match args.console {
+        true => Console::Full,
+        false => Console::Panic,
+    };
     // Before anything that takes time.
-    args.check_command()?;
+    args.check_command(&wanted)?;
     // What cannot be written is said before anything is done.
     let timeline = args.timeline.as_deref().map(TimelineFile::open);
     let timeline = timeline.transpose()?;
     // Making an image of a directory happens here, where signals still end
     // this process at once; a pull ends in order.
-    let template = args.vm.resolve()?;
-    let exec = args.exec_options(Some(&template))?;
+    let has_image = wanted.has_image();
+    let launch = args.vm.resolve(wanted)?;
+    let exec = args.exec_options(launch.exec_defaults(), has_image)?;
     runtime(async {
         let mut signals =
             Signals::watch().map_err(|e| Failure::new(format!("cannot watch signals: {e}")))?;
-        let mut deadline = Deadline::new(args.timeout);
-        let builder = args.builder(&template, started_ns)?;
+        let builder = args.builder(&launch, started_ns)?;
         let log = builder.log();
-        let boot = args.boot(builder, &mut signals, &mut deadline);
+        let boot = args.boot(builder, &mut signals);
         let result = match boot.await {
             Ok(sandbox) => {
-                let result = args
-                    .published(&sandbox, exec, &mut signals, &mut deadline)
-                    .await;
+                let result = args.published(&launch, &sandbox, exec, &mut signals).await;
                 // The third interrupt means now.
                 let at_once = result.as_ref().is_err_and(Failure::is_at_once);
-                if template.keeps_something() && !at_once {
-                    end_in_order(&sandbox, result, &mut signals, &mut deadline).await
+                if let Some(end) = args.end(&launch)
+                    && !at_once
+                {
+                    end.in_order(&sandbox, result, &mut signals).await
                 } else {
                     // What is written goes with the VM: there is nothing to
                     // save, so nothing to wait for.
@@ -163,7 +202,7 @@ pub(crate) fn run(args: &RunArgs, started_ns: u64) -> Result<u8, Failure> {
             say("warning", &format!("guest: {warning}"));
         }
         for full in log.full_disks() {
-            say("warning", &template.full_disk(full));
+            say("warning", &vm::full_disk(&launch, full));
         }
         // Above all of runs that failed. The command's result stands in any
         // case.
@@ -187,17 +226,43 @@ impl RunArgs {
     }
 
     /// Checks what can be checked of the command without an image.
-    fn check_command(&self) -> Result<(), Failure> {
-        if !self.vm.has_image() {
-            return self.exec_options(None).map(drop);
+    fn check_command(&self, wanted: &Wanted) -> Result<(), Failure> {
+        if self.entrypoint.is_some() && !wanted.has_image() {
+            return Err(vm::needs_image("--entrypoint"));
         }
-        // Stands in for what an image may say.
-        let image = RunConfig {
-            cmd: vec!["true".to_owned()],
-            ..RunConfig::default()
-        };
-        of_image(self.vm.hostname(), &image, &self.wishes(), self.tty)?.validate()?;
-        Ok(())
+        let expected = ExecDefaults::expected(&wanted.config, &wanted.options);
+        self.exec_options(&expected, wanted.has_image()).map(drop)
+    }
+
+    /// The fields of a configuration that options of this command are for. What is
+    /// not UTF-8 has no place in it and is this command's only.
+    fn config(&self) -> Result<Config, Failure> {
+        let mut config = Config::default();
+        config.env = self.variables_of_files()?;
+        for (name, value) in self.env.iter().cloned().filter_map(Variable::resolve) {
+            if let (Ok(name), Ok(value)) = (name.into_string(), value.into_string()) {
+                config.env.insert(name, value);
+            }
+        }
+        let image = config.image_config.get_or_insert_default();
+        image.user = self.user.clone().unwrap_or_default();
+        let workdir = self.workdir.as_ref().and_then(|dir| dir.to_str());
+        image.working_dir = workdir.unwrap_or_default().to_owned();
+        if let Some(entrypoint) = self.entrypoint.as_ref().and_then(|word| word.to_str()) {
+            let words = [entrypoint].into_iter().filter(|word| !word.is_empty());
+            image.entrypoint = Some(words.map(str::to_owned).collect());
+            // The image's command was for its own entrypoint.
+            image.cmd = Some(Vec::new());
+        }
+        Ok(config)
+    }
+
+    fn variables_of_files(&self) -> Result<BTreeMap<String, String>, Failure> {
+        let mut variables = BTreeMap::new();
+        for file in &self.env_files {
+            variables.extend(parse_env_file(file).map_err(Failure::new)?);
+        }
+        Ok(variables)
     }
 
     fn wishes(&self) -> Overrides {
@@ -213,56 +278,37 @@ impl RunArgs {
 
     /// What to run: what the user says, and where there is an image, what that
     /// says besides.
-    fn exec_options(&self, template: Option<&Template>) -> Result<ExecOptions, Failure> {
-        let wishes = self.wishes();
-        let hostname = self.vm.hostname();
-        let mut exec = match template.and_then(Template::image_config) {
-            Some(config) => of_image(hostname, config, &wishes, self.tty)?,
-            None => self.of_user(wishes)?,
-        };
-        exec = exec.stdin(self.interactive);
+    fn exec_options(
+        &self,
+        defaults: &ExecDefaults,
+        has_image: bool,
+    ) -> Result<ExecOptions, Failure> {
+        let mut wishes = self.wishes();
+        let mut exec = defaults.program(&wishes);
+        if let Err(LaunchError::Command(ComposeError::NoCommand)) = exec
+            && !has_image
+        {
+            if !self.tty || !self.interactive {
+                return Err(Failure::new(
+                    "there is no command to run; write `flashpan run -- COMMAND`, or -it for a shell",
+                ));
+            }
+            wishes.command = vec![OsString::from("/bin/sh")];
+            exec = defaults.program(&wishes);
+        }
+        let mut exec = exec.map_err(Failure::new)?.stdin(self.interactive);
         if self.tty {
+            if let Some(term) = std::env::var_os("TERM") {
+                exec = exec.default_env("TERM", term);
+            }
             exec = exec.terminal(terminal::size());
         }
         exec.validate()?;
         Ok(exec)
     }
 
-    fn of_user(&self, wishes: Overrides) -> Result<ExecOptions, Failure> {
-        let argv = match wishes.command.as_slice() {
-            [] if self.tty && self.interactive => vec![OsString::from("/bin/sh")],
-            [] => {
-                return Err(Failure::new(
-                    "there is no command to run; write `flashpan run -- COMMAND`, or -it for a shell",
-                ));
-            }
-            command => command.to_vec(),
-        };
-        let mut exec = ExecOptions::argv(argv);
-        if self.tty
-            && let Some(term) = std::env::var_os("TERM")
-        {
-            exec = exec.env("TERM", term);
-        }
-        for (name, value) in wishes.env {
-            exec = exec.env(name, value);
-        }
-        if let Some(dir) = wishes.working_dir {
-            exec = exec.working_dir(dir);
-        }
-        if let Some(user) = wishes.user {
-            exec = exec.user(user);
-        }
-        Ok(exec)
-    }
-
-    fn builder(&self, template: &Template, started_ns: u64) -> Result<SandboxBuilder, Failure> {
-        let console = if self.console {
-            Console::Full
-        } else {
-            Console::Panic
-        };
-        let mut builder = template.builder(console)?.process_start_ns(started_ns);
+    fn builder(&self, launch: &Launch, started_ns: u64) -> Result<SandboxBuilder, Failure> {
+        let mut builder = launch.builder()?.process_start_ns(started_ns);
         if self.console {
             let stderr = Patient::new(io::stderr().as_fd())
                 .map_err(|e| Failure::new(format!("cannot show the console: {e}")))?;
@@ -271,31 +317,72 @@ impl RunArgs {
         Ok(builder)
     }
 
+    /// How the VM is to be ended, if not at once.
+    fn end(&self, launch: &Launch) -> Option<End> {
+        let grace = self.graceful_shutdown.filter(|grace| !grace.is_zero());
+        if launch.keeps_something() {
+            // Nobody else has what is not written then, so it takes as long as it
+            // takes.
+            return Some(End {
+                grace: grace.unwrap_or(GRACE),
+                within: Duration::MAX,
+                keeps: true,
+            });
+        }
+        grace.map(|grace| End {
+            grace,
+            within: Duration::ZERO,
+            keeps: false,
+        })
+    }
+
     async fn boot(
         &self,
         builder: SandboxBuilder,
         signals: &mut Signals,
-        deadline: &mut Deadline,
     ) -> Result<Sandbox, Failure> {
         tokio::select! {
             sandbox = builder.boot() => Ok(sandbox?),
             signal = signals.ending() => Err(Failure::signalled(signal)),
-            failure = deadline.passed("booting") => Err(failure),
         }
     }
 
-    /// Runs the command to its end, with the ports that lead to it.
+    /// Runs the programs, with the ports that lead to them.
     async fn published(
         &self,
+        launch: &Launch,
         sandbox: &Sandbox,
         exec: ExecOptions,
         signals: &mut Signals,
-        deadline: &mut Deadline,
     ) -> Result<u8, Failure> {
         let published = self.publish.start(sandbox).await?;
-        let result = self.command(sandbox, exec, signals, deadline).await;
+        let result = self.programs(launch, sandbox, exec, signals).await;
         published.report();
         result
+    }
+
+    /// Starts the image's own command, if the configuration wants that and it is not
+    /// what runs in the foreground, and runs the command to its end; the exit code.
+    async fn programs(
+        &self,
+        launch: &Launch,
+        sandbox: &Sandbox,
+        exec: ExecOptions,
+        signals: &mut Signals,
+    ) -> Result<u8, Failure> {
+        let mut entrypoint = None;
+        if !self.command.is_empty() {
+            entrypoint = tokio::select! {
+                started = launch.start_entrypoint(sandbox) => started?,
+                signal = signals.ending() => return Err(Failure::signalled(signal)),
+                failure = time_up(sandbox, "starting the image's command") => return Err(failure),
+            };
+        }
+        // Nobody reads what it writes.
+        if let Some(entrypoint) = &mut entrypoint {
+            drop((entrypoint.stdout.take(), entrypoint.stderr.take()));
+        }
+        self.command(sandbox, exec, signals).await
     }
 
     /// Runs the command to its end; the exit code.
@@ -304,7 +391,6 @@ impl RunArgs {
         sandbox: &Sandbox,
         mut exec: ExecOptions,
         signals: &mut Signals,
-        deadline: &mut Deadline,
     ) -> Result<u8, Failure> {
         signals.command_begins();
         if self.tty {
@@ -314,7 +400,7 @@ impl RunArgs {
         let mut process = tokio::select! {
             process = sandbox.exec(exec) => process?,
             signal = signals.ending() => return Err(Failure::signalled(signal)),
-            failure = deadline.passed("starting the command") => return Err(failure),
+            failure = time_up(sandbox, "starting the command") => return Err(failure),
         };
         // Not before there is a command to get the keys: until then Ctrl-C ends the
         // run. Without -i they are never the command's, or nothing could end it.
@@ -346,6 +432,9 @@ impl RunArgs {
                 ended = process.wait(), if status.is_none() => match ended {
                     Ok(ended) => status = Some(ended),
                     Err(flashpan::Error::VmEnded(reason)) => return Err(ended_early(&reason)),
+                    Err(flashpan::Error::VmTimeout { after }) => {
+                        return Err(time_is_up(after, RUNNING));
+                    }
                     Err(e) => return Err(e.into()),
                 },
                 result = &mut stdout, if !stdout.done => result?,
@@ -357,7 +446,7 @@ impl RunArgs {
                     Stopped::Escaped => Failure::escaped(),
                 }),
                 asked = signals.next() => self.obey(asked, &process)?,
-                failure = deadline.passed("running the command") => return Err(failure),
+                failure = time_up(sandbox, RUNNING) => return Err(failure),
             }
             if let Some(status) = status
                 && stdout.done
@@ -381,48 +470,76 @@ impl RunArgs {
     }
 }
 
-/// Ends a VM with disks that are kept: its guest writes them first, which takes as
-/// long as it takes.
-async fn end_in_order(
-    sandbox: &Sandbox,
-    mut result: Result<u8, Failure>,
-    signals: &mut Signals,
-    deadline: &mut Deadline,
-) -> Result<u8, Failure> {
-    let shutdown = sandbox.shutdown_within(GRACE, Duration::MAX);
-    let mut shutdown = std::pin::pin!(shutdown);
-    let mut long = std::pin::pin!(tokio::time::sleep(LONG));
-    let mut told = false;
-    let exit = loop {
-        let failure = tokio::select! {
-            exit = &mut shutdown => break exit,
-            asked = signals.next() => match asked {
-                Asked::GiveUp(signal) => Failure::given_up(signal),
-                Asked::Deliver(_) | Asked::Resize => continue,
-            },
-            failure = deadline.passed("writing its disks") => failure,
-            () = &mut long, if !told => {
-                told = true;
-                say("note", "waiting for the guest to write its disks; three interrupts end it now");
-                continue;
+/// What a run does for most of its time.
+const RUNNING: &str = "running the command";
+
+/// Waits until the VM's time is up, for ever if it has no limit. Cancel safe.
+async fn time_up(sandbox: &Sandbox, doing: &str) -> Failure {
+    time_is_up(sandbox.time_is_up().await, doing)
+}
+
+fn time_is_up(after: Duration, doing: &str) -> Failure {
+    Failure::timed_out(format!(
+        "time is up: {after:?} have passed since the VM was ready (--timeout, timeout_seconds) while {doing}"
+    ))
+}
+
+/// How a VM is ended that is not just killed.
+struct End {
+    /// For programs, to end on SIGTERM.
+    grace: Duration,
+    /// For the guest, to write its disks.
+    within: Duration,
+    /// Whether it has disks that are kept.
+    keeps: bool,
+}
+
+impl End {
+    /// Ends a VM in order. With disks that are kept its guest writes them first,
+    /// which takes as long as it takes, unless the VM's time is up.
+    async fn in_order(
+        self,
+        sandbox: &Sandbox,
+        mut result: Result<u8, Failure>,
+        signals: &mut Signals,
+    ) -> Result<u8, Failure> {
+        let shutdown = sandbox.shutdown_within(self.grace, self.within);
+        let mut shutdown = std::pin::pin!(shutdown);
+        let mut long = std::pin::pin!(tokio::time::sleep(LONG));
+        let mut told = false;
+        let exit = loop {
+            tokio::select! {
+                exit = &mut shutdown => break exit,
+                asked = signals.next() => match asked {
+                    Asked::GiveUp(signal) => {
+                        // What came first counts: time may have been up before.
+                        result = result.and(Err(Failure::given_up(signal)));
+                        break sandbox.kill().await;
+                    }
+                    Asked::Deliver(_) | Asked::Resize => {}
+                },
+                () = &mut long, if !told && self.keeps => {
+                    told = true;
+                    say("note", "waiting for the guest to write its disks; three interrupts end it now");
+                }
             }
         };
-        // What came first counts: time may have been up before.
-        result = result.and(Err(failure));
-        break sandbox.kill().await;
-    };
-    if exit.reason.is_orderly() {
-        return result;
-    }
-    let lost = format!(
-        "the guest did not shut down in order ({}); what it wrote last to its disks may be lost",
-        exit.reason
-    );
-    match result {
-        Ok(_) => Err(Failure::new(lost)),
-        Err(failure) => {
-            say("warning", &lost);
-            Err(failure)
+        if exit.reason.is_orderly() || !self.keeps {
+            return result;
+        }
+        if let ExitReason::TimedOut { after, .. } = exit.reason {
+            result = result.and_then(|_| Err(time_is_up(after, "writing its disks")));
+        }
+        let lost = format!(
+            "the guest did not shut down in order ({}); what it wrote last to its disks may be lost",
+            exit.reason
+        );
+        match result {
+            Ok(_) => Err(Failure::new(lost)),
+            Err(failure) => {
+                say("warning", &lost);
+                Err(failure)
+            }
         }
     }
 }
@@ -444,30 +561,6 @@ async fn stopped(stdin: &mut Option<oneshot::Receiver<Stopped>>) -> Stopped {
         *stdin = None;
     }
     std::future::pending().await
-}
-
-/// What an image and a user want together, and the variables that docker sets.
-fn of_image(
-    hostname: &str,
-    config: &RunConfig,
-    wishes: &Overrides,
-    tty: bool,
-) -> Result<ExecOptions, Failure> {
-    let command = compose(config, wishes).map_err(Failure::new)?;
-    let mut exec = ExecOptions::argv(command.argv)
-        .env("HOSTNAME", hostname)
-        .working_dir(command.working_dir)
-        .make_working_dir(true);
-    if tty && let Some(term) = std::env::var_os("TERM") {
-        exec = exec.env("TERM", term);
-    }
-    for (name, value) in command.env {
-        exec = exec.env(name, value);
-    }
-    if let Some(user) = command.user {
-        exec = exec.user(user);
-    }
-    Ok(exec)
 }
 
 /// What to say when the VM ended under the command.
@@ -518,71 +611,5 @@ impl Future for Copy {
             ))),
             Ok(Ok(())) | Err(_) => Ok(()),
         })
-    }
-}
-
-/// The end of the time that the user allowed.
-struct Deadline {
-    after: Option<(Duration, std::pin::Pin<Box<tokio::time::Sleep>>)>,
-}
-
-impl Deadline {
-    fn new(after: Option<Duration>) -> Self {
-        Self {
-            after: after.map(|after| (after, Box::pin(tokio::time::sleep(after)))),
-        }
-    }
-
-    /// Waits for it, for ever if there is none. Cancel safe.
-    async fn passed(&mut self, doing: &str) -> Failure {
-        match &mut self.after {
-            Some((after, sleep)) => {
-                sleep.as_mut().await;
-                Failure::timed_out(format!(
-                    "time is up: {after:?} have passed (--timeout) while {doing}"
-                ))
-            }
-            None => std::future::pending().await,
-        }
-    }
-}
-
-/// Where the timeline goes; opened before the VM boots.
-struct TimelineFile {
-    path: PathBuf,
-    /// `None` is the picture on standard error.
-    file: Option<File>,
-}
-
-impl TimelineFile {
-    fn open(path: &Path) -> Result<Self, Failure> {
-        let file = match path == Path::new("-") {
-            true => None,
-            false => Some(File::create(path).map_err(|e| {
-                Failure::new(format!(
-                    "cannot write the timeline to {}: {e}; name a file that you may write to",
-                    path.display()
-                ))
-            })?),
-        };
-        Ok(Self {
-            path: path.to_owned(),
-            file,
-        })
-    }
-
-    fn write(self, report: &Report) -> Result<(), String> {
-        let Some(mut file) = self.file else {
-            // A picture that nobody can see is not worth a word.
-            let _ = io::stderr().lock().write_all(report.picture().as_bytes());
-            return Ok(());
-        };
-        let failed = |e: io::Error| {
-            let path = self.path.display();
-            format!("cannot write the timeline to {path}: {e}")
-        };
-        let mut json = serde_json::to_vec_pretty(report).map_err(|e| failed(e.into()))?;
-        json.push(b'\n');
-        file.write_all(&json).map_err(failed)
     }
 }

@@ -1,47 +1,76 @@
 //! Options that describe a VM, and what they stand for.
 
-use std::fs::File;
-use std::path::{Path, PathBuf};
+use std::ffi::OsString;
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use clap::{Args, ValueEnum};
-use flashpan::{
-    BootProtocol, Console, Disk, DiskMount, DiskRole, DiskSource, FsType, FullDisk, Root, Sandbox,
-    SandboxBuilder, Upper,
+use flashpan::api::{self, Config};
+use flashpan::launch::{
+    Cancel, Event, HostOptions, ImageSource, Platform, Progress as Watch, RootEvent, RootSource,
+    TimeLimit, UpperSource,
 };
-use flashpan_kernel::image as kernel_image;
-use flashpan_rootfs::cache::Cache;
-use flashpan_rootfs::image_config::RunConfig;
-use flashpan_rootfs::platform::Platform;
-use flashpan_rootfs::probe::{self, RootImage};
-use flashpan_rootfs::store::Held;
-use flashpan_rootfs::volume::Volumes;
-use flashpan_rootfs::{builtin, directory, disk};
+use flashpan::{BootProtocol, DiskMount, DiskSource, Error, FullDisk, Launch};
 
 use crate::failure::{Failure, say};
-use crate::image::{self, PullPolicy, RegistryArgs};
+use crate::image::{self, ImageProgress, PullPolicy, RegistryArgs};
 use crate::progress::Progress;
-use crate::{full, kernel, parse};
+use crate::reach::ReachArgs;
+use crate::{config_file, full, kernel, parse, runtime};
 
-/// What programs of a container image can write unless asked otherwise, in MiB.
-/// It is sparse.
-const IMAGE_DISK_MIB: u64 = 5 * 1024;
+/// The memory of a VM in MiB where neither an option nor a file says it.
+const MEMORY_MIB: u64 = 256;
+
+/// The host name of a guest where neither an option nor a file says it.
+const HOSTNAME: &str = "flashpan";
 
 /// The environment variable that names a kernel.
 pub(crate) const KERNEL_VARIABLE: &str = "FLASHPAN_KERNEL";
 
 /// The kernel that the environment names.
 pub(crate) fn named_kernel() -> Option<PathBuf> {
-    let name = std::env::var_os(KERNEL_VARIABLE)?;
-    // As everywhere, an empty variable is one that is not set.
-    (!name.is_empty()).then(|| name.into())
+    variable(KERNEL_VARIABLE).map(Into::into)
+}
+
+/// A variable of the environment. As everywhere, an empty one is not set.
+fn variable(name: &str) -> Option<OsString> {
+    std::env::var_os(name).filter(|value| !value.is_empty())
+}
+
+/// What an option that was not given has from the environment. Options that exclude
+/// each other are read so: one that is given counts, whatever the environment says
+/// of the other.
+fn from_environment<T>(
+    name: &str,
+    parse: impl FnOnce(&str) -> Result<T, String>,
+) -> Result<Option<T>, Failure> {
+    let Some(value) = variable(name) else {
+        return Ok(None);
+    };
+    let value = value
+        .into_string()
+        .map_err(|_| Failure::new(format!("{name}: it is not UTF-8")))?;
+    let parsed = parse(&value).map_err(|why| Failure::new(format!("{name}: {why}")))?;
+    Ok(Some(parsed))
 }
 
 /// Options of every command that boots a VM.
 #[derive(Debug, Args)]
 #[command(next_help_heading = "The VM")]
 pub(crate) struct VmArgs {
+    /// A whole configuration in TOML, or in JSON if its name ends so (see
+    /// docs/config.md). Options go before what it says. With a file, what neither
+    /// says has the defaults of configurations: 512M, 300 seconds.
+    #[arg(
+        long,
+        short,
+        value_name = "FILE",
+        env = "FLASHPAN_FILE",
+        hide_env_values = true
+    )]
+    file: Option<PathBuf>,
+
     /// Kernel to boot: a file (vmlinux or bzImage), or a kernel that `flashpan
     /// kernel ls` shows, by its hash or the start of it. Otherwise
     /// $FLASHPAN_KERNEL, otherwise the newest kernel with the default
@@ -50,40 +79,31 @@ pub(crate) struct VmArgs {
     kernel: Option<PathBuf>,
 
     /// Root file system: a directory (made into an image once, and again when
-    /// it changes), an EROFS image or an ext4 image. Otherwise a small built-in
-    /// one with busybox. The guest never writes to it.
+    /// it changes), an EROFS image or an ext4 image. Otherwise $FLASHPAN_ROOTFS,
+    /// otherwise a small built-in one with busybox. The guest never writes to it.
     #[arg(long, value_name = "DIR|IMAGE")]
     rootfs: Option<PathBuf>,
 
     /// Container image whose root file system it is, and which says what runs
     /// and how; pulled if it is not there (see `flashpan image`). The guest
-    /// never writes to it.
+    /// never writes to it. Otherwise $FLASHPAN_IMAGE.
     #[arg(long, value_name = "IMAGE", conflicts_with = "rootfs")]
     image: Option<String>,
 
-    /// When to pull the image.
-    #[arg(
-        long,
-        value_enum,
-        default_value_t,
-        value_name = "WHEN",
-        requires = "image"
-    )]
-    pull: PullPolicy,
+    /// When to pull the image. Otherwise $FLASHPAN_PULL, otherwise if it is
+    /// missing.
+    #[arg(long, value_enum, value_name = "WHEN")]
+    pull: Option<PullPolicy>,
 
-    /// Of an image for several platforms, which one.
-    #[arg(
-        long,
-        value_name = "OS/ARCH[/VARIANT]",
-        default_value_t,
-        requires = "image"
-    )]
-    platform: Platform,
+    /// Of an image for several platforms, which one. Otherwise
+    /// $FLASHPAN_PLATFORM, otherwise linux/amd64.
+    #[arg(long, value_name = "OS/ARCH[/VARIANT]")]
+    platform: Option<Platform>,
 
     /// Take the guest's writes to its root on a disk of this size, e.g. 512M or
     /// 10G; a plain number is MiB. It is sparse, and is gone at the end. Without
-    /// this option and the next two it has 5 GiB with --image; otherwise writes go
-    /// to the guest's memory.
+    /// this option and the next two it has $FLASHPAN_DISK_SIZE, or 5 GiB with an
+    /// image; otherwise writes go to the guest's memory.
     #[arg(long, value_name = "SIZE", value_parser = parse::disk_size_mib,
           conflicts_with_all = ["ephemeral", "read_only"])]
     disk_size: Option<u64>,
@@ -102,18 +122,23 @@ pub(crate) struct VmArgs {
           value_parser = |text: &str| text.parse::<DiskMount>().map_err(|e| e.to_string()))]
     disks: Vec<DiskMount>,
 
-    /// Number of virtual CPUs, 1 to 32.
-    #[arg(long, value_name = "N", default_value_t = flashpan::DEFAULT_CPUS)]
-    cpus: u32,
+    /// Number of virtual CPUs, 1 to 32; 1 otherwise.
+    #[arg(long, value_name = "N", env = "FLASHPAN_CPUS", hide_env_values = true)]
+    cpus: Option<f64>,
 
-    /// Memory of the guest, e.g. 512M or 2G.
+    /// Memory of the guest, e.g. 512M or 2G; 256M otherwise.
     #[arg(long, short, value_name = "SIZE", value_parser = parse::memory_mib,
-          default_value = "256M")]
-    memory: u64,
+          env = "FLASHPAN_MEMORY", hide_env_values = true)]
+    memory: Option<u64>,
 
-    /// Host name of the guest.
-    #[arg(long, value_name = "NAME", default_value = "flashpan")]
-    hostname: String,
+    /// Host name of the guest; `flashpan` otherwise.
+    #[arg(
+        long,
+        value_name = "NAME",
+        env = "FLASHPAN_HOSTNAME",
+        hide_env_values = true
+    )]
+    hostname: Option<String>,
 
     /// One more argument for the guest's kernel; may be repeated.
     #[arg(long = "kernel-arg", value_name = "ARG", allow_hyphen_values = true)]
@@ -124,8 +149,12 @@ pub(crate) struct VmArgs {
     boot_protocol: Entry,
 
     /// How long the guest may take to become ready, e.g. 10s or 5m.
-    #[arg(long, value_name = "DURATION", value_parser = parse::duration, default_value = "60s")]
+    #[arg(long, value_name = "DURATION", value_parser = parse::duration, default_value = "60s",
+          env = "FLASHPAN_BOOT_TIMEOUT", hide_env_values = true)]
     boot_timeout: Duration,
+
+    #[command(flatten)]
+    reach: ReachArgs,
 
     #[command(flatten)]
     registries: RegistryArgs,
@@ -143,353 +172,295 @@ enum Entry {
     Pvh,
 }
 
+/// A VM as its user wants it.
+pub(crate) struct Wanted {
+    pub(crate) config: Config,
+    pub(crate) options: HostOptions,
+}
+
+impl Wanted {
+    /// Whether its root is a container image's.
+    pub(crate) fn has_image(&self) -> bool {
+        matches!(self.options.root, RootSource::Image(_))
+    }
+}
+
 impl VmArgs {
-    /// A description of the VM. A root directory is made into an image here,
-    /// with a progress bar if that takes long.
-    pub(crate) fn resolve(&self) -> Result<Template, Failure> {
-        let kernel = self.kernel()?;
-        let boot_protocol = match self.boot_protocol {
+    /// What the file, the environment and the options say together, and in `over`
+    /// what else the command's options say. Nothing is looked at but the file.
+    pub(crate) fn wanted(
+        &self,
+        over: Config,
+        time_limit: Option<Duration>,
+    ) -> Result<Wanted, Failure> {
+        let file = self.file.as_deref().map(config_file::read).transpose()?;
+        let from_file = file.is_some();
+        let mut config = file.unwrap_or_default().merge(over).merge(self.config()?);
+        let root = self.root(&mut config)?;
+        let disk_size = match self.ephemeral || self.read_only {
+            true => None,
+            false => match self.disk_size {
+                Some(mib) => Some(mib),
+                None => from_environment("FLASHPAN_DISK_SIZE", parse::disk_size_mib)?,
+            },
+        };
+        let resources = config.resources.get_or_insert_default();
+        resources.disk_size_mb = disk_size.or(resources.disk_size_mb);
+        if let Some(limit) = time_limit {
+            // As the whole number that a configuration holds; the limit itself is
+            // an option of the host.
+            let whole = limit
+                .as_secs()
+                .saturating_add((limit.subsec_nanos() > 0).into());
+            resources.timeout_seconds = Some(whole.min(u32::MAX.into()));
+        }
+        if !from_file {
+            resources.memory_mb.get_or_insert(MEMORY_MIB);
+            let network = config.network.get_or_insert_default();
+            if network.hostname.is_empty() {
+                HOSTNAME.clone_into(&mut network.hostname);
+            }
+        }
+        let is_image = matches!(root, RootSource::Image(_));
+        let mut options = HostOptions::new(
+            self.kernel
+                .clone()
+                .or_else(named_kernel)
+                .unwrap_or_default(),
+        )
+        .root(root);
+        let has_disk = is_image
+            || config
+                .resources
+                .as_ref()
+                .is_some_and(|all| all.disk_size_mb.is_some());
+        options.upper = match () {
+            () if self.read_only => UpperSource::ReadOnly,
+            () if self.ephemeral || !has_disk => UpperSource::Memory,
+            () => UpperSource::Scratch,
+        };
+        options.time_limit = match (time_limit, from_file) {
+            (Some(limit), _) => TimeLimit::After(limit),
+            (None, true) => TimeLimit::Configured,
+            (None, false) => TimeLimit::Unlimited,
+        };
+        options.kernel_args = self.kernel_args.join(" ");
+        options.boot_protocol = match self.boot_protocol {
             Entry::Auto => BootProtocol::Auto,
             Entry::Linux64 => BootProtocol::Linux64,
             Entry::Pvh => BootProtocol::Pvh,
         };
-        let mut template = Template {
-            kernel,
-            // Not known yet; nothing looks at it before it is.
-            root: Root::new(PathBuf::new(), FsType::Erofs),
-            image: None,
-            cpus: self.cpus,
-            memory_mib: self.memory,
-            hostname: self.hostname.clone(),
-            kernel_args: self.kernel_args.join(" "),
-            boot_protocol,
-            boot_timeout: self.boot_timeout,
-            scratch_mib: self.scratch_mib(),
-            first_scratch: Mutex::default(),
-            read_only: self.read_only,
-            disks: Vec::new(),
-        };
-        // All that can be wrong before the root image, which may take minutes to
-        // pull or to make. What is open stays open, and with it its lock.
-        template.bare_builder(Console::Off).validate()?;
-        kernel_image::check(&template.kernel).map_err(Failure::new)?;
-        if let Some(mib) = template.scratch_mib {
-            disk::check_size(mib.saturating_mul(parse::MIB)).map_err(Failure::new)?;
+        options.boot_timeout = self.boot_timeout;
+        // The runtime of every command stays on its main thread.
+        options.end_with_thread = true;
+        Ok(Wanted { config, options })
+    }
+
+    /// The fields that options are for.
+    fn config(&self) -> Result<Config, Failure> {
+        let mut config = Config::default();
+        self.reach.apply_to(&mut config)?;
+        let resources = config.resources.get_or_insert_default();
+        resources.cpus = self.cpus;
+        resources.memory_mb = self.memory;
+        if let Some(hostname) = &self.hostname {
+            let network = config.network.get_or_insert_default();
+            network.hostname.clone_from(hostname);
         }
-        template.disks = self
-            .disks
-            .iter()
-            .map(OpenDisk::open)
-            .collect::<Result<_, _>>()?;
-        template.with_disks(Console::Off)?.validate()?;
-        let image = self.image.as_deref();
-        let wanted =
-            image.map(|name| image::Wanted::new(name, self.pull, &self.platform, &self.registries));
-        let wanted = wanted.transpose()?;
-        let first = template.scratch_mib.map(scratch).transpose()?;
-        template.first_scratch = Mutex::new(first);
-        match (wanted, &self.rootfs) {
-            (Some(wanted), _) => {
-                let (root, image) = image_root(wanted)?;
-                template.root = root;
-                template.image = Some(image);
+        config.extra_disks = self.disks.iter().map(disk_of).collect();
+        Ok(config)
+    }
+
+    /// Where the root comes from. An option goes before the environment, and that
+    /// before the file.
+    fn root(&self, config: &mut Config) -> Result<RootSource, Failure> {
+        let (mut image, mut path) = (self.image.clone(), self.rootfs.clone());
+        if image.is_none() && path.is_none() {
+            image = from_environment("FLASHPAN_IMAGE", |name| Ok(name.to_owned()))?;
+            path = variable("FLASHPAN_ROOTFS").map(Into::into);
+            if image.is_some() && path.is_some() {
+                return Err(Failure::new(
+                    "FLASHPAN_IMAGE and FLASHPAN_ROOTFS are both set; name one by --image or --rootfs",
+                ));
             }
-            (None, Some(path)) => template.root = root_from(path)?,
-            (None, None) => template.root = builtin_root()?,
         }
-        Ok(template)
+        if let Some(path) = path {
+            config.image = String::new();
+            self.needs_no_image()?;
+            return Ok(RootSource::Path(path));
+        }
+        if let Some(image) = image {
+            if image.is_empty() {
+                return Err(Failure::new(
+                    "--image is empty; name an image, or leave it out",
+                ));
+            }
+            config.image = image;
+        }
+        if config.image.is_empty() {
+            self.needs_no_image()?;
+            return Ok(RootSource::BuiltIn);
+        }
+        let pull = match self.pull {
+            Some(pull) => Some(pull),
+            None => from_environment("FLASHPAN_PULL", |word| PullPolicy::from_str(word, true))?,
+        };
+        let platform = match &self.platform {
+            Some(platform) => Some(platform.clone()),
+            None => from_environment("FLASHPAN_PLATFORM", |text| {
+                text.parse::<Platform>().map_err(|e| e.to_string())
+            })?,
+        };
+        let mut source = ImageSource::default();
+        source.pull = pull.unwrap_or_default().into();
+        source.platform = platform.unwrap_or_default();
+        source.registries = self.registries.options()?;
+        Ok(RootSource::Image(source))
     }
 
-    /// The size of the disk that takes the writes to the root, if it is a disk.
-    fn scratch_mib(&self) -> Option<u64> {
-        let usual =
-            (self.image.is_some() && !self.ephemeral && !self.read_only).then_some(IMAGE_DISK_MIB);
-        self.disk_size.or(usual)
+    fn needs_no_image(&self) -> Result<(), Failure> {
+        for (given, option) in [
+            (self.pull.is_some(), "--pull"),
+            (self.platform.is_some(), "--platform"),
+        ] {
+            if given {
+                return Err(needs_image(option));
+            }
+        }
+        Ok(())
     }
 
-    /// The name of the container image, if one is asked for.
-    pub(crate) fn has_image(&self) -> bool {
-        self.image.is_some()
-    }
-
-    /// Host name of the guest.
-    pub(crate) fn hostname(&self) -> &str {
-        &self.hostname
-    }
-
-    fn kernel(&self) -> Result<PathBuf, Failure> {
-        let named = self.kernel.clone().or_else(named_kernel);
-        kernel::resolve(named.as_deref())
-    }
-}
-
-/// The root file system of a container image.
-fn image_root(wanted: image::Wanted<'_>) -> Result<(Root, InUse), Failure> {
-    let name = wanted.name;
-    let (image, held) = wanted.obtain()?;
-    if image.config.architecture != NATIVE {
-        let is_for = &image.info.platform;
-        return Err(Failure::new(format!(
-            "the image {name} is for {is_for}, and guests are linux/{NATIVE}; pull it with \
-             --platform linux/{NATIVE}"
-        )));
-    }
-    // The VMM gets the same open file, and with it the lock.
-    let file = duplicate(held.file(), held.path())?;
-    let root = Root::opened(held.path(), Arc::new(file), FsType::Erofs);
-    let config = image.config.run;
-    Ok((
-        root,
-        InUse {
+    /// Gets ready what a VM is made from. A root directory is made into an image
+    /// here, with a progress bar if that takes long.
+    pub(crate) fn resolve(&self, wanted: Wanted) -> Result<Launch, Failure> {
+        let Wanted {
             config,
-            _held: held,
-        },
+            mut options,
+        } = wanted;
+        let named = Some(options.kernel.as_path()).filter(|name| !name.as_os_str().is_empty());
+        options.kernel = kernel::resolve(named)?;
+        let shown = Arc::new(Shown::default());
+        let watch: Arc<dyn Watch> = shown.clone();
+        let mut checked = Launch::check(config, options, watch).map_err(|e| failed(e, None))?;
+        if checked.is_to_pull() {
+            let cancel = Cancel::default();
+            let pull = checked.pull(&cancel);
+            runtime(image::in_order(&cancel, pull, |e| failed(e, shown.bytes())))?;
+            shown.pulled();
+        }
+        // Here signals end this process at once.
+        checked.finish().map_err(|e| failed(e, None))
+    }
+}
+
+/// What to say of an option that is for images.
+pub(crate) fn needs_image(option: &str) -> Failure {
+    Failure::new(format!(
+        "{option} is for container images; name one by --image"
     ))
 }
 
-fn duplicate(file: &File, path: impl AsRef<Path>) -> Result<File, Failure> {
-    file.try_clone().map_err(|e| {
-        let path = path.as_ref().display();
-        Failure::new(format!("cannot duplicate a descriptor of {path}: {e}"))
-    })
-}
-
-/// Everything about a VM that does not depend on the run.
-#[derive(Debug)]
-pub(crate) struct Template {
-    pub(crate) kernel: PathBuf,
-    root: Root,
-    /// The container image that the root is of.
-    image: Option<InUse>,
-    cpus: u32,
-    memory_mib: u64,
-    hostname: String,
-    kernel_args: String,
-    boot_protocol: BootProtocol,
-    boot_timeout: Duration,
-    scratch_mib: Option<u64>,
-    /// The disk for the writes of the first VM.
-    first_scratch: Mutex<Option<File>>,
-    read_only: bool,
-    disks: Vec<OpenDisk>,
-}
-
-/// A disk of the user's, open and locked. VMs that have it one after the other
-/// have the same open file.
-#[derive(Debug)]
-struct OpenDisk {
-    mount: DiskMount,
-    file: File,
-}
-
-/// The architecture of guests, as images call it.
-const NATIVE: &str = "amd64";
-
-/// A container image that nobody removes while this lives.
-#[derive(Debug)]
-struct InUse {
-    config: RunConfig,
-    _held: Held,
-}
-
-impl Template {
-    /// Whether the guest has something to save at the end.
-    pub(crate) fn keeps_something(&self) -> bool {
-        self.disks.iter().any(|disk| !disk.mount.read_only)
-    }
-
-    /// What the container image says about its programs.
-    pub(crate) fn image_config(&self) -> Option<&RunConfig> {
-        self.image.as_ref().map(|image| &image.config)
-    }
-
-    /// What to say of a disk of a VM that the host had no room for.
-    pub(crate) fn full_disk(&self, full: FullDisk) -> String {
-        let (what, directory) = match full.role {
-            DiskRole::Added(index) => match self.disks.get(index) {
-                Some(disk) => (disk.mount.guest_path.clone(), disk.directory()),
-                None => ("a disk".to_owned(), None),
-            },
-            _ => {
-                let cache = Cache::user().ok();
-                (
-                    "its root".to_owned(),
-                    cache.map(|cache| cache.path().to_owned()),
-                )
-            }
-        };
-        let failures = match full.failures {
-            1 => "a write".to_owned(),
-            failures => format!("{failures} writes"),
-        };
-        let advice = directory.map(|directory| format!("; {}", full::advice(&directory)));
-        format!(
-            "the host's disk is full: {failures} of the guest to {what} failed{}",
-            advice.unwrap_or_default()
-        )
-    }
-
-    /// A builder for one VM.
-    pub(crate) fn builder(&self, console: Console) -> Result<SandboxBuilder, Failure> {
-        let builder = self.with_disks(console)?;
-        let mut first = self
-            .first_scratch
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        Ok(match (first.take(), self.scratch_mib) {
-            (Some(disk), _) => builder.upper(Upper::Scratch(disk)),
-            (None, Some(mib)) => builder.upper(Upper::Scratch(scratch(mib)?)),
-            (None, None) if self.read_only => builder.upper(Upper::ReadOnly),
-            (None, None) => builder,
-        })
-    }
-
-    fn with_disks(&self, console: Console) -> Result<SandboxBuilder, Failure> {
-        let mut builder = self.bare_builder(console);
-        for OpenDisk { mount, file } in &self.disks {
-            let disk = Disk::new(duplicate(file, mount.to_string())?, &mount.guest_path);
-            builder = builder.disk(disk.read_only(mount.read_only));
+/// A failure to get a VM's parts ready. `needed` is how many bytes of room that
+/// takes, if it is known.
+fn failed(error: Error, needed: Option<u64>) -> Failure {
+    match &error {
+        Error::Launch(launch) => {
+            let places = launch.places();
+            let places: Vec<_> = places.iter().map(PathBuf::as_path).collect();
+            full::failure(&**launch, &places, needed)
         }
-        Ok(builder)
-    }
-
-    fn bare_builder(&self, console: Console) -> SandboxBuilder {
-        Sandbox::builder(&self.kernel, self.root.clone())
-            .cpus(self.cpus)
-            .memory_mib(self.memory_mib)
-            .hostname(&self.hostname)
-            .kernel_args(&self.kernel_args)
-            .boot_protocol(self.boot_protocol)
-            .boot_timeout(self.boot_timeout)
-            .console(console)
-            .end_with_thread(true)
+        _ => error.into(),
     }
 }
 
-impl OpenDisk {
-    fn open(mount: &DiskMount) -> Result<Self, Failure> {
-        let file = match &mount.source {
-            DiskSource::File(path) => disk::open(path, mount.read_only).map_err(Failure::new)?,
-            DiskSource::Volume(name) => {
-                let volumes = Volumes::user().map_err(Failure::new)?;
-                volumes.open(name, mount.read_only).map_err(Failure::new)?
-            }
-        };
-        let mount = mount.clone();
-        Ok(Self { mount, file })
-    }
-
-    /// Where its file is.
-    fn directory(&self) -> Option<PathBuf> {
-        match &self.mount.source {
-            DiskSource::File(path) => {
-                let path = std::path::absolute(path).ok()?;
-                Some(path.parent()?.to_owned())
-            }
-            DiskSource::Volume(_) => Some(Volumes::user().ok()?.directory().to_owned()),
+/// What `--disk` says, as it is in a configuration.
+fn disk_of(mount: &DiskMount) -> api::DiskMount {
+    let mut disk = api::DiskMount::default();
+    disk.host_path = match &mount.source {
+        // What looks like the name of a volume is a path all the same.
+        DiskSource::File(path) if path.to_string_lossy().starts_with('@') => {
+            format!("./{}", path.display())
         }
-    }
-}
-
-fn scratch(mib: u64) -> Result<File, Failure> {
-    let cache = Cache::user().map_err(Failure::new)?;
-    let size = mib.saturating_mul(parse::MIB);
-    disk::scratch(size, &cache).map_err(|e| full::failure(&e, &[cache.path()], None))
-}
-
-fn root_from(path: &Path) -> Result<Root, Failure> {
-    // Opened once: what is looked at here, and locked, is what the VMM gets.
-    let (image, file) = probe::open(path).map_err(Failure::new)?;
-    let fs_type = match image {
-        RootImage::Directory => return directory_root(path),
-        RootImage::Erofs { compressed, .. } => {
-            if compressed {
-                let path = path.display();
-                say(
-                    "warning",
-                    &format!(
-                        "{path} is compressed, which flashpan's own kernels cannot read; make it without -z"
-                    ),
-                );
-            }
-            FsType::Erofs
-        }
-        RootImage::Ext4 {
-            needs_recovery: true,
-            ..
-        } => {
-            let path = path.display();
-            return Err(Failure::new(format!(
-                "cannot use {path} as a root file system: it was not unmounted, and a guest mounts \
-                 it read-only; run `e2fsck -p {path}` first"
-            )));
-        }
-        RootImage::Ext4 { .. } => FsType::Ext4,
+        // Made from UTF-8.
+        DiskSource::File(path) => path.display().to_string(),
+        DiskSource::Volume(name) => format!("@{name}"),
     };
-    Ok(Root::opened(path, Arc::new(file), fs_type))
+    disk.guest_mount.clone_from(&mount.guest_path);
+    disk.readonly = mount.read_only;
+    disk
 }
 
-fn directory_root(path: &Path) -> Result<Root, Failure> {
-    let cache = Cache::user().map_err(Failure::new)?;
-    let mut progress = ImageProgress::new(format!("image of {}", path.display()));
-    let options = directory::Options::default();
-    let cached = directory::image(path, &options, &cache, &mut |event| progress.on(event))
-        .map_err(|e| full::failure(&e, &[cache.path()], None))?;
-    Ok(Root::opened(
-        cached.path,
-        Arc::new(cached.file),
-        FsType::Erofs,
-    ))
+/// What to say of a disk of a VM that the host had no room for.
+pub(crate) fn full_disk(launch: &Launch, full: FullDisk) -> String {
+    let (what, directory) = launch.place_of(full.role);
+    let failures = match full.failures {
+        1 => "a write".to_owned(),
+        failures => format!("{failures} writes"),
+    };
+    let advice = directory.map(|directory| format!("; {}", full::advice(&directory)));
+    format!(
+        "the host's disk is full: {failures} of the guest to {what} failed{}",
+        advice.unwrap_or_default()
+    )
 }
 
-fn builtin_root() -> Result<Root, Failure> {
-    let cache = Cache::user().map_err(Failure::new)?;
-    let mut progress = ImageProgress::new("built-in root file system".to_owned());
-    let cached = builtin::image(&cache, &mut |event| progress.on(event))
-        .map_err(|e| full::failure(&e, &[cache.path()], None))?;
-    Ok(Root::opened(
-        cached.path,
-        Arc::new(cached.file),
-        FsType::Erofs,
-    ))
+/// Shows what happens while a VM's parts are got ready. There is nothing to see of
+/// what is cached.
+#[derive(Default)]
+struct Shown {
+    image: Mutex<Option<ImageProgress>>,
+    root: Mutex<Option<Progress>>,
 }
 
-/// Progress of making an image. There is nothing to see when it is cached.
-struct ImageProgress {
-    what: String,
-    progress: Option<Progress>,
-}
-
-impl ImageProgress {
-    fn new(what: String) -> Self {
-        Self {
-            what,
-            progress: None,
-        }
+impl Shown {
+    /// Bytes of an image's layers as they are packed, if that has become known.
+    fn bytes(&self) -> Option<u64> {
+        lock(&self.image).as_ref()?.bytes()
     }
 
-    fn on(&mut self, event: directory::Event) {
+    /// Takes the bars of a pull off the terminal.
+    fn pulled(&self) {
+        lock(&self.image).take();
+    }
+
+    fn on_root(&self, what: &str, event: RootEvent) {
         match event {
-            directory::Event::LeftOut(path) => say(
+            RootEvent::LeftOut(path) => say(
                 "warning",
                 &format!(
                     "{} is left empty in the guest: another file system is mounted there",
                     path.display()
                 ),
             ),
-            directory::Event::Waiting => {
-                say(
-                    "note",
-                    &format!("waiting for another flashpan that makes the {}", self.what),
-                );
-            }
-            directory::Event::Copied(copied) => {
-                let what = &self.what;
-                let progress = self
-                    .progress
-                    .get_or_insert_with(|| Progress::bytes(what, copied.total));
-                progress.set(copied.done);
+            RootEvent::Waiting => say(
+                "note",
+                &format!("waiting for another flashpan that makes the {what}"),
+            ),
+            RootEvent::Copied(copied) => {
+                let mut bar = lock(&self.root);
+                let bar = bar.get_or_insert_with(|| Progress::bytes(what, copied.total));
+                bar.set(copied.done);
             }
         }
     }
+}
+
+impl Watch for Shown {
+    fn on(&self, event: Event) {
+        match event {
+            Event::Image { name, event } => {
+                let mut progress = lock(&self.image);
+                let progress = progress.get_or_insert_with(|| ImageProgress::new(&name, false));
+                progress.on(event);
+            }
+            Event::Root { what, event } => self.on_root(&what, event),
+            Event::Note(text) => say("note", &text),
+            Event::Warning(text) => say("warning", &text),
+            _ => {}
+        }
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

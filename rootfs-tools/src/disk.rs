@@ -6,6 +6,7 @@
 //! `mkfs.ext4` has written.
 
 mod attach;
+mod kept;
 mod loops;
 
 use std::fs::File;
@@ -18,6 +19,7 @@ use crate::sparse::{At, Copier, CopyError};
 
 pub(crate) use attach::lock;
 pub use attach::{OpenError, open};
+pub use kept::{KeptError, kept};
 
 /// Sizes have to be multiples of this, the block size of the file system.
 pub const BLOCK_SIZE: u64 = 4096;

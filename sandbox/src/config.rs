@@ -12,6 +12,7 @@ use flashpan_protocol::control::{
     BootProtocol, Console, DiskSpec, MAX_DISKS, MAX_PACKET, VCPUS, VmSpec,
 };
 
+use crate::api::Config;
 use crate::disk::{Disk, DiskRole, Upper, check_guest_paths};
 use crate::driver::Shared;
 use crate::error::{Error, Result};
@@ -93,6 +94,8 @@ pub struct SandboxBuilder {
     pub(crate) end_with_thread: bool,
     pub(crate) upper: Upper,
     pub(crate) disks: Vec<Disk>,
+    pub(crate) time_limit: Option<Duration>,
+    pub(crate) described_by: Option<Arc<Config>>,
     pub(crate) shared: Arc<Shared>,
 }
 
@@ -129,6 +132,8 @@ impl SandboxBuilder {
             end_with_thread: false,
             upper: Upper::default(),
             disks: Vec::new(),
+            time_limit: None,
+            described_by: None,
             shared: Arc::default(),
         }
     }
@@ -195,6 +200,21 @@ impl SandboxBuilder {
     /// [`DEFAULT_BOOT_TIMEOUT`] otherwise.
     pub fn boot_timeout(mut self, boot_timeout: Duration) -> Self {
         self.boot_timeout = boot_timeout;
+        self
+    }
+
+    /// How long the VM may run once its guest is ready. Then it is ended in order
+    /// ([`crate::Sandbox::shutdown`] with a grace period of 5 seconds), its
+    /// [`crate::ExitReason`] is `TimedOut`, and what waits for it gets
+    /// [`Error::VmTimeout`]. As long as it likes otherwise.
+    pub fn time_limit(mut self, limit: Duration) -> Self {
+        self.time_limit = Some(limit);
+        self
+    }
+
+    /// The configuration that these settings come from.
+    pub(crate) fn described_by(mut self, config: Arc<Config>) -> Self {
+        self.described_by = Some(config);
         self
     }
 
@@ -268,6 +288,9 @@ impl SandboxBuilder {
         }
         if self.boot_timeout.is_zero() {
             return Err(Error::config("boot timeout", "0 leaves no time to boot"));
+        }
+        if self.time_limit.is_some_and(|limit| limit.is_zero()) {
+            return Err(Error::config("time limit", "0 leaves no time to run"));
         }
         Ok(VmSpec {
             vcpus,

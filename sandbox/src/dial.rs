@@ -67,7 +67,7 @@ impl Dialer {
         };
         match (sent, &*self.ended.borrow()) {
             (true, _) => Ok(()),
-            (false, Some(exit)) => Err(Error::VmEnded(exit.reason.clone())),
+            (false, Some(exit)) => Err(Error::ended(exit.reason.clone())),
             (false, None) => Err(Error::NotRunning),
         }
     }

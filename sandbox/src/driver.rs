@@ -70,6 +70,8 @@ pub(crate) struct Shared {
     disks: OnceLock<Vec<DiskRole>>,
     /// Whether somebody listens to the guest's PID 1.
     listening: watch::Sender<bool>,
+    /// The limit of the VM's life, once it is reached.
+    time_up: watch::Sender<Option<Duration>>,
 }
 
 impl Shared {
@@ -109,6 +111,26 @@ impl Shared {
     async fn heard_all(&self) {
         // It fails only if the sender is gone, which `self` holds.
         let _ = self.listening.subscribe().wait_for(|on| !on).await;
+    }
+
+    /// The VM has run for as long as it may.
+    pub(crate) fn set_time_up(&self, after: Duration) {
+        self.time_up.send_replace(Some(after));
+    }
+
+    /// The limit of the VM's life, if it is reached.
+    pub(crate) fn time_up(&self) -> Option<Duration> {
+        *self.time_up.borrow()
+    }
+
+    /// Waits until the limit of the VM's life is reached, for ever if there is none.
+    pub(crate) async fn until_time_is_up(&self) -> Duration {
+        let mut time_up = self.time_up.subscribe();
+        match time_up.wait_for(Option::is_some).await.as_deref() {
+            Ok(Some(after)) => *after,
+            // `wait_for` fails only if the sender is gone, which `self` holds.
+            Ok(None) | Err(_) => std::future::pending().await,
+        }
     }
 
     /// Says what the disks are for, before the VMM starts.
@@ -438,7 +460,8 @@ impl Driver {
         let killed = self.kill_at.is_some();
         let stderr = self.stderr_tail.bytes();
         let reason = classify(&self.last_word, killed, &status, &console, &stderr)
-            .explained_by(lock(&self.shared.guest_word).take());
+            .explained_by(lock(&self.shared.guest_word).take())
+            .at_its_limit(self.shared.time_up());
         let reason = match gone {
             true => reason,
             false => ExitReason::VmmStuck {

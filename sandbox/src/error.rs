@@ -12,7 +12,9 @@ use flashpan_protocol::frame::FrameError;
 use flashpan_protocol::phase::Phase;
 use thiserror::Error;
 
+use crate::api::{ErrorCode, ParseError, RequestError, ValidationErrors};
 use crate::exit::ExitReason;
+use crate::launch::{LaunchError, Unsupported};
 use crate::text::guest_path;
 use crate::timeline::phase_name;
 
@@ -29,6 +31,43 @@ pub enum Error {
         field: &'static str,
         /// What is wrong and what is allowed.
         why: String,
+    },
+    /// A configuration cannot be read.
+    #[error(transparent)]
+    ConfigSyntax(#[from] ParseError),
+    /// A configuration contradicts itself or has values out of range.
+    #[error(transparent)]
+    ConfigInvalid(#[from] ValidationErrors),
+    /// A configuration asks for what this version does not have.
+    #[error(transparent)]
+    Unsupported(#[from] Unsupported),
+    /// Something that a VM is made from cannot be had.
+    #[error(transparent)]
+    Launch(#[from] Box<LaunchError>),
+    /// There is no VM of this id or name.
+    #[error("VM not found: {id}")]
+    NotFound {
+        /// The id or name.
+        id: String,
+    },
+    /// The network's rules do not allow a request.
+    #[error("request blocked by policy: {host}")]
+    Blocked {
+        /// Where it was to go.
+        host: String,
+    },
+    /// A host is not among those that the guest may reach.
+    #[error("host not in allowlist: {host}")]
+    HostNotAllowed {
+        /// The host.
+        host: String,
+    },
+    /// The placeholder of a secret was on its way to a host that may not have the
+    /// secret.
+    #[error("secret placeholder sent to unauthorized host: {host}")]
+    SecretLeak {
+        /// The host.
+        host: String,
     },
     /// A program of flashpan is not where it should be.
     #[error(
@@ -156,6 +195,19 @@ pub enum Error {
         /// The deadline.
         after: Duration,
     },
+    /// The program ran for longer than it may ([`crate::ExecOptions::timeout`]) and
+    /// was ended.
+    #[error("the program had not ended after {after:?}, its time limit, and was ended")]
+    ProgramTimeout {
+        /// The limit.
+        after: Duration,
+    },
+    /// The VM has run for as long as it may ([`crate::SandboxBuilder::time_limit`]).
+    #[error("time is up: {after:?} have passed since the VM was ready")]
+    VmTimeout {
+        /// The limit.
+        after: Duration,
+    },
     /// The program was not started.
     #[error("{message}")]
     StartFailed {
@@ -260,11 +312,91 @@ impl Error {
         }
     }
 
+    /// What the end of the VM means for whoever needed it.
+    pub(crate) fn ended(reason: ExitReason) -> Self {
+        match reason {
+            ExitReason::TimedOut { after, .. } => Self::VmTimeout { after },
+            reason => Self::VmEnded(reason),
+        }
+    }
+
+    /// What kind of error it is, by a name that stays the same between versions.
+    #[must_use]
+    pub fn code(&self) -> ErrorCode {
+        match self {
+            Self::InvalidConfig { .. } => ErrorCode::ConfigInvalid,
+            Self::ConfigSyntax(error) => error.code(),
+            Self::ConfigInvalid(errors) => errors.code(),
+            Self::Unsupported(_) => ErrorCode::Unsupported,
+            Self::Launch(error) => error.code(),
+            Self::NotFound { .. } => ErrorCode::VmNotFound,
+            Self::Blocked { .. } => ErrorCode::Blocked,
+            Self::HostNotAllowed { .. } => ErrorCode::HostNotAllowed,
+            Self::SecretLeak { .. } => ErrorCode::SecretLeak,
+            Self::ProgramNotFound { .. } | Self::Spawn { .. } | Self::Incompatible { .. } => {
+                ErrorCode::Installation
+            }
+            Self::Open { .. } | Self::HostFile { .. } => ErrorCode::FileUnusable,
+            Self::Listen { .. } | Self::Forward { .. } => ErrorCode::ForwardFailed,
+            Self::Host { .. } => ErrorCode::Host,
+            Self::BootFailed { .. } | Self::GuestSetup { .. } | Self::GaveUp { .. } => {
+                ErrorCode::BootFailed
+            }
+            Self::BootTimeout { .. }
+            | Self::Timeout { .. }
+            | Self::ProgramTimeout { .. }
+            | Self::VmTimeout { .. } => ErrorCode::Timeout,
+            Self::VmEnded(_) => ErrorCode::VmEnded,
+            Self::NotRunning => ErrorCode::VmNotRunning,
+            Self::Protocol { .. }
+            | Self::Encode(_)
+            | Self::AgentRefused { .. }
+            | Self::AgentLost
+            | Self::AgentBusy => ErrorCode::Agent,
+            Self::StartFailed { kind, .. } => match kind {
+                StartFailureKind::NotFound => ErrorCode::CommandNotFound,
+                StartFailureKind::NotExecutable => ErrorCode::CommandNotExecutable,
+                _ => ErrorCode::CommandNotStarted,
+            },
+            Self::OutputTooLong { .. } => ErrorCode::OutputTooLong,
+            Self::File { kind, .. } => match kind {
+                FileFailureKind::NotFound => ErrorCode::FileNotFound,
+                _ => ErrorCode::FileFailed,
+            },
+            Self::FileTooLong { .. } | Self::ListingTooLong { .. } | Self::CopyTooLong { .. } => {
+                ErrorCode::FileTooLong
+            }
+        }
+    }
+
+    /// Whether a time limit was reached: that of a boot, of an answer, of a program
+    /// or of a VM.
+    #[must_use]
+    pub fn is_timeout(&self) -> bool {
+        self.code() == ErrorCode::Timeout
+    }
+
     /// An [`Error::InvalidConfig`].
     pub(crate) fn config(field: &'static str, why: impl Into<String>) -> Self {
         Self::InvalidConfig {
             field,
             why: why.into(),
+        }
+    }
+}
+
+impl From<LaunchError> for Error {
+    fn from(error: LaunchError) -> Self {
+        Self::Launch(Box::new(error))
+    }
+}
+
+impl From<RequestError> for Error {
+    fn from(error: RequestError) -> Self {
+        match error {
+            RequestError::Invalid(errors) => errors.into(),
+            RequestError::ImageRequired => LaunchError::ImageRequired.into(),
+            RequestError::IdGiven => Self::config("id", "internal-only and cannot be set"),
         }
     }
 }

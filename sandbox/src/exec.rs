@@ -2,6 +2,7 @@
 
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::time::Duration;
 
 use flashpan_protocol::agent::{Bytes, Command, ExecInput, ExecRequest, MAX_FRAME, TerminalSize};
 use flashpan_protocol::frame;
@@ -26,6 +27,7 @@ pub struct ExecOptions {
     stdin: bool,
     terminal: Option<TerminalSize>,
     linger: bool,
+    timeout: Option<Duration>,
 }
 
 impl ExecOptions {
@@ -58,6 +60,7 @@ impl ExecOptions {
             stdin: false,
             terminal: None,
             linger: false,
+            timeout: None,
         }
     }
 
@@ -68,9 +71,28 @@ impl ExecOptions {
         self
     }
 
+    /// Sets a variable unless [`Self::env`] does, before or after this.
+    pub fn default_env(mut self, name: impl Into<OsString>, value: impl Into<OsString>) -> Self {
+        // Of several of one name the last one counts.
+        self.env.insert(0, (name.into(), value.into()));
+        self
+    }
+
     /// Sets the working directory; `/` otherwise.
     pub fn working_dir(mut self, dir: impl Into<OsString>) -> Self {
         self.working_dir = Some(dir.into());
+        self
+    }
+
+    /// Sets the working directory unless it is set.
+    pub(crate) fn default_working_dir(mut self, dir: impl Into<OsString>) -> Self {
+        self.working_dir.get_or_insert_with(|| dir.into());
+        self
+    }
+
+    /// Sets the user unless one is set.
+    pub(crate) fn default_user(mut self, user: impl Into<String>) -> Self {
+        self.user.get_or_insert_with(|| user.into());
         self
     }
 
@@ -104,6 +126,15 @@ impl ExecOptions {
     /// Whether processes that the program leaves behind live on.
     pub fn linger(mut self, linger: bool) -> Self {
         self.linger = linger;
+        self
+    }
+
+    /// How long the program may take, from the call of [`crate::Sandbox::exec`] on:
+    /// then it gets SIGTERM, and SIGKILL 2 seconds later with all that it started,
+    /// and waiting for it is [`Error::ProgramTimeout`]. As long as it likes
+    /// otherwise.
+    pub fn timeout(mut self, timeout: Duration) -> Self {
+        self.timeout = Some(timeout);
         self
     }
 
@@ -147,6 +178,9 @@ impl ExecOptions {
             }
             no_nul("user", user.as_bytes(), || "the name".to_owned())?;
         }
+        if self.timeout.is_some_and(|timeout| timeout.is_zero()) {
+            return Err(Error::config("timeout", "0 leaves no time to run"));
+        }
         let start = ExecInput::Start(Box::new(self.into_request()));
         frame::encode(&start, MAX_FRAME).map_err(|e| match e {
             frame::FrameError::TooLong { len, max } => Error::config(
@@ -157,7 +191,7 @@ impl ExecOptions {
         })
     }
 
-    fn into_request(self) -> ExecRequest {
+    pub(crate) fn into_request(self) -> ExecRequest {
         let sets = |wanted: &str| self.env.iter().any(|(name, _)| name == wanted);
         let mut defaults = Vec::new();
         if !sets("PATH") {
@@ -179,6 +213,10 @@ impl ExecOptions {
             terminal: self.terminal,
             linger: self.linger,
         }
+    }
+
+    pub(crate) fn time_limit(&self) -> Option<Duration> {
+        self.timeout
     }
 
     pub(crate) fn wants_stdin(&self) -> bool {
@@ -257,6 +295,12 @@ mod tests {
     }
 
     #[test]
+    fn no_time_at_all_is_refused() {
+        let options = ExecOptions::argv(["x"]).timeout(Duration::ZERO);
+        assert_eq!(refusal(&options), "timeout: 0 leaves no time to run");
+    }
+
+    #[test]
     fn what_linux_would_refuse_as_too_long_is_refused_here() {
         let huge = "x".repeat(MAX_FRAME);
         assert!(refusal(&ExecOptions::argv(["echo", &huge])).contains("at most"));
@@ -279,6 +323,10 @@ mod tests {
             names(ExecOptions::argv(["x"]).terminal(size)),
             ["PATH", "TERM"]
         );
+        let mut with_default = ExecOptions::argv(["x"]).env("A", "set");
+        with_default = with_default.default_env("A", "default");
+        let values: Vec<_> = with_default.into_request().env.into_iter().collect();
+        assert_eq!(values.last().unwrap().1, bytes("set".into()));
         assert_eq!(
             names(ExecOptions::argv(["x"]).env("PATH", "/bin")),
             ["PATH"]

@@ -1,6 +1,7 @@
 //! How a VM ended.
 
 use std::fmt;
+use std::time::Duration;
 
 use flashpan_protocol::control::{self, BootFailure, BootFailureKind, ExitReport, Stats};
 use flashpan_protocol::phase::ExitRequest;
@@ -46,6 +47,13 @@ pub enum ExitReason {
     TripleFault,
     /// [`crate::Sandbox::kill`], or the last handle was dropped.
     Killed,
+    /// The VM has run for as long as it may ([`crate::SandboxBuilder::time_limit`]).
+    TimedOut {
+        /// The limit.
+        after: Duration,
+        /// Whether the guest had its disks written and unmounted before it ended.
+        orderly: bool,
+    },
     /// KVM could not go on.
     Kvm {
         /// What the VMM reported.
@@ -87,7 +95,10 @@ impl ExitReason {
     pub fn is_orderly(&self) -> bool {
         matches!(
             self,
-            Self::PowerOff | Self::Reboot | Self::AskedByProgram { .. }
+            Self::PowerOff
+                | Self::Reboot
+                | Self::AskedByProgram { .. }
+                | Self::TimedOut { orderly: true, .. }
         )
     }
 }
@@ -117,6 +128,12 @@ impl fmt::Display for ExitReason {
                 "guest CPU shut down (triple fault); is the kernel built for x86-64 and this VMM?"
             ),
             Self::Killed => write!(f, "VM was killed"),
+            Self::TimedOut { after, .. } => {
+                write!(
+                    f,
+                    "VM was ended because it had run for {after:?}, its time limit"
+                )
+            }
             Self::Kvm { message } => write!(f, "KVM stopped the VM: {message}"),
             Self::Vmm { message } => write!(f, "VMM failed: {message}"),
             Self::BootFailed { message, .. } => write!(f, "{message}"),
@@ -182,6 +199,17 @@ impl ExitReason {
                 Self::GuestFailed { what, why }
             }
             (reason, _) => reason,
+        }
+    }
+
+    /// An end that came of the limit of the VM's life, if that was reached.
+    pub(crate) fn at_its_limit(self, limit: Option<Duration>) -> Self {
+        match (limit, self.is_orderly() || self == Self::Killed) {
+            (Some(after), true) => Self::TimedOut {
+                after,
+                orderly: self.is_orderly(),
+            },
+            _ => self,
         }
     }
 }
@@ -289,6 +317,19 @@ mod tests {
             reason.to_string(),
             "VMM process was killed by signal 11 (SIGSEGV); it said: thread panicked"
         );
+    }
+
+    #[test]
+    fn an_end_at_the_limit_is_told_from_one_of_another_cause() {
+        let after = Duration::from_secs(3);
+        for (reason, orderly) in [(ExitReason::PowerOff, true), (ExitReason::Killed, false)] {
+            assert_eq!(reason.clone().at_its_limit(None), reason);
+            let ended = reason.at_its_limit(Some(after));
+            assert_eq!(ended, ExitReason::TimedOut { after, orderly });
+            assert_eq!(ended.is_orderly(), orderly);
+        }
+        let crash = ExitReason::TripleFault;
+        assert_eq!(crash.clone().at_its_limit(Some(after)), crash);
     }
 
     #[test]

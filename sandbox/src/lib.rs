@@ -54,6 +54,7 @@ mod forward_link;
 mod forward_tcp;
 mod forward_udp;
 mod frames;
+pub mod launch;
 mod locate;
 mod log;
 mod process;
@@ -85,6 +86,7 @@ pub use flashpan_protocol::phase::Phase;
 pub use forward::{
     Forward, ForwardBinding, ForwardCounts, ForwardError, ForwardOptions, PortForwarding,
 };
+pub use launch::{HostOptions, Launch};
 pub use locate::{guest_init_program, vmm_program};
 pub use log::VmLog;
 pub use process::{Collected, Process};

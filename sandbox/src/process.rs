@@ -12,11 +12,12 @@ use flashpan_protocol::agent::{ExecInput, ExitStatus, TerminalSize};
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{mpsc, oneshot, watch};
+use tokio::time::Instant;
 
 use crate::driver::{Ended, Shared};
 use crate::error::{Error, Result};
 use crate::frames::FrameReader;
-use crate::pump::{OutputPump, Task, pump_input};
+use crate::pump::{OutputPump, Task, TimeLimit, pump_input};
 use crate::stdio::{self, Output, Stdin};
 
 /// Signals that wait for an agent that does not take them.
@@ -56,6 +57,7 @@ impl Process {
         reader: FrameReader<OwnedReadHalf>,
         writer: OwnedWriteHalf,
         (stdin, terminal): (bool, bool),
+        limit: Option<(Duration, Instant)>,
         shared: Arc<Shared>,
         ended: Ended,
     ) -> Self {
@@ -65,6 +67,11 @@ impl Process {
         let (control, control_receiver) = mpsc::channel(REQUESTS);
         let (size, new_size) = watch::channel(None);
         let (status_sender, status) = oneshot::channel();
+        let limit = limit.map(|(after, until)| TimeLimit {
+            after,
+            until,
+            control: control.clone(),
+        });
         let output = OutputPump {
             reader,
             stdout: stdout_sender,
@@ -74,7 +81,7 @@ impl Process {
             ended,
         };
         let tasks = [
-            Task::spawn(output.run(status_sender)),
+            Task::spawn(output.run(limit, status_sender)),
             Task::spawn(pump_input(
                 writer,
                 control_receiver,
@@ -104,8 +111,9 @@ impl Process {
     /// output has to be read meanwhile, or dropped. Cancel safe.
     ///
     /// # Errors
-    /// [`Error::VmEnded`] if the VM ended first, [`Error::AgentLost`] or
-    /// [`Error::Protocol`] if its agent misbehaved.
+    /// [`Error::VmEnded`] if the VM ended first, [`Error::ProgramTimeout`] and
+    /// [`Error::VmTimeout`] if the time of the one or the other is up,
+    /// [`Error::AgentLost`] or [`Error::Protocol`] if its agent misbehaved.
     pub async fn wait(&mut self) -> Result<ExitStatus> {
         let status = match &mut self.status {
             Status::Pending(receiver) => receiver.await.unwrap_or(Err(Error::AgentLost)),

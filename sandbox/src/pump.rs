@@ -13,6 +13,7 @@ use tokio::io::AsyncWriteExt;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
+use tokio::time::{Instant, timeout};
 
 use crate::driver::{Ended, Shared};
 use crate::error::{Error, Result};
@@ -47,6 +48,41 @@ impl Drop for Task {
     }
 }
 
+/// How long a program that has run out of time has between SIGTERM and SIGKILL.
+const LIMIT_GRACE: Duration = Duration::from_secs(2);
+
+/// How long its agent may take after that to say that it has ended.
+const LIMIT_ANSWER: Duration = Duration::from_secs(5);
+
+/// How long a program may run.
+pub(crate) struct TimeLimit {
+    /// As it was asked for.
+    pub(crate) after: Duration,
+    /// When that is over.
+    pub(crate) until: Instant,
+    /// Takes the request to end the program.
+    pub(crate) control: mpsc::Sender<ExecInput>,
+}
+
+impl TimeLimit {
+    /// Awaits the end of a program, and ends it when its time is up: then that is
+    /// the result, whatever becomes of the program.
+    async fn keep(self, program: impl Future<Output = Result<ExitStatus>>) -> Result<ExitStatus> {
+        let mut program = std::pin::pin!(program);
+        tokio::select! {
+            biased;
+            ended = &mut program => return ended,
+            () = tokio::time::sleep_until(self.until) => {}
+        }
+        let grace_ms = u32::try_from(LIMIT_GRACE.as_millis()).unwrap_or(u32::MAX);
+        // An agent that takes no requests ends the program when the connection
+        // closes.
+        let _ = self.control.try_send(ExecInput::Cancel { grace_ms });
+        let _ = timeout(LIMIT_GRACE + LIMIT_ANSWER, program).await;
+        Err(Error::ProgramTimeout { after: self.after })
+    }
+}
+
 /// Takes frames from the agent to where they belong.
 pub(crate) struct OutputPump {
     pub(crate) reader: FrameReader<OwnedReadHalf>,
@@ -58,12 +94,21 @@ pub(crate) struct OutputPump {
 }
 
 impl OutputPump {
-    pub(crate) async fn run(mut self, status: oneshot::Sender<Result<ExitStatus>>) {
-        let result = self.pump().await;
+    pub(crate) async fn run(
+        mut self,
+        limit: Option<TimeLimit>,
+        status: oneshot::Sender<Result<ExitStatus>>,
+    ) {
+        let result = match limit {
+            Some(limit) => limit.keep(self.pump()).await,
+            None => self.pump().await,
+        };
         self.gate.close();
-        let result = match result {
-            Err(Error::AgentLost) => Err(lost(self.ended).await),
-            result => result,
+        let result = match (result, self.shared.time_up()) {
+            (Err(Error::AgentLost), _) => Err(lost(self.ended).await),
+            // The guest ended it, because its own time is up.
+            (Ok(_), Some(after)) => Err(Error::VmTimeout { after }),
+            (result, _) => result,
         };
         // Nobody may be waiting any more.
         let _ = status.send(result);
@@ -167,8 +212,8 @@ async fn next_input(input: &mut Option<mpsc::Receiver<Vec<u8>>>) -> Option<Vec<u
 /// Why a connection broke: usually because the VM ended, news of which may
 /// still be on its way.
 pub(crate) async fn lost(ended: Ended) -> Error {
-    match tokio::time::timeout(END_NEWS, reason_of_end(ended)).await {
-        Ok(reason) => Error::VmEnded(reason),
+    match timeout(END_NEWS, reason_of_end(ended)).await {
+        Ok(reason) => Error::ended(reason),
         Err(_) => Error::AgentLost,
     }
 }

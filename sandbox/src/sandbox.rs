@@ -2,7 +2,7 @@
 
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use flashpan_protocol::agent::{EXEC_PORT, ExecOutput, GuestConfig, HostMessage, MAX_FRAME};
@@ -12,9 +12,10 @@ use flashpan_protocol::phase::Phase;
 use tokio::io::AsyncWriteExt;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::{Mutex, mpsc, oneshot};
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
 use crate::agent::BootLink;
+use crate::api::Config;
 use crate::config::{ConsoleSink, Root, SandboxBuilder};
 use crate::console;
 use crate::dial::Dialer;
@@ -39,6 +40,9 @@ const VMM_TIMEOUT: Duration = Duration::from_secs(5);
 /// owner does not say.
 const POWER_OFF_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// How long programs may take to end when the time of their VM is up.
+const LIMIT_GRACE: Duration = Duration::from_secs(5);
+
 /// Chunks of console output that wait for a slow sink.
 const CONSOLE_CHUNKS: usize = 4;
 
@@ -53,8 +57,13 @@ pub struct Sandbox {
     kill: mpsc::Sender<()>,
     ended: Ended,
     shared: Arc<Shared>,
-    boot_writer: Mutex<OwnedWriteHalf>,
+    boot_writer: Arc<Mutex<OwnedWriteHalf>>,
+    /// What it was made from, if it was made from a configuration.
+    config: Option<Arc<Config>>,
+    /// Programs that run as long as the VM does.
+    kept: std::sync::Mutex<Vec<Process>>,
     _listener: Task,
+    _time_limit: Option<Task>,
 }
 
 impl Sandbox {
@@ -62,6 +71,19 @@ impl Sandbox {
     /// and runs programs from `root`.
     pub fn builder(kernel: impl Into<PathBuf>, root: Root) -> SandboxBuilder {
         SandboxBuilder::new(kernel.into(), root)
+    }
+
+    /// The VM's id, `vm-` and 8 hexadecimal digits, if it was made from a
+    /// configuration ([`Sandbox::create`], [`crate::Launch`]).
+    #[must_use]
+    pub fn id(&self) -> Option<&str> {
+        self.config.as_ref().map(|config| config.id.as_str())
+    }
+
+    /// The configuration that the VM was made from, if it was made from one.
+    #[must_use]
+    pub fn config(&self) -> Option<&Config> {
+        self.config.as_deref()
     }
 
     /// Runs a program.
@@ -72,18 +94,27 @@ impl Sandbox {
     /// [`Error::VmEnded`] and [`Error::NotRunning`] if there is no guest.
     pub async fn exec(&self, options: ExecOptions) -> Result<Process> {
         let wants = (options.wants_stdin(), options.wants_terminal());
+        let limit = options.time_limit();
+        let began = Instant::now();
         let start = options.into_frame()?;
-        let started = timeout(START_TIMEOUT, self.start_program(&start)).await;
-        let (pid, reader, writer) = started.map_err(|_| Error::Timeout {
-            what: "start the program",
-            after: START_TIMEOUT,
+        let within = limit.map_or(START_TIMEOUT, |limit| limit.min(START_TIMEOUT));
+        let started = timeout(within, self.start_program(&start)).await;
+        let (pid, reader, writer) = started.map_err(|_| match limit {
+            Some(after) if after == within => Error::ProgramTimeout { after },
+            _ => Error::Timeout {
+                what: "start the program",
+                after: START_TIMEOUT,
+            },
         })??;
+        // One that is beyond the clock is none.
+        let limit = limit.and_then(|after| Some((after, began.checked_add(after)?)));
         let shared = Arc::clone(&self.shared);
         Ok(Process::new(
             pid,
             reader,
             writer,
             wants,
+            limit,
             shared,
             self.ended.clone(),
         ))
@@ -151,13 +182,8 @@ impl Sandbox {
     /// and on the host's disk. Only [`crate::ExitReason::is_orderly`] tells that all is
     /// there. Dropped before the end, the guest goes on shutting down.
     pub async fn shutdown_within(&self, grace: Duration, within: Duration) -> Arc<Exit> {
-        let grace_ms = u32::try_from(grace.as_millis()).unwrap_or(u32::MAX);
-        let request = frame::encode(&HostMessage::Shutdown { grace_ms }, MAX_FRAME);
         let orderly = async {
-            if let Ok(frame) = request {
-                // A guest that cannot be told is about to end, or is killed.
-                let _ = self.boot_writer.lock().await.write_all(&frame).await;
-            }
+            ask_to_end(&self.boot_writer, grace).await;
             self.wait().await
         };
         match timeout(grace.saturating_add(within), orderly).await {
@@ -186,6 +212,23 @@ impl Sandbox {
     #[must_use]
     pub fn exit(&self) -> Option<Arc<Exit>> {
         self.ended.borrow().clone()
+    }
+
+    /// Waits until the VM has run for as long as it may, and is being ended for
+    /// that; returns the limit. For ever if there is none. Cancel safe.
+    pub async fn time_is_up(&self) -> Duration {
+        self.shared.until_time_is_up().await
+    }
+
+    /// Has a program run as long as the VM does; its output is thrown away.
+    pub(crate) fn keep(&self, mut program: Process) {
+        drop((
+            program.stdin.take(),
+            program.stdout.take(),
+            program.stderr.take(),
+        ));
+        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        kept.push(program);
     }
 
     /// When which phase was reached so far.
@@ -251,8 +294,13 @@ impl SandboxBuilder {
         let driver = Driver::start(vmm, Arc::clone(&shared), tap);
         // The files alone: of the builder, which has a sink, the future could not be
         // sent to another thread.
-        let files = (self.kernel.as_path(), self.root.path.as_path());
-        match timeout(self.boot_timeout, come_up(files, guest, driver, &shared)).await {
+        let about = About {
+            kernel: &self.kernel,
+            root: &self.root.path,
+            time_limit: self.time_limit,
+            described_by: self.described_by.clone(),
+        };
+        match timeout(self.boot_timeout, come_up(about, guest, driver, &shared)).await {
             Ok(result) => result,
             Err(_) => Err(Error::BootTimeout {
                 after: self.boot_timeout,
@@ -266,9 +314,17 @@ impl SandboxBuilder {
     }
 }
 
+/// What of a builder is still needed when it has become a VMM.
+struct About<'a> {
+    kernel: &'a Path,
+    root: &'a Path,
+    time_limit: Option<Duration>,
+    described_by: Option<Arc<Config>>,
+}
+
 /// Waits for the guest's PID 1 and gets it ready.
 async fn come_up(
-    files: (&Path, &Path),
+    about: About<'_>,
     guest: GuestConfig,
     driver: DriverHandle,
     shared: &Arc<Shared>,
@@ -292,26 +348,65 @@ async fn come_up(
             Some(link) => link,
             None => {
                 let exit = wait(ended).await;
-                return Err(boot_failure(files, shared, &exit));
+                return Err(boot_failure(&about, shared, &exit));
             }
         },
-        exit = wait(ended.clone()) => return Err(boot_failure(files, shared, &exit)),
+        exit = wait(ended.clone()) => return Err(boot_failure(&about, shared, &exit)),
     };
     let (writer, listen) = link.serve();
+    let boot_writer = Arc::new(Mutex::new(writer));
+    let time_limit = about.time_limit.map(|after| {
+        let (writer, shared) = (Arc::clone(&boot_writer), Arc::clone(shared));
+        // Not a handle that keeps the VM alive.
+        Task::spawn(end_after(after, writer, shared, kill.downgrade()))
+    });
     Ok(Sandbox {
         commands,
         kill,
         ended,
         shared: Arc::clone(shared),
-        boot_writer: Mutex::new(writer),
+        boot_writer,
+        config: about.described_by,
+        kept: std::sync::Mutex::default(),
         _listener: Task::spawn(listen),
+        _time_limit: time_limit,
     })
+}
+
+/// Asks PID 1 to end the guest in order.
+async fn ask_to_end(boot_writer: &Mutex<OwnedWriteHalf>, grace: Duration) {
+    let grace_ms = u32::try_from(grace.as_millis()).unwrap_or(u32::MAX);
+    if let Ok(frame) = frame::encode(&HostMessage::Shutdown { grace_ms }, MAX_FRAME) {
+        // A guest that cannot be told is about to end, or is killed.
+        let _ = boot_writer.lock().await.write_all(&frame).await;
+    }
+}
+
+/// Ends a VM when its time is up, in order if its guest cares to.
+async fn end_after(
+    after: Duration,
+    boot_writer: Arc<Mutex<OwnedWriteHalf>>,
+    shared: Arc<Shared>,
+    kill: mpsc::WeakSender<()>,
+) {
+    tokio::time::sleep(after).await;
+    shared.set_time_up(after);
+    let in_order = async {
+        ask_to_end(&boot_writer, LIMIT_GRACE).await;
+        // The VM's end is the end of this task.
+        std::future::pending::<()>().await;
+    };
+    let _ = timeout(LIMIT_GRACE + POWER_OFF_TIMEOUT, in_order).await;
+    if let Some(kill) = kill.upgrade() {
+        // If there is no room it was told already.
+        let _ = kill.try_send(());
+    }
 }
 
 /// Why there is no guest. Names the file that the VMM, which was given a
 /// descriptor, knows nothing of; and what a guest that shut itself down left on
 /// its console.
-fn boot_failure((kernel, root): (&Path, &Path), shared: &Shared, exit: &Exit) -> Error {
+fn boot_failure(&About { kernel, root, .. }: &About<'_>, shared: &Shared, exit: &Exit) -> Error {
     let (class, message) = match &exit.reason {
         ExitReason::BootFailed { class, message } => (class, message),
         ExitReason::PowerOff | ExitReason::Reboot => {
@@ -321,7 +416,7 @@ fn boot_failure((kernel, root): (&Path, &Path), shared: &Shared, exit: &Exit) ->
                 connected: shared.timeline().has(Phase::AgentConnected),
             };
         }
-        reason => return Error::VmEnded(reason.clone()),
+        reason => return Error::ended(reason.clone()),
     };
     let file = match *class {
         BootFailureKind::Kernel => Some(("kernel", kernel)),

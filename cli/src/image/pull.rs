@@ -12,7 +12,7 @@ use flashpan_rootfs::platform::Platform;
 use flashpan_rootfs::reference::Reference;
 use flashpan_rootfs::registry::Client;
 use flashpan_rootfs::store::{
-    Cancel, Conversion, Error, Held, Image, ImportOptions, Input, PullOptions, Pulled, Store,
+    Cancel, Conversion, Error, Image, ImportOptions, Input, PullOptions, Pulled, Store,
 };
 use tokio::sync::oneshot;
 
@@ -108,6 +108,16 @@ pub(crate) enum PullPolicy {
     Never,
 }
 
+impl From<PullPolicy> for flashpan::launch::PullPolicy {
+    fn from(policy: PullPolicy) -> Self {
+        match policy {
+            PullPolicy::Missing => Self::Missing,
+            PullPolicy::Always => Self::Always,
+            PullPolicy::Never => Self::Never,
+        }
+    }
+}
+
 pub(crate) fn pull(args: &PullArgs) -> Result<(), Failure> {
     let store = Store::user().map_err(Failure::new)?;
     let client = args.registries.client(&args.platform)?;
@@ -173,10 +183,10 @@ fn fetch(
 
 /// Awaits work that can be cancelled. A signal cancels it, and it has a moment
 /// to leave everything in order.
-async fn in_order<T>(
+pub(crate) async fn in_order<T, E>(
     cancel: &Cancel,
-    work: impl Future<Output = Result<T, Error>>,
-    failed: impl FnOnce(Error) -> Failure,
+    work: impl Future<Output = Result<T, E>>,
+    failed: impl FnOnce(E) -> Failure,
 ) -> Result<T, Failure> {
     let mut signals =
         Signals::watch().map_err(|e| Failure::new(format!("cannot watch signals: {e}")))?;
@@ -319,97 +329,6 @@ fn stdin() -> Result<Input, Failure> {
         file: File::from(fd),
         name: "standard input".to_owned(),
     })
-}
-
-/// An image to run.
-pub(crate) struct Wanted<'a> {
-    /// As the user wrote it.
-    pub(crate) name: &'a str,
-    store: Store,
-    found: Found,
-}
-
-enum Found {
-    There(Box<Image>, Held),
-    ToPull(Reference, Client),
-}
-
-impl<'a> Wanted<'a> {
-    /// Looks for it in the store, and checks all that can be checked of a pull
-    /// without asking anybody.
-    pub(crate) fn new(
-        name: &'a str,
-        policy: PullPolicy,
-        platform: &Platform,
-        registries: &RegistryArgs,
-    ) -> Result<Self, Failure> {
-        let store = Store::user().map_err(Failure::new)?;
-        let there = match policy {
-            PullPolicy::Always => None,
-            PullPolicy::Missing | PullPolicy::Never => find(&store, name, policy, platform)?,
-        };
-        let found = match there {
-            Some((image, root)) => Found::There(Box::new(image), root),
-            None => {
-                let reference = name.parse().map_err(Failure::new)?;
-                Found::ToPull(reference, registries.client(platform)?)
-            }
-        };
-        Ok(Self { name, store, found })
-    }
-
-    /// The image, pulled if need be, and its root image, which nobody removes
-    /// while it is held.
-    pub(crate) fn obtain(self) -> Result<(Image, Held), Failure> {
-        match self.found {
-            Found::There(image, root) => Ok((*image, root)),
-            Found::ToPull(reference, client) => {
-                let options = PullOptions::default();
-                let pulled = fetch(&self.store, &client, &reference, &options, false)?;
-                let root = self.store.root(&pulled.image.info).map_err(Failure::new)?;
-                Ok((pulled.image, root))
-            }
-        }
-    }
-}
-
-/// The image of that name in the store, whole and for this platform; `None` if
-/// it has to be pulled.
-fn find(
-    store: &Store,
-    name: &str,
-    policy: PullPolicy,
-    platform: &Platform,
-) -> Result<Option<(Image, Held)>, Failure> {
-    let there = store.get(name).and_then(|image| {
-        let root = store.root(&image.info)?;
-        Ok((image, root))
-    });
-    match there {
-        Ok((image, root)) if suits(platform, &image) => Ok(Some((image, root))),
-        Ok((image, _)) if policy == PullPolicy::Never => {
-            let is_for = &image.info.platform;
-            Err(Failure::new(format!(
-                "the image {name} is for {is_for} and not for {platform}"
-            )))
-        }
-        Err(error @ (Error::NotFound(_) | Error::Missing { .. }))
-            if policy == PullPolicy::Never =>
-        {
-            Err(Failure::new(format!(
-                "{error}; leave --pull never out to pull it"
-            )))
-        }
-        // Not there, or not as it should be.
-        Ok(_) | Err(Error::NotFound(_) | Error::Missing { .. }) => Ok(None),
-        Err(error) => Err(Failure::new(error)),
-    }
-}
-
-/// Is the image for this platform?
-fn suits(platform: &Platform, image: &Image) -> bool {
-    let is_for = image.info.platform.parse::<Platform>();
-    is_for.is_ok_and(|is_for| platform.suits(&is_for).is_some())
 }
 
 #[cfg(test)]

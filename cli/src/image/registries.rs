@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use clap::Args;
+use flashpan::launch::RegistryOptions;
 use flashpan_rootfs::platform::Platform;
 use flashpan_rootfs::registry::{Client, Options};
 
@@ -48,9 +49,8 @@ fn mirror(text: &str) -> Result<(String, String), String> {
 }
 
 impl RegistryArgs {
-    /// A client for images of this platform, which says on standard error what
-    /// goes wrong and is got over.
-    pub(crate) fn client(&self, platform: &Platform) -> Result<Client, Failure> {
+    /// What the options and the environment say.
+    pub(crate) fn options(&self) -> Result<RegistryOptions, Failure> {
         let list = |name: &str, separator: char| -> Vec<String> {
             let value = std::env::var(name).unwrap_or_default();
             let parts = value.split(separator).map(str::trim);
@@ -59,8 +59,7 @@ impl RegistryArgs {
                 .map(str::to_owned)
                 .collect()
         };
-        let mut options = Options::from_environment();
-        options.platform = platform.clone();
+        let mut options = RegistryOptions::default();
         options.insecure.clone_from(&self.insecure);
         options.insecure.extend(list(INSECURE_VARIABLE, ','));
         options.ca_files.clone_from(&self.ca_files);
@@ -74,6 +73,18 @@ impl RegistryArgs {
         for (registry, mirror) in self.mirrors.iter().cloned().chain(named) {
             options.mirrors.entry(registry).or_default().push(mirror);
         }
+        Ok(options)
+    }
+
+    /// A client for images of this platform, which says on standard error what
+    /// goes wrong and is got over.
+    pub(crate) fn client(&self, platform: &Platform) -> Result<Client, Failure> {
+        let own = self.options()?;
+        let mut options = Options::from_environment();
+        options.platform = platform.clone();
+        options.insecure = own.insecure;
+        options.ca_files = own.ca_files;
+        options.mirrors = own.mirrors;
         options.notify = Some(Arc::new(|notice| say("note", &notice.to_string())));
         Client::new(options).map_err(Failure::new)
     }

@@ -69,6 +69,8 @@ macro_rules! error_codes {
 }
 
 error_codes! {
+    /// A port of the host cannot be listened on, or one of the guest not reached.
+    ForwardFailed = "forward_failed", Vm;
     /// A configuration is not JSON or TOML at all.
     ConfigSyntax = "config_syntax", InvalidParams;
     /// A field of a configuration holds the wrong type of value.
@@ -125,6 +127,56 @@ error_codes! {
     AddHostName = "add_host_name", InvalidParams;
     /// The address of a host entry is none.
     AddHostIp = "add_host_ip", InvalidParams;
+    /// A configuration asks for what this version does not have.
+    Unsupported = "unsupported", InvalidParams;
+    /// There is no VM of this id or name.
+    VmNotFound = "vm_not_found", Vm;
+    /// The VM does not run (any more).
+    VmNotRunning = "vm_not_running", Vm;
+    /// The VM ended before the operation was complete.
+    VmEnded = "vm_ended", Vm;
+    /// A time limit was reached.
+    Timeout = "timeout", Vm;
+    /// A kernel cannot be booted.
+    KernelUnusable = "kernel_unusable", Vm;
+    /// An image is not there, cannot be pulled or is for another platform.
+    ImageUnusable = "image_unusable", Vm;
+    /// A root file system cannot be used.
+    RootUnusable = "root_unusable", Vm;
+    /// A disk or volume is not there, in use or damaged, or cannot be made.
+    DiskUnusable = "disk_unusable", Vm;
+    /// A file that a VM needs cannot be opened.
+    FileUnusable = "file_unusable", Vm;
+    /// The VM could not be built, or its guest did not come up.
+    BootFailed = "boot_failed", Vm;
+    /// Programs of flashpan are missing, do not run, or do not belong together.
+    Installation = "installation", Vm;
+    /// The host refused something that should always work.
+    Host = "host", Internal;
+    /// The guest's agent is gone, busy or breaks the protocol.
+    Agent = "agent", Vm;
+    /// Neither the image nor the caller names a program.
+    CommandMissing = "command_missing", InvalidParams;
+    /// The guest has no such program.
+    CommandNotFound = "command_not_found", Exec;
+    /// The guest cannot execute the program.
+    CommandNotExecutable = "command_not_executable", Exec;
+    /// The guest could not start the program for another reason.
+    CommandNotStarted = "command_not_started", Exec;
+    /// A program wrote more than the caller takes.
+    OutputTooLong = "output_too_long", Exec;
+    /// The guest has no such file.
+    FileNotFound = "file_not_found", File;
+    /// An operation on a file of the guest failed.
+    FileFailed = "file_failed", File;
+    /// A file or directory of the guest is longer than the caller takes.
+    FileTooLong = "file_too_long", File;
+    /// The network's rules do not allow a request.
+    Blocked = "blocked", Vm;
+    /// A host is not among those that the guest may reach.
+    HostNotAllowed = "host_not_allowed", Vm;
+    /// A secret's placeholder was on its way to a host that may not have the secret.
+    SecretLeak = "secret_leak", Vm;
 }
 
 impl fmt::Display for ErrorCode {

@@ -14,7 +14,7 @@ use thiserror::Error;
 use super::code::ErrorCode;
 use super::config::Config;
 use super::lenient::Object;
-use super::problem::{FieldPath, Warning, Warnings};
+use super::problem::{FieldPath, MAX_LISTED, Warning};
 
 /// Longest configuration that is read, in bytes.
 pub const MAX_CONFIG_BYTES: usize = 2 * 1024 * 1024;
@@ -75,6 +75,14 @@ pub enum ParseError {
         /// What is wrong there.
         reason: String,
     },
+    /// There is no such field ([`Config::from_toml_strict`]).
+    #[error("configuration: {at}: {field}: unknown field")]
+    Unknown {
+        /// Path of the field.
+        field: String,
+        /// Where.
+        at: Position,
+    },
 }
 
 impl ParseError {
@@ -84,7 +92,7 @@ impl ParseError {
         match self {
             Self::TooLong(_) => ErrorCode::ConfigTooLong,
             Self::Syntax { .. } => ErrorCode::ConfigSyntax,
-            Self::Field { .. } => ErrorCode::ConfigField,
+            Self::Field { .. } | Self::Unknown { .. } => ErrorCode::ConfigField,
         }
     }
 }
@@ -105,10 +113,14 @@ impl Config {
     pub fn from_json(json: &[u8]) -> Result<Parsed, ParseError> {
         check_length(json.len())?;
         let mut reader = serde_json::Deserializer::from_slice(json);
-        let parsed =
+        let (config, unknown) =
             read(&mut reader).map_err(|(field, error)| json_error(field.as_str(), &error))?;
         reader.end().map_err(|error| json_error("", &error))?;
-        Ok(parsed)
+        let warnings = unknown.into_iter().map(|path| path.warning());
+        Ok(Parsed {
+            config,
+            warnings: warnings.collect(),
+        })
     }
 
     /// Reads a configuration from TOML (1.1), with the same names as in JSON. 0 is
@@ -124,18 +136,52 @@ impl Config {
     /// # Errors
     /// [`ParseError`]; nothing is validated.
     pub fn from_toml(text: &str) -> Result<Parsed, ParseError> {
-        check_length(text.len())?;
-        let reader = toml::Deserializer::parse(text).map_err(|error| ParseError::Syntax {
-            format: "TOML",
-            at: position(text, &error),
-            reason: one_line(error.message()),
-        })?;
-        read(reader).map_err(|(field, error)| ParseError::Field {
-            field: field.as_str().to_owned(),
-            at: position(text, &error),
-            reason: without_value(error.message()),
+        let (config, unknown) = toml(text)?;
+        let warnings = unknown.into_iter().map(|path| path.warning());
+        Ok(Parsed {
+            config,
+            warnings: warnings.collect(),
         })
     }
+
+    /// The same for a file that a person wrote: a field that nobody knows is a
+    /// mistyped one, and an error.
+    ///
+    /// ```
+    /// let text = "image = 'alpine'\n[resources]\nmemroy_mb = 1024\n";
+    /// let error = flashpan::api::Config::from_toml_strict(text).unwrap_err();
+    /// assert_eq!(
+    ///     error.to_string(),
+    ///     "configuration: line 3, column 1: resources.memroy_mb: unknown field"
+    /// );
+    /// ```
+    ///
+    /// # Errors
+    /// [`ParseError`]; nothing is validated.
+    pub fn from_toml_strict(text: &str) -> Result<Self, ParseError> {
+        let (config, unknown) = toml(text)?;
+        let Some(path) = unknown.first() else {
+            return Ok(config);
+        };
+        Err(ParseError::Unknown {
+            field: path.to_string(),
+            at: position(text, path.offset_in(text)),
+        })
+    }
+}
+
+fn toml(text: &str) -> Result<(Config, Vec<UnknownPath>), ParseError> {
+    check_length(text.len())?;
+    let reader = toml::Deserializer::parse(text).map_err(|error| ParseError::Syntax {
+        format: "TOML",
+        at: position_of(text, &error),
+        reason: one_line(error.message()),
+    })?;
+    read(reader).map_err(|(field, error)| ParseError::Field {
+        field: field.as_str().to_owned(),
+        at: position_of(text, &error),
+        reason: without_value(error.message()),
+    })
 }
 
 fn check_length(bytes: usize) -> Result<(), ParseError> {
@@ -145,34 +191,100 @@ fn check_length(bytes: usize) -> Result<(), ParseError> {
     Ok(())
 }
 
-fn read<'de, D: Deserializer<'de>>(from: D) -> Result<Parsed, (FieldPath, D::Error)> {
-    let mut warnings = Warnings::default();
+/// Reads a configuration; the fields that were passed over, at most
+/// [`MAX_LISTED`].
+fn read<'de, D: Deserializer<'de>>(
+    from: D,
+) -> Result<(Config, Vec<UnknownPath>), (FieldPath, D::Error)> {
+    let mut all = Vec::new();
     let mut track = serde_path_to_error::Track::new();
     let tracked = serde_path_to_error::Deserializer::new(from, &mut track);
     let mut unknown = |path: serde_ignored::Path<'_>| {
-        warnings.add(&ignored(&path), "unknown field; it has no effect");
+        if all.len() < MAX_LISTED {
+            all.push(UnknownPath::of(&path));
+        }
     };
     let config =
         Object::<Config>::deserialize(serde_ignored::Deserializer::new(tracked, &mut unknown));
     match config {
-        Ok(Object(config)) => Ok(Parsed {
-            config,
-            warnings: warnings.0,
-        }),
+        Ok(Object(config)) => Ok((config, all)),
         Err(error) => Err((failed(&track.path()), error)),
     }
 }
 
 /// The path of a field that was passed over.
-fn ignored(path: &serde_ignored::Path<'_>) -> FieldPath {
-    use serde_ignored::Path;
-    match path {
-        Path::Root => FieldPath::default(),
-        Path::Seq { parent, index } => ignored(parent).index(*index),
-        Path::Map { parent, key } => ignored(parent).field(key),
-        Path::Some { parent }
-        | Path::NewtypeStruct { parent }
-        | Path::NewtypeVariant { parent } => ignored(parent),
+#[derive(Debug, Default)]
+struct UnknownPath(Vec<Step>);
+
+#[derive(Debug)]
+enum Step {
+    Key(String),
+    Index(usize),
+}
+
+impl UnknownPath {
+    fn of(path: &serde_ignored::Path<'_>) -> Self {
+        use serde_ignored::Path;
+        let (parent, step) = match path {
+            Path::Root => return Self::default(),
+            Path::Seq { parent, index } => (parent, Some(Step::Index(*index))),
+            Path::Map { parent, key } => (parent, Some(Step::Key(key.clone()))),
+            Path::Some { parent }
+            | Path::NewtypeStruct { parent }
+            | Path::NewtypeVariant { parent } => (parent, None),
+        };
+        let mut path = Self::of(parent);
+        path.0.extend(step);
+        path
+    }
+
+    fn field(&self) -> FieldPath {
+        let root = FieldPath::default();
+        self.0.iter().fold(root, |path, step| match step {
+            Step::Key(key) => path.field(key),
+            Step::Index(index) => path.index(*index),
+        })
+    }
+
+    fn warning(&self) -> Warning {
+        Warning {
+            field: self.to_string(),
+            message: "unknown field; it has no effect".to_owned(),
+        }
+    }
+
+    /// Where its key is in a text that was read.
+    fn offset_in(&self, text: &str) -> usize {
+        use toml::de::{DeTable, DeValue};
+        fn within(table: &DeTable<'_>, path: &[Step]) -> Option<usize> {
+            let (Step::Key(wanted), rest) = path.split_first()? else {
+                return None;
+            };
+            let named = |key: &str| key == wanted;
+            let (key, value) = table.iter().find(|(key, _)| named(key.get_ref()))?;
+            let mut value = value.get_ref();
+            let mut rest = rest;
+            while let (DeValue::Array(list), Some((Step::Index(index), after))) =
+                (value, rest.split_first())
+            {
+                value = list.get(*index)?.get_ref();
+                rest = after;
+            }
+            let below = match value {
+                DeValue::Table(table) => within(table, rest),
+                _ => None,
+            };
+            Some(below.unwrap_or(key.span().start))
+        }
+        let table = DeTable::parse(text).ok();
+        let offset = table.and_then(|table| within(table.get_ref(), &self.0));
+        offset.unwrap_or(0)
+    }
+}
+
+impl fmt::Display for UnknownPath {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.field().fmt(f)
     }
 }
 
@@ -210,8 +322,11 @@ fn json_error(field: &str, error: &serde_json::Error) -> ParseError {
     }
 }
 
-fn position(text: &str, error: &toml::de::Error) -> Position {
-    let offset = error.span().map_or(0, |span| span.start);
+fn position_of(text: &str, error: &toml::de::Error) -> Position {
+    position(text, error.span().map_or(0, |span| span.start))
+}
+
+fn position(text: &str, offset: usize) -> Position {
     let mut offset = offset.min(text.len());
     while !text.is_char_boundary(offset) {
         offset -= 1;

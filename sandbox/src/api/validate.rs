@@ -175,7 +175,8 @@ fn check_resources(resources: &Resources, host: &HostLimits, problems: &mut Prob
     ] {
         if let Some(value) = value.filter(|value| !range.contains(value)) {
             let (least, most) = (range.start(), range.end());
-            let why = format!("{value} is not between {least} and {most} {unit}");
+            let much = if value < *least { "little" } else { "much" };
+            let why = format!("{value} {unit} is too {much}: want {least} {unit} to {most} {unit}");
             problems.add(&top.field(name), ProblemKind::OutOfRange, why);
         }
     }

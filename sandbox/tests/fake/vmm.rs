@@ -415,6 +415,9 @@ fn agent(mut stream: UnixStream) {
     let ExecRequest {
         command: Command::Argv(argv),
         terminal,
+        env,
+        working_dir,
+        user,
         ..
     } = *request
     else {
@@ -469,6 +472,29 @@ fn agent(mut stream: UnixStream) {
                 other => panic!("unexpected {other:?}"),
             }
         },
+        // Ends when it is cancelled, as programs do that obey SIGTERM.
+        ["until-cancelled"] => {
+            let Some(ExecInput::Cancel { .. }) = hear() else {
+                panic!("no cancel")
+            };
+            say(&ExecOutput::Exited(ExitStatus::Signal(15)));
+        }
+        // What surrounds it: variables as they count, its directory, its user.
+        ["show"] => {
+            let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+            let env: std::collections::BTreeMap<_, _> = env
+                .iter()
+                .map(|(name, value)| (text(name), text(value)))
+                .collect();
+            let mut shown: String = env.iter().map(|(n, v)| format!("{n}={v}\n")).collect();
+            shown += &format!(
+                "in {} as {}\n",
+                working_dir.map(|dir| text(&dir)).unwrap_or_default(),
+                user.unwrap_or_default()
+            );
+            say(&ExecOutput::Stdout(shown.into_bytes()));
+            say(&ExecOutput::Exited(ExitStatus::Code(0)));
+        }
         ["announce-and-sleep"] => {
             say(&ExecOutput::Stdout(b"ready".to_vec()));
             let Some(ExecInput::Signal(signal)) = hear() else {

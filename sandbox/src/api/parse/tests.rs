@@ -344,6 +344,23 @@ proptest! {
         let _ = Config::from_json(&bytes);
         let _ = Config::from_json(text.as_bytes());
         let _ = Config::from_toml(&text);
+        let _ = Config::from_toml_strict(&text);
+    }
+
+    #[test]
+    fn an_unknown_field_is_found_in_its_line(
+        above in "(# [ -~]{0,8}\n|\n){0,5}",
+        table in "(\\[x[a-z]{0,3}\\]\n)?",
+        key in "x[a-z_é]{0,6}",
+    ) {
+        let quoted = format!("\"{key}\"");
+        let text = format!("{above}{table}{quoted} = 1\n");
+        let error = Config::from_toml_strict(&text).unwrap_err();
+        // The table itself is what nobody knows, if there is one.
+        let line = above.lines().count() + 1;
+        let shown = error.to_string();
+        let begin = format!("configuration: line {line}, column ");
+        prop_assert!(shown.starts_with(&begin), "{text:?}: {shown}");
     }
 
     #[test]
@@ -409,4 +426,37 @@ proptest! {
         let merged = Config::with_defaults().merge(over).network.unwrap();
         prop_assert_eq!(merged.blocks_private_ips(), explicit != Some(false));
     }
+}
+
+#[test]
+fn a_mistyped_field_of_a_file_is_found_where_it_is() {
+    for (text, message) in [
+        ("imgae = 'a'", "line 1, column 1: imgae"),
+        (
+            "# a\nimage = 'a'\n\n[network]\n  alowed_hosts = []\n",
+            "line 5, column 3: network.alowed_hosts",
+        ),
+        ("[netwrok]\nmtu = 1400\n", "line 1, column 2: netwrok"),
+        (
+            "[[extra_disks]]\nhost_path='a'\n[[extra_disks]]\nguest = 'b'\n",
+            "line 4, column 1: extra_disks[1].guest",
+        ),
+        (
+            "network.secrets.K = { value = 'v', host = [] }",
+            "line 1, column 36: network.secrets.K.host",
+        ),
+    ] {
+        let error = Config::from_toml_strict(text).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            format!("configuration: {message}: unknown field"),
+            "{text}"
+        );
+        assert_eq!(error.code(), ErrorCode::ConfigField);
+        // For a client's text the same is a warning.
+        assert_eq!(Config::from_toml(text).unwrap().warnings.len(), 1);
+    }
+    let config = Config::from_toml_strict("image = 'a'").unwrap();
+    assert_eq!(config.image, "a");
+    assert!(Config::from_toml_strict("image = 1").is_err());
 }

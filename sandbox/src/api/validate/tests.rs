@@ -89,7 +89,7 @@ fn every_mistake_is_told_at_once() {
          network.mtu: 1 is not between 68 and 65535; \
          vfs.workspace requires at least one vfs.mounts entry; \
          resources.cpus: must be a finite number > 0, not -1; \
-         resources.memory_mb: 1 is not between 48 and 4294967295 MiB; \
+         resources.memory_mb: 1 MiB is too little: want 48 MiB to 4294967295 MiB; \
          env[\"A=B\"]: the name of a variable contains `=` or a NUL"
     );
     assert_eq!(errors.code().as_str(), "config_invalid");
@@ -199,7 +199,7 @@ fn a_host_has_what_is_asked_for() {
         check(r#"{"resources":{"cpus":2.5,"memory_mb":1025}}"#),
         Err(
             "invalid configuration: resources.cpus: must be <= host cpus (2), not 2.5; \
-             resources.memory_mb: 1025 is not between 48 and 1024 MiB"
+             resources.memory_mb: 1025 MiB is too much: want 48 MiB to 1024 MiB"
                 .to_owned()
         )
     );

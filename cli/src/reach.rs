@@ -1,0 +1,106 @@
+//! Options of what a guest may reach: the network, and files of the host.
+
+use std::net::IpAddr;
+
+use clap::Args;
+use flashpan::api::{Config, HostIpMapping, NamedSecret, VolumeMountSpec};
+
+use crate::failure::Failure;
+
+/// Options that become fields of a configuration, whether this version obeys these
+/// or refuses them. Hidden is what it refuses.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "The VM")]
+pub(crate) struct ReachArgs {
+    /// No network at all. In this version guests have none anyway.
+    #[arg(long, conflicts_with_all = ["allow_hosts", "secrets", "network_intercept"])]
+    no_network: bool,
+
+    /// A host that the guest may reach; may be repeated, and be a list with commas.
+    #[arg(
+        long = "allow-host",
+        value_name = "PATTERN",
+        value_delimiter = ',',
+        hide = true
+    )]
+    allow_hosts: Vec<String>,
+
+    /// A line for the guest's /etc/hosts; may be repeated.
+    #[arg(
+        long = "add-host",
+        value_name = "HOST:IP",
+        value_delimiter = ',',
+        hide = true
+    )]
+    add_hosts: Vec<HostIpMapping>,
+
+    /// A secret for some hosts; may be repeated.
+    // The text of an error of clap's would show the value.
+    #[arg(long = "secret", value_name = "NAME[=VALUE]@HOST[,HOST]", hide = true)]
+    secrets: Vec<String>,
+
+    /// A name server; may be repeated, and be a list with commas.
+    #[arg(long, value_name = "IP", value_delimiter = ',', hide = true)]
+    dns_servers: Vec<IpAddr>,
+
+    /// Largest packet of the network in bytes.
+    #[arg(long, value_name = "BYTES", hide = true,
+          value_parser = clap::value_parser!(u32).range(1..))]
+    mtu: Option<u32>,
+
+    /// Inspect HTTP and HTTPS even if nothing else asks for it.
+    #[arg(long, hide = true)]
+    network_intercept: bool,
+
+    /// A directory or file of the host; may be repeated.
+    #[arg(
+        long = "volume",
+        short = 'v',
+        value_name = "HOST:GUEST[:ro]",
+        hide = true
+    )]
+    volumes: Vec<String>,
+
+    /// Where the directories of the host are in the guest.
+    #[arg(long, value_name = "DIR", requires = "volumes", hide = true)]
+    workspace: Option<String>,
+}
+
+impl ReachArgs {
+    /// Sets what was asked for.
+    pub(crate) fn apply_to(&self, config: &mut Config) -> Result<(), Failure> {
+        let network = config.network.get_or_insert_default();
+        network.no_network = self.no_network;
+        network.allowed_hosts.clone_from(&self.allow_hosts);
+        network.add_hosts.clone_from(&self.add_hosts);
+        network.intercept = self.network_intercept;
+        network.mtu = self.mtu;
+        network.dns_servers = self.dns_servers.iter().map(ToString::to_string).collect();
+        for text in &self.secrets {
+            let secret: NamedSecret = text
+                .parse()
+                .map_err(|e| Failure::new(format!("invalid secret: {e}")))?;
+            network.secrets.insert(secret.name, secret.secret);
+        }
+        if self.volumes.is_empty() {
+            return Ok(());
+        }
+        let workspace = self
+            .workspace
+            .as_deref()
+            .ok_or_else(|| Failure::new("--workspace is required when using --volume"))?;
+        let vfs = config.vfs.get_or_insert_default();
+        workspace.clone_into(&mut vfs.workspace);
+        for text in &self.volumes {
+            let volume = VolumeMountSpec::parse(text, workspace)
+                .map_err(|e| Failure::new(format!("invalid volume mount \"{text}\": {e}")))?;
+            let mount = volume.mount().ok_or_else(|| {
+                Failure::new(format!(
+                    "invalid volume mount \"{text}\": its path is not UTF-8"
+                ))
+            })?;
+            vfs.mounts.insert(volume.guest_path, mount);
+        }
+        Ok(())
+    }
+}

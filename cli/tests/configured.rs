@@ -1,0 +1,288 @@
+//! `flashpan run` with a configuration file, variables of the environment, and the
+//! options that become fields of a configuration, against the fake VMM. No KVM is
+//! needed.
+#![allow(
+    missing_docs,
+    unreachable_pub,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing
+)]
+
+#[path = "support/fake.rs"]
+mod fake;
+
+use std::process::Output;
+use std::time::{Duration, Instant};
+
+use fake::{World, complaint};
+
+/// `flashpan run -f FILE OPTIONS -- COMMAND`, with this in the file.
+fn with_file(world: &World, name: &str, text: &str, options: &[&str], command: &[&str]) -> Output {
+    let file = world.path(name);
+    std::fs::write(&file, text).unwrap();
+    let options = [&["-f", file.to_str().unwrap()], options].concat();
+    world.output(&options, command)
+}
+
+fn stdout(output: &Output) -> String {
+    assert_eq!(output.status.code(), Some(0), "{output:?}");
+    String::from_utf8(output.stdout.clone()).unwrap()
+}
+
+#[test]
+fn options_go_before_the_file_field_by_field() {
+    let world = World::new("normal");
+    let file = "env = { A = 'file', B = 'file' }\n\
+                image_config = { user = '5', working_dir = '/file' }\n";
+    let shown = with_file(&world, "s.toml", file, &[], &["show"]);
+    let path = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin\n";
+    assert_eq!(
+        stdout(&shown),
+        format!("A=file\nB=file\n{path}in /file as 5\n")
+    );
+    let options = ["-e", "B=option", "-u", "6"];
+    let shown = with_file(&world, "s.toml", file, &options, &["show"]);
+    assert_eq!(
+        stdout(&shown),
+        format!("A=file\nB=option\n{path}in /file as 6\n")
+    );
+    // The command may be the file's.
+    let file = "image_config = { entrypoint = ['exit'], cmd = ['9'] }";
+    let nine = with_file(&world, "s.toml", file, &[], &[]);
+    assert_eq!(nine.status.code(), Some(9), "{nine:?}");
+    let eight = with_file(&world, "s.toml", file, &[], &["8"]);
+    assert_eq!(eight.status.code(), Some(8), "{eight:?}");
+}
+
+#[test]
+fn a_mistake_in_the_file_is_one_line_that_says_where() {
+    let world = World::new("normal");
+    for (name, text, reason) in [
+        (
+            "s.toml",
+            "[resources]\nmemroy_mb = 512\n",
+            "s.toml: configuration: line 2, column 1: resources.memroy_mb: unknown field",
+        ),
+        (
+            "s.toml",
+            "[network]\nmtu = 'big'\n",
+            "s.toml: configuration: line 2, column 7: network.mtu: found string, expected u32",
+        ),
+        (
+            "s.toml",
+            "image = \n",
+            "s.toml: configuration is not TOML: line 1, column 9: ",
+        ),
+        (
+            "s.toml",
+            "id = 'vm-01234567'\n",
+            "s.toml: id is internal-only and cannot be set",
+        ),
+        (
+            "s.json",
+            "{\n\"image\": }",
+            "s.json: configuration is not JSON: line 2, column 10: ",
+        ),
+        (
+            "s.toml",
+            "resources = { memory_mb = 1 }\nnetwork = { mtu = 1 }\n",
+            "network.mtu: 1 is not between 68 and 65535; resources.memory_mb: 1 MiB is too little",
+        ),
+        (
+            "s.json",
+            r#"{"network":{"allowed_hosts":["a"]},"vfs":{"direct_mounts":{"/d":{"host_path":"/d"}}}}"#,
+            "error: network.allowed_hosts: not supported by this version: guests have no network; \
+             vfs.direct_mounts: not supported by this version: ",
+        ),
+    ] {
+        let output = with_file(&world, name, text, &[], &["true"]);
+        assert_eq!(output.status.code(), Some(125), "{output:?}");
+        let complaint = complaint(&output);
+        assert!(complaint.contains(reason), "{text}: {complaint}");
+        assert!(!world.path("cache").exists(), "{text}");
+    }
+    let output = world.output(&["-f", "/nowhere/s.toml"], &["true"]);
+    assert_eq!(output.status.code(), Some(125), "{output:?}");
+    assert!(complaint(&output).contains("cannot read the configuration /nowhere/s.toml: "));
+}
+
+#[test]
+fn a_field_that_nobody_knows_is_a_warning_in_json() {
+    let world = World::new("normal");
+    let output = with_file(&world, "s.JSON", r#"{"new":1}"#, &[], &["exit", "3"]);
+    assert_eq!(output.status.code(), Some(3), "{output:?}");
+    let text = String::from_utf8(output.stderr).unwrap();
+    assert!(
+        text.contains("warning: ") && text.contains("s.JSON: new: unknown field; it has no effect"),
+        "{text}"
+    );
+}
+
+#[test]
+fn paths_in_the_file_count_from_its_directory() {
+    let world = World::new("normal");
+    let file = "extra_disks = [{ host_path = 'no.ext4', guest_mount = '/d' }]";
+    let output = with_file(&world, "s.toml", file, &[], &["true"]);
+    assert_eq!(output.status.code(), Some(125), "{output:?}");
+    let expected = world.path("no.ext4").display().to_string();
+    assert!(complaint(&output).contains(&expected), "{output:?}");
+    let file = "extra_disks = [{ host_path = '@none', guest_mount = '/d' }]";
+    let output = with_file(&world, "s.toml", file, &[], &["true"]);
+    assert!(complaint(&output).ends_with("named volume not found: none"));
+}
+
+#[test]
+fn the_time_limit_of_the_file_counts_and_that_of_the_option_before_it() {
+    let world = World::new("normal");
+    let file = "resources = { timeout_seconds = 1 }";
+    let output = with_file(&world, "s.toml", file, &[], &["sleep"]);
+    assert_eq!(output.status.code(), Some(124), "{output:?}");
+    assert!(complaint(&output).contains("time is up: 1s"), "{output:?}");
+    let options = ["--timeout", "200ms"];
+    let output = with_file(&world, "s.toml", file, &options, &["sleep"]);
+    assert_eq!(output.status.code(), Some(124), "{output:?}");
+    assert!(complaint(&output).contains("time is up: 200ms"));
+    world.assert_nothing_left();
+}
+
+#[test]
+fn what_needs_a_network_or_mounts_is_refused_by_the_name_of_its_field() {
+    let world = World::new("normal");
+    for (options, field) in [
+        (
+            &["--allow-host", "a.com,b.com"][..],
+            "network.allowed_hosts",
+        ),
+        (&["--add-host", "db:10.0.0.1"], "network.add_hosts"),
+        (&["--secret", "K=hunter2@a.com,b.com"], "network.secrets"),
+        (&["--dns-servers", "1.1.1.1"], "network.dns_servers"),
+        (&["--mtu", "1400"], "network.mtu"),
+        (&["--network-intercept"], "network.intercept"),
+        (&["-v", "/:src", "--workspace", "/w"], "vfs.workspace"),
+        (&["--cpus", "0.5"], "resources.cpus"),
+    ] {
+        let output = world.output(options, &["true"]);
+        assert_eq!(output.status.code(), Some(125), "{output:?}");
+        let complaint = complaint(&output);
+        let expected = format!("error: {field}: not supported by this version");
+        assert!(complaint.contains(&expected), "{complaint}");
+        assert!(!complaint.contains("hunter2"), "{complaint}");
+        assert!(!world.path("cache").exists(), "{options:?}");
+    }
+    // That there is no network is so anyway.
+    let options = ["--no-network", "--mtu", "1500"];
+    let output = world.output(&options, &["exit", "0"]);
+    assert_eq!(output.status.code(), Some(0), "{output:?}");
+    // A secret that is written wrongly is not shown either.
+    let output = world.output(&["--secret", "K=hunter2"], &["true"]);
+    assert_eq!(output.status.code(), Some(125), "{output:?}");
+    assert!(complaint(&output).contains("missing @hosts"));
+    assert!(
+        !String::from_utf8(output.stderr)
+            .unwrap()
+            .contains("hunter2")
+    );
+}
+
+#[test]
+fn the_environment_stands_in_for_options_unless_it_is_empty() {
+    let world = World::new("normal");
+    let run = |name: &str, value: &str, options: &[&str]| {
+        let mut run = world.run(options, &["show"]);
+        run.env(name, value).output().unwrap()
+    };
+    for (name, bad, option) in [
+        ("FLASHPAN_MEMORY", "1M", ["--memory", "64M"]),
+        ("FLASHPAN_CPUS", "many", ["--cpus", "1"]),
+        ("FLASHPAN_TIMEOUT", "soon", ["--timeout", "60s"]),
+        ("FLASHPAN_BOOT_TIMEOUT", "0", ["--boot-timeout", "60s"]),
+        ("FLASHPAN_WORKDIR", "relative", ["-w", "/"]),
+        ("FLASHPAN_FILE", "/nowhere/s.toml", ["-u", "0"]),
+        ("FLASHPAN_ENV_FILE", "/nowhere/env", ["-u", "0"]),
+        ("FLASHPAN_DISK_SIZE", "1M", ["-u", "0"]),
+    ] {
+        let refused = run(name, bad, &[]);
+        assert_eq!(refused.status.code(), Some(125), "{name}: {refused:?}");
+        complaint(&refused);
+        let empty = run(name, "", &[]);
+        assert_eq!(empty.status.code(), Some(0), "{name}: {empty:?}");
+        if option[0] != "-u" {
+            let given = run(name, bad, &option);
+            assert_eq!(given.status.code(), Some(0), "{name}: {given:?}");
+        }
+    }
+    // An option decides between those that exclude each other.
+    let ephemeral = run("FLASHPAN_DISK_SIZE", "1M", &["--ephemeral"]);
+    assert_eq!(ephemeral.status.code(), Some(0), "{ephemeral:?}");
+    let rootfs = run("FLASHPAN_IMAGE", "no-such:image", &[]);
+    assert_eq!(rootfs.status.code(), Some(0), "{rootfs:?}");
+    let user = run("FLASHPAN_USER", "12", &[]);
+    assert!(stdout(&user).ends_with("in / as 12\n"));
+}
+
+#[test]
+fn an_image_without_a_name_is_no_built_in_root() {
+    let world = World::new("normal");
+    let mut run = std::process::Command::new(env!("CARGO_BIN_EXE_flashpan"));
+    run.env("FLASHPAN_KERNEL", world.path("vmlinux"));
+    let output = run
+        .args(["run", "--image", "", "--", "true"])
+        .output()
+        .unwrap();
+    assert_eq!(output.status.code(), Some(125), "{output:?}");
+    assert!(
+        complaint(&output).contains("--image is empty"),
+        "{output:?}"
+    );
+}
+
+#[test]
+fn variables_come_from_files_and_options_go_before_them() {
+    let world = World::new("normal");
+    let (one, two) = (world.path("one"), world.path("two"));
+    std::fs::write(&one, "# first\nA=1\nB=1\n\nC=1\n").unwrap();
+    std::fs::write(&two, " B=2\nC=2\n").unwrap();
+    let [one, two] = [&one, &two].map(|path| path.to_str().unwrap());
+    let options = ["--env-file", one, "--env-file", two, "-e", "C=3"];
+    let shown = stdout(&world.output(&options, &["show"]));
+    assert!(shown.starts_with("A=1\nB=2\nC=3\n"), "{shown}");
+    std::fs::write(two, "B=1\n=x\n").unwrap();
+    let output = world.output(&["--env-file", two], &["show"]);
+    assert_eq!(output.status.code(), Some(125), "{output:?}");
+    let expected = format!("parse env file line {two}:2: ");
+    assert!(complaint(&output).contains(&expected), "{output:?}");
+}
+
+#[test]
+fn the_image_s_own_command_is_launched_beside_the_command() {
+    let world = World::new("normal");
+    let file = |command: &str| {
+        format!("launch_entrypoint = true\nimage_config = {{ entrypoint = ['{command}'] }}")
+    };
+    let beside = with_file(&world, "s.toml", &file("sleep"), &[], &["exit", "5"]);
+    assert_eq!(beside.status.code(), Some(5), "{beside:?}");
+    let missing = with_file(&world, "s.toml", &file("missing"), &[], &["exit", "5"]);
+    assert_eq!(missing.status.code(), Some(125), "{missing:?}");
+    assert!(
+        complaint(&missing).ends_with("start image entrypoint: missing: not found in PATH"),
+        "{missing:?}"
+    );
+    // Without a command it is what runs.
+    let alone = with_file(&world, "s.toml", &file("both"), &[], &[]);
+    assert_eq!(stdout(&alone), "out");
+    world.assert_nothing_left();
+}
+
+#[test]
+fn a_graceful_shutdown_takes_no_longer_than_it_may() {
+    let world = World::new("stubborn");
+    let began = Instant::now();
+    let output = world.output(&["--graceful-shutdown", "1s"], &["exit", "4"]);
+    assert_eq!(output.status.code(), Some(4), "{output:?}");
+    assert!(began.elapsed() >= Duration::from_secs(1));
+    world.assert_nothing_left();
+    let output = world.output(&["--graceful-shutdown", "0"], &["exit", "4"]);
+    assert_eq!(output.status.code(), Some(4), "{output:?}");
+}

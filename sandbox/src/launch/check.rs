@@ -1,0 +1,227 @@
+//! Everything about a VM that can be wrong, found before anything takes long.
+
+use std::fmt;
+use std::sync::Arc;
+
+use flashpan_kernel::image as kernel_image;
+use flashpan_protocol::agent::FsType;
+use flashpan_rootfs::image_config::RunConfig;
+use flashpan_rootfs::store::Cancel;
+
+use super::defaults::ExecDefaults;
+use super::disks::{OpenDisk, OpenUpper};
+use super::error::LaunchError;
+use super::image::Wanted;
+use super::options::{HostOptions, RootSource, TimeLimit};
+use super::progress::Progress;
+use super::refuse::Unsupported;
+use super::root;
+use super::vm::Launch;
+use crate::api::{Config, Resources, vcpu_count};
+use crate::config::{Root, SandboxBuilder};
+use crate::error::{Error, Result};
+use crate::sandbox::Sandbox;
+
+/// A VM of which everything is in order that can be found out quickly. Its disks
+/// are locked.
+pub struct Checked {
+    pub(super) config: Config,
+    pub(super) options: HostOptions,
+    pub(super) hostname: String,
+    pub(super) disks: Vec<OpenDisk>,
+    pub(super) upper: OpenUpper,
+    wanted: Option<Wanted>,
+    progress: Arc<dyn Progress>,
+}
+
+impl fmt::Debug for Checked {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Checked")
+            .field("config", &self.config)
+            .field("options", &self.options)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Launch {
+    /// Checks what a VM is to be made from, in an order that tells what is wrong
+    /// before it does anything: the configuration, the kernel, the disks, the
+    /// image. Opens and locks the disks. Reads files, and makes the disk for the
+    /// writes; that is a matter of milliseconds unless a disk of this size was
+    /// never made before.
+    ///
+    /// # Errors
+    /// [`Error::ConfigInvalid`], [`Error::Unsupported`], [`Error::InvalidConfig`],
+    /// [`Error::Launch`].
+    pub fn check(
+        mut config: Config,
+        options: HostOptions,
+        progress: Arc<dyn Progress>,
+    ) -> Result<Checked> {
+        config.validate()?;
+        Unsupported::check(&config)?;
+        let image_name = image_name(&config, &options)?;
+        let made = config.id_or_new().map(drop);
+        let hostname = made.and_then(|()| config.hostname_or_id().map(str::to_owned));
+        let hostname = hostname.map_err(Error::host("make an id for the VM"))?;
+        bare(&config, &options, &hostname, no_root()).validate()?;
+        if options.kernel.as_os_str().is_empty() {
+            return Err(Error::config("kernel", "there is none; name one"));
+        }
+        kernel_image::check(&options.kernel).map_err(LaunchError::from)?;
+        let disk_mib = resources(&config).disk_size_mb_or_default();
+        OpenUpper::check(&options.upper, disk_mib)?;
+        let disks = config.extra_disks.iter().map(OpenDisk::open);
+        let disks: Vec<_> = disks.collect::<Result<_, LaunchError>>()?;
+        let mut with_disks = bare(&config, &options, &hostname, no_root());
+        for disk in &disks {
+            with_disks = with_disks.disk(disk.disk()?);
+        }
+        with_disks.validate()?;
+        drop(with_disks);
+        let wanted = match (&options.root, image_name) {
+            (RootSource::Image(source), Some(name)) => Some(Wanted::new(&name, source, &progress)?),
+            _ => None,
+        };
+        let upper = OpenUpper::open(&options.upper, disk_mib)?;
+        Ok(Checked {
+            config,
+            options,
+            hostname,
+            disks,
+            upper,
+            wanted,
+            progress,
+        })
+    }
+
+    /// Gets everything ready that a VM is made from: [`Launch::check`],
+    /// [`Checked::pull`] and [`Checked::finish`], with what blocks on threads for
+    /// that. A future that is dropped ends a pull; what was downloaded is kept for
+    /// the next one.
+    ///
+    /// # Errors
+    /// As those.
+    pub async fn new(
+        config: Config,
+        options: HostOptions,
+        progress: Arc<dyn Progress>,
+    ) -> Result<Self> {
+        let mut checked = blocking(move || Self::check(config, options, progress)).await?;
+        checked.pull(&Cancel::default()).await?;
+        blocking(move || checked.finish()).await
+    }
+}
+
+impl Checked {
+    /// Whether the image has to be pulled.
+    #[must_use]
+    pub fn is_to_pull(&self) -> bool {
+        self.wanted.as_ref().is_some_and(Wanted::is_to_pull)
+    }
+
+    /// Pulls the image if it has to be; `cancel` ends that in order.
+    ///
+    /// # Errors
+    /// [`Error::Launch`]: the registry does not give it, or it is none that can be
+    /// used.
+    pub async fn pull(&mut self, cancel: &Cancel) -> Result<()> {
+        if let Some(wanted) = &mut self.wanted {
+            wanted.pull(&self.progress, cancel).await?;
+        }
+        Ok(())
+    }
+
+    /// Gets the root ready. Blocks, for minutes if an image of a large directory
+    /// has to be made.
+    ///
+    /// # Errors
+    /// [`Error::Launch`]: there can be no such root, or its image is not there
+    /// ([`Checked::pull`] was not called).
+    pub fn finish(mut self) -> Result<Launch> {
+        let (root, run) = self.root()?;
+        let defaults = ExecDefaults::new(&self.config, &self.hostname, run);
+        // Said before there is a VM.
+        defaults.entrypoint()?;
+        Ok(Launch::of(self, root, defaults))
+    }
+
+    fn root(&mut self) -> Result<(Root, Option<RunConfig>), LaunchError> {
+        let progress = &*self.progress;
+        if let Some(wanted) = self.wanted.take() {
+            let (root, run) = wanted.root()?.ok_or(LaunchError::NotPulled)?;
+            return Ok((root, Some(run)));
+        }
+        let root = match &self.options.root {
+            RootSource::Path(path) => root::from_path(path, progress)?,
+            RootSource::BuiltIn | RootSource::Image(_) => root::built_in(progress)?,
+        };
+        Ok((root, None))
+    }
+}
+
+/// The image that the root is of; `None` for other roots.
+fn image_name(config: &Config, options: &HostOptions) -> Result<Option<String>> {
+    match (&options.root, config.image.as_str()) {
+        (RootSource::Image(_), "") => Err(LaunchError::ImageRequired.into()),
+        (RootSource::Image(_), name) => Ok(Some(name.to_owned())),
+        (_, "") => Ok(None),
+        (_, name) => {
+            let why = format!("{name} is named, and another root file system as well");
+            Err(Error::config("image", why))
+        }
+    }
+}
+
+pub(super) fn resources(config: &Config) -> Resources {
+    config.resources.clone().unwrap_or_default()
+}
+
+/// A builder with everything but disks and root.
+pub(super) fn bare(
+    config: &Config,
+    options: &HostOptions,
+    hostname: &str,
+    root: Root,
+) -> SandboxBuilder {
+    let resources = resources(config);
+    // 0 is refused by the builder.
+    let cpus = vcpu_count(resources.cpus_or_default()).unwrap_or(0);
+    let mut builder = Sandbox::builder(&options.kernel, root)
+        .cpus(cpus)
+        .memory_mib(resources.memory_mb_or_default())
+        .hostname(hostname)
+        .kernel_args(&options.kernel_args)
+        .boot_protocol(options.boot_protocol)
+        .boot_timeout(options.boot_timeout)
+        .console(options.console)
+        .end_with_thread(options.end_with_thread);
+    if let Some(vmm) = &options.vmm {
+        builder = builder.vmm(vmm);
+    }
+    if let Some(init) = &options.guest_init {
+        builder = builder.guest_init(init);
+    }
+    match options.time_limit {
+        TimeLimit::Configured => builder.time_limit(resources.timeout()),
+        TimeLimit::After(limit) => builder.time_limit(limit),
+        TimeLimit::Unlimited => builder,
+    }
+}
+
+/// In place of one that is not known yet; nothing looks at it.
+fn no_root() -> Root {
+    Root::new("", FsType::Erofs)
+}
+
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T> + Send + 'static,
+) -> Result<T> {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(done) => done,
+        Err(error) => Err(LaunchError::Thread(error.to_string()).into()),
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,181 @@
+//! What a configuration may ask for and this version does not have.
+//!
+//! Each field that nothing obeys yet is refused by name, unless what it asks for is
+//! the case anyway: guests have no network, so `no_network`, `block_private_ips`
+//! and the usual packet size are kept to.
+
+use std::fmt;
+
+use crate::api::{Config, DEFAULT_NETWORK_MTU, NetworkConfig, VfsConfig};
+
+/// Fields of a configuration that this version cannot obey: at least one.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Unsupported {
+    fields: Vec<(&'static str, &'static str)>,
+}
+
+/// Why a field cannot be obeyed.
+const NO_NETWORK: &str = "guests have no network";
+const NO_MOUNTS: &str = "guests see no files of the host; use a disk";
+const NO_FRACTIONS: &str = "a VM has whole processors";
+
+impl Unsupported {
+    /// Paths of the fields, e.g. `network.allowed_hosts`.
+    pub fn fields(&self) -> impl Iterator<Item = &str> {
+        self.fields.iter().map(|(field, _)| *field)
+    }
+
+    /// What of a configuration cannot be obeyed.
+    pub(super) fn check(config: &Config) -> Result<(), Self> {
+        let mut fields = Vec::new();
+        let mut refuse = |asked: bool, field, why| {
+            if asked {
+                fields.push((field, why));
+            }
+        };
+        let cpus = config.resources.as_ref().and_then(|all| all.cpus);
+        let fraction = cpus.is_some_and(|cpus| cpus.fract() != 0.0);
+        refuse(fraction, "resources.cpus", NO_FRACTIONS);
+        if let Some(network) = &config.network {
+            check_network(network, &mut refuse);
+        }
+        if let Some(vfs) = &config.vfs {
+            check_vfs(vfs, &mut refuse);
+        }
+        match fields.is_empty() {
+            true => Ok(()),
+            false => Err(Self { fields }),
+        }
+    }
+}
+
+fn check_network(
+    network: &NetworkConfig,
+    refuse: &mut impl FnMut(bool, &'static str, &'static str),
+) {
+    let mtu = network.mtu_or_default() != DEFAULT_NETWORK_MTU;
+    for (asked, field) in [
+        (!network.allowed_hosts.is_empty(), "network.allowed_hosts"),
+        (!network.blocks_private_ips(), "network.block_private_ips"),
+        (network.intercept, "network.intercept"),
+        (network.interception.is_some(), "network.interception"),
+        (!network.secrets.is_empty(), "network.secrets"),
+        (!network.dns_servers.is_empty(), "network.dns_servers"),
+        (mtu, "network.mtu"),
+    ] {
+        refuse(asked, field, NO_NETWORK);
+    }
+    refuse(
+        !network.add_hosts.is_empty(),
+        "network.add_hosts",
+        NO_NETWORK,
+    );
+}
+
+fn check_vfs(vfs: &VfsConfig, refuse: &mut impl FnMut(bool, &'static str, &'static str)) {
+    for (asked, field) in [
+        (vfs.workspace().is_some(), "vfs.workspace"),
+        (!vfs.mounts.is_empty(), "vfs.mounts"),
+        (!vfs.direct_mounts.is_empty(), "vfs.direct_mounts"),
+        (vfs.interception.is_some(), "vfs.interception"),
+    ] {
+        refuse(asked, field, NO_MOUNTS);
+    }
+}
+
+impl fmt::Display for Unsupported {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (index, (field, why)) in self.fields.iter().enumerate() {
+            let separator = if index == 0 { "" } else { "; " };
+            write!(
+                f,
+                "{separator}{field}: not supported by this version: {why}"
+            )?;
+        }
+        Ok(())
+    }
+}
+
+impl std::error::Error for Unsupported {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn refused(json: &str) -> Vec<String> {
+        let config = Config::from_json(json.as_bytes()).unwrap().config;
+        match Unsupported::check(&config) {
+            Ok(()) => Vec::new(),
+            Err(refused) => refused.fields().map(str::to_owned).collect(),
+        }
+    }
+
+    #[test]
+    fn defaults_however_they_are_written_pass() {
+        assert_eq!(Unsupported::check(&Config::default()), Ok(()));
+        assert_eq!(Unsupported::check(&Config::with_defaults()), Ok(()));
+        for json in [
+            r#"{"network":{},"vfs":{},"resources":{"cpus":2}}"#,
+            r#"{"network":{"no_network":true,"hostname":"h","policy_script":"p"}}"#,
+            r#"{"network":{"block_private_ips":true,"mtu":0,"dns_servers":[],"secrets":null}}"#,
+            r#"{"network":{"mtu":1500,"allowed_hosts":null,"intercept":false}}"#,
+            r#"{"vfs":{"workspace":"","mounts":{},"interception":null}}"#,
+        ] {
+            assert_eq!(refused(json), [""; 0], "{json}");
+        }
+    }
+
+    #[test]
+    fn what_nothing_obeys_is_refused_by_name() {
+        for (json, fields) in [
+            (r#"{"resources":{"cpus":0.5}}"#, vec!["resources.cpus"]),
+            (
+                r#"{"network":{"allowed_hosts":["a"],"mtu":1400}}"#,
+                vec!["network.allowed_hosts", "network.mtu"],
+            ),
+            (
+                r#"{"network":{"block_private_ips":false}}"#,
+                vec!["network.block_private_ips"],
+            ),
+            (
+                r#"{"network":{"intercept":true}}"#,
+                vec!["network.intercept"],
+            ),
+            (
+                r#"{"network":{"interception":{}}}"#,
+                vec!["network.interception"],
+            ),
+            (
+                r#"{"network":{"secrets":{"K":{"value":"v","hosts":["a"]}}}}"#,
+                vec!["network.secrets"],
+            ),
+            (
+                r#"{"network":{"dns_servers":["1.1.1.1"]}}"#,
+                vec!["network.dns_servers"],
+            ),
+            (
+                r#"{"network":{"add_hosts":[{"host":"a","ip":"10.0.0.1"}]}}"#,
+                vec!["network.add_hosts"],
+            ),
+            (
+                r#"{"vfs":{"workspace":"/w","mounts":{"/w":{"type":"memory"}}}}"#,
+                vec!["vfs.workspace", "vfs.mounts"],
+            ),
+            (
+                r#"{"vfs":{"direct_mounts":{"/d":{"host_path":"/d"}}}}"#,
+                vec!["vfs.direct_mounts"],
+            ),
+            (r#"{"vfs":{"interception":{}}}"#, vec!["vfs.interception"]),
+        ] {
+            assert_eq!(refused(json), fields, "{json}");
+        }
+        let config =
+            Config::from_json(br#"{"resources":{"cpus":1.5},"network":{"intercept":true}}"#);
+        let refused = Unsupported::check(&config.unwrap().config).unwrap_err();
+        assert_eq!(
+            refused.to_string(),
+            "resources.cpus: not supported by this version: a VM has whole processors; \
+             network.intercept: not supported by this version: guests have no network"
+        );
+    }
+}

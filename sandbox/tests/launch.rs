@@ -1,0 +1,236 @@
+//! From a configuration to a VM, against the fake VMM, and the time limits of VMs
+//! and programs. No KVM is needed.
+#![allow(
+    missing_docs,
+    unreachable_pub,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing
+)]
+
+#[allow(dead_code, reason = "each test program uses a part")]
+#[path = "fake/world.rs"]
+mod world;
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use flashpan::api::{Config, ErrorCode};
+use flashpan::launch::{HostOptions, Overrides, RootSource, Silent, TimeLimit, UpperSource};
+use flashpan::{Error, ExecOptions, ExitReason, ExitStatus, Launch, Phase, Sandbox};
+use flashpan_rootfs::cache::Cache;
+use flashpan_rootfs::disk;
+use tokio::time::timeout;
+use world::{LONG, World};
+
+const SHORT: Duration = Duration::from_millis(300);
+
+/// An ext4 image in a file.
+fn ext4(world: &World, name: &str) {
+    let cache = Cache::at(world.path("cache"));
+    drop(disk::kept(&world.path(name), disk::SIZE_MIN, &cache).unwrap());
+}
+
+fn options(world: &World, scenario: &str) -> HostOptions {
+    if !world.path("root.ext4").exists() {
+        ext4(world, "root.ext4");
+    }
+    let mut options = HostOptions::new(world.path("vmlinux"))
+        .root(RootSource::Path(world.path("root.ext4")))
+        .upper(UpperSource::Memory);
+    options.vmm = Some(world.path(scenario));
+    options.guest_init = Some(world.path("init"));
+    options
+}
+
+fn config(json: &str) -> Config {
+    let named = Config::from_json(br#"{"network":{"hostname":"fake"}}"#).unwrap();
+    named
+        .config
+        .merge(Config::from_json(json.as_bytes()).unwrap().config)
+}
+
+#[tokio::test]
+async fn a_configuration_becomes_a_vm_that_knows_it() {
+    let world = World::new("normal");
+    let json = r#"{"env":{"A":"1"},"resources":{"memory_mb":96},
+        "image_config":{"user":"7","working_dir":"/w","cmd":["show"]}}"#;
+    let options = options(&world, "normal");
+    let launch = Launch::new(config(json), options, Arc::new(Silent))
+        .await
+        .unwrap();
+    assert!(!launch.keeps_something());
+    let sandbox = launch.boot().await.unwrap();
+    assert_eq!(sandbox.stats().await.unwrap().vmm_resident_kib, 96);
+    assert!(sandbox.id().unwrap().starts_with("vm-"));
+    assert_eq!(sandbox.config().unwrap().env["A"], "1");
+    let show = launch
+        .exec_defaults()
+        .program(&Overrides::default())
+        .unwrap();
+    let shown = sandbox
+        .exec(show)
+        .await
+        .unwrap()
+        .collect(4096)
+        .await
+        .unwrap();
+    let shown = String::from_utf8(shown.stdout).unwrap();
+    assert!(shown.starts_with("A=1\n"), "{shown}");
+    assert!(shown.ends_with("in /w as 7\n"), "{shown}");
+    sandbox.kill().await;
+    // Several VMs of one configuration.
+    let second = launch.boot().await.unwrap();
+    assert_eq!(second.stats().await.unwrap().vmm_resident_kib, 96);
+    second.kill().await;
+    world.vmm_is_gone().await;
+}
+
+#[tokio::test]
+async fn what_cannot_be_obeyed_is_refused_before_there_is_a_vm() {
+    let world = World::new("normal");
+    let json = r#"{"network":{"secrets":{"K":{"value":"hunter2","hosts":["a"]}}}}"#;
+    let error = Sandbox::create(config(json), options(&world, "normal"))
+        .await
+        .unwrap_err();
+    assert_eq!(error.code(), ErrorCode::Unsupported);
+    let shown = format!("{error} {error:?}");
+    assert!(shown.contains("network.secrets"), "{shown}");
+    assert!(!shown.contains("hunter2"), "{shown}");
+}
+
+#[tokio::test]
+async fn the_image_s_own_command_is_started_if_that_is_asked_for() {
+    let world = World::new("normal");
+    let start = |command: &str| {
+        let json = format!(
+            r#"{{"launch_entrypoint":true,"image_config":{{"entrypoint":["{command}"]}}}}"#
+        );
+        Sandbox::create(config(&json), options(&world, "normal"))
+    };
+    let sandbox = start("sleep").await.unwrap();
+    // Nobody but the launch has started anything.
+    assert!(
+        sandbox
+            .timeline()
+            .since_start(Phase::CommandStarted)
+            .is_some()
+    );
+    let mut beside = sandbox
+        .exec(ExecOptions::argv(["exit", "4"]))
+        .await
+        .unwrap();
+    assert_eq!(beside.wait().await.unwrap(), ExitStatus::Code(4));
+    drop(sandbox);
+    let error = start("missing").await.unwrap_err();
+    assert_eq!(error.code(), ErrorCode::CommandNotFound);
+    assert_eq!(
+        error.to_string(),
+        "start image entrypoint: missing: not found in PATH"
+    );
+    world.vmm_is_gone().await;
+}
+
+#[tokio::test]
+async fn a_kept_upper_disk_is_its_vm_s_as_long_as_that_lives() {
+    let world = World::new("normal");
+    ext4(&world, "upper.ext4");
+    let mut options = options(&world, "normal");
+    options.upper = UpperSource::Disk(world.path("upper.ext4"));
+    let create = || Launch::new(config("{}"), options.clone(), Arc::new(Silent));
+    let launch = create().await.unwrap();
+    assert!(launch.keeps_something());
+    let sandbox = launch.boot().await.unwrap();
+    // The VMM has the same open file.
+    drop(launch);
+    let refused = create().await.unwrap_err();
+    assert_eq!(refused.code(), ErrorCode::DiskUnusable);
+    assert!(refused.to_string().contains("is in use"), "{refused}");
+    sandbox.shutdown(Duration::ZERO).await;
+    create().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_vm_whose_time_is_up_is_ended_in_order() {
+    let world = World::new("normal");
+    let mut options = options(&world, "normal");
+    options.time_limit = TimeLimit::After(SHORT);
+    let sandbox = Sandbox::create(config("{}"), options).await.unwrap();
+    let mut process = sandbox.exec(ExecOptions::argv(["sleep"])).await.unwrap();
+    assert_eq!(timeout(LONG, sandbox.time_is_up()).await.unwrap(), SHORT);
+    let error = timeout(LONG, process.wait()).await.unwrap().unwrap_err();
+    assert!(
+        matches!(error, Error::VmTimeout { after: SHORT }),
+        "{error:?}"
+    );
+    assert!(error.is_timeout());
+    let exit = timeout(LONG, sandbox.wait()).await.unwrap();
+    let expected = ExitReason::TimedOut {
+        after: SHORT,
+        orderly: true,
+    };
+    assert_eq!(exit.reason, expected);
+    // Whoever comes later hears the same.
+    let error = sandbox
+        .exec(ExecOptions::argv(["exit", "0"]))
+        .await
+        .unwrap_err();
+    assert!(matches!(error, Error::VmTimeout { .. }), "{error:?}");
+}
+
+#[tokio::test]
+async fn a_guest_that_does_not_obey_is_killed_when_its_time_is_up() {
+    let world = World::new("stubborn");
+    let sandbox = world.builder().time_limit(SHORT).boot().await.unwrap();
+    let exit = timeout(LONG, sandbox.wait()).await.unwrap();
+    let expected = ExitReason::TimedOut {
+        after: SHORT,
+        orderly: false,
+    };
+    assert_eq!(exit.reason, expected);
+    world.vmm_is_gone().await;
+}
+
+#[tokio::test]
+async fn a_vm_that_ends_before_its_time_is_up_has_its_own_reason() {
+    let world = World::new("normal");
+    let sandbox = world.builder().time_limit(LONG).boot().await.unwrap();
+    let exit = sandbox.shutdown(Duration::ZERO).await;
+    assert_eq!(exit.reason, ExitReason::PowerOff);
+    let refused = world.builder().time_limit(Duration::ZERO).validate();
+    assert!(
+        refused
+            .unwrap_err()
+            .to_string()
+            .starts_with("time limit: 0")
+    );
+}
+
+#[tokio::test]
+async fn a_program_whose_time_is_up_is_ended_and_nothing_else() {
+    let world = World::new("normal");
+    let sandbox = world.boot().await;
+    let exec = |argv: &[&str]| ExecOptions::argv(argv).timeout(SHORT);
+    // One that obeys: no later than its agent says so.
+    let began = Instant::now();
+    let slow = sandbox.exec(exec(&["until-cancelled"])).await.unwrap();
+    let error = timeout(LONG, slow.collect(1)).await.unwrap().unwrap_err();
+    assert!(
+        matches!(error, Error::ProgramTimeout { after: SHORT }),
+        "{error:?}"
+    );
+    assert!((SHORT..Duration::from_secs(5)).contains(&began.elapsed()));
+    assert_eq!(error.code(), ErrorCode::Timeout);
+    // One that does not, whose agent does not, and whose output nobody reads.
+    for argv in [&["deaf"][..], &["flood", "/dev/null"]] {
+        let mut process = sandbox.exec(exec(argv)).await.unwrap();
+        let error = timeout(LONG, process.wait()).await.unwrap().unwrap_err();
+        assert!(matches!(error, Error::ProgramTimeout { .. }), "{error:?}");
+    }
+    // One that ends in time.
+    let in_time = ExecOptions::argv(["exit", "6"]).timeout(LONG);
+    let mut in_time = sandbox.exec(in_time).await.unwrap();
+    assert_eq!(in_time.wait().await.unwrap(), ExitStatus::Code(6));
+    sandbox.kill().await;
+}
