@@ -64,6 +64,14 @@ impl Failure {
         }
     }
 
+    /// The user has left the guest's terminal by the keys that end the VM.
+    pub(crate) fn escaped() -> Self {
+        Self {
+            message: Some("the VM was ended by Ctrl-] three times".to_owned()),
+            ..Self::given_up(nix::libc::SIGINT)
+        }
+    }
+
     /// The time that the user allowed is up.
     pub(crate) fn timed_out(message: impl Display) -> Self {
         Self {

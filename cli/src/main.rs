@@ -4,6 +4,7 @@
 mod bench;
 mod config_file;
 mod doctor;
+mod escape;
 mod failure;
 mod full;
 mod generate;
@@ -63,6 +64,7 @@ enum Command {
 
 fn main() -> ExitCode {
     let started_ns = flashpan::timeline::now_ns();
+    signals::let_writes_fail();
     let result = match parse_arguments() {
         Ok(cli) => dispatch(cli.command, started_ns),
         Err(error) => usage(&error),
@@ -137,7 +139,8 @@ fn one_line(rendered: &str) -> String {
 }
 
 /// Runs a future on this thread. Whatever VM it leaves is gone when this
-/// returns: dropping the runtime waits for their processes.
+/// returns, but for a process that the host does not let end: dropping the runtime
+/// waits for them.
 fn runtime<T>(future: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()

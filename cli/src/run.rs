@@ -21,7 +21,7 @@ use tokio::sync::oneshot;
 use crate::failure::{Failure, say};
 use crate::parse::{self, Variable};
 use crate::signals::{Asked, Signals};
-use crate::stdio::{BrokenInput, Patient};
+use crate::stdio::{Input, Patient, Stopped};
 use crate::terminal::{self, RawMode};
 use crate::timeline_file::TimelineFile;
 use crate::vm::{VmArgs, Wanted};
@@ -56,6 +56,8 @@ itself failed.
 
 The guest's writes to its root file system are lost at the end; what it writes to
 a --disk is kept. Signals are passed on to the command; the third interrupt ends the VM.
+With -it every key goes to the command, but Ctrl-] three times within one second ends
+the VM at once, whatever the guest is doing; exit status 130.
 
 An option that was not given is taken from the environment variable beside it, if
 that is set and not empty.";
@@ -111,7 +113,7 @@ pub(crate) struct RunArgs {
     interactive: bool,
 
     /// Run on a terminal. With -i, standard input has to be one, and every key
-    /// goes to the command.
+    /// goes to the command; Ctrl-] three times within one second ends the VM.
     #[arg(long, short)]
     tty: bool,
 
@@ -182,7 +184,10 @@ pub(crate) fn run(args: &RunArgs, started_ns: u64) -> Result<u8, Failure> {
                 } else {
                     // What is written goes with the VM: there is nothing to
                     // save, so nothing to wait for.
-                    sandbox.kill().await;
+                    let exit = sandbox.kill().await;
+                    if let reason @ ExitReason::VmmStuck { .. } = &exit.reason {
+                        warn_unless_told(&reason.to_string(), &result);
+                    }
                     result
                 }
             }
@@ -380,15 +385,17 @@ impl RunArgs {
         };
         // Not before there is a command to get the keys: until then Ctrl-C ends the
         // run. Without -i they are never the command's, or nothing could end it.
-        let _raw =
-            match self.tty && self.interactive {
-                true => Some(RawMode::enter().map_err(|e| {
+        let (_raw, input) = match self.tty && self.interactive {
+            true => {
+                let raw = RawMode::enter().map_err(|e| {
                     Failure::new(format!("cannot set the terminal to raw mode: {e}"))
-                })?),
-                false => None,
-            };
+                })?;
+                (Some(raw), Input::Keys)
+            }
+            false => (None, Input::Data),
+        };
         let streams = |e| Failure::new(format!("cannot serve a standard stream: {e}"));
-        let stdin = process.stdin.take().map(stdio::copy_in);
+        let stdin = process.stdin.take().map(|to| stdio::copy_in(to, input));
         let mut stdin = stdin.transpose().map_err(streams)?;
         let stdout = process
             .stdout
@@ -413,11 +420,12 @@ impl RunArgs {
                 },
                 result = &mut stdout, if !stdout.done => result?,
                 result = &mut stderr, if !stderr.done => result?,
-                broken = broken(&mut stdin) => {
-                    return Err(Failure::new(format!(
-                        "cannot read standard input: {}", broken.error
-                    )));
-                }
+                stopped = stopped(&mut stdin) => return Err(match stopped {
+                    Stopped::Broken { error, .. } => {
+                        Failure::new(format!("cannot read standard input: {error}"))
+                    }
+                    Stopped::Escaped => Failure::escaped(),
+                }),
                 asked = signals.next() => self.obey(asked, &process)?,
                 failure = time_up(sandbox, RUNNING) => return Err(failure),
             }
@@ -517,11 +525,18 @@ impl End {
     }
 }
 
-/// Waits for the news that standard input cannot be read. Cancel safe.
-async fn broken(stdin: &mut Option<oneshot::Receiver<BrokenInput>>) -> BrokenInput {
-    if let Some(failure) = stdin {
-        if let Ok(failure) = failure.await {
-            return failure;
+/// Tells the user, unless it is why the command failed.
+fn warn_unless_told(message: &str, result: &Result<u8, Failure>) {
+    if result.as_ref().err().map(Failure::message) != Some(message) {
+        say("warning", message);
+    }
+}
+
+/// Waits for the news that standard input is no longer copied. Cancel safe.
+async fn stopped(stdin: &mut Option<oneshot::Receiver<Stopped>>) -> Stopped {
+    if let Some(news) = stdin {
+        if let Ok(why) = news.await {
+            return why;
         }
         // It was read to its end, or as far as anybody wanted it.
         *stdin = None;

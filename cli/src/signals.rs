@@ -4,6 +4,7 @@ use std::io;
 use std::task::{Context, Poll, Waker};
 
 use nix::libc;
+use nix::sys::signal::{SigSet, Signal as Number};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 /// Signals that end a run while it boots, and go to the command afterwards.
@@ -34,6 +35,16 @@ const PASSED_ON: [i32; 11] = [
 /// How many times a user interrupts a command that does not obey before the
 /// run is ended for it.
 const PATIENCE: u32 = 3;
+
+/// Has a write past the limit of file sizes (`ulimit -f`) fail, instead of ending
+/// the process (SIGXFSZ): an error can be told. To be called before there are
+/// threads, which inherit it, as do programs such as mkfs.
+pub(crate) fn let_writes_fail() {
+    let mut never = SigSet::empty();
+    never.add(Number::SIGXFSZ);
+    // It fails only for what is no set of signals.
+    let _ = never.thread_block();
+}
 
 /// What a signal asks for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -249,6 +249,88 @@ fn what_is_printed_of_an_image_can_be_used_for_it() {
     );
 }
 
+/// Nobody could name it any more.
+#[test]
+fn an_image_that_loses_its_last_name_is_told_and_removed_by_gc() {
+    let world = World::new();
+    let place = layout().display().to_string();
+    world.ok("c", &["image", "import", "app", &place]);
+    let id = world.ok("c", &["image", "ls", "-q"]);
+    let id = id.trim();
+    let tree = world.path("tree");
+    fs::create_dir_all(tree.join("etc")).unwrap();
+    fs::write(tree.join("etc/hostname"), "x").unwrap();
+    world.ok(
+        "c",
+        &["image", "import", "other", &tree.display().to_string()],
+    );
+    let note = |words: &[&str]| {
+        let output = world.run("c", words);
+        assert!(output.status.success(), "{output:?}");
+        String::from_utf8(output.stderr).unwrap()
+    };
+    assert_eq!(
+        note(&["image", "tag", "other", "app"]),
+        format!(
+            "flashpan: note: the image that app:latest was until now ({id}) has no other name; \
+             `flashpan image gc` removes its files\n"
+        )
+    );
+    assert_eq!(note(&["image", "tag", "other", "app"]), "");
+    let text = world.complaint("c", &["image", "inspect", id]);
+    assert!(text.contains("not found"), "{text}");
+    let before = world.files("c").len();
+    world.ok("c", &["image", "gc"]);
+    // Its root image, configuration, manifest.
+    assert_eq!(world.files("c").len(), before - 3);
+}
+
+/// However one image is named, its digest is that of what the name stands for, and
+/// its manifest the one for the platform.
+#[test]
+fn digests_are_the_same_by_tag_by_digest_and_from_a_layout() {
+    let world = World::new();
+    let registry = world.registry();
+    let (from, index) = with_index(&world);
+    let multi = registry.image("multi");
+    skopeo(&["--all"], &from, &format!("docker://{multi}"));
+    world.ok("c", &["pull", &multi]);
+    let by_tag = world.inspect("c", &multi);
+    let manifest = by_tag["manifest"].as_str().unwrap().to_owned();
+    let (by_index, by_manifest) = (format!("{multi}@{index}"), format!("{multi}@{manifest}"));
+    let place = world.path("multi").display().to_string();
+    world.ok("c", &["image", "import", "layout", &place]);
+    let told = world.ok("c", &["pull", &by_index]);
+    let said = format!("\nDigest: {index}\nManifest: {manifest} (linux/amd64)\n");
+    assert!(told.contains(&said), "{told}");
+    let told = world.ok("c", &["pull", &by_manifest]);
+    assert!(
+        told.contains(&format!("\nDigest: {manifest}\nSize: ")),
+        "{told}"
+    );
+
+    let of_index = (index.as_str(), serde_json::json!(index));
+    let of_manifest = (manifest.as_str(), serde_json::Value::Null);
+    let list = world.ok("c", &["image", "ls", "--json"]);
+    let list: Vec<serde_json::Value> = serde_json::from_str(&list).unwrap();
+    assert_eq!(list.len(), 4);
+    for (name, (digest, index)) in [
+        (multi.as_str(), &of_index),
+        (&by_index, &of_index),
+        (&by_manifest, &of_manifest),
+        ("layout", &of_index),
+    ] {
+        let inspected = world.inspect("c", name);
+        let listed = list.iter().find(|it| it["name"] == inspected["name"]);
+        for shown in [&inspected, listed.unwrap()] {
+            assert_eq!(shown["digest"], *digest, "{name}");
+            assert_eq!(shown["index"], *index, "{name}");
+            assert_eq!(shown["manifest"], manifest, "{name}");
+            assert_eq!(shown["id"], by_tag["id"], "{name}");
+        }
+    }
+}
+
 #[test]
 fn a_digest_removes_all_names_only_by_force_and_failures_stop_nothing() {
     let world = World::new();

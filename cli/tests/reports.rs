@@ -12,10 +12,12 @@
 #[path = "support/fake.rs"]
 mod fake;
 
+use std::fs::File;
 use std::os::unix::fs::symlink;
 use std::process::{Command, Output};
 
 use fake::World;
+use nix::fcntl::{Flock, FlockArg};
 
 #[test]
 fn the_console_is_shown_when_asked_for() {
@@ -32,6 +34,25 @@ fn the_console_is_shown_when_asked_for() {
             .stderr
             .starts_with(b"flashpan: error: guest kernel panic")
     );
+}
+
+#[test]
+fn a_vmm_that_does_not_end_is_told() {
+    let world = World::new("held");
+    let hold = File::create(world.path("hold")).unwrap();
+    let hold = Flock::lock(hold, FlockArg::LockExclusive).unwrap();
+    let output = world.output(&[], &["exit", "3"]);
+    // The command's result stands.
+    assert_eq!(output.status.code(), Some(3), "{output:?}");
+    let text = String::from_utf8(output.stderr).unwrap();
+    let told = text.lines().filter(|line| line.contains("does not end"));
+    let told: Vec<_> = told.collect();
+    assert_eq!(told.len(), 1, "{text}");
+    assert!(
+        told[0].starts_with("flashpan: warning: VMM process "),
+        "{text}"
+    );
+    drop(hold);
 }
 
 #[test]

@@ -245,6 +245,39 @@ fn the_time_limit_is_124_and_one_line() {
     world.assert_nothing_left();
 }
 
+/// The kernel would send SIGXFSZ.
+#[test]
+fn a_limit_of_file_sizes_is_an_error_that_names_it() {
+    let world = World::new("normal");
+    std::fs::write(world.path("init"), vec![1; 1 << 20]).unwrap();
+    let limited = || {
+        let run = world.run(&[], &["exit", "0"]);
+        let mut limited = Command::new("sh");
+        let envs = run
+            .get_envs()
+            .filter_map(|(name, value)| Some((name, value?)));
+        limited
+            .envs(envs)
+            .args(["-c", "ulimit -f 1; exec \"$@\"", "sh"])
+            .arg(run.get_program())
+            .args(run.get_args());
+        limited.output().unwrap()
+    };
+    // The root image is a file like any other.
+    let output = limited();
+    assert_eq!(output.status.code(), Some(125), "{output:?}");
+    let text = complaint(&output);
+    assert!(text.contains("File too large"), "{text}");
+    let output = world.output(&[], &["exit", "0"]);
+    assert_eq!(output.status.code(), Some(0), "{output:?}");
+    // With the image in the cache it is the guest's init that counts.
+    let output = limited();
+    assert_eq!(output.status.code(), Some(125), "{output:?}");
+    let text = complaint(&output);
+    assert!(text.contains("(ulimit -f)"), "{text}");
+    world.assert_nothing_left();
+}
+
 #[test]
 fn closed_output_ends_the_run_quietly() {
     let world = World::new("normal");

@@ -193,6 +193,59 @@ fn a_terminal_that_changes_while_the_guest_boots_has_the_new_size() {
     assert_eq!(output.stdout, b"Some(\"50x132\")", "{output:?}");
 }
 
+fn press(terminal: &OwnedFd, mut keys: &[u8]) {
+    while !keys.is_empty() {
+        let written = nix::unistd::write(terminal, keys).unwrap();
+        keys = &keys[written..];
+    }
+}
+
+#[test]
+fn the_escape_ends_a_vm_whose_guest_takes_no_keys() {
+    let world = World::new("normal");
+    let pty = nix::pty::openpty(None, None).unwrap();
+    let mut run = world.run(&["-it"], &["announce-and-ignore"]);
+    on_terminal(&mut run, &pty.slave);
+    let mut child = run.spawn().unwrap();
+    // From here on the keys are the command's.
+    wait_until_ready(&mut child);
+    // Interrupts are keys like any other, and more than any buffer on the way
+    // holds are pressed before.
+    press(&pty.master, b"\x03\x03\x03");
+    press(&pty.master, &vec![b'x'; 2 << 20]);
+    press(&pty.master, b"\x1d\x1d\x1d");
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(130), "{output:?}");
+    let text = complaint(&output);
+    assert!(
+        text.ends_with("the VM was ended by Ctrl-] three times"),
+        "{text}"
+    );
+    world.assert_nothing_left();
+}
+
+#[test]
+fn keys_that_are_not_the_whole_escape_are_the_guests() {
+    let world = World::new("normal");
+    let pty = nix::pty::openpty(None, None).unwrap();
+    let mut run = world.run(&["-it"], &["cat"]);
+    on_terminal(&mut run, &pty.slave);
+    let mut child = run.spawn().unwrap();
+    let keys = b"\x1d\x1dx\x1dy\x1d\x1d";
+    let mut echo = vec![0; keys.len()];
+    let stdout = child.stdout.as_mut().unwrap();
+    // Whatever mode this line finds, when it has come back it is the raw one.
+    press(&pty.master, b"a\n");
+    stdout.read_exact(&mut echo[..2]).unwrap();
+    press(&pty.master, keys);
+    stdout.read_exact(&mut echo).unwrap();
+    assert_eq!(echo, keys);
+    // The last two and one more, without another in between.
+    press(&pty.master, b"\x1d\x1d\x1d");
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(130), "{output:?}");
+}
+
 /// Options by which a run has a disk to keep.
 const KEEPS: [&str; 2] = ["--disk", "@kept:/data"];
 

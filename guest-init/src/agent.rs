@@ -1,6 +1,5 @@
 //! All connections but the first: those of programs, and those of files.
 
-use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
@@ -103,7 +102,7 @@ fn is_init() -> bool {
 /// The agent: runs programs, and works on files, for whoever connects.
 #[derive(Debug)]
 pub(crate) struct Agent {
-    execs: BTreeMap<u64, Exec>,
+    execs: Vec<Exec>,
     files: Files,
     next: u64,
     shared: Shared,
@@ -118,7 +117,7 @@ impl Agent {
         privileges: Privileges,
     ) -> Self {
         Self {
-            execs: BTreeMap::new(),
+            execs: Vec::new(),
             files: Files::default(),
             next: 1,
             shared: Shared {
@@ -162,7 +161,7 @@ impl Agent {
             });
         }
         if !exec.is_done() {
-            self.execs.insert(id, exec);
+            self.execs.push(exec);
         }
     }
 
@@ -176,10 +175,13 @@ impl Agent {
         }
         let source = usize::try_from(token & (FIRST_TOKEN - 1)).ok();
         let source = source.and_then(|index| SOURCES.get(index));
-        if let (Some(exec), Some(source)) = (self.execs.get_mut(&id), source) {
+        let place = self.execs.iter().position(|exec| exec.id() == id);
+        if let (Some(place), Some(source)) = (place, source)
+            && let Some(exec) = self.execs.get_mut(place)
+        {
             exec.handle(*source, events, &mut self.shared);
             if exec.is_done() {
-                self.execs.remove(&id);
+                self.execs.swap_remove(place);
             }
         }
     }
@@ -188,14 +190,15 @@ impl Agent {
     /// does; otherwise it is an orphan.
     pub(crate) fn child_ended(&mut self, pid: i32) -> bool {
         let shared = &mut self.shared;
-        let leader = self.execs.iter_mut().find(|(_, exec)| exec.leads(pid));
-        let Some((id, exec)) = leader.map(|(id, exec)| (*id, exec)) else {
+        let place = self.execs.iter().position(|exec| exec.leads(pid));
+        let leader = place.and_then(|place| Some((place, self.execs.get_mut(place)?)));
+        let Some((place, exec)) = leader else {
             return false;
         };
         exec.child_ended(shared);
         let reaped = !exec.leads(pid);
         if exec.is_done() {
-            self.execs.remove(&id);
+            self.execs.swap_remove(place);
         }
         reaped
     }
@@ -209,21 +212,21 @@ impl Agent {
 
     /// When [`Agent::expire`] has something to do.
     pub(crate) fn deadline(&self) -> Option<Instant> {
-        self.execs.values().filter_map(Exec::deadline).min()
+        self.execs.iter().filter_map(Exec::deadline).min()
     }
 
     /// Does what deadlines that have passed ask for.
     pub(crate) fn expire(&mut self, now: Instant) {
-        for exec in self.execs.values_mut() {
+        for exec in self.execs.iter_mut() {
             exec.expire(now, &mut self.shared);
         }
-        self.execs.retain(|_, exec| !exec.is_done());
+        self.execs.retain(|exec| !exec.is_done());
     }
 
     /// Asks all programs to end and kills them after `grace`. What is done to
     /// files may be completed in that time.
     pub(crate) fn cancel_all(&mut self, grace: Duration) {
-        for exec in self.execs.values_mut() {
+        for exec in self.execs.iter_mut() {
             exec.cancel(grace);
         }
     }

@@ -103,6 +103,11 @@ impl Exec {
         matches!(self.stage, Stage::Done)
     }
 
+    /// The number of its connection.
+    pub(crate) fn id(&self) -> u64 {
+        self.id
+    }
+
     /// Whether `pid` is the leader of its program and not reaped yet.
     pub(crate) fn leads(&self, pid: i32) -> bool {
         self.run()

@@ -23,7 +23,6 @@
 //! and past SIGKILL if it is FUSE and does not answer. No program would start any
 //! more.
 
-use std::collections::BTreeMap;
 use std::net::Shutdown;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
@@ -56,13 +55,15 @@ const STACK: usize = 256 * 1024;
 /// The operations that are under way.
 #[derive(Debug, Default)]
 pub(crate) struct Files {
-    workers: BTreeMap<u64, Worker>,
+    workers: Vec<Worker>,
     /// The VM ends: what would begin now could not be completed, nor cleared away.
     ending: bool,
 }
 
 #[derive(Debug)]
 struct Worker {
+    /// That of its connection.
+    id: u64,
     /// To end it. Any stream socket: the type is for its methods.
     socket: UnixStream,
     /// Hangs up when the thread has ended.
@@ -94,7 +95,7 @@ impl Files {
         match root.and_then(|root| start(&socket, &root, poller, token)) {
             Ok(done) => {
                 let _done = done;
-                self.workers.insert(id, Worker { socket, _done });
+                self.workers.push(Worker { id, socket, _done });
             }
             Err(errno) => refuse(&socket, format!("start a thread for it: {}", errno.desc())),
         }
@@ -102,14 +103,15 @@ impl Files {
 
     /// The thread of connection `id` has ended. Returns whether there was one.
     pub(crate) fn ended(&mut self, id: u64) -> bool {
-        self.workers.remove(&id).is_some()
+        let place = self.workers.iter().position(|worker| worker.id == id);
+        place.map(|place| self.workers.swap_remove(place)).is_some()
     }
 
     /// Ends all operations where they are, but for those that hang; there are no
     /// more from now on.
     pub(crate) fn kill_all(&mut self) {
         self.ending = true;
-        for worker in self.workers.values() {
+        for worker in &self.workers {
             let _ = worker.socket.shutdown(Shutdown::Both);
         }
     }

@@ -24,8 +24,7 @@ use crate::mounts::CGROUPS;
 use crate::poller::{Poller, Watched};
 use crate::shutdown::{self, Ending};
 use crate::spawn::Privileges;
-use crate::sys::{self, Children};
-use crate::{mounts, network, ports, root, vsock};
+use crate::{mounts, network, ports, reap, root, sys, vsock};
 
 /// Tokens of PID 1's own descriptors, besides [`boot::TOKEN`].
 const LISTENER: u64 = 1;
@@ -38,6 +37,10 @@ const OPEN_FILES: u64 = 512 * 1024;
 
 /// How long no connection is accepted after the kernel could not.
 const ACCEPT_AGAIN: Duration = Duration::from_millis(100);
+
+/// Most signals that are taken before other events have their turn. Programs can
+/// send them as fast as they are taken.
+const SIGNALS_PER_TURN: usize = 64;
 
 /// Warnings that wait for a supervisor that does not read them.
 const WARNINGS_MAX: usize = 64 * 1024;
@@ -68,6 +71,8 @@ struct Init {
     /// When to listen again.
     accept_again: Option<Instant>,
     signals: SignalFd,
+    /// Whether there may be children to reap.
+    children_ended: bool,
     agent: Agent,
     /// File systems to freeze at the end.
     writable: Vec<Writable>,
@@ -130,6 +135,7 @@ fn set_up() -> Result<Init, Failure> {
         file_listener,
         accept_again: None,
         signals,
+        children_ended: false,
         agent,
         writable,
         ending: None,
@@ -197,11 +203,15 @@ impl Init {
 
     fn deadline(&self) -> Option<Instant> {
         let ending = self.ending.as_ref().map(Ending::deadline);
-        let all = [ending, self.accept_again, self.agent.deadline()];
+        let now = self.children_ended.then(Instant::now);
+        let all = [now, ending, self.accept_again, self.agent.deadline()];
         all.into_iter().flatten().min()
     }
 
     fn after_events(&mut self) {
+        if self.children_ended {
+            self.children_ended = reap::some(&mut self.agent);
+        }
         let now = Instant::now();
         self.agent.expire(now);
         if self.accept_again.is_some_and(|again| now >= again) {
@@ -288,9 +298,11 @@ impl Init {
     }
 
     fn on_signals(&mut self) {
-        let mut children = false;
-        while let Ok(Some(signal)) = self.signals.read_signal() {
-            children |= i32::try_from(signal.ssi_signo) == Ok(nix::libc::SIGCHLD);
+        for _ in 0..SIGNALS_PER_TURN {
+            let Ok(Some(signal)) = self.signals.read_signal() else {
+                return;
+            };
+            self.children_ended |= i32::try_from(signal.ssi_signo) == Ok(nix::libc::SIGCHLD);
             if let Some(request) = shutdown::asked_by(signal.ssi_signo)
                 && self.ending.is_none()
             {
@@ -298,25 +310,6 @@ impl Init {
                 self.boot.send(&GuestMessage::ShuttingDown { reboot });
                 self.end(request, shutdown::GUEST_GRACE);
             }
-        }
-        if children {
-            self.reap();
-        }
-    }
-
-    /// Programs learn of their leader's end; the rest are orphans.
-    fn reap(&mut self) {
-        let mut orphans = false;
-        while let Ok(Some(ended)) = sys::wait(Children::Any, false) {
-            if !self.agent.child_ended(ended.pid) {
-                orphans = true;
-                if !matches!(sys::wait(Children::One(ended.pid), true), Ok(Some(_))) {
-                    return;
-                }
-            }
-        }
-        if orphans {
-            self.agent.orphans_ended();
         }
     }
 }

@@ -29,6 +29,7 @@ mod network;
 mod plan;
 mod poller;
 mod ports;
+mod reap;
 mod root;
 mod run;
 mod shutdown;

@@ -189,6 +189,9 @@ pub struct Image {
     pub config: Vec<u8>,
     /// Its manifest, where the archive has one.
     pub manifest: Option<Vec<u8>>,
+    /// Digest of the index that its name stands for, if that is for several
+    /// platforms.
+    pub index: Option<String>,
     /// Its layers, the lowest first.
     pub layers: Vec<Layer>,
 }

@@ -11,11 +11,10 @@ mod loops;
 
 use std::fs::File;
 use std::io;
-use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::path::PathBuf;
 
 use crate::cache::{self, Cache, Cached};
-use crate::child;
+use crate::e2fsprogs;
 use crate::sparse::{At, Copier, CopyError};
 
 pub(crate) use attach::lock;
@@ -34,8 +33,6 @@ const TEMPLATES: &str = "disks";
 
 /// Changes whenever [`OPTIONS`] do, so that older templates are not used.
 const TEMPLATE_VERSION: &str = "1";
-/// Where `mkfs.ext4` is: often not in the `PATH` of ordinary users.
-const MKFS: [&str; 3] = ["/usr/sbin/mkfs.ext4", "/sbin/mkfs.ext4", "mkfs.ext4"];
 /// How the template is formatted, whatever the host's `mke2fs.conf` says.
 const OPTIONS: [&str; 15] = [
     "-q",
@@ -69,27 +66,9 @@ pub enum Error {
         "cannot make a disk of {0} bytes: want {SIZE_MIN} (16 MiB) to {SIZE_MAX}, a multiple of {BLOCK_SIZE}"
     )]
     Size(u64),
-    /// There is no `mkfs.ext4`.
-    #[error("cannot format a disk: mkfs.ext4 not found; install it: apt-get install e2fsprogs")]
-    NoMkfs,
-    /// `mkfs.ext4` could not be run.
-    #[error("cannot run {program}: {source}")]
-    Run {
-        /// Its path.
-        program: &'static str,
-        /// Why.
-        source: io::Error,
-    },
-    /// `mkfs.ext4` failed.
-    #[error("{program} cannot format {path}: {message}")]
-    Mkfs {
-        /// Its path.
-        program: &'static str,
-        /// The file.
-        path: PathBuf,
-        /// The last line that it printed, or its exit status.
-        message: String,
-    },
+    /// `mkfs.ext4` is missing or failed.
+    #[error("cannot format a disk: {0}")]
+    Format(#[from] e2fsprogs::Error),
     /// The template could not be read.
     #[error("cannot read the disk template {path}: {source}")]
     Template {
@@ -188,7 +167,7 @@ fn template(size: u64, cache: &Cache) -> Result<Cached, Error> {
     }
     let writing = |source| Error::Write { size, source };
     build.file.set_len(size).map_err(writing)?;
-    format(&build.file, &build.partial)?;
+    e2fsprogs::format(&build.file, &build.partial, &OPTIONS)?;
     Ok(build.publish(TEMPLATE_VERSION)?)
 }
 
@@ -196,61 +175,17 @@ fn template(size: u64, cache: &Cache) -> Result<Cached, Error> {
 ///
 /// # Errors
 /// It is missing, or does not run.
-pub fn formatter() -> Result<&'static str, Error> {
-    for program in MKFS {
-        let mut mkfs = Command::new(program);
-        match child::output(mkfs.arg("-V").stdin(Stdio::null())) {
-            Ok(output) if output.status.success() => return Ok(program),
-            Ok(output) => {
-                let source = io::Error::other(output.status.to_string());
-                return Err(Error::Run { program, source });
-            }
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            Err(source) => return Err(Error::Run { program, source }),
-        }
-    }
-    Err(Error::NoMkfs)
-}
-
-fn format(file: &File, path: &Path) -> Result<(), Error> {
-    for program in MKFS {
-        // By descriptor: it may outlive us, and find another file at the path.
-        let given = file
-            .try_clone()
-            .map_err(|source| Error::Run { program, source })?;
-        let mut mkfs = Command::new(program);
-        mkfs.args(OPTIONS)
-            .arg("/proc/self/fd/0")
-            .env("MKE2FS_CONFIG", "/dev/null")
-            .env("LC_ALL", "C")
-            .stdin(given);
-        let output = match child::output(&mut mkfs) {
-            Ok(output) => output,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
-            Err(source) => return Err(Error::Run { program, source }),
-        };
-        if output.status.success() {
-            return Ok(());
-        }
-        let text = String::from_utf8_lossy(&output.stderr);
-        let message = match text.lines().rfind(|line| !line.trim().is_empty()) {
-            Some(line) => line.trim().to_owned(),
-            None => output.status.to_string(),
-        };
-        return Err(Error::Mkfs {
-            program,
-            path: path.to_owned(),
-            message,
-        });
-    }
-    Err(Error::NoMkfs)
+pub fn formatter() -> Result<String, Error> {
+    Ok(e2fsprogs::find("mkfs.ext4")?)
 }
 
 #[cfg(test)]
 mod tests {
     use std::os::unix::fs::MetadataExt;
+    use std::process::Command;
 
     use super::*;
+    use crate::child;
     use crate::probe::{RootImage, probe};
 
     #[test]

@@ -17,7 +17,8 @@
 //! - [`directory`] and [`builtin`] make trees and keep their images in a [`cache`].
 //! - [`probe`]: what a path is that somebody wants as a root.
 //! - [`disk`]: sparse, empty ext4 disks, and such that exist, locked;
-//!   [`volume`]: those that have names and outlive VMs.
+//!   [`volume`]: those that have names and outlive VMs; [`e2fsprogs`]: why a program
+//!   that makes or changes them failed.
 //! - [`mod@reference`] and [`platform`]: the names of images and what they are for;
 //!   [`registry`] fetches images, [`archive`] finds them in files.
 //! - [`child`]: programs of the host, started beside locks.
@@ -34,6 +35,7 @@ pub mod child;
 pub mod compression;
 pub mod directory;
 pub mod disk;
+pub mod e2fsprogs;
 pub mod erofs;
 pub mod image_config;
 pub mod initramfs;

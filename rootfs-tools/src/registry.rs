@@ -30,6 +30,7 @@ mod endpoint;
 mod error;
 pub(crate) mod manifest;
 mod options;
+mod proxy;
 mod resolve;
 mod retry;
 mod secret;

@@ -30,6 +30,7 @@ mod names;
 mod pull;
 mod roots;
 
+use std::collections::HashSet;
 use std::fs;
 use std::io::{self, Write};
 use std::os::unix::fs::DirBuilderExt;
@@ -43,7 +44,7 @@ use crate::directory::{self, hex};
 use crate::image_config::{self, ImageConfig};
 use crate::reference;
 use crate::{archive, layers, registry};
-use index::Index;
+use index::{Guard, Images, Index};
 use lock::Work;
 use names::{all_names, find, tag_name};
 
@@ -321,6 +322,9 @@ pub enum Event {
         /// All steps.
         total: u64,
     },
+    /// The last name of this image stands for another one now. Only
+    /// [`Store::gc`] can do anything about its files.
+    Nameless(Box<ImageInfo>),
 }
 
 /// Who is told of events, from whichever thread has them.
@@ -450,22 +454,22 @@ impl Store {
         self.directory.join("roots").join(&image.root)
     }
 
-    /// Gives an image a second name; an image that had it loses it.
+    /// Gives an image a second name; an image that had it loses it, which is told
+    /// if it has no other ([`Event::Nameless`]).
     ///
     /// # Errors
     ///
     /// There is no such image, or the name is none.
-    pub fn tag(&self, image: &str, name: &str) -> Result<ImageInfo, Error> {
+    pub fn tag(&self, image: &str, name: &str, events: Events<'_>) -> Result<ImageInfo, Error> {
         let name = tag_name(name)?;
         let guard = self.index.exclusive()?;
-        let mut images = self.index.read()?;
+        let images = self.index.read()?;
         let mut info = find(&images, image)?.clone();
         if info.name != name {
             info.name.clone_from(&name);
             info.source = Source::Tag;
             info.added = now();
-            images.insert(name, info.clone());
-            self.index.write(&guard, images)?;
+            self.name(&guard, images, [info.clone()], events)?;
         }
         Ok(info)
     }
@@ -506,12 +510,36 @@ impl Store {
 
     /// Adds images, or makes their names stand for them from now on. Their files
     /// have to be held.
-    fn add(&self, infos: impl IntoIterator<Item = ImageInfo>) -> Result<(), Error> {
+    fn add(
+        &self,
+        infos: impl IntoIterator<Item = ImageInfo>,
+        events: Events<'_>,
+    ) -> Result<(), Error> {
         let guard = self.index.exclusive()?;
-        let mut images = self.index.read()?;
-        let infos = infos.into_iter();
-        images.extend(infos.map(|info| (info.name.clone(), info)));
-        self.index.write(&guard, images)
+        let images = self.index.read()?;
+        self.name(&guard, images, infos, events)
+    }
+
+    /// Lists images, and tells which have no name because of that.
+    fn name(
+        &self,
+        guard: &Guard,
+        mut images: Images,
+        infos: impl IntoIterator<Item = ImageInfo>,
+        events: Events<'_>,
+    ) -> Result<(), Error> {
+        let named = infos.into_iter();
+        let replaced: Vec<ImageInfo> = named
+            .filter_map(|info| images.insert(info.name.clone(), info))
+            .collect();
+        let ids: HashSet<String> = images.values().map(|image| image.id.clone()).collect();
+        self.index.write(guard, images)?;
+        for image in replaced {
+            if !ids.contains(&image.id) {
+                events(Event::Nameless(Box::new(image)));
+            }
+        }
+        Ok(())
     }
 
     fn blob(&self, digest: &str) -> PathBuf {

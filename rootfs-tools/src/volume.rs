@@ -7,8 +7,6 @@
 //! has a name with a dot until it is whole, and is locked; whatever a killed
 //! process left under such a name goes with the next operation that makes one.
 
-mod tools;
-
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
@@ -18,6 +16,7 @@ use rustix::fs::{CWD, RenameFlags, renameat_with};
 
 use crate::cache::Cache;
 use crate::disk::{self, OpenError};
+use crate::e2fsprogs;
 use crate::sparse::{At, Copier, CopyError};
 
 /// Longest name; `.NAME.ext4.new` has to fit 255 bytes.
@@ -60,7 +59,7 @@ pub enum Error {
     Disk(#[from] disk::Error),
     /// A program of e2fsprogs is missing or failed.
     #[error(transparent)]
-    Tool(#[from] tools::Error),
+    Tool(#[from] e2fsprogs::Error),
     /// A file operation failed.
     #[error("cannot {what} {path}: {source}")]
     Io {
@@ -142,7 +141,7 @@ impl Volumes {
         Ok(self.directory.join(format!("{}.{EXTENSION}", check(name)?)))
     }
 
-    /// Makes an empty volume of `size` bytes ([`disk::SIZE_MIN`] to
+    /// Makes an empty volume, with a UUID of its own, of `size` bytes ([`disk::SIZE_MIN`] to
     /// [`disk::SIZE_MAX`], a multiple of [`disk::BLOCK_SIZE`]).
     ///
     /// # Errors
@@ -155,6 +154,7 @@ impl Volumes {
         }
         let new = self.begin(name).map_err(taken)?;
         disk::create(&new.file, size, cache)?;
+        e2fsprogs::renew_uuid(&new.file, &new.path)?;
         new.finish(&path, name)?;
         self.describe(name)
     }
@@ -258,17 +258,19 @@ impl Volumes {
         fs::remove_file(&path).map_err(failed("remove the volume", &path))
     }
 
-    /// Makes a copy of a volume.
+    /// Makes a copy of a volume: with the same content and a UUID of its own, as
+    /// one that looks for a file system by its UUID has to find just one.
     ///
     /// # Errors
     ///
-    /// There is no `from`, a VM writes to it, or there is a `to`.
+    /// There is no `from`, a VM writes to it, it is damaged, there is a `to`, or
+    /// e2fsprogs is not installed.
     pub fn copy(&self, from: &str, to: &str) -> Result<Volume, Error> {
         if check(from)? == check(to)? {
             return Err(Error::SameName);
         }
         let source = self.open(from, true).or_else(|error| match error {
-            // The copy is as it is and recovers when it is mounted.
+            // The copy recovers when it gets its UUID.
             Error::Open(OpenError::NeedsRecovery { .. }) => self.open(from, false),
             error => Err(error),
         })?;
@@ -278,6 +280,7 @@ impl Volumes {
         }
         let new = self.begin(to).map_err(taken)?;
         new.fill_from(&source, &path)?;
+        e2fsprogs::renew_uuid(&new.file, &new.path)?;
         new.finish(&path, to)?;
         self.describe(to)
     }
@@ -301,11 +304,11 @@ impl Volumes {
         if size != old {
             let new = self.begin(name)?;
             new.fill_from(&file, &path)?;
-            tools::check(&new.file, &new.path)?;
+            e2fsprogs::check(&new.file, &new.path)?;
             if size > old {
                 new.set_len(size)?;
             }
-            tools::resize(&new.file, &new.path, size)?;
+            e2fsprogs::resize(&new.file, &new.path, size)?;
             if size < old {
                 new.set_len(size)?;
             }

@@ -2,7 +2,8 @@
 //!
 //! Everything that concerns the VM as a whole passes here: requests go out in
 //! order, events come in, the console is read, and at the end all that is known
-//! is made into one [`Exit`]. The task ends only when the process is reaped.
+//! is made into one [`Exit`]. The task ends only when the process is reaped, or does
+//! not end although it was killed.
 
 use std::collections::{HashMap, VecDeque};
 use std::io;
@@ -21,8 +22,8 @@ use tokio::time::{Instant, timeout};
 use crate::console::Tail;
 use crate::control::{Channel, Packet, Received};
 use crate::disk::{DiskRole, FullDisk};
-use crate::exit::{Exit, GuestWord, LastWord, classify};
-use crate::spawn::Child;
+use crate::exit::{Exit, ExitReason, GuestWord, LastWord, classify};
+use crate::spawn::{Child, ChildStatus, KILLED_WITHIN};
 use crate::timeline::{Timeline, now_ns};
 use crate::vmm_process::VmmProcess;
 
@@ -437,8 +438,9 @@ impl Driver {
         if ended.is_err() {
             self.child.kill();
         }
-        let status = self.child.wait().await;
-        if ended.is_err() {
+        let status = self.child.wait_at_most(KILLED_WITHIN).await;
+        let gone = status != ChildStatus::StillThere;
+        if ended.is_err() && gone {
             // With the process gone both pipes end, whatever held them up.
             let _ = timeout(END_GRACE, self.drain(&mut chunk, &mut stderr)).await;
         }
@@ -447,9 +449,11 @@ impl Driver {
             // The sink may be a pipe that nobody reads.
             let _ = timeout(END_GRACE, done).await;
         }
-        // Its end of the connection is closed by now; what it said before is
-        // still on its way.
-        let _ = timeout(END_GRACE, self.shared.heard_all()).await;
+        if gone {
+            // Its end of the connection is closed by now; what it said before is
+            // still on its way.
+            let _ = timeout(END_GRACE, self.shared.heard_all()).await;
+        }
         self.shared.mark(Phase::Exit);
 
         let console = self.shared.console();
@@ -458,6 +462,13 @@ impl Driver {
         let reason = classify(&self.last_word, killed, &status, &console, &stderr)
             .explained_by(lock(&self.shared.guest_word).take())
             .at_its_limit(self.shared.time_up());
+        let reason = match gone {
+            true => reason,
+            false => ExitReason::VmmStuck {
+                pid: self.child.pid(),
+                message: reason.to_string(),
+            },
+        };
         let stats = match self.last_word {
             LastWord::Exited(report) => Some(report.stats),
             _ => None,

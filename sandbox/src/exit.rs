@@ -8,7 +8,7 @@ use flashpan_protocol::phase::ExitRequest;
 use serde::Serialize;
 
 use crate::console;
-use crate::spawn::ChildStatus;
+use crate::spawn::{ChildStatus, KILLED_WITHIN};
 use crate::text::one_line;
 
 /// Longest text of the VMM that a message quotes, in characters.
@@ -79,6 +79,14 @@ pub enum ExitReason {
         /// The last line it wrote to its standard error, if any.
         stderr: Option<String>,
     },
+    /// The VMM process was killed and did not end: the host's kernel waits in it
+    /// for a disk or a file system. What it has open stays in use, its locks too.
+    VmmStuck {
+        /// The process.
+        pid: i32,
+        /// What else would be the reason.
+        message: String,
+    },
 }
 
 impl ExitReason {
@@ -139,6 +147,11 @@ impl fmt::Display for ExitReason {
             } => {
                 write!(f, "VMM process {status}; it said: {line}")
             }
+            Self::VmmStuck { pid, message } => write!(
+                f,
+                "VMM process {pid} does not end, {KILLED_WITHIN:?} after it was killed ({message}); \
+                 it ends when the disk or file system of the host answers that it waits for"
+            ),
         }
     }
 }

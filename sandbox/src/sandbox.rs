@@ -50,7 +50,8 @@ const CONSOLE_CHUNKS: usize = 4;
 /// A running micro-VM. Dropping it kills the VM.
 ///
 /// It needs a tokio runtime with I/O and time enabled. A runtime that is
-/// dropped first takes the VM with it, and waits for its process to be gone.
+/// dropped first takes the VM with it, and waits for its process to be gone, but
+/// no longer than 10 seconds for each.
 #[derive(Debug)]
 pub struct Sandbox {
     commands: mpsc::Sender<Command>,
@@ -209,7 +210,8 @@ impl Sandbox {
     }
 
     /// Ends the VM at once, whatever the guest is doing, and waits until its
-    /// process is gone. Nothing that the guest has not synced is saved.
+    /// process is gone, or does not end ([`ExitReason::VmmStuck`]). Nothing that the
+    /// guest has not synced is saved.
     pub async fn kill(&self) -> Arc<Exit> {
         // If the driver no longer listens the VM is ending already; if there is
         // no room it was told.
@@ -217,7 +219,8 @@ impl Sandbox {
         self.wait().await
     }
 
-    /// Waits until the VM has ended and its process is gone. Cancel safe.
+    /// Waits until the VM has ended and its process is gone, or does not end
+    /// although it was killed ([`ExitReason::VmmStuck`]). Cancel safe.
     pub async fn wait(&self) -> Arc<Exit> {
         wait(self.ended.clone()).await
     }

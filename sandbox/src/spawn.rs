@@ -1,5 +1,10 @@
 //! Starting a child with nothing but what it needs, and reaping it for certain.
 //!
+//! A process that was killed ends when the kernel lets it: one that waits for a
+//! disk or a network file system that does not answer stays until that does. It is
+//! waited for as long as [`KILLED_WITHIN`], and reaped when the next child is
+//! started after its end.
+//!
 //! `std::process` cannot place a descriptor at a number of our choice without
 //! `pre_exec`, which makes it fork; `posix_spawn` does both the placing and
 //! the closing and never copies page tables, so the cost of a start does not
@@ -13,25 +18,37 @@ use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use flashpan_rootfs::child;
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, fcntl};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::Signal;
 use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
+use tokio::time::timeout;
 
 /// Descriptors are moved at least this high before they are placed, so that no
 /// placement overwrites one that is still to be placed.
 const OUT_OF_THE_WAY: c_int = 64;
+
+/// How long a child that was killed may take to end.
+pub(crate) const KILLED_WITHIN: Duration = Duration::from_secs(10);
+
+/// Children that were still there when nobody waited for them any more.
+static LEFT: Mutex<Vec<OwnedFd>> = Mutex::new(Vec::new());
 
 /// How a child ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum ChildStatus {
     Exited(i32),
     Signaled(i32),
-    /// Somebody else reaped it, or SIGCHLD is ignored in this process.
+    /// It has not: it was waited for in vain.
+    StillThere,
+    /// Somebody else reaps it, or SIGCHLD is ignored in this process.
     Unknown,
 }
 
@@ -43,15 +60,19 @@ impl fmt::Display for ChildStatus {
                 Ok(signal) => write!(f, "was killed by signal {number} ({signal})"),
                 Err(_) => write!(f, "was killed by signal {number}"),
             },
+            Self::StillThere => write!(f, "does not end"),
             Self::Unknown => write!(f, "ended, and its status was lost"),
         }
     }
 }
 
-/// A child process. Dropping it kills and reaps it.
+/// A child process. Dropping it kills it, and waits for it as long as
+/// [`KILLED_WITHIN`] if that was not done before.
 #[derive(Debug)]
 pub(crate) struct Child {
+    pid: c_int,
     pidfd: AsyncFd<OwnedFd>,
+    killed: bool,
     status: Option<ChildStatus>,
 }
 
@@ -70,6 +91,7 @@ impl Child {
         control: BorrowedFd<'_>,
         control_fd: c_int,
     ) -> io::Result<Self> {
+        reap_left();
         let path = CString::new(program.as_os_str().as_bytes())?;
         let stderr = out_of_the_way(stderr)?;
         let control = out_of_the_way(control)?;
@@ -109,30 +131,47 @@ impl Child {
         let pidfd = unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) };
         let watched = watch(pidfd);
         if watched.is_err() {
-            // It cannot be supervised, so it must not live on.
+            // It cannot be supervised, so it must not live on. This waits for
+            // nothing that posix_spawn did not wait for just as long.
             let pid = nix::unistd::Pid::from_raw(pid);
             let _ = nix::sys::signal::kill(pid, Signal::SIGKILL);
             let _ = nix::sys::wait::waitpid(pid, None);
         }
         Ok(Self {
+            pid,
             pidfd: watched?,
+            killed: false,
             status: None,
         })
     }
 
-    /// Waits until it has ended. Cancel safe.
-    pub(crate) async fn wait(&mut self) -> ChildStatus {
-        if self.status.is_none() {
-            // A pidfd is readable when its process has ended. Should that fail,
-            // the blocking wait below still gives the right answer.
-            let _ = self.pidfd.readable().await;
-        }
-        self.reap()
+    /// Its number, which means something until it is reaped.
+    pub(crate) fn pid(&self) -> c_int {
+        self.pid
     }
 
-    /// SIGKILL.
-    pub(crate) fn kill(&self) {
-        if self.status.is_none() {
+    /// Waits until it has ended. Cancel safe.
+    pub(crate) async fn wait(&mut self) -> ChildStatus {
+        if let Some(status) = self.status {
+            return status;
+        }
+        // A pidfd is readable when its process has ended. It cannot be waited for
+        // so where the runtime is about to end.
+        let ended = self.pidfd.readable().await.is_ok() || self.block();
+        self.collect(ended)
+    }
+
+    /// Waits until it has ended, and gives it up after this time.
+    pub(crate) async fn wait_at_most(&mut self, within: Duration) -> ChildStatus {
+        match timeout(within, self.wait()).await {
+            Ok(status) => status,
+            Err(_) => self.collect(false),
+        }
+    }
+
+    /// SIGKILL. Nothing happens the second time.
+    pub(crate) fn kill(&mut self) {
+        if self.status.is_none() && !std::mem::replace(&mut self.killed, true) {
             // SAFETY: the pidfd is open; a null siginfo is allowed and means
             // that of kill(2). An error means that the process has ended.
             unsafe {
@@ -147,22 +186,39 @@ impl Child {
         }
     }
 
-    /// Collects the status, waiting for it if need be.
-    fn reap(&mut self) -> ChildStatus {
+    /// Waits for its end on this thread, as long as [`KILLED_WITHIN`]; whether it
+    /// has ended.
+    fn block(&self) -> bool {
+        let until = Instant::now() + KILLED_WITHIN;
+        let mut ended = [PollFd::new(self.pidfd.get_ref().as_fd(), PollFlags::POLLIN)];
+        loop {
+            let left = until.saturating_duration_since(Instant::now());
+            let left = PollTimeout::try_from(left).unwrap_or(PollTimeout::ZERO);
+            match poll(&mut ended, left) {
+                Err(Errno::EINTR) => {}
+                ready => return ready.is_ok_and(|ready| ready > 0),
+            }
+        }
+    }
+
+    /// Collects the status, and leaves what cannot be reaped yet to the next start:
+    /// a child that is still there, or one that has `ended` in the hands of a
+    /// debugger.
+    fn collect(&mut self, ended: bool) -> ChildStatus {
         if let Some(status) = self.status {
             return status;
         }
-        let status = loop {
-            let id = Id::PIDFd(self.pidfd.get_ref().as_fd());
-            match waitid(id, WaitPidFlag::WEXITED) {
-                Ok(WaitStatus::Exited(_, code)) => break ChildStatus::Exited(code),
-                Ok(WaitStatus::Signaled(_, signal, _)) => {
-                    break ChildStatus::Signaled(signal as c_int);
-                }
-                Err(Errno::EINTR) => {}
-                Ok(_) | Err(_) => break ChildStatus::Unknown,
+        let pidfd = self.pidfd.get_ref();
+        let status = look(pidfd).unwrap_or_else(|| {
+            if let Ok(pidfd) = pidfd.try_clone() {
+                let mut left = LEFT.lock().unwrap_or_else(PoisonError::into_inner);
+                left.push(pidfd);
             }
-        };
+            match ended {
+                true => ChildStatus::Unknown,
+                false => ChildStatus::StillThere,
+            }
+        });
         self.status = Some(status);
         status
     }
@@ -171,8 +227,31 @@ impl Child {
 impl Drop for Child {
     fn drop(&mut self) {
         self.kill();
-        self.reap();
+        if self.status.is_none() {
+            let ended = self.block();
+            self.collect(ended);
+        }
     }
+}
+
+/// How a child has ended, which is then reaped; `None` if it is not to be had.
+fn look(pidfd: &OwnedFd) -> Option<ChildStatus> {
+    loop {
+        let flags = WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG;
+        return Some(match waitid(Id::PIDFd(pidfd.as_fd()), flags) {
+            Ok(WaitStatus::Exited(_, code)) => ChildStatus::Exited(code),
+            Ok(WaitStatus::Signaled(_, signal, _)) => ChildStatus::Signaled(signal as c_int),
+            Ok(WaitStatus::StillAlive) => return None,
+            Err(Errno::EINTR) => continue,
+            Ok(_) | Err(_) => ChildStatus::Unknown,
+        });
+    }
+}
+
+/// Reaps those that have ended since they were left.
+fn reap_left() {
+    let mut left = LEFT.lock().unwrap_or_else(PoisonError::into_inner);
+    left.retain(|pidfd| look(pidfd).is_none());
 }
 
 /// Takes the result of `pidfd_open` under the runtime's watch.
@@ -291,5 +370,40 @@ impl Drop for Attributes {
     fn drop(&mut self) {
         // SAFETY: initialised in `new` and destroyed once.
         unsafe { libc::posix_spawnattr_destroy(self.0.as_mut_ptr()) };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A child that stays until it is killed.
+    fn sleeper() -> Child {
+        let nothing = std::fs::File::open("/dev/null").unwrap();
+        let path = Path::new("/bin/sleep");
+        Child::spawn(path, &[c"1000"], nothing.as_fd(), nothing.as_fd(), 3).unwrap()
+    }
+
+    #[tokio::test]
+    async fn a_child_that_does_not_end_is_given_up_and_reaped_by_a_later_start() {
+        let mut child = sleeper();
+        let pid = child.pid();
+        let pidfd = child.pidfd.get_ref().try_clone().unwrap();
+        let still_there = child.wait_at_most(Duration::from_millis(1)).await;
+        assert_eq!(still_there, ChildStatus::StillThere);
+        // Nor does anything wait for it later.
+        assert_eq!(child.wait().await, ChildStatus::StillThere);
+        drop(child);
+        let process = format!("/proc/{pid}");
+        assert!(Path::new(&process).exists());
+        // What kept it is over.
+        nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), Signal::SIGKILL).unwrap();
+        poll(
+            &mut [PollFd::new(pidfd.as_fd(), PollFlags::POLLIN)],
+            PollTimeout::NONE,
+        )
+        .unwrap();
+        drop(sleeper());
+        assert!(!Path::new(&process).exists());
     }
 }

@@ -181,8 +181,16 @@ fn initramfs(config: &SandboxBuilder) -> Result<OwnedFd> {
     )
     .map_err(Error::host("make a memory file"))?;
     let mut file = File::from(fd);
+    // The limit of file sizes is for those in memory, too.
     file.write_all(&archive)
-        .map_err(Error::host("fill a memory file"))?;
+        .map_err(|e| match e.kind() == io::ErrorKind::FileTooLarge {
+            true => io::Error::new(
+                e.kind(),
+                format!("{e}; allow files of {} bytes (ulimit -f)", archive.len()),
+            ),
+            false => e,
+        })
+        .map_err(Error::host("fill a memory file with the guest's init"))?;
     let seals = SealFlag::F_SEAL_SHRINK
         | SealFlag::F_SEAL_GROW
         | SealFlag::F_SEAL_WRITE

@@ -11,12 +11,14 @@
 )]
 
 use std::fs::File;
+use std::path::Path;
 use std::time::Duration;
 
 use flashpan::{
     Error, ExecOptions, ExitReason, ExitStatus, Phase, Process, Sandbox, StartFailureKind,
     TerminalSize,
 };
+use nix::fcntl::{Flock, FlockArg};
 use nix::sys::stat::Mode;
 use nix::unistd::mkfifo;
 use tokio::time::timeout;
@@ -297,6 +299,27 @@ async fn a_vmm_that_does_not_listen_is_killed() {
     let sandbox = world.boot().await;
     let exit = timeout(LONG, sandbox.kill()).await.unwrap();
     assert_eq!(exit.reason, ExitReason::Killed);
+    world.vmm_is_gone().await;
+}
+
+#[tokio::test]
+async fn a_vmm_that_not_even_a_kill_ends_is_reported() {
+    let world = World::new("held");
+    let hold = File::create(world.path("hold")).unwrap();
+    let hold = Flock::lock(hold, FlockArg::LockExclusive).unwrap();
+    let sandbox = world.boot().await;
+    let exit = timeout(LONG, sandbox.kill()).await.unwrap();
+    let ExitReason::VmmStuck { pid, message } = &exit.reason else {
+        panic!("{exit:?}")
+    };
+    assert_eq!(message, "VM was killed");
+    let text = exit.reason.to_string();
+    assert!(
+        text.contains(&format!("VMM process {pid} does not end")),
+        "{text}"
+    );
+    assert!(Path::new(&format!("/proc/{pid}")).exists());
+    drop(hold);
     world.vmm_is_gone().await;
 }
 

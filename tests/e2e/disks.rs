@@ -130,6 +130,27 @@ fn what_a_guest_deletes_is_given_back() {
 }
 
 #[test]
+fn a_host_without_room_is_told_and_ends_nothing() {
+    let home = Home::new();
+    let place = home.file("small");
+    std::fs::create_dir(&place).unwrap();
+    // A file system of 48 MiB that only this run sees, with a disk of 1 GiB in it.
+    let script = format!(
+        "set -e; mount -t tmpfs -o size=48m none {0}; PATH=$PATH:/sbin:/usr/sbin
+         truncate -s 1G {0}/disk; mkfs.ext4 -q {0}/disk
+         exec {1} run --disk {0}/disk:/data -- sh -c \
+           'dd if=/dev/zero of=/data/x bs=1M count=100 conv=fsync 2>&1 | grep -o \"I/O error\"; echo still here'",
+        place.display(),
+        flashpan_tests::fixtures::flashpan().display(),
+    );
+    let unshare = ["--user", "--map-root-user", "--mount", "sh", "-c", &script];
+    let run = Flashpan::program(&home, "unshare", unshare).finish();
+    assert!(run.text().contains("still here"), "{run}");
+    assert!(run.stderr.contains("the host's disk is full"), "{run}");
+    assert!(run.stderr.contains("/data"), "{run}");
+}
+
+#[test]
 fn what_cannot_be_a_disk_is_refused_before_anything_starts() {
     let home = Home::new();
     let garbage = home.file("garbage");

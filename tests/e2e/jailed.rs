@@ -1,6 +1,6 @@
 //! A whole life of a machine in the jail: built, run, paused, saved, asked for
 //! its counters, resumed, ended. The jail cannot be left, so that this is done in
-//! a process of its own, this test program started again.
+//! a process of its own: the test started again.
 
 #![allow(clippy::unwrap_used, clippy::panic, clippy::exit)]
 
@@ -14,8 +14,8 @@ use flashpan_vmm::jail::{self, Stage};
 use flashpan_vmm::state::{MachineStateError, VmState};
 use flashpan_vmm::{Command, Host, Observer, Vm, VmEvent, VmHandle};
 
-/// Says to the test program that it is to be the jailed one.
-const CASE: &str = "FLASHPAN_JAILED_CASE";
+/// Says to the test that it is the jailed one.
+const JAILED: &str = "FLASHPAN_TEST_JAILED";
 
 type Answer = Result<Box<VmState>, MachineStateError>;
 
@@ -53,12 +53,7 @@ impl Observer for Leader {
     }
 }
 
-/// Not a test of its own: what the other runs.
-#[test]
-fn case() {
-    if std::env::var_os(CASE).is_none() {
-        return;
-    }
+fn live_in_the_jail() -> ! {
     let host = Host::open().unwrap();
     let (spec, resources) = parts(COUNT, 2, true);
     let leader = Arc::new(Leader::default());
@@ -75,10 +70,14 @@ fn case() {
 
 #[test]
 fn a_machine_lives_its_whole_life_in_the_jail() {
+    const NAME: &str = "a_machine_lives_its_whole_life_in_the_jail";
+    if std::env::var_os(JAILED).is_some() {
+        live_in_the_jail();
+    }
     let mut program = Program::new(std::env::current_exe().unwrap());
     program
-        .args(["case", "--exact", "--test-threads=1", "--nocapture"])
-        .env(CASE, "1");
+        .args([NAME, "--exact", "--test-threads=1", "--nocapture"])
+        .env(JAILED, "1");
     let output = program.output().unwrap();
     assert_eq!(output.status.code(), Some(77), "{output:?}");
 }

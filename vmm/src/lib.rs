@@ -15,6 +15,7 @@ pub mod counters;
 pub mod cpu;
 pub mod descriptors;
 pub mod error;
+pub mod file_size;
 pub mod jail;
 pub mod kvm;
 pub mod layout;

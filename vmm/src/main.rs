@@ -11,10 +11,9 @@ use std::sync::Arc;
 use flashpan_protocol::control::{CONTROL_FD, Event};
 use flashpan_protocol::phase::Phase;
 use flashpan_vmm::control::{Control, ControlSubscriber};
-use flashpan_vmm::descriptors;
 use flashpan_vmm::jail::{self, Stage};
 use flashpan_vmm::vm::stamp;
-use flashpan_vmm::{Host, Observer, Vm, VmEvent, probe};
+use flashpan_vmm::{Host, Observer, Vm, VmEvent, descriptors, file_size, probe};
 
 const USAGE: &str = "flashpan-vmm is started by flashpan with a control socket as descriptor 3; \
 run `flashpan run` instead, or `flashpan-vmm --probe` to try KVM";
@@ -57,6 +56,7 @@ fn main() -> ExitCode {
 fn serve(spawned: flashpan_protocol::control::Stamp) -> Result<(), Box<dyn std::error::Error>> {
     let control = Control::new(control_fd()?)?;
     descriptors::raise_limit();
+    file_size::let_writes_fail();
     let host = Host::open();
     jail::enter(Stage::Building)?;
     let (spec, resources) = control.handshake()?;

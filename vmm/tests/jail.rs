@@ -1,6 +1,6 @@
 //! The jail, proved from the outside: what it forbids ends the process, what
-//! the VMM needs goes on. Each case runs in a process of its own, this test
-//! program started again.
+//! the VMM needs goes on. Each case runs in a process of its own: the test started
+//! again, which then is the case.
 
 #![allow(unsafe_code)] // Makes the calls that no safe wrapper makes.
 #![allow(
@@ -13,7 +13,7 @@
 )]
 
 use std::fs::File;
-use std::io::{Read, Seek, Write};
+use std::io::{ErrorKind, Read, Seek, SeekFrom, Write};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::net::{UnixDatagram, UnixStream};
 use std::os::unix::process::ExitStatusExt;
@@ -21,17 +21,21 @@ use std::process::{Command, ExitStatus};
 use std::sync::Barrier;
 use std::thread;
 
+use flashpan_vmm::file_size;
 use flashpan_vmm::jail::{self, Stage};
 use flashpan_vmm::memory::GuestMemory;
 
-/// Says to the test program which case it is to be.
+/// Says to a test which case it is to be.
 const CASE: &str = "FLASHPAN_JAIL_CASE";
+
+/// No file of a case may become longer.
+const FILE_SIZE: u64 = 64 << 20;
 
 /// What a case does after it was jailed.
 type Deed = fn(&mut File);
 
 /// Each case with whether a VMM needs it.
-const CASES: [(&str, Stage, bool, Deed); 20] = [
+const CASES: [(&str, Stage, bool, Deed); 21] = [
     ("open", Stage::Building, false, |_| {
         drop(File::open("/dev/null"));
     }),
@@ -93,6 +97,12 @@ const CASES: [(&str, Stage, bool, Deed); 20] = [
         file.write_all(b"x").unwrap();
         file.rewind().unwrap();
         file.read_exact(&mut [0]).unwrap();
+    }),
+    // The kernel would send SIGXFSZ.
+    ("file size", Stage::Running, true, |file| {
+        let end = file.seek(SeekFrom::Start(FILE_SIZE)).unwrap();
+        let error = file.write(b"x").unwrap_err();
+        assert_eq!((end, error.kind()), (FILE_SIZE, ErrorKind::FileTooLarge));
     }),
     ("streams", Stage::Running, true, |_| {
         let (mut ours, theirs) = UnixStream::pair().unwrap();
@@ -165,14 +175,31 @@ fn ioctl(file: &File, request: libc::c_ulong) {
     unsafe { libc::ioctl(file.as_raw_fd(), request, 0) };
 }
 
-/// Not a test of its own: what the cases are run by.
-#[test]
-fn case() {
-    let Ok(wanted) = std::env::var(CASE) else {
-        return;
-    };
-    let (_, stage, _, deed) = CASES.iter().find(|(name, ..)| *name == wanted).unwrap();
+/// Runs the cases that a VMM needs, or those that it does not; `check` is given
+/// what became of each. The name is that of the test that calls this.
+fn each(test: &str, needed: bool, check: fn(&str, ExitStatus)) {
+    if let Ok(case) = std::env::var(CASE) {
+        be(&case);
+    }
+    for (case, ..) in CASES.iter().filter(|case| case.2 == needed) {
+        let mut command = Command::new(std::env::current_exe().unwrap());
+        command
+            .args([test, "--exact", "--test-threads=1", "--quiet"])
+            .env(CASE, case);
+        check(case, command.output().unwrap().status);
+    }
+}
+
+fn be(case: &str) -> ! {
+    let (_, stage, _, deed) = CASES.iter().find(|(name, ..)| *name == case).unwrap();
     let mut file = vmm_sys_util::tempfile::TempFile::new().unwrap().into_file();
+    let limit = libc::rlimit {
+        rlim_cur: FILE_SIZE,
+        rlim_max: FILE_SIZE,
+    };
+    // SAFETY: the pointer is to `limit`.
+    unsafe { libc::setrlimit(libc::RLIMIT_FSIZE, &raw const limit) };
+    file_size::let_writes_fail();
     jail::enter(Stage::Building).unwrap();
     if *stage == Stage::Running {
         jail::enter(Stage::Running).unwrap();
@@ -181,31 +208,16 @@ fn case() {
     std::process::exit(77);
 }
 
-fn run(case: &str) -> ExitStatus {
-    let program = std::env::current_exe().unwrap();
-    let mut command = Command::new(program);
-    command
-        .args(["case", "--exact", "--test-threads=1", "--quiet"])
-        .env(CASE, case);
-    command.output().unwrap().status
-}
-
 #[test]
 fn what_a_vmm_does_not_need_ends_it() {
-    for (case, _, needed, _) in CASES {
-        if !needed {
-            let status = run(case);
-            assert_eq!(status.signal(), Some(libc::SIGSYS), "{case}: {status}");
-        }
-    }
+    each("what_a_vmm_does_not_need_ends_it", false, |case, status| {
+        assert_eq!(status.signal(), Some(libc::SIGSYS), "{case}: {status}");
+    });
 }
 
 #[test]
 fn what_a_vmm_needs_goes_on() {
-    for (case, _, needed, _) in CASES {
-        if needed {
-            let status = run(case);
-            assert_eq!(status.code(), Some(77), "{case}: {status}");
-        }
-    }
+    each("what_a_vmm_needs_goes_on", true, |case, status| {
+        assert_eq!(status.code(), Some(77), "{case}: {status}");
+    });
 }

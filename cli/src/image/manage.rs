@@ -1,10 +1,10 @@
 //! Names of images, and the room that they take.
 
 use clap::Args;
-use flashpan_rootfs::store::{Gc, Store};
+use flashpan_rootfs::store::{Event, Gc, Store};
 
-use super::show::{short_name, size};
-use crate::failure::{Failure, each, print};
+use super::show::{nameless, short_name, size};
+use crate::failure::{Failure, each, print, say};
 
 const RM_EXAMPLES: &str = "\
 Examples:
@@ -84,7 +84,14 @@ pub(super) fn rm(args: &RmArgs) -> Result<(), Failure> {
 
 pub(super) fn tag(args: &TagArgs) -> Result<(), Failure> {
     let store = Store::user().map_err(Failure::new)?;
-    let info = store.tag(&args.image, &args.name).map_err(Failure::new)?;
+    let note = |event| {
+        if let Event::Nameless(image) = event {
+            say("note", &nameless(&image));
+        }
+    };
+    let info = store
+        .tag(&args.image, &args.name, &note)
+        .map_err(Failure::new)?;
     print(&format!("Tagged: {}\n", short_name(&info.name)))
 }
 

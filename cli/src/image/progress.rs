@@ -9,7 +9,7 @@ use std::sync::{Mutex, PoisonError};
 use flashpan_rootfs::store::Event;
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 
-use super::show::{digest, size};
+use super::show::{digest, nameless, size};
 use crate::failure::say;
 use crate::progress::Progress;
 
@@ -102,6 +102,7 @@ impl ImageProgress {
                     })
                     .set(done);
             }
+            Event::Nameless(image) => self.line(&nameless(&image)),
         }
     }
 

@@ -143,9 +143,13 @@ pub(crate) fn pull(args: &PullArgs) -> Result<(), Failure> {
         true => "",
         false => "Up to date\n",
     };
+    // The digest is the index's then.
+    let manifest = info.manifest.as_ref().filter(|_| info.index.is_some());
+    let manifest = manifest.map(|digest| format!("Manifest: {digest} ({})\n", info.platform));
     print(&format!(
-        "{current}Tagged: {}\nDigest: {digest}\nSize: {}\n",
+        "{current}Tagged: {}\nDigest: {digest}\n{}Size: {}\n",
         short_name(tag),
+        manifest.unwrap_or_default(),
         size(info.size)
     ))
 }

@@ -57,8 +57,10 @@ struct Listed<'a> {
     name: &'a str,
     source: Source,
     id: &'a str,
-    /// By which a registry has it: of its index, or else of its manifest.
+    /// Of what the name stands for: of the index, or else of the manifest.
     digest: Option<&'a str>,
+    index: Option<&'a str>,
+    /// Of the one for the platform.
     manifest: Option<&'a str>,
     platform: &'a str,
     /// Bytes of the root image.
@@ -75,6 +77,7 @@ impl<'a> Listed<'a> {
             source: info.source,
             id: &info.id,
             digest: info.digest(),
+            index: info.index.as_deref(),
             manifest: info.manifest.as_deref(),
             platform: &info.platform,
             size: info.size,
@@ -162,6 +165,16 @@ pub(super) fn inspect(args: &InspectArgs) -> Result<(), Failure> {
         })
         .collect();
     print_json(&inspected)
+}
+
+/// What to say of an image whose last name was given to another.
+pub(super) fn nameless(image: &ImageInfo) -> String {
+    format!(
+        "the image that {} was until now ({}) has no other name; `flashpan image gc` removes \
+         its files",
+        short_name(&image.name),
+        digest(&image.id, false)
+    )
 }
 
 /// A name as people write it.

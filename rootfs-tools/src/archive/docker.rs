@@ -83,6 +83,7 @@ fn image(origin: &Origin, tar: &Tar, listed: Listed) -> Result<Image, Error> {
         layers: layers.collect::<Result<_, _>>()?,
         config: bytes,
         manifest: None,
+        index: None,
     })
 }
 

@@ -114,7 +114,7 @@ impl Walk<'_> {
                     continue;
                 }
             }
-            self.blob(entry, name, DEPTH)?;
+            self.blob(entry, name, None, DEPTH)?;
         }
         Ok(())
     }
@@ -129,10 +129,12 @@ impl Walk<'_> {
         }
     }
 
+    /// An image, or an index that names one; `top` is the first index on the way.
     fn blob(
         &mut self,
         blob: &Descriptor,
         name: Option<&String>,
+        top: Option<&String>,
         depth: usize,
     ) -> Result<(), Error> {
         let (origin, digest) = (self.origin, blob.digest().to_string());
@@ -146,7 +148,10 @@ impl Walk<'_> {
         match self.document(&digest, &json)? {
             Document::Index(index) => match self.platform.select(&index) {
                 // One platform, one image.
-                Ok(entry) => self.blob(entry, name, depth.saturating_sub(1)),
+                Ok(entry) => {
+                    let top = Some(top.unwrap_or(&digest));
+                    self.blob(entry, name, top, depth.saturating_sub(1))
+                }
                 Err(no_match) => {
                     self.leave_out(&no_match.available);
                     Ok(())
@@ -176,6 +181,7 @@ impl Walk<'_> {
                     names: name.cloned().into_iter().collect(),
                     config,
                     manifest: Some(json),
+                    index: top.cloned(),
                     layers,
                 });
                 Ok(())

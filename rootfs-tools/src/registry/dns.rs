@@ -12,8 +12,15 @@ use reqwest::dns::{Name, Resolve, Resolving};
 
 /// A name that cannot be resolved.
 #[derive(Debug, Clone, thiserror::Error)]
-#[error("{why}")]
+#[error("{}", why.why)]
 pub(super) struct Failure {
+    pub(super) name: String,
+    pub(super) why: Unknown,
+}
+
+/// Why.
+#[derive(Debug, Clone)]
+pub(super) struct Unknown {
     pub(super) why: String,
     /// The name does not exist; asking again will not help.
     pub(super) definite: bool,
@@ -22,7 +29,7 @@ pub(super) struct Failure {
 /// Resolves names. The system's files are read at the first name.
 #[derive(Clone, Default)]
 pub(super) struct Resolver {
-    state: Arc<OnceLock<Result<State, Failure>>>,
+    state: Arc<OnceLock<Result<State, Unknown>>>,
 }
 
 struct State {
@@ -33,7 +40,7 @@ struct State {
 }
 
 impl State {
-    fn new() -> Result<Self, Failure> {
+    fn new() -> Result<Self, Unknown> {
         let (mut builder, unconfigured) = match TokioResolver::builder_tokio() {
             Ok(builder) => (builder, None),
             Err(error) => {
@@ -44,7 +51,7 @@ impl State {
             }
         };
         builder.options_mut().ip_strategy = LookupIpStrategy::Ipv6AndIpv4;
-        let resolver = builder.build().map_err(|error| Failure {
+        let resolver = builder.build().map_err(|error| Unknown {
             why: error.to_string(),
             definite: true,
         })?;
@@ -54,33 +61,33 @@ impl State {
         })
     }
 
-    async fn resolve(&self, name: &str) -> Result<Vec<IpAddr>, Failure> {
+    async fn resolve(&self, name: &str) -> Result<Vec<IpAddr>, Unknown> {
         match self.resolver.lookup_ip(name).await {
             Ok(found) => Ok(found.iter().collect()),
             Err(error) => Err(self.explain(&error)),
         }
     }
 
-    fn explain(&self, error: &NetError) -> Failure {
+    fn explain(&self, error: &NetError) -> Unknown {
         if let Some(why) = &self.unconfigured {
-            return Failure {
+            return Unknown {
                 why: why.clone(),
                 definite: true,
             };
         }
         if error.is_nx_domain() {
-            return Failure {
+            return Unknown {
                 why: "the name does not exist; check the spelling".to_owned(),
                 definite: true,
             };
         }
         if error.is_no_records_found() {
-            return Failure {
+            return Unknown {
                 why: "the name has no addresses".to_owned(),
                 definite: true,
             };
         }
-        Failure {
+        Unknown {
             why: format!("{error}; is the name server of /etc/resolv.conf reachable?"),
             definite: false,
         }
@@ -91,11 +98,14 @@ impl Resolve for Resolver {
     fn resolve(&self, name: Name) -> Resolving {
         let state = self.state.clone();
         Box::pin(async move {
-            let state = state
-                .get_or_init(State::new)
-                .as_ref()
-                .map_err(Clone::clone)?;
-            let found = state.resolve(name.as_str()).await?;
+            let found = match state.get_or_init(State::new) {
+                Ok(state) => state.resolve(name.as_str()).await,
+                Err(why) => Err(why.clone()),
+            };
+            let found = found.map_err(|why| Failure {
+                name: name.as_str().to_owned(),
+                why,
+            })?;
             // Port 0: that of the URL.
             let addresses = found.into_iter().map(|ip| SocketAddr::new(ip, 0));
             Ok(Box::new(addresses) as reqwest::dns::Addrs)

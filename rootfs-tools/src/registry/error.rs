@@ -275,6 +275,8 @@ pub enum Error {
 pub enum Tls {
     /// Nobody whom we trust vouches for it.
     UnknownAuthority,
+    /// There is nobody whom we trust, for this reason.
+    NoAuthorities(String),
     /// It does not speak TLS.
     PlainHttp,
     /// The certificate is for another host.
@@ -291,6 +293,13 @@ impl fmt::Display for Tls {
             Self::UnknownAuthority => {
                 "its certificate is signed by no authority that we trust; add the authority's \
                  certificate to the host's, or name its file (extra CA)"
+            }
+            Self::NoAuthorities(why) => {
+                return write!(
+                    f,
+                    "no authority is trusted, as the host's certificates (or those of \
+                     SSL_CERT_FILE and SSL_CERT_DIR) cannot be used: {why}"
+                );
             }
             Self::PlainHttp => {
                 "it speaks plain HTTP; if that is meant to be, name the registry insecure"

@@ -195,11 +195,6 @@ impl Proxies {
             none: get("NO_PROXY"),
         }
     }
-
-    /// Is there any?
-    pub(crate) fn any(&self) -> bool {
-        self.http.is_some() || self.https.is_some() || self.all.is_some()
-    }
 }
 
 /// Without the URLs, which can have passwords in them.

@@ -17,23 +17,31 @@ const LARGEST: u64 = 4 << 20;
 
 /// TLS 1.2 and 1.3 with the host's authorities (those in the files that
 /// `SSL_CERT_FILE` and `SSL_CERT_DIR` name, if they are set) and the user's.
-pub(super) fn config(options: &Options) -> Result<ClientConfig, Error> {
+/// Either of them replaces all of the host's. Also gives, if nobody is trusted at
+/// all, why that is so.
+pub(super) fn config(options: &Options) -> Result<(ClientConfig, Option<String>), Error> {
     let mut roots = RootCertStore::empty();
     // What is unusable among the host's is ignored, as other programs do.
-    roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+    let host = rustls_native_certs::load_native_certs();
+    roots.add_parsable_certificates(host.certs);
     for path in &options.ca_files {
         add(&mut roots, path).map_err(|why| Error::Certificates {
             path: path.clone(),
             why,
         })?;
     }
+    let nobody = roots.is_empty().then(|| {
+        let why = host.errors.first().map(|error| clean(&error.to_string()));
+        why.unwrap_or_else(|| "there are no files with certificates".to_owned())
+    });
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let builder = ClientConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
         .map_err(|error| Error::Options {
             why: format!("cannot set TLS up: {error}"),
         })?;
-    Ok(builder.with_root_certificates(roots).with_no_client_auth())
+    let config = builder.with_root_certificates(roots).with_no_client_auth();
+    Ok((config, nobody))
 }
 
 fn add(roots: &mut RootCertStore, path: &Path) -> Result<(), String> {

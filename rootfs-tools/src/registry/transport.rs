@@ -11,11 +11,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use reqwest::header::{ACCEPT, AUTHORIZATION, HeaderValue, LOCATION, RANGE, RETRY_AFTER};
-use reqwest::{Client, Method, NoProxy, Proxy, Request, Response, StatusCode, Url};
+use reqwest::{Client, Method, Proxy, Request, Response, StatusCode, Url};
 use tokio::time::{Instant, timeout, timeout_at};
 
-use super::error::{Again, Error, Failure, clean};
-use super::options::{Options, Proxies};
+use super::error::{Again, Error, Failure, Tls, clean};
+use super::options::Options;
+use super::proxy::{self, Routes};
 use super::{dns, tls};
 
 /// Redirects that are followed for one request.
@@ -28,6 +29,9 @@ const LONGEST_EXPLANATION: u64 = 16 << 10;
 pub(super) struct Transport {
     client: Client,
     options: Arc<Options>,
+    routes: Arc<Routes>,
+    /// Why no authority is trusted, if that is so.
+    nobody: Option<String>,
 }
 
 /// A request.
@@ -71,22 +75,30 @@ pub(super) struct Answer {
 
 impl Transport {
     pub(super) fn new(options: Arc<Options>) -> Result<Self, Error> {
-        let mut builder = Client::builder()
+        let routes = Arc::new(Routes::new(&options.proxies)?);
+        let chosen = routes.clone();
+        let (tls, nobody) = tls::config(&options)?;
+        let builder = Client::builder()
             .user_agent(concat!("flashpan/", env!("CARGO_PKG_VERSION")))
-            .tls_backend_preconfigured(tls::config(&options)?)
+            .tls_backend_preconfigured(tls)
             .dns_resolver(dns::Resolver::default())
             .redirect(reqwest::redirect::Policy::none())
             .referer(false)
             .http1_only()
             .connect_timeout(options.deadlines.connect)
-            .no_proxy();
-        for proxy in proxies(&options.proxies)? {
-            builder = builder.proxy(proxy);
-        }
+            .no_proxy()
+            .proxy(Proxy::custom(move |url| {
+                chosen.of(url).map(|route| route.url().clone())
+            }));
         let client = builder.build().map_err(|error| Error::Options {
             why: format!("cannot set HTTP up: {}", innermost(&error)),
         })?;
-        Ok(Self { client, options })
+        Ok(Self {
+            client,
+            options,
+            routes,
+            nobody,
+        })
     }
 
     /// Asks, and follows redirects, until there is an answer of another kind.
@@ -174,7 +186,7 @@ impl Transport {
         let limit = deadlines.connect + deadlines.idle;
         match timeout(limit, self.client.execute(request)).await {
             Ok(Ok(response)) => Ok(response),
-            Ok(Err(error)) => Err(self.explain(&error, host, ask.what)),
+            Ok(Err(error)) => Err(self.explain(&error, url, ask.what)),
             Err(_) => Err(Failure::passing(Error::TimedOut {
                 what: ask.what.to_owned(),
                 host: host.to_owned(),
@@ -194,7 +206,7 @@ impl Transport {
     ) -> Result<Option<impl AsRef<[u8]> + use<>>, Failure> {
         match timeout_at(deadline, answer.response.chunk()).await {
             Ok(Ok(chunk)) => Ok(chunk),
-            Ok(Err(error)) => Err(self.explain(&error, &answer.host, what)),
+            Ok(Err(error)) => Err(self.explain(&error, answer.response.url(), what)),
             Err(_) => Err(Failure::passing(Error::TimedOut {
                 what: what.to_owned(),
                 host: answer.host.clone(),
@@ -241,6 +253,14 @@ impl Transport {
     pub(super) async fn status(&self, mut answer: Answer, what: &str) -> Failure {
         let status = answer.response.status();
         let wait = retry_after(&answer.response);
+        // Registries have no such status: in plain HTTP, proxies answer for them.
+        if status == StatusCode::PROXY_AUTHENTICATION_REQUIRED
+            && let Some(route) = self.routes.of(answer.response.url())
+        {
+            let host = format!("{} through {route}", answer.host);
+            let why = proxy::LOGIN.to_owned();
+            return Error::Connect { host, why }.into();
+        }
         if status == StatusCode::TOO_MANY_REQUESTS {
             return Failure {
                 error: Error::RateLimited {
@@ -273,11 +293,20 @@ impl Transport {
     }
 
     /// What an error of the HTTP client means.
-    fn explain(&self, error: &reqwest::Error, host: &str, what: &str) -> Failure {
-        let host = host.to_owned();
+    fn explain(&self, error: &reqwest::Error, url: &Url, what: &str) -> Failure {
+        let route = self.routes.of(url);
         if let Some(dns) = find::<dns::Failure>(error) {
-            let why = clean(&dns.why);
-            let definite = dns.definite;
+            let mut why = clean(&dns.why.why);
+            let host = match route {
+                Some(route) if url.host_str() != Some(dns.name.as_str()) => route.to_string(),
+                Some(route) => {
+                    // Only here because it is asked for an address.
+                    why.push_str(&format!("; {route} looks it up itself as socks5h://"));
+                    host_of(url)
+                }
+                None => host_of(url),
+            };
+            let definite = dns.why.definite;
             let error = Error::Name { host, why };
             return if definite {
                 error.into()
@@ -285,8 +314,15 @@ impl Transport {
                 Failure::passing(error)
             };
         }
+        let host = match route {
+            Some(route) => format!("{} through {route}", host_of(url)),
+            None => host_of(url),
+        };
         if let Some(error) = find::<rustls::Error>(error) {
-            let why = tls::explain(error);
+            let why = match (tls::explain(error), &self.nobody) {
+                (Tls::UnknownAuthority, Some(why)) => Tls::NoAuthorities(why.clone()),
+                (why, _) => why,
+            };
             return Error::Tls { host, why }.into();
         }
         if error.is_connect() && error.is_timeout() {
@@ -297,17 +333,28 @@ impl Transport {
                 limit: self.options.deadlines.connect,
             });
         }
+        let text = innermost(error);
+        if route.is_some() && error.is_connect() && proxy::wants_login(&text) {
+            let why = proxy::LOGIN.to_owned();
+            return Error::Connect { host, why }.into();
+        }
         let kind = find::<io::Error>(error).map(io::Error::kind);
-        let mut why = match kind {
+        let why = match kind {
+            Some(io::ErrorKind::ConnectionRefused) if route.is_some() => {
+                "the proxy refuses connections; is its port right, and does it run?".to_owned()
+            }
+            _ if route.is_some() && proxy::is_away(&text) => {
+                "the proxy cannot be reached; is its port right, and does it run?".to_owned()
+            }
             Some(io::ErrorKind::ConnectionRefused) => {
                 "connection refused; is the port right, and does the registry run?".to_owned()
             }
             Some(io::ErrorKind::UnexpectedEof) => "it was closed".to_owned(),
-            _ => clean(&innermost(error)),
+            _ if route.is_some() && proxy::refuses(&text) => {
+                "the proxy does not let us through, or cannot reach it".to_owned()
+            }
+            _ => clean(&text),
         };
-        if error.is_connect() && self.options.proxies.any() {
-            why.push_str(" (proxies are set)");
-        }
         Failure::passing(if error.is_connect() {
             Error::Connect { host, why }
         } else {
@@ -376,33 +423,6 @@ const CODES: [&str; 15] = [
     "UNKNOWN",
     "UNSUPPORTED",
 ];
-
-fn proxies(proxies: &Proxies) -> Result<Vec<Proxy>, Error> {
-    // As Go does, and with it docker and podman: never for this host itself.
-    let mut none = "localhost,127.0.0.0/8,::1".to_owned();
-    if let Some(more) = &proxies.none {
-        none.push(',');
-        none.push_str(more);
-    }
-    let none = NoProxy::from_string(&none);
-    // The error would repeat the URL, which can have a password in it.
-    let wrong = |name: &str| Error::Options {
-        why: format!("the proxy for {name} is no URL that can be used"),
-    };
-    let mut list = Vec::new();
-    type Make = fn(String) -> reqwest::Result<Proxy>;
-    for (name, url, make) in [
-        ("HTTP", &proxies.http, Proxy::http::<String> as Make),
-        ("HTTPS", &proxies.https, Proxy::https::<String>),
-        ("all", &proxies.all, Proxy::all::<String>),
-    ] {
-        if let Some(url) = url {
-            let proxy = make(url.clone()).map_err(|_| wrong(name))?;
-            list.push(proxy.no_proxy(none.clone()));
-        }
-    }
-    Ok(list)
-}
 
 /// The first error of a type among the causes of another. Errors of I/O keep
 /// theirs where `source` does not show it.

@@ -117,22 +117,22 @@ impl Store {
                 let ready = batch.take(new);
                 imported.extend(ready.iter().cloned());
                 if batch.held.len() >= HELD_MAX {
-                    self.list_images(&mut batch)?;
+                    self.list_images(&mut batch, events)?;
                 }
             }
             Ok(())
         };
         let result = all();
         // Those before an error stay.
-        let listed = self.list_images(&mut batch);
+        let listed = self.list_images(&mut batch, events);
         result.and(listed).map(|()| imported)
     }
 
-    fn list_images(&self, batch: &mut Batch) -> Result<(), Error> {
+    fn list_images(&self, batch: &mut Batch, events: Events<'_>) -> Result<(), Error> {
         let Batch { infos, held } = std::mem::take(batch);
         let listed = match infos.is_empty() {
             true => Ok(()),
-            false => self.add(infos),
+            false => self.add(infos, events),
         };
         drop(held);
         listed
@@ -200,7 +200,7 @@ impl Store {
             source: Source::Import,
             id,
             manifest: manifest.as_ref().map(|(digest, _)| digest.clone()),
-            index: None,
+            index: image.index.clone(),
             platform: config.platform(),
             layers: infos,
             root,
@@ -277,7 +277,7 @@ impl Store {
             created: None,
             added: now(),
         };
-        self.add([info.clone()])?;
+        self.add([info.clone()], events)?;
         Ok(Image { info, config })
     }
 }
@@ -426,6 +426,7 @@ fn root_tar(layer: archive::Layer, cancel: &Cancel) -> Result<archive::Image, Er
         names: Vec::new(),
         config: plain_config(&diff_id),
         manifest: None,
+        index: None,
         layers: vec![layer],
     })
 }

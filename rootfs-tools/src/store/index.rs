@@ -69,8 +69,8 @@ pub struct ImageInfo {
     /// Digest of its manifest, if it has one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub manifest: Option<String>,
-    /// Digest of the index that names its manifest, if its registry has it for
-    /// several platforms.
+    /// Digest of the index that its name stands for, if that is for several
+    /// platforms.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub index: Option<String>,
     /// Such as `linux/amd64`.
@@ -89,7 +89,7 @@ pub struct ImageInfo {
 }
 
 impl ImageInfo {
-    /// The digest by which its registry has it: of the index, or else of the
+    /// The digest of what its name stands for: of the index, or else of the
     /// manifest.
     #[must_use]
     pub fn digest(&self) -> Option<&str> {

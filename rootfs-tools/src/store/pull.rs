@@ -80,7 +80,7 @@ impl Store {
         match self.pull_now(client, reference, options, events).await {
             Ok((image, changed)) => {
                 if let Some(tag) = &tag {
-                    self.tag(&image.info.name, tag)?;
+                    self.tag(&image.info.name, tag, events.as_ref())?;
                 }
                 Ok(Pulled {
                     image,
@@ -143,7 +143,7 @@ impl Store {
                 // it was.
                 if image.info.index != index_of(resolved) {
                     image.info.index = index_of(resolved);
-                    self.add([image.info.clone()])?;
+                    self.add([image.info.clone()], &|_| {})?;
                 }
                 Ok(Some(image))
             }
@@ -179,6 +179,7 @@ impl Pull<'_> {
         };
         let store = self.store.clone();
         let manifest = self.resolved.manifest_bytes.clone();
+        let events = Arc::clone(self.events);
         let index = index_of(&self.resolved);
         let infos = config.diff_ids.iter().zip(layers);
         let infos = infos.map(|(diff_id, layer)| LayerInfo {
@@ -204,7 +205,7 @@ impl Pull<'_> {
                 created: config.created.clone(),
                 added: now(),
             };
-            store.add([info.clone()])?;
+            store.add([info.clone()], events.as_ref())?;
             drop(layers_in_use);
             Ok(Image { info, config })
         })

@@ -1,7 +1,7 @@
 use std::fs;
 use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::mpsc;
+use std::sync::{Mutex, mpsc};
 
 use super::*;
 use crate::probe::{RootImage, probe};
@@ -104,7 +104,7 @@ fn a_digest_names_an_image_alone_and_in_its_repository() {
             ..imported[0].info.clone()
         };
         assert_eq!(info.digest(), Some(index.as_str()));
-        store.add([info]).unwrap();
+        store.add([info], &|_| {}).unwrap();
     }
     let short = &index[..19];
     for (wish, name) in [
@@ -139,7 +139,7 @@ fn a_digest_with_several_names_is_removed_only_by_force() {
     let (dir, store) = store();
     let images = [("app:1", &b"a"[..]), ("other", b"b")];
     let imported = import(&store, archive(dir.path(), &images)).unwrap();
-    store.tag("app:1", "base").unwrap();
+    store.tag("app:1", "base", &|_| {}).unwrap();
     let id = &imported[0].info.id;
     let error = store.remove(&id[..19], false).unwrap_err();
     let both = ["docker.io/library/app:1", "docker.io/library/base:latest"];
@@ -148,7 +148,7 @@ fn a_digest_with_several_names_is_removed_only_by_force() {
     }
     assert_eq!(names(&store).len(), 3);
     // One name of it goes without the other.
-    store.tag("app:1", "third").unwrap();
+    store.tag("app:1", "third", &|_| {}).unwrap();
     store.remove("third", false).unwrap();
     assert_eq!(store.remove(id, true).unwrap(), both);
     assert_eq!(names(&store), ["docker.io/library/other:latest"]);
@@ -215,11 +215,53 @@ fn images_with_the_same_layers_share_their_root() {
     store.root(&imported[2].info).unwrap();
 }
 
+/// By then no command but `gc` can do anything about it.
+#[test]
+fn an_image_that_loses_its_last_name_to_another_is_told() {
+    let (dir, store) = store();
+    let told = Mutex::new(Vec::new());
+    let events = |event| {
+        if let Event::Nameless(image) = event {
+            told.lock().unwrap().push((image.name, image.id));
+        }
+    };
+    let import = |images: &[(&str, &[u8])]| {
+        let input = archive(dir.path(), images);
+        let imported = store.import(input, &ImportOptions::default(), &events);
+        imported.unwrap().remove(0).info.id
+    };
+    let told = || std::mem::take(&mut *told.lock().unwrap());
+    let first = import(&[("app", b"a")]);
+    // The same image again, and one that keeps another name.
+    import(&[("app", b"a")]);
+    store.tag("app", "base", &events).unwrap();
+    let second = import(&[("app", b"b")]);
+    assert_eq!(told(), []);
+    let before = files(&store);
+    store.tag("app", "base", &events).unwrap();
+    assert_eq!(
+        told(),
+        [("docker.io/library/base:latest".to_owned(), first.clone())]
+    );
+    assert!(matches!(store.get(&first), Err(Error::NotFound(_))));
+    // Its files stay: a VM may run on them, and a pull use its layers.
+    assert_eq!(files(&store), before);
+    store.remove("base", false).unwrap();
+    assert_ne!(files(&store), before);
+    import(&[("app", b"c")]);
+    assert_eq!(
+        told(),
+        [("docker.io/library/app:latest".to_owned(), second)]
+    );
+    let collected = store.gc(&Gc::all()).unwrap();
+    assert!(!collected.files.is_empty());
+}
+
 #[test]
 fn removing_the_last_name_removes_everything() {
     let (dir, store) = store();
     import(&store, archive(dir.path(), &[("app", b"a")])).unwrap();
-    let tagged = store.tag("app", "quay.io/other/name:v2").unwrap();
+    let tagged = store.tag("app", "quay.io/other/name:v2", &|_| {}).unwrap();
     assert_eq!(tagged.source, Source::Tag);
     assert_eq!(
         names(&store),

@@ -1,3 +1,5 @@
+use std::collections::HashSet;
+use std::os::unix::fs::FileExt;
 use std::process::Command;
 
 use super::*;
@@ -63,6 +65,64 @@ fn fsck(volume: &Volume) {
     let mut e2fsck = Command::new("/usr/sbin/e2fsck");
     let output = child::output(e2fsck.arg("-fn").arg(&volume.path)).unwrap();
     assert!(output.status.success(), "{output:?}");
+}
+
+/// As the superblock has it.
+fn uuid(volume: &Volume) -> [u8; 16] {
+    let mut uuid = [0; 16];
+    let file = File::open(&volume.path).unwrap();
+    file.read_exact_at(&mut uuid, 1024 + 104).unwrap();
+    uuid
+}
+
+/// Without a clean end: the journal is to be replayed at the next mount.
+fn leave_unclean(volume: &Volume) {
+    let mut debugfs = Command::new("/usr/sbin/debugfs");
+    debugfs.args(["-w", "-R", "feature needs_recovery"]);
+    let output = child::output(debugfs.arg(&volume.path)).unwrap();
+    assert!(output.status.success(), "{output:?}");
+}
+
+#[test]
+fn no_two_volumes_have_the_same_uuid() {
+    let fixture = Fixture::new();
+    let (first, second) = (fixture.create("a"), fixture.create("b"));
+    put(&first, "greeting", "hello");
+    leave_unclean(&first);
+    let unclean = fixture.volumes.copy("a", "c").unwrap();
+    let again = fixture.volumes.copy("c", "d").unwrap();
+    let all = [&first, &second, &unclean, &again];
+    let uuids: HashSet<_> = all.into_iter().map(uuid).collect();
+    assert_eq!(uuids.len(), 4);
+    for copy in [&unclean, &again] {
+        assert_eq!(get(copy, "greeting"), "hello");
+        fsck(copy);
+    }
+    // Another size is no other file system.
+    let before = uuid(&again);
+    let larger = fixture.volumes.resize("d", 32 * MIB).unwrap();
+    assert_eq!(uuid(&larger), before);
+    fsck(&larger);
+    // The copy was what recovered, not what it was made of.
+    let opened = fixture.volumes.open("a", true);
+    assert!(
+        matches!(opened, Err(Error::Open(OpenError::NeedsRecovery { .. }))),
+        "{opened:?}"
+    );
+}
+
+/// File systems of other hands may have no checksums.
+#[test]
+fn a_volume_without_checksums_is_copied() {
+    let fixture = Fixture::new();
+    let volume = fixture.create("a");
+    let mut mkfs = Command::new("/usr/sbin/mkfs.ext4");
+    mkfs.args(["-q", "-F", "-O", "^metadata_csum,^metadata_csum_seed"]);
+    let output = child::output(mkfs.arg(&volume.path)).unwrap();
+    assert!(output.status.success(), "{output:?}");
+    let copy = fixture.volumes.copy("a", "b").unwrap();
+    assert_ne!(uuid(&copy), uuid(&volume));
+    fsck(&copy);
 }
 
 #[test]
@@ -172,7 +232,7 @@ fn volumes_grow_and_shrink_with_their_content() {
     put(&volume, "big", &"x".repeat(20 << 20));
     let refused = fixture.volumes.resize("a", 16 * MIB).unwrap_err();
     assert!(
-        matches!(refused, Error::Tool(tools::Error::Failed { .. })),
+        matches!(refused, Error::Tool(e2fsprogs::Error::Failed { .. })),
         "{refused}"
     );
     assert_eq!(fixture.volumes.describe("a").unwrap().size, 24 * MIB);

@@ -39,7 +39,12 @@ impl Registry {
         Self::start(false, false)
     }
 
-    /// Over TLS, with a certificate of an authority of its own; for [`USER`].
+    /// Over TLS, with a certificate of an authority of its own; for everybody.
+    pub(crate) fn secure() -> Self {
+        Self::start(true, false)
+    }
+
+    /// The same for [`USER`].
     pub(crate) fn closed() -> Self {
         Self::start(true, true)
     }
@@ -146,7 +151,8 @@ impl Drop for Registry {
     }
 }
 
-/// An authority (`ca.pem`) and a certificate by it for 127.0.0.1 (`server.pem`).
+/// An authority (`ca.pem`) and a certificate by it for 127.0.0.1 and for
+/// registry.test (`server.pem`).
 fn certificates(directory: &Path) {
     let at = |name: &str| directory.join(name).display().to_string();
     let new = [
@@ -187,7 +193,7 @@ fn certificates(directory: &Path) {
         "-CAkey",
         &ca_key,
         "-addext",
-        "subjectAltName=IP:127.0.0.1",
+        "subjectAltName=IP:127.0.0.1,DNS:registry.test",
         "-addext",
         "basicConstraints=critical,CA:FALSE",
     ];

@@ -8,6 +8,7 @@ mod distribution;
 mod failures;
 mod image;
 mod misbehaviour;
+mod proxy;
 mod pull;
 mod routes;
 mod server;

@@ -13,7 +13,7 @@ use crate::{client, content, fetch, file_with, line, name, options};
 
 /// Fetches all of an image and checks every part against the manifest. (That is
 /// against the layout as well: by digests.)
-async fn pull(client: &Client, image: &str) -> Resolved {
+pub(crate) async fn pull(client: &Client, image: &str) -> Resolved {
     let resolved = client
         .resolve(&name(image))
         .await

@@ -127,7 +127,13 @@ async fn proxies_are_used_and_their_passwords_not_shown() {
     assert_eq!(proxy.seen()[1].path, "secret.invalid:443");
     assert!(matches!(error, Error::Connect { .. }), "{error}");
     let text = line(&error);
-    assert!(text.contains("proxies are set"), "{text}");
+    assert!(
+        text.contains(&format!(
+            "through the proxy http://{} (HTTPS_PROXY)",
+            proxy.name()
+        )),
+        "{text}"
+    );
     assert!(
         !format!("{text} {error:?} {client:?}").contains("hunter2"),
         "{text}"

@@ -116,6 +116,9 @@ fn main() {
 /// What the process does after it was started as the VMM of `scenario`.
 fn play(scenario: &str) -> ! {
     check_descriptors();
+    if scenario == "held" {
+        be_held();
+    }
     // SAFETY: the supervisor placed the control socket there for this process.
     let control = Control(unsafe { OwnedFd::from_raw_fd(CONTROL_FD) });
     assert_eq!(
@@ -246,6 +249,36 @@ fn check_descriptors() {
     }
 }
 
+/// Has another process hold this one when it is killed, as a disk does that never
+/// answers: until that has the lock of the file `hold`.
+fn be_held() {
+    // SAFETY: integer arguments only. Elsewhere only parents may trace.
+    unsafe { nix::libc::prctl(nix::libc::PR_SET_PTRACER, nix::libc::PR_SET_PTRACER_ANY) };
+    let place = std::env::var_os("FLASHPAN_FAKE_DIR").unwrap();
+    let file = File::open(Path::new(&place).join("hold")).unwrap();
+    let (mut holds, held) = std::io::pipe().unwrap();
+    let ourselves = nix::unistd::getpid();
+    // SAFETY: this process has one thread, so the child may do anything.
+    match unsafe { nix::unistd::fork() }.unwrap() {
+        nix::unistd::ForkResult::Parent { .. } => {
+            drop(held);
+            holds.read_exact(&mut [0]).unwrap();
+        }
+        nix::unistd::ForkResult::Child => {
+            let options = nix::sys::ptrace::Options::PTRACE_O_TRACEEXIT;
+            nix::sys::ptrace::seize(ourselves, options).unwrap();
+            (&held).write_all(b"x").unwrap();
+            // Nobody is to wait for these.
+            for fd in [2, CONTROL_FD] {
+                // SAFETY: nothing in this process uses them.
+                drop(unsafe { OwnedFd::from_raw_fd(fd) });
+            }
+            let lock = Flock::lock(file, FlockArg::LockExclusive);
+            std::process::exit(i32::from(lock.is_err()))
+        }
+    }
+}
+
 fn check_initramfs(mut file: File) {
     assert!(file.write(b"x").is_err(), "the initramfs can be written to");
     let mut start = [0; 6];
@@ -303,6 +336,7 @@ fn serve(control: &Control, scenario: &str, spec: &VmSpec) -> ! {
                 };
                 control.send(&Event::Stats(Box::new(stats)), None);
             }
+            Request::Kill if scenario == "held" => {}
             Request::Kill => control.exit(ExitReason::Killed),
             other => panic!("unexpected {other:?}"),
         }

@@ -19,6 +19,7 @@ use serde_json::Value;
 
 use crate::budgets::Budgets;
 use crate::figure::Figures;
+use crate::large::LARGE;
 
 /// What `image` is given.
 #[derive(Debug, Default)]
@@ -63,11 +64,11 @@ pub(crate) fn image(options: &ImageOptions) -> Result<bool> {
     remove(&options.work)?;
     let names = budgets
         .names()
-        .filter(|name| name.starts_with(crate::IMAGE));
+        .filter(|name| name.starts_with(crate::IMAGE) && !name.starts_with(LARGE));
     crate::print(&figures?.list, names)
 }
 
-fn remove(path: &Path) -> Result<()> {
+pub(crate) fn remove(path: &Path) -> Result<()> {
     match path.exists() {
         true => fs::remove_dir_all(path).with_context(|| format!("remove {}", path.display())),
         false => Ok(()),
@@ -108,19 +109,21 @@ fn measure<'a>(options: &ImageOptions, budgets: &'a Budgets) -> Result<Figures<'
     }
     let least = |times: &[f64]| times.iter().copied().fold(f64::INFINITY, f64::min);
     let umoci = least(&theirs);
-    let number = |name: &str| {
-        let number = told.get(name).and_then(Value::as_f64);
-        number.with_context(|| format!("the conversion tells no number `{name}`"))
-    };
     let mut figures = Figures::new(budgets);
     figures.add("image/peer-umoci-unpack", umoci, "s");
     figures.add("image/peer-umoci-raw-unpack", least(&raw), "s");
     figures.beside("image/convert", least(&ours), "s", (&peer, umoci));
     figures.add("image/decompress-only", least(&floor), "s");
-    figures.add("image/convert-peak", number("peak_kib")?, "KiB");
-    figures.add("image/content", number("content")?, "bytes");
-    figures.add("image/inodes", number("inodes")?, "inodes");
+    figures.add("image/convert-peak", number(&told, "peak_kib")?, "KiB");
+    figures.add("image/content", number(&told, "content")?, "bytes");
+    figures.add("image/inodes", number(&told, "inodes")?, "inodes");
     Ok(figures)
+}
+
+/// What the conversion tells under this name.
+pub(crate) fn number(told: &Value, name: &str) -> Result<f64> {
+    let number = told.get(name).and_then(Value::as_f64);
+    number.with_context(|| format!("the conversion tells no number `{name}`"))
 }
 
 /// umoci, into a directory that is removed again; seconds.
@@ -145,7 +148,7 @@ fn umoci_version() -> Result<String> {
 }
 
 /// Seconds that a command takes, and what it says.
-fn timed(command: &mut Command) -> Result<(f64, Vec<u8>)> {
+pub(crate) fn timed(command: &mut Command) -> Result<(f64, Vec<u8>)> {
     command
         .stdin(Stdio::null())
         .stdout(Stdio::piped())

@@ -2,6 +2,7 @@
 //! to a program's end, beside QEMU's microvm machine and, where it is installed,
 //! microsandbox in the same run.
 //! `flashpan-bench image`: how long the layers of an image take to become a root.
+//! `flashpan-bench large`: how much memory that takes, for an image of any size.
 //!
 //! Prints one JSON object per line: `name`, `value`, `unit`, and where they
 //! apply `peer`, `ratio` and `budget`. Ends with status 1 if a budget is
@@ -11,6 +12,7 @@ mod budgets;
 mod deadline;
 mod figure;
 mod image;
+mod large;
 mod measure;
 mod microsandbox;
 mod qemu;
@@ -28,9 +30,10 @@ use figure::Figure;
 const USAGE: &str = "usage: flashpan-bench boot --kernel FILE --init FILE --flashpan FILE \
                      --budgets FILE --unit instructions|ns [--runs N] [--microsandbox DIR]\n   or: \
                      flashpan-bench image --layout DIRECTORY --tag TAG --work DIRECTORY \
-                     --budgets FILE --runs N";
+                     --budgets FILE --runs N\n   or: flashpan-bench large --size SIZE --work \
+                     DIRECTORY --budgets FILE";
 
-/// Names of the figures of `image`; all others are those of `boot`.
+/// Names of the figures of `image` and `large`; all others are those of `boot`.
 const IMAGE: &str = "image/";
 
 /// Memory of every guest, in MiB.
@@ -55,6 +58,9 @@ fn main() -> ExitCode {
         Some((command, rest)) if command == "boot" => parse(rest).and_then(|o| boot(&o)),
         Some((command, rest)) if command == "image" => {
             image::ImageOptions::parse(rest).and_then(|o| image::image(&o))
+        }
+        Some((command, rest)) if command == "large" => {
+            large::LargeOptions::parse(rest).and_then(|o| large::large(&o))
         }
         Some((command, [layout, tag, image])) if command == "convert" => {
             image::convert(layout.as_ref(), tag, image.as_ref()).map(|()| true)

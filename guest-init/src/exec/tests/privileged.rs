@@ -69,7 +69,7 @@ fn processes_that_left_the_process_group_die_with_the_program() {
     // A daemon in a session of its own, out of reach of its group's signals,
     // and a group within the group.
     let line = format!(
-        "mkdir {0}/exec/0/inner; setsid sh -c 'echo $$ >{0}/exec/0/inner/cgroup.procs; echo $$; exec sleep 1000' & sleep 0.2; exit 6",
+        "export me=$$; trap 'exit 6' USR1; mkdir {0}/exec/0/inner; setsid sh -c 'echo $$ >{0}/exec/0/inner/cgroup.procs; echo $$; kill -USR1 $me; exec sleep 1000' & wait",
         own.display()
     );
     let outcome = Session::start_in(Some(tree), shell(&line)).finish();
@@ -135,7 +135,7 @@ fn a_mount_over_the_groups_hides_no_process_from_pid_1() {
             let (tree, own) = groups("mounted");
             let mount = own.parent().unwrap().to_path_buf();
             let line = format!(
-                "mount -t tmpfs none {0} && setsid sh -c 'echo $$; exec sleep 1000' & sleep 0.2; exit 6",
+                "export me=$$; trap 'exit 6' USR1; mount -t tmpfs none {0} && setsid sh -c 'echo $$; kill -USR1 $me; exec sleep 1000' & wait",
                 mount.display()
             );
             let outcome = Session::start_in(Some(tree), shell(&line)).finish();
@@ -156,7 +156,7 @@ fn a_process_that_left_its_group_goes_with_the_last_program() {
         || {
             let (tree, own) = groups("left");
             let line = format!(
-                "setsid sh -c 'echo $$ >{0}/cgroup.procs; echo $$; exec sleep 1000' & sleep 0.2; exit 6",
+                "export me=$$; trap 'exit 6' USR1; setsid sh -c 'echo $$ >{0}/cgroup.procs; echo $$; kill -USR1 $me; exec sleep 1000' & wait",
                 own.display()
             );
             let outcome = Session::start_in(Some(tree), shell(&line)).finish();
@@ -176,7 +176,7 @@ fn a_process_that_left_its_group_may_stay_if_its_program_may_linger() {
         || {
             let (tree, own) = groups("stays");
             let line = format!(
-                "setsid sh -c 'echo $$ >{0}/cgroup.procs; echo $$; exec sleep 1000 >/dev/null 2>&1' & sleep 0.2",
+                "export me=$$; trap 'exit 0' USR1; setsid sh -c 'echo $$ >{0}/cgroup.procs; echo $$; kill -USR1 $me; exec sleep 1000 >/dev/null 2>&1' & wait",
                 own.display()
             );
             let mut asked = shell(&line);

@@ -64,6 +64,24 @@ pub(super) fn bench(runs: &str) -> Result<u8> {
     Ok(0)
 }
 
+/// Measures the memory that an image of this size takes.
+pub(super) fn large(size: &str) -> Result<u8> {
+    let program = build()?("flashpan-bench")?;
+    let cache = flashpan_lab::cache_directory()?.join("lab");
+    fs::create_dir_all(&cache)?;
+    let words: [OsString; 7] = [
+        "large".into(),
+        "--size".into(),
+        size.into(),
+        "--work".into(),
+        cache.join("bench-large.work").into(),
+        "--budgets".into(),
+        step::root().join("tests/bench/budgets.toml").into(),
+    ];
+    step::run("the benchmark", Command::new(program).args(words))?;
+    Ok(0)
+}
+
 /// The image as an OCI layout in the user's cache.
 fn layout() -> Result<PathBuf> {
     let cache = flashpan_lab::cache_directory()?.join("lab");
