@@ -91,9 +91,10 @@ impl Session {
     }
 
     fn send(&mut self, content: &[u8]) {
-        let prefix = u16::try_from(content.len()).unwrap().to_le_bytes();
-        self.stream.write_all(&prefix).unwrap();
-        self.stream.write_all(content).unwrap();
+        // In one piece: the agent may close at the first byte that is not as it should be.
+        let mut chunk = u16::try_from(content.len()).unwrap().to_le_bytes().to_vec();
+        chunk.extend_from_slice(content);
+        self.stream.write_all(&chunk).unwrap();
     }
 
     /// The next chunk, `None` if the connection is closed instead.
