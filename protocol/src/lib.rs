@@ -1,10 +1,12 @@
-//! The two wire formats of flashpan.
+//! The three wire formats of flashpan.
 //!
 //! * [`agent`]: between the supervisor on the host and the agent in the guest,
 //!   over vsock streams, framed by [`frame`]; [`mod@file`] is the part of it that
 //!   concerns the guest's files, [`forward`] that of forwarded ports.
 //! * [`control`]: between the supervisor and the VMM process, over a
 //!   `SOCK_SEQPACKET` socket pair that also carries file descriptors.
+//! * [`supervisor`]: between a command and the supervisor of a VM that outlives the
+//!   command that made it, over a Unix stream socket, framed by [`frame`].
 //!
 //! [`phase`] holds the vocabulary of the boot timeline and the two I/O ports
 //! through which a guest marks phases and ends the VM.
@@ -20,3 +22,4 @@ pub mod file;
 pub mod forward;
 pub mod frame;
 pub mod phase;
+pub mod supervisor;

@@ -8,6 +8,7 @@
 use std::collections::{HashMap, VecDeque};
 use std::io;
 use std::os::fd::OwnedFd;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
@@ -57,6 +58,8 @@ pub(crate) enum Command {
     },
     /// Get counters.
     Stats(oneshot::Sender<Stats>),
+    /// Let the VM stand still, or go on; the answer is that it does.
+    Pause(bool, oneshot::Sender<()>),
 }
 
 /// What the task and the handles share.
@@ -72,6 +75,8 @@ pub(crate) struct Shared {
     listening: watch::Sender<bool>,
     /// The limit of the VM's life, once it is reached.
     time_up: watch::Sender<Option<Duration>>,
+    /// Whether the VM stands still, or is about to.
+    paused: AtomicBool,
 }
 
 impl Shared {
@@ -133,6 +138,16 @@ impl Shared {
         }
     }
 
+    /// Whether the VM stands still, or is about to.
+    pub(crate) fn is_paused(&self) -> bool {
+        self.paused.load(Ordering::SeqCst)
+    }
+
+    /// Notes that the VM is to stand still, or to go on; whether that is news.
+    pub(crate) fn set_paused(&self, paused: bool) -> bool {
+        self.paused.swap(paused, Ordering::SeqCst) != paused
+    }
+
     /// Says what the disks are for, before the VMM starts.
     pub(crate) fn set_disks(&self, roles: Vec<DiskRole>) {
         // A builder boots once.
@@ -187,6 +202,8 @@ pub(crate) struct DriverHandle {
     pub(crate) ended: Ended,
     /// The guest's boot connection, once it is made.
     pub(crate) boot: oneshot::Receiver<OwnedFd>,
+    /// Of the VMM. As long as the VM has not ended, it is not that of another process.
+    pub(crate) pid: i32,
 }
 
 pub(crate) struct Driver {
@@ -204,6 +221,9 @@ pub(crate) struct Driver {
     next_id: u64,
     connects: HashMap<u64, oneshot::Sender<bool>>,
     stats: VecDeque<oneshot::Sender<Stats>>,
+    /// Who waits to hear that the VM stands still, and that it goes on.
+    pauses: VecDeque<oneshot::Sender<()>>,
+    resumes: VecDeque<oneshot::Sender<()>>,
     boot: Option<oneshot::Sender<OwnedFd>>,
     greeted: bool,
     kill_at: Option<Instant>,
@@ -231,6 +251,7 @@ impl Driver {
         let (kill_sender, kill) = mpsc::channel(1);
         let (boot_sender, boot) = oneshot::channel();
         let (ended_sender, ended) = watch::channel(None);
+        let pid = vmm.child.pid();
         let (console_tap, console_tap_done) = tap.map(|tap| (tap.sender, tap.done)).unzip();
         let driver = Self {
             child: vmm.child,
@@ -247,6 +268,8 @@ impl Driver {
             next_id: 1,
             connects: HashMap::new(),
             stats: VecDeque::new(),
+            pauses: VecDeque::new(),
+            resumes: VecDeque::new(),
             boot: Some(boot_sender),
             greeted: false,
             kill_at: None,
@@ -260,6 +283,7 @@ impl Driver {
             kill: kill_sender,
             ended,
             boot,
+            pid,
         }
     }
 
@@ -344,6 +368,14 @@ impl Driver {
                 self.stats.push_back(reply);
                 self.request(&Request::Stats, Vec::new());
             }
+            Command::Pause(true, reply) => {
+                self.pauses.push_back(reply);
+                self.request(&Request::Pause, Vec::new());
+            }
+            Command::Pause(false, reply) => {
+                self.resumes.push_back(reply);
+                self.request(&Request::Resume, Vec::new());
+            }
         }
     }
 
@@ -370,7 +402,9 @@ impl Driver {
                     let _ = reply.send(*stats);
                 }
             }
-            Event::Paused | Event::Resumed => {}
+            // Whoever asked may have given up.
+            Event::Paused => drop(self.pauses.pop_front().map(|reply| reply.send(()))),
+            Event::Resumed => drop(self.resumes.pop_front().map(|reply| reply.send(()))),
             Event::BootFailed(failure) => {
                 self.last_word = LastWord::BootFailed(failure);
                 self.control = None;
@@ -433,6 +467,8 @@ impl Driver {
     async fn finish(mut self, mut chunk: Vec<u8>, mut stderr: Vec<u8>) {
         self.connects.clear();
         self.stats.clear();
+        self.pauses.clear();
+        self.resumes.clear();
 
         let ended = timeout(END_GRACE, self.drain(&mut chunk, &mut stderr)).await;
         if ended.is_err() {

@@ -15,6 +15,7 @@ use thiserror::Error;
 use crate::api::{ErrorCode, ParseError, RequestError, ValidationErrors};
 use crate::exit::ExitReason;
 use crate::launch::{LaunchError, Unsupported};
+use crate::state::StateError;
 use crate::text::guest_path;
 use crate::timeline::phase_name;
 
@@ -150,6 +151,24 @@ pub enum Error {
     /// The VM has been shut down or killed, or its driver is gone.
     #[error("the VM is not running any more; boot another")]
     NotRunning,
+    /// The VM stands still.
+    #[error("the VM is paused; let it go on first (`flashpan unpause`)")]
+    Paused,
+    /// The VM does not stand still.
+    #[error("the VM is not paused")]
+    NotPaused,
+    /// The VM boots still.
+    #[error("the VM is still starting; wait a moment")]
+    Starting,
+    /// The supervisor of a VM did not do what it was asked for.
+    #[error("the VM's supervisor: {message}")]
+    Supervisor {
+        /// What it said, or what it did.
+        message: String,
+    },
+    /// A VM on disk could not be found, or read.
+    #[error(transparent)]
+    State(#[from] crate::state::StateError),
     /// A program of another version of flashpan answered.
     #[error(
         "{peer} speaks protocol version {theirs}, this program speaks {ours}; install both from one build"
@@ -347,7 +366,11 @@ impl Error {
             | Self::ProgramTimeout { .. }
             | Self::VmTimeout { .. } => ErrorCode::Timeout,
             Self::VmEnded(_) => ErrorCode::VmEnded,
-            Self::NotRunning => ErrorCode::VmNotRunning,
+            Self::NotRunning | Self::Starting => ErrorCode::VmNotRunning,
+            Self::Paused | Self::NotPaused => ErrorCode::VmPaused,
+            Self::State(StateError::NotFound { .. }) => ErrorCode::VmNotFound,
+            Self::State(_) => ErrorCode::VmState,
+            Self::Supervisor { .. } => ErrorCode::Host,
             Self::Protocol { .. }
             | Self::Encode(_)
             | Self::AgentRefused { .. }

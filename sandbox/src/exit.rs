@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use flashpan_protocol::control::{self, BootFailure, BootFailureKind, ExitReport, Stats};
 use flashpan_protocol::phase::ExitRequest;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::console;
 use crate::spawn::{ChildStatus, KILLED_WITHIN};
@@ -15,7 +15,7 @@ use crate::text::one_line;
 const QUOTED: usize = 300;
 
 /// Why a VM ended.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", tag = "kind")]
 #[non_exhaustive]
 pub enum ExitReason {
@@ -67,7 +67,7 @@ pub enum ExitReason {
     /// The VM could not be built.
     BootFailed {
         /// The class of failure.
-        #[serde(skip)]
+        #[serde(skip, default = "unknown_class")]
         class: BootFailureKind,
         /// What the VMM reported.
         message: String,
@@ -87,6 +87,19 @@ pub enum ExitReason {
         /// What else would be the reason.
         message: String,
     },
+    /// The supervisor of a VM that others attach to went away, and the VM with it.
+    SupervisorDied,
+    /// The VM of a supervisor did not come up, or ended in a way that is known in
+    /// words only.
+    Other {
+        /// What the supervisor reported.
+        message: String,
+    },
+}
+
+/// The class of a failure that was written down without it.
+fn unknown_class() -> BootFailureKind {
+    BootFailureKind::Host
 }
 
 impl ExitReason {
@@ -152,6 +165,10 @@ impl fmt::Display for ExitReason {
                 "VMM process {pid} does not end, {KILLED_WITHIN:?} after it was killed ({message}); \
                  it ends when the disk or file system of the host answers that it waits for"
             ),
+            Self::SupervisorDied => {
+                write!(f, "the VM's supervisor died, and the VM with it")
+            }
+            Self::Other { message } => write!(f, "{message}"),
         }
     }
 }

@@ -23,6 +23,16 @@ impl<R: AsyncRead + Unpin> FrameReader<R> {
         }
     }
 
+    /// Whether nothing has come that was not returned.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.decoder.is_empty()
+    }
+
+    /// The stream itself.
+    pub(crate) fn into_inner(self) -> R {
+        self.stream
+    }
+
     /// The next message, or `None` if the stream ends between messages. Cancel
     /// safe: bytes that arrived are kept.
     pub(crate) async fn next<T: DeserializeOwned>(&mut self) -> Result<Option<T>, FrameError> {

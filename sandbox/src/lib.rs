@@ -24,7 +24,10 @@
 //!
 //! All of it is asynchronous, on tokio; [`blocking`] is for programs without.
 //!
-//! A VM has no file of its own anywhere, and its VMM ends when the control
+//! A VM that is to outlive this process is made by [`state::Vms::create`], lives in a
+//! process of [`mod@supervise`], and is reached by [`Sandbox::attach`].
+//!
+//! Any other VM has no file of its own anywhere, and its VMM ends when the control
 //! socket to this process closes. So nothing is left behind however this
 //! process ends, and a [`Sandbox`] or [`Process`] that is dropped ends what it
 //! stands for.
@@ -34,6 +37,7 @@
 
 mod agent;
 pub mod api;
+mod attach;
 pub mod blocking;
 mod config;
 mod console;
@@ -58,12 +62,17 @@ pub mod launch;
 mod locate;
 mod log;
 mod process;
+mod programs;
 mod pump;
 mod sandbox;
 mod spawn;
+pub mod state;
 mod stdio;
+pub mod supervise;
+mod supervised;
 mod text;
 pub mod timeline;
+mod usage;
 mod vmm_process;
 mod watch;
 
@@ -83,6 +92,7 @@ pub use flashpan_protocol::control::{BootProtocol, Console, ExitCount, Stats};
 pub use flashpan_protocol::file::{ChangeKind, FileFailureKind, FileStat};
 pub use flashpan_protocol::forward::{ForwardFailureKind, Transport};
 pub use flashpan_protocol::phase::Phase;
+pub use flashpan_protocol::supervisor::{Activity, Usage};
 pub use forward::{
     Forward, ForwardBinding, ForwardCounts, ForwardError, ForwardOptions, PortForwarding,
 };
@@ -90,6 +100,7 @@ pub use launch::{HostOptions, Launch};
 pub use locate::{guest_init_program, vmm_program};
 pub use log::VmLog;
 pub use process::{Collected, Process};
+pub use programs::ProgramInfo;
 pub use sandbox::Sandbox;
 pub use stdio::{Output, Stdin};
 pub use watch::{Change, Watch, WatchOptions};

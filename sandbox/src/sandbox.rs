@@ -1,6 +1,7 @@
 //! A VM and the handle to it.
 
 use std::io;
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
@@ -9,6 +10,7 @@ use flashpan_protocol::agent::{EXEC_PORT, ExecOutput, GuestConfig, HostMessage, 
 use flashpan_protocol::control::{BootFailureKind, Stats};
 use flashpan_protocol::frame::{self, FrameError};
 use flashpan_protocol::phase::Phase;
+use flashpan_protocol::supervisor::Request;
 use tokio::io::AsyncWriteExt;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::{Mutex, mpsc, oneshot};
@@ -16,6 +18,7 @@ use tokio::time::{Instant, timeout};
 
 use crate::agent::BootLink;
 use crate::api::Config;
+use crate::attach::{Attachment, KILL_WITHIN};
 use crate::config::{ConsoleSink, Root, SandboxBuilder};
 use crate::console;
 use crate::dial::Dialer;
@@ -31,10 +34,10 @@ use crate::timeline::{Report, now_ns};
 use crate::vmm_process::VmmProcess;
 
 /// How long the guest may take to start a program.
-const START_TIMEOUT: Duration = Duration::from_secs(60);
+pub(crate) const START_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// How long the VMM may take to answer.
-const VMM_TIMEOUT: Duration = Duration::from_secs(5);
+pub(crate) const VMM_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// How long a guest may take to sync and unmount after its programs ended, if its
 /// owner does not say.
@@ -46,24 +49,40 @@ const LIMIT_GRACE: Duration = Duration::from_secs(5);
 /// Chunks of console output that wait for a slow sink.
 const CONSOLE_CHUNKS: usize = 4;
 
-/// A running micro-VM. Dropping it kills the VM.
+/// A running micro-VM. Dropping it kills the VM, unless another process supervises it
+/// ([`Sandbox::attach`]).
 ///
 /// It needs a tokio runtime with I/O and time enabled. A runtime that is
 /// dropped first takes the VM with it, and waits for its process to be gone, but
 /// no longer than 10 seconds for each.
 #[derive(Debug)]
 pub struct Sandbox {
-    commands: mpsc::Sender<Command>,
-    kill: mpsc::Sender<()>,
-    ended: Ended,
-    shared: Arc<Shared>,
-    boot_writer: Arc<Mutex<OwnedWriteHalf>>,
+    pub(crate) way: Way,
+    pub(crate) ended: Ended,
+    pub(crate) shared: Arc<Shared>,
     /// What it was made from, if it was made from a configuration.
-    config: Option<Arc<Config>>,
+    pub(crate) config: Option<Arc<Config>>,
     /// Programs that run as long as the VM does.
-    kept: std::sync::Mutex<Vec<Process>>,
-    _listener: Task,
-    _time_limit: Option<Task>,
+    pub(crate) kept: std::sync::Mutex<Vec<Process>>,
+    /// Listens to the guest's PID 1, or for the news of the end.
+    pub(crate) _listener: Task,
+    pub(crate) _time_limit: Option<Task>,
+}
+
+/// How this process reaches the VM.
+#[derive(Debug)]
+pub(crate) enum Way {
+    /// The VMM is its child.
+    Own {
+        commands: mpsc::Sender<Command>,
+        kill: mpsc::Sender<()>,
+        boot_writer: Arc<Mutex<OwnedWriteHalf>>,
+        pid: i32,
+        vcpus: u32,
+        memory_mib: u64,
+    },
+    /// Another process supervises it.
+    Attached(Attachment),
 }
 
 impl Sandbox {
@@ -91,14 +110,27 @@ impl Sandbox {
     /// # Errors
     /// [`Error::InvalidConfig`] for options that no guest could obey,
     /// [`Error::StartFailed`] if the guest could not start the program,
-    /// [`Error::VmEnded`] and [`Error::NotRunning`] if there is no guest.
+    /// [`Error::Paused`] if the VM stands still, [`Error::VmEnded`] and
+    /// [`Error::NotRunning`] if there is no guest.
     pub async fn exec(&self, options: ExecOptions) -> Result<Process> {
         let wants = (options.wants_stdin(), options.wants_terminal());
         let limit = options.time_limit();
         let began = Instant::now();
         let start = options.into_frame()?;
+        self.exec_frame(&start, wants, limit, began).await
+    }
+
+    /// Runs the program that the first frame of a connection describes, for so long at
+    /// most from a moment on.
+    pub(crate) async fn exec_frame(
+        &self,
+        start: &[u8],
+        wants: (bool, bool),
+        limit: Option<Duration>,
+        began: Instant,
+    ) -> Result<Process> {
         let within = limit.map_or(START_TIMEOUT, |limit| limit.min(START_TIMEOUT));
-        let started = timeout(within, self.start_program(&start)).await;
+        let started = timeout(within, self.start_program(start)).await;
         let (pid, reader, writer) = started.map_err(|_| match limit {
             Some(after) if after == within => Error::ProgramTimeout { after },
             _ => Error::Timeout {
@@ -143,9 +175,18 @@ impl Sandbox {
                 "it did not say whether the program started".to_owned(),
             )),
             Ok(None) | Err(FrameError::Io(_) | FrameError::Truncated) => {
-                Err(lost(self.ended.clone()).await)
+                Err(self.why_closed(EXEC_PORT).await)
             }
             Err(e) => Err(broken(e.to_string())),
+        }
+    }
+
+    /// Why a connection to the guest was closed before anything came over it.
+    async fn why_closed(&self, port: u32) -> Error {
+        match &self.way {
+            // Its supervisor hands connections over before the guest has accepted them.
+            Way::Attached(_) if self.activity().await.is_ok() => Error::AgentRefused { port },
+            _ => lost(self.ended.clone()).await,
         }
     }
 
@@ -161,7 +202,23 @@ impl Sandbox {
 
     /// For a task that needs connections.
     pub(crate) fn dialer(&self) -> Dialer {
-        Dialer::new(&self.commands, self.ended.clone())
+        let shared = Arc::clone(&self.shared);
+        match &self.way {
+            Way::Own { commands, .. } => Dialer::new(commands, shared, self.ended.clone()),
+            Way::Attached(attachment) => {
+                Dialer::attached(attachment.clone(), shared, self.ended.clone())
+            }
+        }
+    }
+
+    /// Makes a stream socket the host end of a connection to `port` of the guest;
+    /// whether the guest accepts it is told later.
+    pub(crate) async fn hand_over(
+        &self,
+        port: u32,
+        stream: OwnedFd,
+    ) -> Result<oneshot::Receiver<bool>> {
+        self.dialer().hand_over(port, stream).await
     }
 
     /// News of the end of the VM.
@@ -182,8 +239,30 @@ impl Sandbox {
     /// and on the host's disk. Only [`crate::ExitReason::is_orderly`] tells that all is
     /// there. Dropped before the end, the guest goes on shutting down.
     pub async fn shutdown_within(&self, grace: Duration, within: Duration) -> Arc<Exit> {
+        let boot_writer = match &self.way {
+            Way::Own { boot_writer, .. } => boot_writer,
+            Way::Attached(attachment) => {
+                let request = Request::Stop {
+                    grace_ms: milliseconds(grace),
+                    within_ms: milliseconds(within),
+                };
+                let asked = attachment.ask(&request).await;
+                let orderly = async {
+                    let _asked = asked;
+                    self.wait().await
+                };
+                // The supervisor has the same limit, and may take a moment more.
+                let all = grace.saturating_add(within).saturating_add(KILL_WITHIN);
+                return match timeout(all, orderly).await {
+                    Ok(exit) => exit,
+                    Err(_) => self.kill().await,
+                };
+            }
+        };
+        // A guest that stands still hears nothing.
+        let _ = self.resume().await;
         let orderly = async {
-            ask_to_end(&self.boot_writer, grace).await;
+            ask_to_end(boot_writer, grace).await;
             self.wait().await
         };
         match timeout(grace.saturating_add(within), orderly).await {
@@ -196,9 +275,13 @@ impl Sandbox {
     /// process is gone, or does not end ([`ExitReason::VmmStuck`]). Nothing that the
     /// guest has not synced is saved.
     pub async fn kill(&self) -> Arc<Exit> {
-        // If the driver no longer listens the VM is ending already; if there is
-        // no room it was told.
-        let _ = self.kill.try_send(());
+        match &self.way {
+            // If the driver no longer listens the VM is ending already; if there is
+            // no room it was told.
+            Way::Own { kill, .. } => drop(kill.try_send(())),
+            // The end is told in any case: also that of the supervisor.
+            Way::Attached(attachment) => drop(attachment.kill().await),
+        }
         self.wait().await
     }
 
@@ -243,6 +326,9 @@ impl Sandbox {
     /// [`Error::NotRunning`] if the VM has ended, [`Error::Timeout`] if the
     /// VMM does not answer.
     pub async fn stats(&self) -> Result<Stats> {
+        if let Way::Attached(_) = &self.way {
+            return Ok(Box::pin(self.usage()).await?.vmm);
+        }
         let (reply, stats) = oneshot::channel();
         self.command(Command::Stats(reply)).await?;
         match timeout(VMM_TIMEOUT, stats).await {
@@ -268,7 +354,7 @@ impl Sandbox {
         self.shared.take_warnings()
     }
 
-    async fn command(&self, command: Command) -> Result<()> {
+    pub(crate) async fn command(&self, command: Command) -> Result<()> {
         self.dialer().command(command).await
     }
 }
@@ -297,6 +383,8 @@ impl SandboxBuilder {
         let about = About {
             kernel: &self.kernel,
             root: &self.root.path,
+            vcpus: self.cpus,
+            memory_mib: self.memory_mib,
             time_limit: self.time_limit,
             described_by: self.described_by.clone(),
         };
@@ -318,6 +406,8 @@ impl SandboxBuilder {
 struct About<'a> {
     kernel: &'a Path,
     root: &'a Path,
+    vcpus: u32,
+    memory_mib: u64,
     time_limit: Option<Duration>,
     described_by: Option<Arc<Config>>,
 }
@@ -334,6 +424,7 @@ async fn come_up(
         kill,
         ended,
         boot,
+        pid,
     } = driver;
     let establish = async {
         // The driver drops its end when the VM ends before PID 1 called.
@@ -361,11 +452,16 @@ async fn come_up(
         Task::spawn(end_after(after, writer, shared, kill.downgrade()))
     });
     Ok(Sandbox {
-        commands,
-        kill,
+        way: Way::Own {
+            commands,
+            kill,
+            boot_writer,
+            pid,
+            vcpus: about.vcpus,
+            memory_mib: about.memory_mib,
+        },
         ended,
         shared: Arc::clone(shared),
-        boot_writer,
         config: about.described_by,
         kept: std::sync::Mutex::default(),
         _listener: Task::spawn(listen),
@@ -428,6 +524,10 @@ fn boot_failure(&About { kernel, root, .. }: &About<'_>, shared: &Shared, exit: 
         None => message.clone(),
     };
     Error::BootFailed { message }
+}
+
+fn milliseconds(duration: Duration) -> u32 {
+    u32::try_from(duration.as_millis()).unwrap_or(u32::MAX)
 }
 
 async fn wait(mut ended: Ended) -> Arc<Exit> {

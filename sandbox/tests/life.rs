@@ -489,3 +489,29 @@ async fn a_root_image_is_locked_while_its_vm_lives() {
     world.vmm_is_gone().await;
     writer.try_lock().unwrap();
 }
+
+#[tokio::test]
+async fn a_paused_vm_refuses_programs_and_files_at_once_and_goes_on() {
+    let world = World::new("normal");
+    let sandbox = world.boot().await;
+    let error = sandbox.resume().await.unwrap_err();
+    assert!(matches!(error, Error::NotPaused), "{error}");
+    sandbox.pause().await.unwrap();
+    let error = sandbox.pause().await.unwrap_err();
+    assert!(matches!(error, Error::Paused), "{error}");
+    let program = ExecOptions::argv(["both"]);
+    let error = sandbox.exec(program.clone()).await.unwrap_err();
+    assert!(matches!(error, Error::Paused), "{error}");
+    let error = sandbox.stat("/").await.unwrap_err();
+    assert!(matches!(error, Error::Paused), "{error}");
+    // Questions about it are answered.
+    sandbox.stats().await.unwrap();
+    sandbox.resume().await.unwrap();
+    sandbox.exec(program).await.unwrap();
+    // What is paused can be shut down in order all the same.
+    sandbox.pause().await.unwrap();
+    let exit = timeout(LONG, sandbox.shutdown(Duration::ZERO)).await;
+    assert_eq!(exit.unwrap().reason, ExitReason::PowerOff);
+    let error = sandbox.pause().await.unwrap_err();
+    assert!(matches!(error, Error::VmEnded(_)), "{error}");
+}

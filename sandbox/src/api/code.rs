@@ -71,6 +71,10 @@ macro_rules! error_codes {
 error_codes! {
     /// A port of the host cannot be listened on, or one of the guest not reached.
     ForwardFailed = "forward_failed", Vm;
+    /// The VM stands still, or does not where it should.
+    VmPaused = "vm_paused", Vm;
+    /// What is on disk of a VM says that it cannot be done, or cannot be read.
+    VmState = "vm_state", Vm;
     /// A configuration is not JSON or TOML at all.
     ConfigSyntax = "config_syntax", InvalidParams;
     /// A field of a configuration holds the wrong type of value.

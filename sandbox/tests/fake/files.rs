@@ -133,7 +133,10 @@ fn perform(link: &mut Link, request: &FileRequest) -> Option<std::io::Result<()>
                 Ok(content) => content,
                 Err(error) => return Some(Err(error)),
             };
-            link.say(&FileOutput::Info(describe(&path.metadata().unwrap())));
+            match path.metadata() {
+                Ok(meta) => link.say(&FileOutput::Info(describe(&meta))),
+                Err(error) => return Some(Err(error)),
+            };
             let from = usize::try_from(*offset).unwrap().min(content.len());
             let most = length.map_or(usize::MAX, |length| usize::try_from(length).unwrap());
             let part = &content[from..][..most.min(content.len() - from)];
@@ -146,7 +149,9 @@ fn perform(link: &mut Link, request: &FileRequest) -> Option<std::io::Result<()>
         FileRequest::List { path } => match fs::read_dir(at(path)) {
             Ok(list) => {
                 for entry in list.map(Result::unwrap) {
-                    let stat = describe(&entry.metadata().unwrap());
+                    // Processes of this machine come and go.
+                    let Ok(meta) = entry.metadata() else { continue };
+                    let stat = describe(&meta);
                     let name = entry.file_name().into_vec().into();
                     // One at a time: every frame has to be heard.
                     link.say(&FileOutput::Entries(vec![Entry { name, stat }]));

@@ -340,6 +340,8 @@ fn serve(control: &Control, scenario: &str, spec: &VmSpec) -> ! {
                 control.send(&Event::Stats(Box::new(stats)), None);
             }
             Request::Kill if scenario == "held" => {}
+            Request::Pause => control.send(&Event::Paused, None),
+            Request::Resume => control.send(&Event::Resumed, None),
             Request::Kill => control.exit(ExitReason::Killed),
             other => panic!("unexpected {other:?}"),
         }

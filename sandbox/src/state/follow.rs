@@ -1,0 +1,291 @@
+//! Reading the logs of a VM, while they are written and after.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Read};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::inotify;
+use tokio::io::AsyncReadExt;
+use tokio::net::unix::pipe;
+
+use crate::state::error::failed;
+use crate::state::log_file::old;
+use crate::state::{Result, Vm};
+
+/// How much is read at a time.
+const CHUNK: usize = 64 * 1024;
+
+/// Which log of a VM.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LogStream {
+    /// What the VM's command writes, output and errors as they come.
+    Output,
+    /// The guest's console.
+    Console,
+}
+
+impl LogStream {
+    /// The file's name in the VM's directory.
+    #[must_use]
+    pub fn file_name(self) -> &'static str {
+        match self {
+            Self::Output => "output.log",
+            Self::Console => "console.log",
+        }
+    }
+}
+
+/// A log that is read to its end so far, and then as it grows, also when it becomes
+/// the old one and another begins.
+#[derive(Debug)]
+pub struct LogReader {
+    path: PathBuf,
+    file: Option<File>,
+    /// Read already and not returned yet.
+    pending: Vec<u8>,
+    events: pipe::Receiver,
+    lost: bool,
+}
+
+impl LogReader {
+    /// Opens a log of a VM; of what is there already only the last `tail` lines count,
+    /// if that is given.
+    ///
+    /// # Errors
+    /// It cannot be read.
+    pub fn open(vm: &Vm, stream: LogStream, tail: Option<usize>) -> Result<Self> {
+        let path = vm.directory().join(stream.file_name());
+        Self::at(path, vm.directory(), tail)
+    }
+
+    fn at(path: PathBuf, directory: &Path, tail: Option<usize>) -> Result<Self> {
+        let watching = |source: io::Error| failed("watch", directory)(source);
+        let flags = inotify::CreateFlags::CLOEXEC | inotify::CreateFlags::NONBLOCK;
+        let events = inotify::init(flags).map_err(|errno| watching(errno.into()))?;
+        let names = inotify::WatchFlags::CREATE | inotify::WatchFlags::MOVED_TO;
+        inotify::add_watch(&events, directory, names).map_err(|errno| watching(errno.into()))?;
+        // A descriptor that is readable when there is something, as a pipe is.
+        let events = pipe::Receiver::from_file_unchecked(File::from(events)).map_err(watching)?;
+        let mut reader = Self {
+            path,
+            file: None,
+            pending: Vec::new(),
+            events,
+            lost: false,
+        };
+        reader.begin(tail).map_err(|source| {
+            let path = reader.path.clone();
+            failed("read", &path)(source)
+        })?;
+        Ok(reader)
+    }
+
+    /// Reads what is there: both files are small.
+    fn begin(&mut self, tail: Option<usize>) -> io::Result<()> {
+        self.open_current()?;
+        let mut before = Vec::new();
+        if let Some(mut file) = open(&old(&self.path))? {
+            // It may have become the old one since it was opened.
+            let same = match &self.file {
+                Some(current) => inode(&file.metadata()?) == inode(&current.metadata()?),
+                None => false,
+            };
+            if !same {
+                file.read_to_end(&mut before)?;
+            }
+        }
+        if let Some(file) = &mut self.file {
+            file.read_to_end(&mut before)?;
+        }
+        if let Some(lines) = tail {
+            before.drain(..last_lines(&before, lines));
+        }
+        self.pending = before;
+        Ok(())
+    }
+
+    /// What there is now; empty at the end so far.
+    ///
+    /// # Errors
+    /// It cannot be read.
+    pub fn available(&mut self) -> Result<Vec<u8>> {
+        self.read_on()
+            .map_err(|source| failed("read", &self.path)(source))
+    }
+
+    fn read_on(&mut self) -> io::Result<Vec<u8>> {
+        if !self.pending.is_empty() {
+            return Ok(std::mem::take(&mut self.pending));
+        }
+        loop {
+            let Some(file) = &mut self.file else {
+                self.open_current()?;
+                if self.file.is_none() {
+                    return Ok(Vec::new());
+                }
+                continue;
+            };
+            let chunk = read_chunk(file)?;
+            if !chunk.is_empty() {
+                return Ok(chunk);
+            }
+            let ours = inode(&file.metadata()?);
+            let there = match fs::metadata(&self.path) {
+                Ok(metadata) => Some(inode(&metadata)),
+                Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+                Err(error) => return Err(error),
+            };
+            if there == Some(ours) {
+                return Ok(Vec::new());
+            }
+            // Nothing is written to it any more, but may have been since.
+            let chunk = read_chunk(file)?;
+            if !chunk.is_empty() {
+                return Ok(chunk);
+            }
+            let Some(_) = there else {
+                return Ok(Vec::new());
+            };
+            let old = fs::metadata(old(&self.path));
+            self.lost |= !old.is_ok_and(|metadata| inode(&metadata) == ours);
+            self.open_current()?;
+        }
+    }
+
+    fn open_current(&mut self) -> io::Result<()> {
+        self.file = open(&self.path)?;
+        if self.file.is_some() {
+            // Before it is read: what is written afterwards is an event. A file that
+            // was replaced meanwhile is noticed by its number.
+            let _ = inotify::add_watch(&self.events, &self.path, inotify::WatchFlags::MODIFY);
+        }
+        Ok(())
+    }
+
+    /// Waits until there may be more. Cancel safe.
+    ///
+    /// # Errors
+    /// The host does not say.
+    pub async fn changed(&mut self) -> Result<()> {
+        let mut events = [0; 4096];
+        let read = self.events.read(&mut events).await;
+        read.map(drop).map_err(failed("watch", &self.path))
+    }
+
+    /// Whether more was written than was read in time, since this was last asked.
+    pub fn take_lost(&mut self) -> bool {
+        std::mem::take(&mut self.lost)
+    }
+}
+
+fn open(path: &Path) -> io::Result<Option<File>> {
+    // Whatever is there is not waited for.
+    let file = OpenOptions::new()
+        .read(true)
+        .custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY)
+        .open(path);
+    match file {
+        Ok(file) => Ok(Some(file)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+fn read_chunk(file: &mut File) -> io::Result<Vec<u8>> {
+    let mut chunk = vec![0; CHUNK];
+    let read = loop {
+        match file.read(&mut chunk) {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            read => break read?,
+        }
+    };
+    chunk.truncate(read);
+    Ok(chunk)
+}
+
+fn inode(metadata: &fs::Metadata) -> (u64, u64) {
+    (metadata.dev(), metadata.ino())
+}
+
+/// Where the last `lines` lines begin.
+fn last_lines(text: &[u8], lines: usize) -> usize {
+    if lines == 0 {
+        return text.len();
+    }
+    // The end of the last line ends nothing that is left out.
+    let body = text.strip_suffix(b"\n").unwrap_or(text);
+    let mut ends = body
+        .iter()
+        .enumerate()
+        .rev()
+        .filter(|(_, byte)| **byte == b'\n');
+    ends.nth(lines.saturating_sub(1))
+        .map_or(0, |(at, _)| at.saturating_add(1))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+    use std::time::Duration;
+
+    use tokio::time::timeout;
+
+    use super::*;
+    use crate::state::log_file::LogFile;
+
+    const LONG: Duration = Duration::from_secs(60);
+
+    #[test]
+    fn lines_are_counted_from_the_end() {
+        for (text, lines, rest) in [
+            ("a\nb\nc\n", 1, "c\n"),
+            ("a\nb\nc", 1, "c"),
+            ("a\nb\nc\n", 2, "b\nc\n"),
+            ("a\nb\nc\n", 3, "a\nb\nc\n"),
+            ("a\nb\nc\n", 9, "a\nb\nc\n"),
+            ("a\n\n", 1, "\n"),
+            ("a\n", 0, ""),
+            ("", 5, ""),
+        ] {
+            assert_eq!(
+                &text[last_lines(text.as_bytes(), lines)..],
+                rest,
+                "{text:?}"
+            );
+        }
+    }
+
+    #[tokio::test]
+    async fn a_log_is_followed_from_before_it_is_there_and_through_its_turns() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("output.log");
+        let mut reader = LogReader::at(path.clone(), dir.path(), None).unwrap();
+        assert!(reader.available().unwrap().is_empty());
+        let mut log = LogFile::with_max(path.clone(), 10).unwrap();
+        let mut seen = Vec::new();
+        for part in ["one ", "two three ", "four ", "five six"] {
+            log.write_all(part.as_bytes()).unwrap();
+            let before = seen.len();
+            while seen.len() < before + part.len() {
+                let chunk = reader.available().unwrap();
+                if chunk.is_empty() {
+                    timeout(LONG, reader.changed()).await.unwrap().unwrap();
+                }
+                seen.extend(chunk);
+            }
+        }
+        assert_eq!(
+            String::from_utf8(seen).unwrap(),
+            "one two three four five six"
+        );
+        assert!(!reader.take_lost());
+        log.write_all(&[b'x'; 35]).unwrap();
+        while !reader.available().unwrap().is_empty() {}
+        assert!(reader.take_lost());
+        // Whoever comes later gets what there is.
+        let mut late = LogReader::at(path, dir.path(), Some(1)).unwrap();
+        // 62 bytes by tens: the last two, and those before.
+        assert_eq!(late.available().unwrap().len(), 12);
+    }
+}

@@ -1,0 +1,69 @@
+//! The command of a VM: its output goes to a log.
+
+use std::io::Write;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
+use std::time::Duration;
+
+use flashpan_protocol::agent::ExitStatus;
+use tokio::sync::oneshot;
+use tokio::time::timeout;
+
+use crate::error::{Error, Result};
+use crate::process::Process;
+use crate::state::LogFile;
+use crate::stdio::Output;
+
+/// How long the last output may take to be written.
+const WRITTEN_WITHIN: Duration = Duration::from_secs(5);
+
+/// A running command.
+#[derive(Debug)]
+pub(super) struct OwnCommand {
+    process: Process,
+    written: Vec<oneshot::Receiver<()>>,
+}
+
+impl OwnCommand {
+    /// Takes the output of a program to a log, by threads of its own: a disk may be
+    /// slow.
+    pub(super) fn new(mut process: Process, log: LogFile) -> Result<Self> {
+        let log = Arc::new(Mutex::new(log));
+        let streams = [process.stdout.take(), process.stderr.take()];
+        let written = streams
+            .into_iter()
+            .flatten()
+            .map(|output| copy(output, Arc::clone(&log)))
+            .collect::<Result<_>>()?;
+        Ok(Self { process, written })
+    }
+
+    /// Waits until it has ended. Cancel safe.
+    pub(super) async fn wait(&mut self) -> Result<ExitStatus> {
+        self.process.wait().await
+    }
+
+    /// Waits until all its output is in the log.
+    pub(super) async fn written(self) {
+        for written in self.written {
+            let _ = timeout(WRITTEN_WITHIN, written).await;
+        }
+    }
+}
+
+fn copy(mut output: Output, log: Arc<Mutex<LogFile>>) -> Result<oneshot::Receiver<()>> {
+    let (done, written) = oneshot::channel();
+    thread::Builder::new()
+        .name("output".to_owned())
+        .spawn(move || {
+            while let Some(chunk) = output.blocking_next_chunk() {
+                let mut log = log.lock().unwrap_or_else(PoisonError::into_inner);
+                // A log takes everything, or does without.
+                let _ = log.write_all(&chunk);
+            }
+            // Nobody waits any more when it took too long.
+            let _ = done.send(());
+        })
+        .map_err(Error::host("start a thread for the command's output"))?;
+    Ok(written)
+}

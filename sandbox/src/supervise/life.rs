@@ -1,0 +1,387 @@
+//! The life of a supervisor: from the claim on its VM to the word on how it ended.
+
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::{Duration, Instant};
+
+use flashpan_protocol::agent::ExitStatus;
+use flashpan_protocol::supervisor::Activity;
+use tokio::net::UnixListener;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::watch;
+use tokio::time::timeout;
+
+use crate::error::{Error, Result};
+use crate::exit::Exit;
+use crate::pump::Task;
+use crate::sandbox::Sandbox;
+use crate::state::{Claim, CommandEnd, ExitRecord, LogFile, LogStream, Record, Vms};
+use crate::supervise::command::OwnCommand;
+use crate::supervise::detach::{Channel, Starter};
+use crate::supervise::server::{Clients, listen};
+use crate::supervise::start::{NotStarted, Order};
+
+/// How long programs may take to end when the supervisor is told to by a signal, or
+/// the VM's time is up.
+const GRACE: Duration = Duration::from_secs(10);
+
+/// How long the guest may take to write its disks after that.
+const WITHIN: Duration = Duration::from_secs(300);
+
+/// What a VM is launched from.
+#[derive(Debug)]
+pub struct Launching {
+    record: Record,
+    directory: PathBuf,
+    console: Option<LogFile>,
+}
+
+impl Launching {
+    /// What the VM is.
+    #[must_use]
+    pub fn record(&self) -> &Record {
+        &self.record
+    }
+
+    /// Where its files are.
+    #[must_use]
+    pub fn directory(&self) -> &Path {
+        &self.directory
+    }
+
+    /// Where its console goes: [`crate::SandboxBuilder::console_sink`]. Once.
+    pub fn take_console(&mut self) -> Option<impl Write + Send + use<>> {
+        self.console.take()
+    }
+}
+
+/// What the main loop and the tasks of clients share.
+#[derive(Debug)]
+pub(super) struct Shared {
+    claim: Claim,
+    activity: Mutex<Activity>,
+    sandbox: OnceLock<Arc<Sandbox>>,
+    /// Whether the VM is not wanted any more although it is not there yet.
+    abort: watch::Sender<bool>,
+    stopping: AtomicBool,
+    command: watch::Sender<Option<ExitStatus>>,
+    finished: watch::Sender<Option<Arc<str>>>,
+    begun: Instant,
+}
+
+impl Shared {
+    pub(super) fn activity(&self) -> Activity {
+        *self.activity.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Notes what the VM does now. One that shuts down does nothing else any more.
+    pub(super) fn say(&self, now: Activity) {
+        let mut activity = self.activity.lock().unwrap_or_else(PoisonError::into_inner);
+        if *activity != Activity::Stopping {
+            *activity = now;
+            self.claim.say(now);
+        }
+    }
+
+    pub(super) fn sandbox(&self) -> Option<&Arc<Sandbox>> {
+        self.sandbox.get()
+    }
+
+    pub(super) fn uptime_ns(&self) -> u64 {
+        u64::try_from(self.begun.elapsed().as_nanos()).unwrap_or(u64::MAX)
+    }
+
+    /// Shuts the VM down. It goes on whoever asked, and the shortest time of all who ask
+    /// counts.
+    pub(super) fn stop(&self, grace: Duration, within: Duration) {
+        self.say(Activity::Stopping);
+        let Some(sandbox) = self.sandbox.get().map(Arc::clone) else {
+            self.abort.send_replace(true);
+            return;
+        };
+        let first = !self.stopping.swap(true, Ordering::SeqCst);
+        tokio::spawn(async move {
+            if first {
+                sandbox.shutdown_within(grace, within).await;
+            } else if timeout(grace.saturating_add(within), sandbox.wait())
+                .await
+                .is_err()
+            {
+                sandbox.kill().await;
+            }
+        });
+    }
+
+    pub(super) fn kill(&self) {
+        self.say(Activity::Stopping);
+        match self.sandbox.get().map(Arc::clone) {
+            Some(sandbox) => drop(tokio::spawn(async move { sandbox.kill().await })),
+            None => drop(self.abort.send_replace(true)),
+        }
+    }
+
+    /// Waits until the VM has ended and that is written down. Cancel safe.
+    pub(super) async fn finished(&self) -> Arc<str> {
+        let mut finished = self.finished.subscribe();
+        let record = match finished.wait_for(Option::is_some).await {
+            Ok(record) => record.clone(),
+            Err(_) => None,
+        };
+        match record {
+            Some(record) => record,
+            None => std::future::pending().await,
+        }
+    }
+
+    /// Waits until the VM's command has ended, for ever if it has none. Cancel safe.
+    pub(super) async fn command_ended(&self) -> ExitStatus {
+        let mut command = self.command.subscribe();
+        match command
+            .wait_for(Option::is_some)
+            .await
+            .map(|status| *status)
+        {
+            Ok(Some(status)) => status,
+            _ => std::future::pending().await,
+        }
+    }
+
+    async fn aborted(&self) {
+        let mut abort = self.abort.subscribe();
+        if abort.wait_for(|abort| *abort).await.is_err() {
+            std::future::pending::<()>().await;
+        }
+    }
+}
+
+/// Signals that end a supervisor.
+struct Ending([Signal; 3]);
+
+impl Ending {
+    fn watch() -> Result<Self> {
+        let on = |kind| signal(kind).map_err(Error::host("watch signals"));
+        Ok(Self([
+            on(SignalKind::terminate())?,
+            on(SignalKind::interrupt())?,
+            on(SignalKind::hangup())?,
+        ]))
+    }
+
+    /// The next one. Cancel safe.
+    async fn next(&mut self) {
+        let [terminate, interrupt, hangup] = &mut self.0;
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+            _ = hangup.recv() => {}
+        }
+    }
+}
+
+/// What is made before the VM is.
+struct Begun {
+    shared: Arc<Shared>,
+    listener: UnixListener,
+    launching: Launching,
+    ending: Ending,
+}
+
+/// Supervises a VM from its start to its end: `launch` boots it. The starter hears how
+/// that went; there is nobody to tell anything afterwards.
+///
+/// Needs a tokio runtime with everything enabled, and nothing else in its process.
+pub async fn supervise<L, F>(mut starter: Starter, launch: L)
+where
+    L: FnOnce(Launching) -> F,
+    F: Future<Output = Result<Sandbox, NotStarted>>,
+{
+    let Some((order, vms)) = starter.order() else {
+        return;
+    };
+    let Ok(channel) = starter.channel() else {
+        return;
+    };
+    match begin(&order, &vms) {
+        Ok(begun) => live(begun, &order, channel, launch).await,
+        Err(why) => channel.failed(&why).await,
+    }
+}
+
+fn begin(order: &Order, vms: &Vms) -> Result<Begun, NotStarted> {
+    // From here on a signal ends the VM in order, and not this process.
+    let ending = Ending::watch()?;
+    let claim = vms.claim(&order.id)?;
+    let directory = claim.directory().to_owned();
+    let prepared = (|| {
+        let log = |stream: LogStream| LogFile::open(directory.join(stream.file_name()));
+        Ok((listen(&directory)?, log(LogStream::Console)?))
+    })();
+    let (listener, console) = match prepared {
+        Ok(prepared) => prepared,
+        Err(error) => {
+            let error: std::io::Error = error;
+            let why = format!(
+                "cannot make the VM's files in {}: {error}",
+                directory.display()
+            );
+            let _ = claim.end(&ExitRecord::new(claim.run(), Err(&why), None), false);
+            return Err(NotStarted::new(why));
+        }
+    };
+    let launching = Launching {
+        record: claim.record().clone(),
+        directory,
+        console: Some(console),
+    };
+    let shared = Arc::new(Shared {
+        claim,
+        activity: Mutex::new(Activity::Starting),
+        sandbox: OnceLock::new(),
+        abort: watch::Sender::new(false),
+        stopping: AtomicBool::new(false),
+        command: watch::Sender::new(None),
+        finished: watch::Sender::new(None),
+        begun: Instant::now(),
+    });
+    Ok(Begun {
+        shared,
+        listener,
+        launching,
+        ending,
+    })
+}
+
+async fn live<L, F>(begun: Begun, order: &Order, mut channel: Channel, launch: L)
+where
+    L: FnOnce(Launching) -> F,
+    F: Future<Output = Result<Sandbox, NotStarted>>,
+{
+    let Begun {
+        shared,
+        listener,
+        launching,
+        mut ending,
+    } = begun;
+    let record = launching.record.clone();
+    let output = launching.directory.join(LogStream::Output.file_name());
+    let clients = Arc::new(Clients::none());
+    let server = {
+        let (clients, shared) = (Arc::clone(&clients), Arc::clone(&shared));
+        Task::spawn(async move { clients.serve(listener, shared).await })
+    };
+    let boot = async {
+        let sandbox = Arc::new(launch(launching).await?);
+        let _ = shared.sandbox.set(Arc::clone(&sandbox));
+        let command = match order.run_command.then(|| record.programs.own_command()) {
+            Some(Some(options)) => {
+                let log = LogFile::open(output).map_err(NotStarted::new)?;
+                let process = sandbox.exec(options).await?;
+                Some(OwnCommand::new(process, log)?)
+            }
+            _ => None,
+        };
+        Ok((sandbox, command))
+    };
+    let booted = tokio::select! {
+        // What is not wanted any more is not said to be there.
+        biased;
+        () = shared.aborted() => Err(NotStarted::new("the VM was ended while it started")),
+        () = channel.gone() => Err(NotStarted::new("the command that started the VM ended")),
+        () = ending.next() => Err(NotStarted::new("the VM's supervisor was ended by a signal")),
+        booted = boot => booted,
+    };
+    let (sandbox, command) = match booted {
+        Ok(booted) => booted,
+        Err(why) => {
+            if let Some(sandbox) = shared.sandbox.get() {
+                sandbox.kill().await;
+            }
+            let exit = ExitRecord::new(shared.claim.run(), Err(&why.message), None);
+            let remove = order.remove_unless_ready || record.remove;
+            finish(&shared, &clients, server, &exit, remove).await;
+            return channel.failed(&why).await;
+        }
+    };
+    shared.say(Activity::Running);
+    if !channel.ready(sandbox.take_warnings()).await {
+        shared.kill();
+    }
+    let exit = run(&shared, &record, &sandbox, command, &mut ending).await;
+    finish(&shared, &clients, server, &exit, record.remove).await;
+}
+
+/// From ready to the end.
+async fn run(
+    shared: &Arc<Shared>,
+    record: &Record,
+    sandbox: &Sandbox,
+    mut command: Option<OwnCommand>,
+    ending: &mut Ending,
+) -> ExitRecord {
+    let mut time = std::pin::pin!(time_up(record.timeout_ms));
+    let (mut timed_out, mut signals) = (false, 0_u32);
+    let mut status = None;
+    let exit: Arc<Exit> = loop {
+        tokio::select! {
+            exit = sandbox.wait() => break exit,
+            () = ending.next() => {
+                signals = signals.saturating_add(1);
+                match signals {
+                    1 => shared.stop(GRACE, WITHIN),
+                    _ => shared.kill(),
+                }
+            }
+            () = &mut time, if !timed_out => {
+                timed_out = true;
+                shared.stop(GRACE, WITHIN);
+            }
+            ended = command_end(&mut command), if status.is_none() => match ended {
+                Ok(ended) => {
+                    status = Some(ended);
+                    if let Some(command) = command.take() {
+                        command.written().await;
+                    }
+                    shared.command.send_replace(status);
+                    if record.remove {
+                        shared.stop(GRACE, WITHIN);
+                    }
+                }
+                // With the VM, or its agent: then nobody knows.
+                Err(_) => command = None,
+            },
+        }
+    };
+    if let Some(command) = command {
+        command.written().await;
+    }
+    let mut exit = ExitRecord::new(shared.claim.run(), Ok(&exit), status.map(CommandEnd::from));
+    exit.timed_out = timed_out;
+    exit
+}
+
+async fn time_up(timeout_ms: Option<u64>) {
+    match timeout_ms {
+        Some(ms) => tokio::time::sleep(Duration::from_millis(ms)).await,
+        None => std::future::pending().await,
+    }
+}
+
+async fn command_end(command: &mut Option<OwnCommand>) -> Result<ExitStatus> {
+    match command {
+        Some(command) => command.wait().await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Writes down how it ended, lets go of the VM, and only then tells who waits: what
+/// they do next must find it so.
+async fn finish(shared: &Shared, clients: &Clients, server: Task, exit: &ExitRecord, remove: bool) {
+    drop(server);
+    // Nobody is left to tell why it could not be written; without it the VM has
+    // crashed, which is how it looks.
+    let _ = shared.claim.end(exit, remove);
+    shared.finished.send_replace(Some(exit.document().into()));
+    clients.farewell().await;
+}
