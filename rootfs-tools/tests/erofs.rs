@@ -149,6 +149,19 @@ fn directories_whose_content_ends_with_a_block() {
 }
 
 #[test]
+fn images_whose_last_block_is_full_of_inodes() {
+    for count in 165..180 {
+        let mut tree = tree();
+        let root = tree.root();
+        for number in 0..count {
+            let name = format!("{number:03}");
+            tree.add(root, name.as_bytes(), meta(), Node::Fifo).unwrap();
+        }
+        check(&tree);
+    }
+}
+
+#[test]
 fn deep_directories() {
     let mut tree = tree();
     let mut at = tree.root();

@@ -69,7 +69,7 @@ impl Plan {
             }
             plan.inodes.push(Placed { id, nid, raw });
         }
-        plan.place_data(metadata.end)?;
+        plan.place_data(&metadata)?;
         Ok(plan)
     }
 
@@ -159,8 +159,9 @@ impl Plan {
         Ok(raw)
     }
 
-    /// Gives every inode with whole blocks of data its place from `next` on.
-    fn place_data(&mut self, mut next: u64) -> Result<(), Error> {
+    /// Gives every inode with whole blocks of data its place after the metadata.
+    fn place_data(&mut self, metadata: &MetadataArea) -> Result<(), Error> {
+        let mut next = metadata.end;
         let too_large = || Error::ImageTooLarge {
             content: self.content,
         };
@@ -170,6 +171,11 @@ impl Plan {
                 placed.raw.union = u32::try_from(next).map_err(|_| too_large())?;
                 next = next.checked_add(blocks).ok_or_else(too_large)?;
             }
+        }
+        // `fsck.erofs` up to 1.5 reads what would be attributes behind an inode that
+        // has none, so an image does not end with one.
+        if next == metadata.end && metadata.ends_full() {
+            next = next.checked_add(1).ok_or_else(too_large)?;
         }
         self.blocks = u32::try_from(next).map_err(|_| too_large())?;
         Ok(())
@@ -294,6 +300,12 @@ impl Default for MetadataArea {
 
 impl MetadataArea {
     const OPEN_MAX: usize = 32;
+
+    /// Whether nothing is known to be free at the end of the last block.
+    fn ends_full(&self) -> bool {
+        let last = self.end - 1;
+        self.open.iter().all(|(_, block)| *block != last)
+    }
 
     /// Room for `bytes`, at most 2³²; its nid.
     fn place(&mut self, bytes: u64) -> u64 {
