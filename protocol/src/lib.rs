@@ -3,6 +3,7 @@
 //! * [`agent`]: between the supervisor on the host and the agent in the guest,
 //!   over vsock streams, framed by [`frame`]; [`mod@file`] is the part of it that
 //!   concerns the guest's files.
+//!   [`privilege`] is what a program may do there.
 //! * [`control`]: between the supervisor and the VMM process, over a
 //!   `SOCK_SEQPACKET` socket pair that also carries file descriptors.
 //!
@@ -19,3 +20,4 @@ pub mod control;
 pub mod file;
 pub mod frame;
 pub mod phase;
+pub mod privilege;
