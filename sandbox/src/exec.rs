@@ -5,8 +5,10 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 
 use flashpan_protocol::agent::{Bytes, Command, ExecInput, ExecRequest, MAX_FRAME, TerminalSize};
 use flashpan_protocol::frame;
+use flashpan_protocol::privilege::Confinement;
 
 use crate::error::{Error, Result};
+use crate::privilege::Privilege;
 
 /// The `PATH` of programs unless the caller sets another.
 pub const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -26,6 +28,7 @@ pub struct ExecOptions {
     stdin: bool,
     terminal: Option<TerminalSize>,
     linger: bool,
+    privilege: Privilege,
 }
 
 impl ExecOptions {
@@ -58,6 +61,7 @@ impl ExecOptions {
             stdin: false,
             terminal: None,
             linger: false,
+            privilege: Privilege::confined(),
         }
     }
 
@@ -107,11 +111,19 @@ impl ExecOptions {
         self
     }
 
+    /// What the program may do in the guest, and what it sees of it;
+    /// [`Privilege::confined`] otherwise.
+    pub fn privilege(mut self, privilege: Privilege) -> Self {
+        self.privilege = privilege;
+        self
+    }
+
     /// Checks everything that can be checked without a guest.
     ///
     /// # Errors
     /// [`Error::InvalidConfig`]: no program, a NUL byte, a bad variable name,
-    /// or more arguments and environment than Linux takes (2 MiB).
+    /// privileges that exclude each other, or more arguments and environment than
+    /// Linux takes (2 MiB).
     pub fn validate(&self) -> Result<()> {
         self.clone().into_frame().map(drop)
     }
@@ -147,7 +159,8 @@ impl ExecOptions {
             }
             no_nul("user", user.as_bytes(), || "the name".to_owned())?;
         }
-        let start = ExecInput::Start(Box::new(self.into_request()));
+        let confinement = self.privilege.confinement()?;
+        let start = ExecInput::Start(Box::new(self.into_request(confinement)));
         frame::encode(&start, MAX_FRAME).map_err(|e| match e {
             frame::FrameError::TooLong { len, max } => Error::config(
                 "command",
@@ -157,7 +170,7 @@ impl ExecOptions {
         })
     }
 
-    fn into_request(self) -> ExecRequest {
+    fn into_request(self, confinement: Confinement) -> ExecRequest {
         let sets = |wanted: &str| self.env.iter().any(|(name, _)| name == wanted);
         let mut defaults = Vec::new();
         if !sets("PATH") {
@@ -178,6 +191,7 @@ impl ExecOptions {
             stdin: self.stdin,
             terminal: self.terminal,
             linger: self.linger,
+            confinement,
         }
     }
 
@@ -263,13 +277,32 @@ mod tests {
     }
 
     #[test]
+    fn a_program_is_confined_unless_it_is_told_otherwise() {
+        let confinement = |options: ExecOptions| {
+            let frame = options.into_frame().unwrap();
+            let mut decoder = frame::Decoder::new(MAX_FRAME);
+            decoder.extend(&frame);
+            match decoder.next_message() {
+                Ok(Some(ExecInput::Start(request))) => request.confinement,
+                other => panic!("{other:?}"),
+            }
+        };
+        let plain = ExecOptions::argv(["x"]);
+        assert_eq!(confinement(plain.clone()), Confinement::CONFINED);
+        let privileged = plain.privilege(Privilege::privileged());
+        assert_eq!(confinement(privileged), Confinement::PRIVILEGED);
+        let wrong = Privilege::confined().mounts(crate::privilege::Namespace::Vm);
+        assert!(refusal(&ExecOptions::argv(["x"]).privilege(wrong)).contains("privilege"));
+    }
+
+    #[test]
     fn path_and_term_have_defaults_that_can_be_replaced() {
         let size = TerminalSize {
             rows: 24,
             columns: 80,
         };
         let names = |options: ExecOptions| -> Vec<String> {
-            let env = options.into_request().env;
+            let env = options.into_request(Confinement::CONFINED).env;
             env.into_iter()
                 .map(|(n, _)| String::from_utf8(n.into_vec()).unwrap())
                 .collect()

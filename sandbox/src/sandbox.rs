@@ -21,6 +21,7 @@ use crate::config::{ConsoleSink, Root, SandboxBuilder};
 use crate::console;
 use crate::driver::{Command, ConsoleTap, Driver, DriverHandle, Ended, Shared};
 use crate::error::{Error, Result};
+use crate::events::Events;
 use crate::exec::ExecOptions;
 use crate::exit::{Exit, ExitReason};
 use crate::frames::FrameReader;
@@ -226,6 +227,12 @@ impl Sandbox {
                 after: VMM_TIMEOUT,
             }),
         }
+    }
+
+    /// What happens in the VM from now on: every program that starts and that ends.
+    #[must_use]
+    pub fn events(&self) -> Events {
+        self.shared.events.subscribe()
     }
 
     /// The last console output, at most 64 KiB, as the guest wrote it: not fit
