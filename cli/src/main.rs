@@ -10,6 +10,7 @@ mod generate;
 mod image;
 mod kernel;
 mod parse;
+mod privilege;
 mod progress;
 mod run;
 mod signals;

@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use clap::{Args, ValueEnum};
+use flashpan::api::HostIpMapping;
 use flashpan::{
     BootProtocol, Console, Disk, DiskMount, DiskRole, DiskSource, FsType, FullDisk, Root, Sandbox,
     SandboxBuilder, Upper,
@@ -102,9 +103,16 @@ pub(crate) struct VmArgs {
           value_parser = |text: &str| text.parse::<DiskMount>().map_err(|e| e.to_string()))]
     disks: Vec<DiskMount>,
 
-    /// Number of virtual CPUs, 1 to 32.
-    #[arg(long, value_name = "N", default_value_t = flashpan::DEFAULT_CPUS)]
-    cpus: u32,
+    /// Number of processors, e.g. 2 or 0.5, at most 32. The VM has as many virtual
+    /// CPUs as the next whole number, and of a fraction its programs get no more.
+    #[arg(long, value_name = "N", value_parser = parse::cpus,
+          default_value_t = f64::from(flashpan::DEFAULT_CPUS))]
+    cpus: f64,
+
+    /// Most processes and threads that all programs of the guest may have together;
+    /// otherwise as many as its memory allows.
+    #[arg(long, value_name = "N")]
+    pids_limit: Option<u32>,
 
     /// Memory of the guest, e.g. 512M or 2G.
     #[arg(long, short, value_name = "SIZE", value_parser = parse::memory_mib,
@@ -114,6 +122,11 @@ pub(crate) struct VmArgs {
     /// Host name of the guest.
     #[arg(long, value_name = "NAME", default_value = "flashpan")]
     hostname: String,
+
+    /// Give a name an address in the guest's /etc/hosts, e.g. db:10.0.0.7; may be
+    /// repeated.
+    #[arg(long = "add-host", value_name = "NAME:IP")]
+    add_hosts: Vec<HostIpMapping>,
 
     /// One more argument for the guest's kernel; may be repeated.
     #[arg(long = "kernel-arg", value_name = "ARG", allow_hyphen_values = true)]
@@ -159,6 +172,8 @@ impl VmArgs {
             root: Root::new(PathBuf::new(), FsType::Erofs),
             image: None,
             cpus: self.cpus,
+            pids_limit: self.pids_limit,
+            hosts: self.add_hosts.clone(),
             memory_mib: self.memory,
             hostname: self.hostname.clone(),
             kernel_args: self.kernel_args.join(" "),
@@ -261,7 +276,9 @@ pub(crate) struct Template {
     root: Root,
     /// The container image that the root is of.
     image: Option<InUse>,
-    cpus: u32,
+    cpus: f64,
+    pids_limit: Option<u32>,
+    hosts: Vec<HostIpMapping>,
     memory_mib: u64,
     hostname: String,
     kernel_args: String,
@@ -354,7 +371,17 @@ impl Template {
     }
 
     fn bare_builder(&self, console: Console) -> SandboxBuilder {
-        Sandbox::builder(&self.kernel, self.root.clone())
+        let mut builder = Sandbox::builder(&self.kernel, self.root.clone());
+        if let Some(most) = self.pids_limit {
+            builder = builder.pids_limit(most);
+        }
+        if self.read_only {
+            builder = builder.upper(Upper::ReadOnly);
+        }
+        for entry in &self.hosts {
+            builder = builder.add_host(entry.clone());
+        }
+        builder
             .cpus(self.cpus)
             .memory_mib(self.memory_mib)
             .hostname(&self.hostname)
