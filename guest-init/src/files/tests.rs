@@ -30,7 +30,6 @@ use crate::poller::Poller;
 use crate::spawn::Privileges;
 use crate::testing::unique;
 
-mod fuse;
 mod hostile;
 mod privileged;
 mod trees;

@@ -1,5 +1,7 @@
 //! What needs root: owners, full and read-only file systems.
 
+mod fuse;
+
 use std::ops::Deref;
 
 use nix::mount::{MsFlags, mount, umount};

@@ -7,7 +7,7 @@ use std::sync::mpsc;
 
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 
-use super::*;
+use super::super::*;
 use crate::testing::in_own_namespaces;
 
 /// Requests of the kernel, `enum fuse_opcode` of linux/fuse.h.
@@ -106,7 +106,7 @@ fn attributes(is_file: bool) -> Vec<u8> {
 #[ignore = "needs root and /dev/fuse"]
 fn programs_start_while_a_file_system_does_not_answer() {
     in_own_namespaces(
-        "files::tests::fuse::programs_start_while_a_file_system_does_not_answer",
+        "files::tests::privileged::fuse::programs_start_while_a_file_system_does_not_answer",
         || {
             let silent = Silent::mount();
             let mut session = Session::start(FileRequest::Read {
