@@ -226,7 +226,7 @@ async fn signals_do_what_they_do_everywhere_and_orphans_are_reaped() {
         "(sleep 0 & echo $! >/tmp/pid); while test -e /proc/$(cat /tmp/pid); do :; done; echo gone";
     assert_eq!(says(&sandbox, confined(orphan)).await, "gone\n");
     // Nothing of them is left, as soon as the last reaper has ended.
-    let look = "while cat /proc/[0-9]*/comm 2>/dev/null | grep -q -e reaper -e sleep; do :; done; echo gone";
+    let look = "while cat /proc/[0-9]*/comm 2>/dev/null | grep -q -e flashpan-reap -e sleep; do :; done; echo gone";
     let all = Privilege::privileged();
     let looking = outcome(&sandbox, confined(look).privilege(all));
     let (_, text) = timeout(PATIENCE, looking).await.unwrap();
