@@ -11,6 +11,7 @@ mod generate;
 mod image;
 mod kernel;
 mod parse;
+mod privilege;
 mod progress;
 mod publish;
 mod reach;

@@ -40,6 +40,17 @@ fn size_mib(text: &str) -> Result<u64, String> {
     Ok(bytes.div_ceil(MIB))
 }
 
+/// A number of processors from text such as `2` or `0.5`.
+pub(crate) fn cpus(text: &str) -> Result<f64, String> {
+    match text.parse() {
+        // The library refuses what is too few or too many.
+        Ok(cpus) if f64::is_finite(cpus) => Ok(cpus),
+        _ => Err(format!(
+            "`{text}` is not a number of processors; write e.g. 2 or 0.5"
+        )),
+    }
+}
+
 /// The size of a disk in MiB: as [`size_mib`], but a plain number is MiB. The
 /// same for every option that is the size of a disk or a volume.
 pub(crate) fn disk_size_mib(text: &str) -> Result<u64, String> {
@@ -194,6 +205,16 @@ mod tests {
         }
         for text in ["", "1.5G", "-1"] {
             assert!(disk_size_mib(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn processors_may_be_fractions() {
+        for (text, number) in [("2", 2.0), ("0.5", 0.5), (".25", 0.25), ("0", 0.0)] {
+            assert_eq!(cpus(text).map(f64::to_bits), Ok(f64::to_bits(number)));
+        }
+        for text in ["", "many", "inf", "NaN", "1,5", "1e999"] {
+            assert!(cpus(text).unwrap_err().contains("0.5"), "{text}");
         }
     }
 

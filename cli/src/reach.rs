@@ -26,12 +26,7 @@ pub(crate) struct ReachArgs {
     allow_hosts: Vec<String>,
 
     /// A line for the guest's /etc/hosts; may be repeated.
-    #[arg(
-        long = "add-host",
-        value_name = "HOST:IP",
-        value_delimiter = ',',
-        hide = true
-    )]
+    #[arg(long = "add-host", value_name = "HOST:IP", value_delimiter = ',')]
     add_hosts: Vec<HostIpMapping>,
 
     /// A secret for some hosts; may be repeated.

@@ -20,6 +20,7 @@ use tokio::sync::oneshot;
 
 use crate::failure::{Failure, say};
 use crate::parse::{self, Variable};
+use crate::privilege::PrivilegeArgs;
 use crate::publish::PublishArgs;
 use crate::signals::{Asked, Signals};
 use crate::stdio::{Input, Patient, Stopped};
@@ -49,12 +50,19 @@ Examples:
   flashpan run --disk @cache:/root/.cache --disk data.ext4:/data:ro -- ls /data
   flashpan run -p 8080:80 --image nginx              http://127.0.0.1:8080/
   flashpan run -f sandbox.toml -e DEBUG=1 -- pytest
+  flashpan run --cpus 0.5 --pids-limit 100 -- ./untrusted
+  flashpan run --cap-add NET_ADMIN -- ip link add dummy0 type dummy
+  flashpan run --allow-new-privileges --user 1000 --image debian -- su -c id
+  flashpan run --privileged -- mount -t tmpfs none /mnt
   flashpan run --timeline boot.json -- true          where the time went
   flashpan run --timeline - --console -- true        the same as a picture
 
 Exit status: that of the command, 128 plus the signal that ended it, 127 if it
 was not found, 126 if it cannot be executed, 124 after --timeout, 125 if flashpan
 itself failed.
+
+The command is confined as in a container (docs/privilege.md): root without the
+capabilities by which the guest is administered. --privileged and its like lift that.
 
 The guest's writes to its root file system are lost at the end; what it writes to
 a --disk is kept. Signals are passed on to the command; the third interrupt ends the VM.
@@ -145,6 +153,9 @@ pub(crate) struct RunArgs {
     /// an image /bin/sh with -it.
     #[arg(trailing_var_arg = true, value_name = "COMMAND")]
     command: Vec<OsString>,
+
+    #[command(flatten)]
+    privilege: PrivilegeArgs,
 
     #[command(flatten)]
     publish: PublishArgs,
@@ -296,7 +307,9 @@ impl RunArgs {
             wishes.command = vec![OsString::from("/bin/sh")];
             exec = defaults.program(&wishes);
         }
+        let privilege = self.privilege.privilege(defaults.is_privileged());
         let mut exec = exec.map_err(Failure::new)?.stdin(self.interactive);
+        exec = exec.privilege(privilege);
         if self.tty {
             if let Some(term) = std::env::var_os("TERM") {
                 exec = exec.default_env("TERM", term);

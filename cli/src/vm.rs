@@ -122,9 +122,20 @@ pub(crate) struct VmArgs {
           value_parser = |text: &str| text.parse::<DiskMount>().map_err(|e| e.to_string()))]
     disks: Vec<DiskMount>,
 
-    /// Number of virtual CPUs, 1 to 32; 1 otherwise.
-    #[arg(long, value_name = "N", env = "FLASHPAN_CPUS", hide_env_values = true)]
+    /// Number of processors, e.g. 2 or 0.5, at most 32; 1 otherwise. The VM has as many
+    /// virtual CPUs as the next whole number, and of a fraction its programs get no more.
+    #[arg(long, value_name = "N", value_parser = parse::cpus, env = "FLASHPAN_CPUS", hide_env_values = true)]
     cpus: Option<f64>,
+
+    /// Most processes and threads that all programs of the guest may have together;
+    /// otherwise as many as its memory allows.
+    #[arg(
+        long,
+        value_name = "N",
+        env = "FLASHPAN_PIDS_LIMIT",
+        hide_env_values = true
+    )]
+    pids_limit: Option<u32>,
 
     /// Memory of the guest, e.g. 512M or 2G; 256M otherwise.
     #[arg(long, short, value_name = "SIZE", value_parser = parse::memory_mib,
@@ -251,6 +262,7 @@ impl VmArgs {
             Entry::Pvh => BootProtocol::Pvh,
         };
         options.boot_timeout = self.boot_timeout;
+        options.pids_limit = self.pids_limit;
         // The runtime of every command stays on its main thread.
         options.end_with_thread = true;
         Ok(Wanted { config, options })

@@ -155,13 +155,11 @@ fn what_needs_a_network_or_mounts_is_refused_by_the_name_of_its_field() {
             &["--allow-host", "a.com,b.com"][..],
             "network.allowed_hosts",
         ),
-        (&["--add-host", "db:10.0.0.1"], "network.add_hosts"),
         (&["--secret", "K=hunter2@a.com,b.com"], "network.secrets"),
         (&["--dns-servers", "1.1.1.1"], "network.dns_servers"),
         (&["--mtu", "1400"], "network.mtu"),
         (&["--network-intercept"], "network.intercept"),
         (&["-v", "/:src", "--workspace", "/w"], "vfs.workspace"),
-        (&["--cpus", "0.5"], "resources.cpus"),
     ] {
         let output = world.output(options, &["true"]);
         assert_eq!(output.status.code(), Some(125), "{output:?}");

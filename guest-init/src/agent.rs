@@ -11,6 +11,8 @@ use nix::sys::epoll::EpollFlags;
 
 use crate::anchors::Anchors;
 use crate::cgroup::{Removal, RunGroup, Tree};
+use crate::device_tree::DeviceTree;
+use crate::events::Events;
 use crate::exec::Exec;
 use crate::files::Files;
 use crate::forward::Forwards;
@@ -65,7 +67,11 @@ pub(crate) struct Shared {
     pub(crate) anchors: Anchors,
     /// `None` where the kernel has no control groups.
     pub(crate) groups: Option<Tree>,
+    /// The `/dev` of confined programs; `None` where it could not be made.
+    pub(crate) devices: Option<DeviceTree>,
     pub(crate) privileges: Privileges,
+    /// What happened to programs, for the supervisor.
+    pub(crate) events: Events,
     /// Bytes on their way from one descriptor to another.
     pub(crate) scratch: Vec<u8>,
     /// Groups in which processes were allowed to stay, or could not be ended.
@@ -121,6 +127,7 @@ impl Agent {
         poller: &Poller,
         anchors: Anchors,
         groups: Option<Tree>,
+        devices: Option<DeviceTree>,
         privileges: Privileges,
     ) -> Self {
         Self {
@@ -132,7 +139,9 @@ impl Agent {
                 poller: poller.clone(),
                 anchors,
                 groups,
+                devices,
                 privileges,
+                events: Events::default(),
                 scratch: vec![0; MAX_DATA],
                 leftovers: Vec::new(),
                 running: 0,
@@ -265,6 +274,11 @@ impl Agent {
     #[cfg(test)]
     pub(crate) fn kill_all_files(&mut self) {
         self.files.kill_all();
+    }
+
+    /// What happened to programs and was not told yet.
+    pub(crate) fn events(&mut self) -> &mut Events {
+        &mut self.shared.events
     }
 
     /// Whether nothing is under way that an end in order waits for. Forwarded

@@ -24,6 +24,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::sync::Arc;
 
+use flashpan_protocol::agent::MIN_CPU_QUOTA;
 use nix::dir::{Dir, Type};
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, open};
@@ -56,6 +57,7 @@ const DIRECTORY: OFlag = OFlag::O_RDONLY.union(OFlag::O_DIRECTORY);
 /// The group in which all programs run.
 #[derive(Debug)]
 pub(crate) struct Tree {
+    root: OwnedFd,
     directory: Arc<OwnedFd>,
     /// `cgroup.kill` of it.
     kill: OwnedFd,
@@ -94,9 +96,25 @@ impl Tree {
         let tree = Self {
             kill: open_at(&directory, "cgroup.kill", OFlag::O_WRONLY)?,
             directory: Arc::new(directory),
+            root,
             next: 0,
         };
         Ok((tree, warnings))
+    }
+
+    /// Lets all programs together use so many thousandths of a processor. Before
+    /// there are any.
+    pub(crate) fn limit_processors(&self, thousandths: u32) -> nix::Result<()> {
+        write_file(&self.root, "cgroup.subtree_control", "+cpu")?;
+        let quota = u64::from(thousandths.max(MIN_CPU_QUOTA)) * u64::from(PERIOD) / 1000;
+        write_file(&*self.directory, "cpu.max", &format!("{quota} {PERIOD}"))
+    }
+
+    /// Lets all programs together have so many processes and threads, but not more
+    /// than the kernel has room for.
+    pub(crate) fn limit_processes(&self, most: u32) -> nix::Result<()> {
+        let most = u64::from(most).min(process_limit());
+        write_file(&*self.directory, "pids.max", &most.to_string())
     }
 
     /// A new, empty group for one program.
@@ -119,6 +137,9 @@ impl Tree {
         write(&self.kill, b"1").map(drop)
     }
 }
+
+/// The period of [`Tree::limit_processors`], Linux's own, in microseconds.
+const PERIOD: u32 = 100_000;
 
 /// Three quarters of the threads that the kernel allows for its memory
 /// (`kernel.threads-max`, of which it gives init half as RLIMIT_NPROC).

@@ -13,12 +13,15 @@
 use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
-use flashpan_protocol::agent::{ExecInput, ExecOutput, ExecRequest, StartFailure};
+use flashpan_protocol::agent::{
+    ExecInput, ExecOutput, ExecRequest, ProgramEnded, ProgramStarted, StartFailure,
+};
 use nix::libc;
 use nix::sys::epoll::EpollFlags;
 
 use crate::agent::{Shared, Source, token};
 use crate::connection::{Connection, Received};
+use crate::events;
 use crate::plan::Plan;
 use crate::run::{Launch, Remains, Run};
 use crate::stdio::{Output, Piece};
@@ -70,6 +73,18 @@ pub(crate) struct Exec {
     deadline: Option<Instant>,
     /// [`ExecOutput::StartFailed`] was sent: nothing else follows.
     failed: bool,
+    news: News,
+}
+
+/// What the supervisor is told of the program by itself.
+#[derive(Debug)]
+enum News {
+    /// Nothing, or all of it.
+    None,
+    /// That it was started, when it is.
+    Start(Box<ProgramStarted>),
+    /// That it has ended, when it has; it runs since then.
+    End(Instant),
 }
 
 impl Exec {
@@ -84,6 +99,7 @@ impl Exec {
             pressure: Pressure::None,
             deadline: Some(Instant::now() + START_WITHIN),
             failed: false,
+            news: News::None,
         })
     }
 
@@ -132,10 +148,10 @@ impl Exec {
     pub(crate) fn handle(&mut self, source: Source, events: EpollFlags, shared: &mut Shared) {
         match source {
             Source::Socket => self.on_socket(events, shared),
-            Source::Status => self.on_status(),
+            Source::Status => self.on_status(shared),
             Source::Child => {
                 // What became of execve comes before how it ended.
-                self.on_status();
+                self.on_status(shared);
                 if let Some(run) = self.run_mut() {
                     run.reap();
                     run.end_tracers();
@@ -275,10 +291,13 @@ impl Exec {
 
     fn start(&mut self, request: ExecRequest, shared: &mut Shared) {
         self.deadline = None;
-        let started = Plan::new(request, &Accounts::load(&shared.anchors))
-            .and_then(|plan| Run::start(plan, self.id, shared));
+        let started = Plan::new(request, &Accounts::load(&shared.anchors)).and_then(|plan| {
+            let news = Box::new(events::started(self.id, &plan));
+            Ok((Run::start(plan, self.id, shared)?, news))
+        });
         match started {
-            Ok(run) => {
+            Ok((run, news)) => {
+                self.news = News::Start(news);
                 shared.run_started();
                 self.stage = Stage::Running(Box::new(run));
             }
@@ -295,7 +314,7 @@ impl Exec {
         }
     }
 
-    fn on_status(&mut self) {
+    fn on_status(&mut self, shared: &mut Shared) {
         let Some(run) = self.run_mut() else { return };
         if run.is_launched() {
             return;
@@ -306,6 +325,11 @@ impl Exec {
             Launch::Started => {
                 let pid = run.pid().unsigned_abs();
                 self.connection.send(&ExecOutput::Started { pid });
+                if let News::Start(mut started) = std::mem::replace(&mut self.news, News::None) {
+                    started.pid = pid;
+                    shared.events.started(started);
+                    self.news = News::End(Instant::now());
+                }
                 self.give_input();
             }
         }
@@ -391,6 +415,16 @@ impl Exec {
                 return;
             };
             run.input.close();
+            if let (News::End(since), Some(status)) = (&self.news, run.exit) {
+                let microseconds = since.elapsed().as_micros();
+                shared.events.ended(ProgramEnded {
+                    id: self.id,
+                    pid: run.pid().unsigned_abs(),
+                    status,
+                    duration_us: u64::try_from(microseconds).unwrap_or(u64::MAX),
+                });
+                self.news = News::None;
+            }
             if run.linger {
                 shared.leftovers.extend(run.give_up_group());
             }
@@ -413,6 +447,7 @@ impl Exec {
                 return;
             };
             self.deadline = None;
+            run.leave_namespace();
             shared.run_ended(run.linger);
             run.output.finish();
             if let Some(errors) = &mut run.errors {

@@ -4,7 +4,7 @@ use std::convert::Infallible;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use flashpan_protocol::agent::{EXEC_PORT, GuestMessage, HOST_CID, HostMessage};
+use flashpan_protocol::agent::{EXEC_PORT, GuestConfig, GuestMessage, HOST_CID, HostMessage};
 use flashpan_protocol::file::FILE_PORT;
 use flashpan_protocol::forward::FORWARD_PORT;
 use flashpan_protocol::phase::{CODE_INIT_READY, CODE_INIT_START, ExitRequest};
@@ -19,6 +19,7 @@ use crate::anchors::Anchors;
 use crate::boot::{self, Connecting};
 use crate::cgroup::Tree;
 use crate::connection::{Connection, Received};
+use crate::device_tree::{self, DeviceTree};
 use crate::disks::{self, Writable};
 use crate::failure::{During, Failure};
 use crate::mounts::CGROUPS;
@@ -94,6 +95,13 @@ fn set_up() -> Result<Init, Failure> {
     let poller = Poller::new().during("make an epoll instance")?;
     let mut boot = connecting.finish(&poller)?;
     // … and while it answers.
+    let devices = match DeviceTree::make(device_tree::DIRECTORY) {
+        Ok(devices) => Some(devices),
+        Err(errno) => {
+            warnings.push(format!("make /dev for confined programs: {}", errno.desc()));
+            None
+        }
+    };
     let groups = match Tree::create(Path::new(CGROUPS)) {
         Ok((groups, more)) => {
             warnings.extend(more);
@@ -116,11 +124,12 @@ fn set_up() -> Result<Init, Failure> {
 
     let config = boot.configuration()?;
     network::set_hostname(&config.hostname)?;
-    let root = root::enter(&config.root, &config.hostname)?;
+    limit(groups.as_ref(), &config)?;
+    let root = root::enter(&config.root, &config.hostname, &config.hosts)?;
     let mut writable = disks::mount_all(&config.mounts)?;
     writable.extend(root.disk);
     let anchors = Anchors::take().during("open the root directory, /dev/null and /dev/pts")?;
-    let agent = Agent::new(&poller, anchors, groups, Privileges::Set);
+    let agent = Agent::new(&poller, anchors, groups, devices, Privileges::Set);
     let mut boot = boot.into_connection();
     ports::mark(CODE_INIT_READY);
     boot.send(&GuestMessage::Ready);
@@ -145,6 +154,22 @@ fn set_up() -> Result<Init, Failure> {
         writable,
         ending: None,
     })
+}
+
+/// Sets the limits of all programs together, before there are any. One that was
+/// asked for and cannot be kept is no warning.
+fn limit(groups: Option<&Tree>, config: &GuestConfig) -> Result<(), Failure> {
+    let groups = groups.ok_or(Errno::ENODEV);
+    if let Some(thousandths) = config.cpu_quota {
+        let limited = groups.and_then(|groups| groups.limit_processors(thousandths));
+        let what = "limit the processors of programs (CONFIG_CFS_BANDWIDTH, cgroup v2)";
+        limited.during(what)?;
+    }
+    if let Some(most) = config.pids_limit {
+        let limited = groups.and_then(|groups| groups.limit_processes(most));
+        limited.during("limit the number of processes (CONFIG_CGROUP_PIDS, cgroup v2)")?;
+    }
+    Ok(())
 }
 
 /// What programs expect but can do without; returns what did not work.
@@ -221,6 +246,7 @@ impl Init {
         }
         let now = Instant::now();
         self.agent.expire(now);
+        self.agent.events().send(&mut self.boot);
         if self.accept_again.is_some_and(|again| now >= again) {
             self.accept_again = None;
             let _ = self.listener.watch(Some(EpollFlags::EPOLLIN));

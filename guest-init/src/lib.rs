@@ -9,7 +9,8 @@
 //!   loop's time-out. Only what is done to files on behalf of the supervisor
 //!   has threads, since a disk can keep whoever uses it waiting (`files`).
 //! * Every program runs in a session and a cgroup of its own, so that it can be
-//!   ended with everything that it started.
+//!   ended with everything that it started. What else it has to itself, and what it
+//!   may do, the supervisor says ([`flashpan_protocol::privilege`]).
 //! * Nothing here may end PID 1: a guest without it panics. A failure during
 //!   set-up and a bug (a panic) are told to the supervisor, then the VM is
 //!   powered off.
@@ -18,8 +19,11 @@ mod agent;
 mod anchors;
 mod boot;
 mod cgroup;
+mod confine;
 mod connection;
+mod device_tree;
 mod disks;
+mod events;
 mod exec;
 mod failure;
 mod files;
@@ -31,6 +35,7 @@ mod plan;
 mod poller;
 mod ports;
 mod reap;
+mod reaper;
 mod root;
 mod run;
 pub mod serve;
@@ -38,6 +43,7 @@ mod shutdown;
 mod spawn;
 mod stdio;
 mod sys;
+mod syscall_filter;
 #[cfg(test)]
 mod testing;
 mod twin;

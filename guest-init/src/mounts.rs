@@ -70,7 +70,7 @@ const MOUNTS: [Mount; 6] = [
 
 /// Links in `/dev` that programs and shells rely on. `ptmx` is not among them:
 /// the device node of devtmpfs finds `/dev/pts` beside itself.
-const LINKS: [(&str, &str); 5] = [
+pub(crate) const LINKS: [(&str, &str); 5] = [
     ("/proc/self/fd", "/dev/fd"),
     ("/proc/self/fd/0", "/dev/stdin"),
     ("/proc/self/fd/1", "/dev/stdout"),

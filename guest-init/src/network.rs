@@ -4,6 +4,7 @@ use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
+use flashpan_protocol::agent::{HostEntry, MAX_HOSTS};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
 
 use crate::failure::Failure;
@@ -12,6 +13,9 @@ use crate::twin::Twin;
 
 /// Longest host name that Linux takes.
 const NAME_MAX: usize = 64;
+
+/// Longest host name in DNS.
+const HOST_MAX: usize = 253;
 
 /// Raises `lo`; the kernel gives it its addresses by itself.
 pub(crate) fn loopback_up() -> nix::Result<()> {
@@ -35,13 +39,43 @@ pub(crate) fn set_hostname(name: &str) -> Result<(), Failure> {
     nix::unistd::sethostname(name).map_err(|errno| Failure::system(what(), errno))
 }
 
+/// Checks the lines that `/etc/hosts` is to have besides its own. `writable` is
+/// whether there is a place for them.
+pub(crate) fn check_hosts(hosts: &[HostEntry], writable: bool) -> Result<(), Failure> {
+    let refuse = |why: String| Err(Failure::new("add lines to /etc/hosts", why));
+    if hosts.len() > MAX_HOSTS {
+        let number = hosts.len();
+        return refuse(format!("{number} are too many; want at most {MAX_HOSTS}"));
+    }
+    if !hosts.is_empty() && !writable {
+        return refuse("the root is read-only; make it writable".to_owned());
+    }
+    // A blank, a line break or a comment would make another line of it.
+    let allowed = |c: char| !c.is_whitespace() && !c.is_control() && !matches!(c, '#' | ':');
+    for HostEntry { name, .. } in hosts {
+        if name.is_empty() || name.len() > HOST_MAX || !name.chars().all(allowed) {
+            return refuse(format!(
+                "{name:.80?} is not a host name; want 1 to {HOST_MAX} bytes without blanks, \
+                 control characters, '#' and ':'"
+            ));
+        }
+    }
+    Ok(())
+}
+
 /// Writes `/etc/hostname` and `/etc/hosts` as docker does, into the layer
 /// `upper` of an overlay that is not mounted yet: going through the overlay
-/// would copy `/etc` up first. `lower` is the root image.
+/// would copy `/etc` up first. `lower` is the root image, `more` what `/etc/hosts`
+/// has besides, which was checked.
 ///
 /// What does not work is returned: programs run without.
-pub(crate) fn write_names(lower: &Path, upper: &Path, name: &str) -> Vec<String> {
-    let hosts = format!(
+pub(crate) fn write_names(
+    lower: &Path,
+    upper: &Path,
+    name: &str,
+    more: &[HostEntry],
+) -> Vec<String> {
+    let mut hosts = format!(
         "127.0.0.1\tlocalhost\n\
          ::1\tlocalhost ip6-localhost ip6-loopback\n\
          fe00::\tip6-localnet\n\
@@ -50,6 +84,9 @@ pub(crate) fn write_names(lower: &Path, upper: &Path, name: &str) -> Vec<String>
          ff02::2\tip6-allrouters\n\
          127.0.1.1\t{name}\n"
     );
+    for HostEntry { name, address } in more {
+        hosts.push_str(&format!("{address}\t{name}\n"));
+    }
     let etc = upper.join("etc");
     let twin = match Twin::make(etc.clone(), &lower.join("etc")) {
         Ok(twin) => twin,

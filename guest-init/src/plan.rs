@@ -8,6 +8,7 @@ use flashpan_protocol::agent::{
     Bytes, Command, ExecRequest, StartFailure, StartFailureKind, TerminalSize,
 };
 
+use crate::confine::Ready;
 use crate::users::{Accounts, Identity};
 
 /// Where programs are looked for when the request has no `PATH`, as docker has
@@ -37,6 +38,7 @@ pub(crate) struct Plan {
     pub(crate) terminal: Option<TerminalSize>,
     pub(crate) stdin: bool,
     pub(crate) linger: bool,
+    pub(crate) confinement: Ready,
 }
 
 impl Plan {
@@ -81,6 +83,7 @@ impl Plan {
             terminal: request.terminal,
             stdin: request.stdin,
             linger: request.linger,
+            confinement: Ready::new(request.confinement),
         })
     }
 

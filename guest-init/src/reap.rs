@@ -67,7 +67,7 @@ mod tests {
             waitid(id, ended).unwrap();
         }
         let (poller, anchors) = (Poller::new().unwrap(), Anchors::take().unwrap());
-        let mut agent = Agent::new(&poller, anchors, None, Privileges::Keep);
+        let mut agent = Agent::new(&poller, anchors, None, None, Privileges::Keep);
         assert!(some(&mut agent), "they were all reaped at once");
         let left = sys::wait(Children::Any, false);
         assert!(matches!(left, Ok(Some(_))), "{left:?}");

@@ -9,7 +9,7 @@
 use std::os::fd::OwnedFd;
 use std::path::Path;
 
-use flashpan_protocol::agent::{RootConfig, Upper};
+use flashpan_protocol::agent::{HostEntry, RootConfig, Upper};
 use nix::errno::Errno;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sys::stat::{Mode, SFlag, lstat};
@@ -40,18 +40,23 @@ pub(crate) struct Root {
 }
 
 /// Mounts what `config` describes and makes it the root of this process; a
-/// writable one learns its host name.
-pub(crate) fn enter(config: &RootConfig, hostname: &str) -> Result<Root, Failure> {
+/// writable one learns its host name, and `hosts`.
+pub(crate) fn enter(
+    config: &RootConfig,
+    hostname: &str,
+    hosts: &[HostEntry],
+) -> Result<Root, Failure> {
     directory(NEW_ROOT).during("make the directory /newroot in the initramfs")?;
     let mut disk = None;
     let mut warnings = Vec::new();
     let writable = config.upper != Upper::None;
+    network::check_hosts(hosts, writable)?;
     if writable {
         mount_image(config, LOWER)?;
         disk = mount_upper(&config.upper)?;
         let layer = Twin::make(UPPER_LAYER.into(), Path::new(LOWER))
             .during("make /upper/upper on the writable disk")?;
-        warnings = network::write_names(Path::new(LOWER), Path::new(UPPER_LAYER), hostname);
+        warnings = network::write_names(Path::new(LOWER), Path::new(UPPER_LAYER), hostname, hosts);
         make_mount_points()?;
         layer
             .settle()

@@ -2,7 +2,7 @@
 
 use std::os::fd::AsFd;
 
-use flashpan_protocol::agent::{ExitStatus, StartFailure, TerminalSize};
+use flashpan_protocol::agent::{ExitStatus, StartFailure, StartFailureKind, TerminalSize};
 use nix::errno::Errno;
 use nix::libc;
 use nix::sys::epoll::EpollFlags;
@@ -12,7 +12,8 @@ use crate::agent::{Shared, Source, token};
 use crate::cgroup::{Removal, RunGroup, Tree};
 use crate::plan::Plan;
 use crate::poller::Watched;
-use crate::spawn::{self, Spawned, no_resources};
+use crate::reaper::Reaper;
+use crate::spawn::{self, Privileges, REPORT, Spawned, Surroundings, no_resources};
 use crate::stdio::{self, Input, OurStdio, Output, Terminal};
 use crate::sys::{self, Children};
 
@@ -51,6 +52,9 @@ pub(crate) struct Run {
     pub(crate) errors: Option<Output>,
     terminal: Option<Terminal>,
     group: Option<RunGroup>,
+    /// PID 1 of its process namespace. Not dropped while the leader lives: it ends
+    /// when it has no children, and the leader is none of them.
+    reaper: Option<Reaper>,
     /// Armed while the group is waited for.
     group_events: Option<Watched>,
     pub(crate) linger: bool,
@@ -65,7 +69,7 @@ impl Run {
                 return Err(no_resources("make a control group for the program", errno));
             }
         };
-        let (stdio, spawned) = match Self::fork(&plan, group.as_ref(), shared) {
+        let (stdio, spawned, reaper) = match Self::fork(&plan, group.as_ref(), shared) {
             Ok(forked) => forked,
             Err(failure) => {
                 let busy = group.filter(|group| group.remove() == Removal::Busy);
@@ -88,6 +92,7 @@ impl Run {
             errors: stdio.errors.map(|fd| output(fd, Source::Stderr)),
             terminal: stdio.terminal,
             group,
+            reaper,
             group_events: None,
         })
     }
@@ -97,12 +102,40 @@ impl Run {
         plan: &Plan,
         group: Option<&RunGroup>,
         shared: &Shared,
-    ) -> Result<(OurStdio, Spawned), StartFailure> {
+    ) -> Result<(OurStdio, Spawned, Option<Reaper>), StartFailure> {
         let (ours, theirs) = stdio::make(plan, &shared.anchors)
             .map_err(|errno| no_resources("make the program's input and output", errno))?;
-        let spawned = spawn::spawn(plan, &theirs, group.map(AsFd::as_fd), shared.privileges)
+        let surroundings = match shared.privileges {
+            Privileges::Set => Self::surroundings(plan, shared)?,
+            #[cfg(test)]
+            Privileges::Keep => Surroundings::default(),
+        };
+        let group = group.map(AsFd::as_fd);
+        let spawned = spawn::spawn(plan, &theirs, group, &surroundings, shared.privileges)
             .map_err(|errno| no_resources("start a process", errno))?;
-        Ok((ours, spawned))
+        Ok((ours, spawned, surroundings.reaper))
+    }
+
+    fn surroundings(plan: &Plan, shared: &Shared) -> Result<Surroundings, StartFailure> {
+        let confinement = &plan.confinement;
+        let reaper = confinement.private_processes().then(Reaper::start);
+        let reaper = reaper.transpose().map_err(|errno| match errno {
+            Errno::EINVAL => StartFailure {
+                kind: StartFailureKind::Resources,
+                message: "the guest's kernel has no process namespaces (CONFIG_PID_NS); use a \
+                          kernel that has, or run the program among those of the VM"
+                    .to_owned(),
+            },
+            errno => no_resources("make a process namespace", errno),
+        })?;
+        let devices = confinement.own_devices().then(|| {
+            let devices = shared.devices.as_ref().ok_or(Errno::ENODEV)?;
+            devices.copy()
+        });
+        let devices = devices
+            .transpose()
+            .map_err(|errno| no_resources("make a /dev for the program", errno))?;
+        Ok(Surroundings { reaper, devices })
     }
 
     /// The process id of the leader.
@@ -115,7 +148,7 @@ impl Run {
         let Some((status, plan)) = &self.status else {
             return Launch::Started;
         };
-        let mut report = [0_u8; 16];
+        let mut report = [0_u8; REPORT];
         let launch = match read(status, &mut report) {
             Err(Errno::EAGAIN | Errno::EINTR) => return Launch::Pending,
             Ok(n) => spawn::explain(report.get(..n).unwrap_or_default(), plan),
@@ -157,6 +190,20 @@ impl Run {
         if let Some(group) = &self.group {
             let _ = group.kill();
         }
+        // What has left the group is still in the namespace.
+        if let Some(reaper) = &self.reaper {
+            reaper.kill();
+        }
+    }
+
+    /// After the leader's end, when nothing is left in its group or it may stay:
+    /// gives up the namespace, with all that is in it unless that may stay.
+    pub(crate) fn leave_namespace(&mut self) {
+        if let Some(reaper) = self.reaper.take()
+            && !self.linger
+        {
+            reaper.kill();
+        }
     }
 
     /// Sets the size of the terminal, if there is one.
@@ -174,6 +221,9 @@ impl Run {
         if self.group.is_none() && !self.linger && self.has_ended() {
             // Before its number is given up: then it stands for this group.
             let _ = sys::kill(-self.pid, libc::SIGKILL);
+            if let Some(reaper) = &self.reaper {
+                reaper.kill();
+            }
         }
         if let Ok(Some(ended)) = sys::wait(Children::One(self.pid), true) {
             self.exit = Some(ended.status);

@@ -29,7 +29,7 @@ pub fn serve(service: Service, socket: OwnedFd) -> io::Result<()> {
     socket.set_nonblocking(true)?;
     let poller = Poller::new()?;
     // No program is started here, so nobody gets any.
-    let mut agent = Agent::new(&poller, Anchors::take()?, None, Privileges::Set);
+    let mut agent = Agent::new(&poller, Anchors::take()?, None, None, Privileges::Set);
     match service {
         Service::File => agent.connect_files(socket.into()),
         Service::Forward => agent.connect_forward(socket.into()),

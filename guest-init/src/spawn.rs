@@ -6,14 +6,16 @@
 
 use std::convert::Infallible;
 use std::ffi::{CStr, CString};
-use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
 use flashpan_protocol::agent::{StartFailure, StartFailureKind};
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
 use nix::unistd::pipe2;
 
+use crate::confine::Failed;
 use crate::plan::{Plan, bad_request, text};
+use crate::reaper::Reaper;
 use crate::sys::{self, Forked};
 
 /// Soft limit of open files that programs start with: more would break those
@@ -27,11 +29,15 @@ const FAILED: i32 = 127;
 /// The descriptor on which the child keeps its end of the status pipe.
 const STATUS_FD: RawFd = 3;
 
+/// The descriptors on which it keeps those of [`Surroundings`].
+const REAPER_FD: RawFd = 4;
+const DEVICES_FD: RawFd = 5;
+
 /// The highest signal of Linux.
 const LAST_SIGNAL: i32 = 64;
 
-/// Bytes of a report: step and error number.
-const REPORT: usize = 8;
+/// Bytes of a report: step, error number, and what the step was for.
+pub(crate) const REPORT: usize = 64;
 
 /// Whether children get the identity and limits of their plan.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -50,7 +56,9 @@ enum Step {
     Session,
     Terminal,
     Descriptors,
+    Surroundings,
     Limits,
+    Filter,
     Capabilities,
     Identity,
     Directory,
@@ -62,11 +70,13 @@ enum Step {
     Interpreter,
 }
 
-const STEPS: [Step; 10] = [
+const STEPS: [Step; 12] = [
     Step::Session,
     Step::Terminal,
     Step::Descriptors,
+    Step::Surroundings,
     Step::Limits,
+    Step::Filter,
     Step::Capabilities,
     Step::Identity,
     Step::Directory,
@@ -92,11 +102,22 @@ pub(crate) struct Spawned {
     pub(crate) status: OwnedFd,
 }
 
-/// Forks a child that becomes the program of `plan`, in `cgroup`.
+/// What a confined program has to itself.
+#[derive(Debug, Default)]
+pub(crate) struct Surroundings {
+    /// PID 1 of its process namespace.
+    pub(crate) reaper: Option<Reaper>,
+    /// Its `/dev`.
+    pub(crate) devices: Option<OwnedFd>,
+}
+
+/// Forks a child that becomes the program of `plan`, in `cgroup` and in the
+/// namespaces of `surroundings`.
 pub(crate) fn spawn(
     plan: &Plan,
     stdio: &ChildStdio,
     cgroup: Option<BorrowedFd<'_>>,
+    surroundings: &Surroundings,
     privileges: Privileges,
 ) -> nix::Result<Spawned> {
     // Close-on-exec: a successful execve closes the child's end. Writing the
@@ -114,10 +135,23 @@ pub(crate) fn spawn(
             stdio.stderr.as_raw_fd(),
         ],
         report: report.as_raw_fd(),
+        // What there is not is not used either: any descriptor will do.
+        reaper: (surroundings.reaper.as_ref())
+            .map_or(report.as_raw_fd(), |reaper| reaper.as_fd().as_raw_fd()),
+        devices: (surroundings.devices.as_ref()).map_or(report.as_raw_fd(), AsRawFd::as_raw_fd),
         privileges,
     };
-    let child = sys::fork_into(cgroup, Child::run, &task)?;
-    Ok(Spawned { child, status })
+    let inside = surroundings
+        .reaper
+        .as_ref()
+        .map(Reaper::enter)
+        .transpose()?;
+    let child = sys::fork_into(cgroup, 0, Child::run, &task);
+    drop(inside);
+    Ok(Spawned {
+        child: child?,
+        status,
+    })
 }
 
 /// A null-terminated array of pointers into `strings`.
@@ -137,10 +171,12 @@ pub(crate) fn explain(report: &[u8], plan: &Plan) -> Option<StartFailure> {
             .copied()
             .map_or(0, i32::from_le_bytes),
     );
-    Some(describe(*step, errno, plan))
+    let what = rest.get(4..).unwrap_or_default();
+    let what = what.split(|byte| *byte == 0).next().unwrap_or_default();
+    Some(describe(*step, errno, &String::from_utf8_lossy(what), plan))
 }
 
-fn describe(step: Step, errno: Errno, plan: &Plan) -> StartFailure {
+fn describe(step: Step, errno: Errno, what: &str, plan: &Plan) -> StartFailure {
     let program = plan.program();
     let reason = errno.desc();
     let kind = match (step, errno) {
@@ -180,7 +216,16 @@ fn describe(step: Step, errno: Errno, plan: &Plan) -> StartFailure {
         (Step::Terminal, _) => format!("make the terminal of {program:?} its own: {reason}"),
         (Step::Descriptors, _) => format!("set up input and output of {program:?}: {reason}"),
         (Step::Limits, _) => format!("set the limits of {program:?}: {reason}"),
-        (Step::Capabilities, _) => format!("drop capabilities of {program:?}: {reason}"),
+        (Step::Capabilities, _) => format!("set the capabilities of {program:?}: {reason}"),
+        (Step::Surroundings, _) => format!(
+            "give {program:?} what it is confined to: {what}: {reason}; confined programs need \
+             Linux 5.12 or later in the guest"
+        ),
+        (Step::Filter, Errno::EINVAL | Errno::ENOSYS) => format!(
+            "confine {program:?}: {what}: the guest's kernel has none (CONFIG_SECCOMP_FILTER); \
+             use a kernel that has, or run it without"
+        ),
+        (Step::Filter, _) => format!("confine {program:?}: {what}: {reason}"),
     };
     StartFailure { kind, message }
 }
@@ -203,21 +248,40 @@ struct Child<'a> {
     environment: &'a [*const libc::c_char],
     stdio: [RawFd; 3],
     report: RawFd,
+    reaper: RawFd,
+    devices: RawFd,
     privileges: Privileges,
+}
+
+/// What the child was doing when it failed, what for, and why.
+type Stopped = (Step, &'static CStr, Errno);
+
+/// A step that says no more than that.
+fn stopped((step, errno): (Step, Errno)) -> Stopped {
+    (step, c"", errno)
+}
+
+/// A step of [`crate::confine`].
+fn confining(step: Step) -> impl Fn(Failed) -> Stopped {
+    move |(what, errno)| (step, what, errno)
 }
 
 impl Child<'_> {
     /// The life of the child. Everything from here on is async-signal-safe.
     fn run(&self) -> ! {
         let mut report_fd = self.report;
-        let (step, errno) = match self.become_program(&mut report_fd) {
+        let (step, what, errno) = match self.become_program(&mut report_fd) {
             Err(failed) => failed,
             Ok(never) => match never {},
         };
         let mut report = [0_u8; REPORT];
-        if let Some((head, tail)) = report.split_first_chunk_mut::<4>() {
-            *head = (step as u32).to_le_bytes();
-            tail.copy_from_slice(&(errno as i32).to_le_bytes());
+        let [a, b, c, d] = (step as u32).to_le_bytes();
+        let [e, f, g, h] = (errno as i32).to_le_bytes();
+        // What does not fit is left out, but not the end.
+        let what = what.to_bytes().iter().chain([&0]);
+        let all = [a, b, c, d, e, f, g, h];
+        for (to, from) in report.iter_mut().zip(all.iter().chain(what)) {
+            *to = *from;
         }
         // SAFETY: the buffer is valid for REPORT bytes; _exit takes a number
         // and runs none of the parent's destructors.
@@ -227,26 +291,41 @@ impl Child<'_> {
         }
     }
 
-    fn become_program(&self, report_fd: &mut RawFd) -> Result<Infallible, (Step, Errno)> {
+    fn become_program(&self, report_fd: &mut RawFd) -> Result<Infallible, Stopped> {
+        // Until execve this is a copy of the agent: nobody may look into it.
+        // SAFETY: prctl with PR_SET_DUMPABLE takes numbers; execve takes it back.
+        unsafe { libc::prctl(libc::PR_SET_DUMPABLE, 0, 0, 0, 0) };
         // A session and process group of its own, so that signals reach all of
         // it and nothing else.
         // SAFETY: setsid takes nothing.
-        call(Step::Session, i64::from(unsafe { libc::setsid() }))?;
-        self.descriptors(report_fd)?;
+        call(Step::Session, i64::from(unsafe { libc::setsid() })).map_err(stopped)?;
+        self.descriptors(report_fd).map_err(stopped)?;
         if self.plan.terminal.is_some() {
             // SAFETY: TIOCSCTTY takes a number; 0 is the terminal by now.
             let controlled = unsafe { libc::ioctl(0, libc::TIOCSCTTY, 0) };
-            call(Step::Terminal, i64::from(controlled))?;
+            call(Step::Terminal, i64::from(controlled)).map_err(stopped)?;
+        }
+        let privileged = self.privileges == Privileges::Set;
+        let confinement = &self.plan.confinement;
+        if privileged {
+            let surroundings = confinement.surroundings(REAPER_FD, DEVICES_FD);
+            surroundings.map_err(confining(Step::Surroundings))?;
         }
         self.directories();
-        if self.privileges == Privileges::Set {
-            self.limits()?;
-            self.identity()?;
+        if privileged {
+            self.limits().map_err(stopped)?;
+            // While this process may: without no_new_privs it takes a capability.
+            confinement.filter().map_err(confining(Step::Filter))?;
+            confinement.bound().map_err(confining(Step::Capabilities))?;
+            self.identity().map_err(stopped)?;
+            let root = self.plan.identity.uid == 0;
+            let taken = confinement.take_capabilities(root);
+            taken.map_err(confining(Step::Capabilities))?;
         }
         // As the user: a directory that only root may enter is refused.
         // SAFETY: the path is a valid C string.
         let entered = unsafe { libc::chdir(self.plan.directory.as_ptr()) };
-        call(Step::Directory, i64::from(entered))?;
+        call(Step::Directory, i64::from(entered)).map_err(stopped)?;
         // SAFETY: sigset_t is plain data that sigemptyset initialises.
         let mut none: libc::sigset_t = unsafe { std::mem::zeroed() };
         // clone3 has reset what had a handler; what is ignored (SIGPIPE by the
@@ -264,25 +343,33 @@ impl Child<'_> {
             libc::sigemptyset(&raw mut none);
             libc::sigprocmask(libc::SIG_SETMASK, &raw const none, std::ptr::null_mut());
         }
-        Err(self.execute())
+        Err(stopped(self.execute()))
     }
 
-    /// 0, 1, 2 and the status pipe on 3; everything else is closed here and
-    /// not by execve, which may take long to come: another program's input
+    /// 0, 1, 2, the status pipe on 3, and two for what comes before execve;
+    /// everything else is closed here and not by execve, which may take long to come: another program's input
     /// must not stay open that long.
     fn descriptors(&self, report_fd: &mut RawFd) -> Result<(), (Step, Errno)> {
         // One that is where another has to go is moved out of the way first.
-        let mut sources = [self.stdio[0], self.stdio[1], self.stdio[2], self.report];
+        let [stdin, stdout, stderr] = self.stdio;
+        let mut sources = [
+            stdin,
+            stdout,
+            stderr,
+            self.report,
+            self.reaper,
+            self.devices,
+        ];
         for source in &mut sources {
-            if *source <= STATUS_FD {
+            if *source <= DEVICES_FD {
                 // SAFETY: fcntl with F_DUPFD takes numbers.
-                let moved = unsafe { libc::fcntl(*source, libc::F_DUPFD_CLOEXEC, STATUS_FD + 1) };
+                let moved = unsafe { libc::fcntl(*source, libc::F_DUPFD_CLOEXEC, DEVICES_FD + 1) };
                 call(Step::Descriptors, i64::from(moved))?;
                 *source = moved;
             }
         }
         for (target, source) in (0..).zip(sources) {
-            let flags = if target == STATUS_FD {
+            let flags = if target >= STATUS_FD {
                 libc::O_CLOEXEC
             } else {
                 0
@@ -292,9 +379,9 @@ impl Child<'_> {
             call(Step::Descriptors, i64::from(placed))?;
         }
         *report_fd = STATUS_FD;
-        let first = STATUS_FD.unsigned_abs() + 1;
+        let first = DEVICES_FD.unsigned_abs() + 1;
         // SAFETY: only descriptors of this process are closed, and none of
-        // those above STATUS_FD is used again.
+        // those above DEVICES_FD is used again.
         let closed = unsafe { libc::syscall(libc::SYS_close_range, first, libc::c_uint::MAX, 0) };
         call(Step::Descriptors, closed)
     }
@@ -331,13 +418,7 @@ impl Child<'_> {
                 libc::close(fd);
             }
         }
-        // reboot(2) would stop the machine without sync, and without ACPI not
-        // even end it: programs ask PID 1 instead (see `shutdown`).
-        // SAFETY: prctl with PR_CAPBSET_DROP takes numbers.
-        let dropped = unsafe {
-            libc::prctl(libc::PR_CAPBSET_DROP, 22 /* CAP_SYS_BOOT */, 0, 0, 0)
-        };
-        call(Step::Capabilities, i64::from(dropped))
+        Ok(())
     }
 
     fn identity(&self) -> Result<(), (Step, Errno)> {

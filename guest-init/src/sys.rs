@@ -44,14 +44,16 @@ pub(crate) struct Forked {
     pub(crate) pidfd: OwnedFd,
 }
 
-/// Forks into `cgroup` (a directory of cgroup v2) with all signal handlers
-/// reset. The child runs `child(data)` and nothing else.
+/// Forks into `cgroup` (a directory of cgroup v2) and into new `namespaces` (flags
+/// of clone(2)) with all signal handlers reset. The child runs `child(data)` and
+/// nothing else.
 ///
 /// The child is a copy of this process at this moment: other threads' locks
 /// stay locked in it. So `child` must make only async-signal-safe calls: no
 /// allocation, no formatting, no destructors that matter.
 pub(crate) fn fork_into<T>(
     cgroup: Option<BorrowedFd<'_>>,
+    namespaces: u64,
     child: fn(&T) -> !,
     data: &T,
 ) -> nix::Result<Forked> {
@@ -59,7 +61,7 @@ pub(crate) fn fork_into<T>(
     const EXIT_SIGNAL: u64 = 17; // SIGCHLD
     let mut pidfd: i32 = -1;
     let mut args = CloneArgs {
-        flags: CLONE_CLEAR_SIGHAND | CLONE_PIDFD,
+        flags: CLONE_CLEAR_SIGHAND | CLONE_PIDFD | namespaces,
         pidfd: std::ptr::from_mut(&mut pidfd).expose_provenance() as u64,
         exit_signal: EXIT_SIGNAL,
         ..CloneArgs::default()
@@ -82,6 +84,52 @@ pub(crate) fn fork_into<T>(
         }),
         Err(_) => Err(Errno::EOVERFLOW),
     }
+}
+
+/// A descriptor of this process.
+pub(crate) fn own_pidfd() -> nix::Result<OwnedFd> {
+    // SAFETY: pidfd_open takes numbers and returns a new descriptor or -1.
+    let fd = Errno::result(unsafe { libc::syscall(libc::SYS_pidfd_open, libc::getpid(), 0) })?;
+    let fd = i32::try_from(fd).map_err(|_| Errno::EOVERFLOW)?;
+    // SAFETY: the descriptor is new and nobody else owns it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// Children that are made from here on are in the process namespace of the
+/// process of `pidfd`, which is this process's or below it.
+pub(crate) fn children_join(pidfd: BorrowedFd<'_>) -> nix::Result<()> {
+    // SAFETY: setns takes numbers; this process itself changes no namespace.
+    Errno::result(unsafe { libc::setns(pidfd.as_raw_fd(), libc::CLONE_NEWPID) }).map(drop)
+}
+
+/// Sends a signal to the process of `pidfd`.
+pub(crate) fn signal_pidfd(pidfd: BorrowedFd<'_>, signal: i32) -> nix::Result<()> {
+    let none = std::ptr::null::<libc::siginfo_t>();
+    // SAFETY: a null siginfo is allowed and means that of kill(2).
+    let sent = unsafe {
+        libc::syscall(
+            libc::SYS_pidfd_send_signal,
+            pidfd.as_raw_fd(),
+            signal,
+            none,
+            0,
+        )
+    };
+    Errno::result(sent).map(drop)
+}
+
+/// A copy of the mount at `directory`, with those below it, that is nowhere yet.
+pub(crate) fn copy_mounts(directory: BorrowedFd<'_>) -> nix::Result<OwnedFd> {
+    const OPEN_TREE_CLONE: libc::c_int = 1;
+    let flags = OPEN_TREE_CLONE | libc::O_CLOEXEC | libc::AT_EMPTY_PATH | libc::AT_RECURSIVE;
+    let empty = c"".as_ptr();
+    // SAFETY: the path is a valid C string; a new descriptor or -1 is returned.
+    let fd = Errno::result(unsafe {
+        libc::syscall(libc::SYS_open_tree, directory.as_raw_fd(), empty, flags)
+    })?;
+    let fd = i32::try_from(fd).map_err(|_| Errno::EOVERFLOW)?;
+    // SAFETY: the descriptor is new and nobody else owns it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
 /// Starts a thread with a table of descriptors of its own: in it are copies of

@@ -24,10 +24,14 @@
 //! connection** (host to guest, [`crate::forward::FORWARD_PORT`]) leads to a
 //! port in the guest; see [`crate::forward`].
 
+use std::net::IpAddr;
+
 use serde::{Deserialize, Serialize};
 
+use crate::privilege::Confinement;
+
 /// Version of this protocol; both hellos carry it and must agree.
-pub const VERSION: u32 = 3;
+pub const VERSION: u32 = 4;
 
 /// First bytes of the guest's hello, to tell a stray connection from an agent.
 pub const MAGIC: [u8; 8] = *b"flashpan";
@@ -88,7 +92,53 @@ pub enum GuestMessage {
         /// Whether it asked for a restart.
         reboot: bool,
     },
+    /// A program was started.
+    ProgramStarted(Box<ProgramStarted>),
+    /// A program has ended; [`GuestMessage::ProgramStarted`] came before, if it
+    /// was not lost.
+    ProgramEnded(ProgramEnded),
+    /// So many of the two before this were not sent, because the supervisor did
+    /// not read.
+    ProgramsLost(u64),
 }
+
+/// A program that was started.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ProgramStarted {
+    /// Its number: no other program of the VM has it.
+    pub id: u64,
+    /// Its process id in the guest.
+    pub pid: u32,
+    /// The program and its arguments, together at most [`EVENT_ARGV`] bytes.
+    pub argv: Vec<Bytes>,
+    /// Whether `argv` was longer.
+    pub truncated: bool,
+    /// User id.
+    pub uid: u32,
+    /// Group id.
+    pub gid: u32,
+    /// Working directory; at most [`EVENT_DIRECTORY`] bytes of it.
+    pub working_dir: Bytes,
+}
+
+/// A program that has ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ProgramEnded {
+    /// [`ProgramStarted::id`].
+    pub id: u64,
+    /// Its process id in the guest, which may be another process's by now.
+    pub pid: u32,
+    /// How it ended.
+    pub status: ExitStatus,
+    /// Microseconds from its start to its end.
+    pub duration_us: u64,
+}
+
+/// Most bytes of arguments in [`ProgramStarted`], counting one more for each.
+pub const EVENT_ARGV: usize = 4096;
+
+/// Most bytes of a working directory in [`ProgramStarted`]: Linux's `PATH_MAX`.
+pub const EVENT_DIRECTORY: usize = 4096;
 
 /// To the guest on the boot connection.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -116,7 +166,31 @@ pub struct GuestConfig {
     pub root: RootConfig,
     /// What else is mounted, in this order; at most [`MAX_MOUNTS`].
     pub mounts: Vec<MountConfig>,
+    /// More lines for `/etc/hosts`; at most [`MAX_HOSTS`]. They need a root that
+    /// can be written to.
+    pub hosts: Vec<HostEntry>,
+    /// What all programs together may use of the processors, in thousandths of
+    /// one; as much as there is if `None`.
+    pub cpu_quota: Option<u32>,
+    /// How many processes and threads all programs together may have; as many as
+    /// the guest's memory allows if `None`.
+    pub pids_limit: Option<u32>,
 }
+
+/// A name that the guest resolves to an address.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HostEntry {
+    /// The name: 1 to 253 visible characters without `#` and `:`.
+    pub name: String,
+    /// The address.
+    pub address: IpAddr,
+}
+
+/// Most lines of [`GuestConfig::hosts`].
+pub const MAX_HOSTS: usize = 1024;
+
+/// Least of [`GuestConfig::cpu_quota`]: Linux's own.
+pub const MIN_CPU_QUOTA: u32 = 10;
 
 /// Most file systems that are mounted besides the root.
 pub const MAX_MOUNTS: usize = 16;
@@ -239,6 +313,8 @@ pub struct ExecRequest {
     pub terminal: Option<TerminalSize>,
     /// Let processes that the program leaves behind live on.
     pub linger: bool,
+    /// What the program may do, and what it sees.
+    pub confinement: Confinement,
 }
 
 /// A byte string: arguments and paths of Unix need not be UTF-8.

@@ -2,7 +2,8 @@
 //!
 //! * [`agent`]: between the supervisor on the host and the agent in the guest,
 //!   over vsock streams, framed by [`frame`]; [`mod@file`] is the part of it that
-//!   concerns the guest's files, [`forward`] that of forwarded ports.
+//!   concerns the guest's files, [`forward`] that of forwarded ports, and
+//!   [`privilege`] is what a program may do there.
 //! * [`control`]: between the supervisor and the VMM process, over a
 //!   `SOCK_SEQPACKET` socket pair that also carries file descriptors.
 //! * [`supervisor`]: between a command and the supervisor of a VM that outlives the
@@ -22,4 +23,5 @@ pub mod file;
 pub mod forward;
 pub mod frame;
 pub mod phase;
+pub mod privilege;
 pub mod supervisor;

@@ -16,6 +16,7 @@ use flashpan_protocol::forward::{
     ForwardAnswer, ForwardFailure, ForwardFailureKind, ForwardStart, MAX_FORWARD_FRAME, Transport,
 };
 use flashpan_protocol::frame::{Decoder, FrameError, encode, from_bytes};
+use flashpan_protocol::privilege::{Capabilities, Confinement, Scope};
 use proptest::prelude::*;
 
 fn bytes() -> impl Strategy<Value = Bytes> {
@@ -24,6 +25,22 @@ fn bytes() -> impl Strategy<Value = Bytes> {
 
 fn terminal() -> impl Strategy<Value = TerminalSize> {
     (any::<u16>(), any::<u16>()).prop_map(|(rows, columns)| TerminalSize { rows, columns })
+}
+
+fn confinement() -> impl Strategy<Value = Confinement> {
+    let scope = || prop_oneof![Just(Scope::Private), Just(Scope::Vm)];
+    let switches = (any::<bool>(), any::<bool>(), any::<bool>());
+    (any::<u64>(), any::<u64>(), switches, scope(), scope()).prop_map(
+        |(capabilities, ambient, switches, processes, mounts)| Confinement {
+            capabilities: Capabilities(capabilities),
+            ambient: Capabilities(ambient),
+            no_new_privileges: switches.0,
+            system_call_filter: switches.1,
+            system_paths: switches.2,
+            processes,
+            mounts,
+        },
+    )
 }
 
 fn request() -> impl Strategy<Value = ExecRequest> {
@@ -39,10 +56,19 @@ fn request() -> impl Strategy<Value = ExecRequest> {
         proptest::option::of(".{0,20}"),
         any::<bool>(),
         proptest::option::of(terminal()),
-        any::<bool>(),
+        (any::<bool>(), confinement()),
     )
         .prop_map(
-            |(command, env, working_dir, make_working_dir, user, stdin, terminal, linger)| {
+            |(
+                command,
+                env,
+                working_dir,
+                make_working_dir,
+                user,
+                stdin,
+                terminal,
+                (linger, confinement),
+            )| {
                 ExecRequest {
                     command,
                     env,
@@ -52,6 +78,7 @@ fn request() -> impl Strategy<Value = ExecRequest> {
                     stdin,
                     terminal,
                     linger,
+                    confinement,
                 }
             },
         )

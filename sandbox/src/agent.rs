@@ -4,7 +4,9 @@
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
-use flashpan_protocol::agent::{GuestConfig, GuestMessage, HostMessage, MAGIC, MAX_FRAME, VERSION};
+use flashpan_protocol::agent::{
+    EVENT_ARGV, EVENT_DIRECTORY, GuestConfig, GuestMessage, HostMessage, MAGIC, MAX_FRAME, VERSION,
+};
 use flashpan_protocol::frame;
 use flashpan_protocol::phase::Phase;
 use tokio::io::AsyncWriteExt;
@@ -17,8 +19,10 @@ use crate::exit::GuestWord;
 use crate::frames::FrameReader;
 use crate::text::one_line;
 
-/// Longest message that PID 1 may send, in bytes: all of them are short.
+/// Longest message that PID 1 may send, in bytes: the start of a program is the
+/// longest, with its arguments ([`EVENT_ARGV`]) and its directory.
 const MAX_GUEST_FRAME: usize = 16 * 1024;
+const _: () = assert!(2 * EVENT_ARGV + EVENT_DIRECTORY + 64 < MAX_GUEST_FRAME);
 
 /// Longest text of a guest that is kept, in characters.
 const QUOTED: usize = 300;
@@ -87,6 +91,11 @@ impl BootLink {
                 Some(GuestMessage::Warning(text)) => shared.warn(one_line(&text, QUOTED)),
                 Some(GuestMessage::ShuttingDown { .. }) | None => return Ok(None),
                 Some(GuestMessage::Hello { .. }) => return Err(broken("a second hello")),
+                Some(
+                    GuestMessage::ProgramStarted(_)
+                    | GuestMessage::ProgramEnded(_)
+                    | GuestMessage::ProgramsLost(_),
+                ) => return Err(broken("a program before it was ready")),
             }
         }
         shared.mark(Phase::InitReady);
@@ -122,9 +131,13 @@ impl BootLink {
                         what: one_line(&what, QUOTED),
                         why: one_line(&why, QUOTED),
                     }),
+                    GuestMessage::ProgramStarted(program) => shared.events.started(*program),
+                    GuestMessage::ProgramEnded(program) => shared.events.ended(program),
+                    GuestMessage::ProgramsLost(number) => shared.events.lost(number),
                     GuestMessage::Hello { .. } | GuestMessage::Ready => {}
                 }
             }
+            shared.events.close();
             drop(listening);
         };
         (writer, listen)

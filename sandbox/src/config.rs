@@ -7,12 +7,14 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use flashpan_protocol::agent::{self, FsType, GuestConfig, MountConfig, RootConfig};
+use flashpan_protocol::agent::{
+    self, FsType, GuestConfig, HostEntry, MAX_HOSTS, MIN_CPU_QUOTA, MountConfig, RootConfig,
+};
 use flashpan_protocol::control::{
     BootProtocol, Console, DiskSpec, MAX_DISKS, MAX_PACKET, VCPUS, VmSpec,
 };
 
-use crate::api::Config;
+use crate::api::{Config, HostIpMapping, vcpu_count};
 use crate::disk::{Disk, DiskRole, Upper, check_guest_paths};
 use crate::driver::Shared;
 use crate::error::{Error, Result};
@@ -80,7 +82,9 @@ pub(crate) type ConsoleSink = Box<dyn Write + Send>;
 pub struct SandboxBuilder {
     pub(crate) kernel: PathBuf,
     pub(crate) root: Root,
-    pub(crate) cpus: u32,
+    pub(crate) cpus: f64,
+    pub(crate) pids_limit: Option<u32>,
+    pub(crate) hosts: Vec<HostIpMapping>,
     pub(crate) memory_mib: u64,
     pub(crate) hostname: String,
     pub(crate) console: Console,
@@ -118,7 +122,9 @@ impl SandboxBuilder {
         Self {
             kernel,
             root,
-            cpus: DEFAULT_CPUS,
+            cpus: f64::from(DEFAULT_CPUS),
+            pids_limit: None,
+            hosts: Vec::new(),
             memory_mib: DEFAULT_MEMORY_MIB,
             hostname: "flashpan".to_owned(),
             console: Console::default(),
@@ -138,9 +144,28 @@ impl SandboxBuilder {
         }
     }
 
-    /// Number of vCPUs, 1 to 32; [`DEFAULT_CPUS`] otherwise.
-    pub fn cpus(mut self, cpus: u32) -> Self {
-        self.cpus = cpus;
+    /// Number of processors, more than 0 and at most 32; [`DEFAULT_CPUS`]
+    /// otherwise. The VM has as many vCPUs as the next whole number; of a fraction
+    /// the guest gives its programs, all together, no more than that (at least a
+    /// hundredth).
+    ///
+    /// The guest keeps the fraction: a program that has become root there without
+    /// being confined can lift it, but does not get more vCPUs.
+    pub fn cpus(mut self, cpus: impl Into<f64>) -> Self {
+        self.cpus = cpus.into();
+        self
+    }
+
+    /// How many processes and threads all programs of the guest together may have,
+    /// at least 1; as many as its memory allows otherwise, and never more.
+    pub fn pids_limit(mut self, most: u32) -> Self {
+        self.pids_limit = Some(most);
+        self
+    }
+
+    /// Adds a line to the guest's `/etc/hosts`. Needs a root that takes writes.
+    pub fn add_host(mut self, entry: HostIpMapping) -> Self {
+        self.hosts.push(entry);
         self
     }
 
@@ -264,16 +289,17 @@ impl SandboxBuilder {
 
     /// The settings as the VMM takes them.
     pub(crate) fn vm_spec(&self) -> Result<VmSpec> {
-        let vcpus = u8::try_from(self.cpus)
-            .ok()
-            .filter(|n| VCPUS.contains(n))
-            .ok_or_else(|| {
-                let (least, most) = (VCPUS.start(), VCPUS.end());
-                Error::config(
-                    "cpus",
-                    format!("{} is not between {least} and {most}", self.cpus),
-                )
-            })?;
+        let vcpus = vcpu_count(self.cpus).and_then(|n| u8::try_from(n).ok());
+        let vcpus = vcpus.filter(|n| VCPUS.contains(n)).ok_or_else(|| {
+            let most = VCPUS.end();
+            let why = format!("{} is not more than 0 and at most {most}", self.cpus);
+            Error::config("cpus", why)
+        })?;
+        if self.pids_limit == Some(0) {
+            let why = "0 leaves no room for a program; use 1 or more, or leave it out";
+            return Err(Error::config("pids limit", why));
+        }
+        self.host_entries()?;
         let memory_mib = check_memory(self.memory_mib, host_memory_mib())?;
         check_hostname(&self.hostname)?;
         check_kernel_args(&self.kernel_args)?;
@@ -334,7 +360,46 @@ impl SandboxBuilder {
         roles.chain(added).collect()
     }
 
-    /// The settings as the guest takes them.
+    fn host_entries(&self) -> Result<Vec<HostEntry>> {
+        let wrong = |why: String| Err(Error::config("add host", why));
+        if self.hosts.len() > MAX_HOSTS {
+            let number = self.hosts.len();
+            return wrong(format!("{number} are too many; at most {MAX_HOSTS} fit"));
+        }
+        if !self.hosts.is_empty() && matches!(self.upper, Upper::ReadOnly) {
+            return wrong("the root is read-only, and /etc/hosts is part of it".to_owned());
+        }
+        let mut entries = Vec::new();
+        for entry in &self.hosts {
+            if let Err(why) = entry.validate() {
+                return wrong(why.to_string());
+            }
+            match entry.ip.trim().parse() {
+                Ok(address) => entries.push(HostEntry {
+                    name: entry.host.clone(),
+                    address,
+                }),
+                Err(_) => return wrong(format!("{:?} is not an IP address", entry.ip)),
+            }
+        }
+        Ok(entries)
+    }
+
+    /// What programs may use of the processors in thousandths, if that is not all.
+    fn cpu_quota(&self) -> Option<u32> {
+        if self.cpus.fract() == 0.0 {
+            return None;
+        }
+        #[expect(
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            reason = "`vm_spec` has seen that it is more than 0 and at most 32"
+        )]
+        let thousandths = (self.cpus * 1000.0).round() as u32;
+        Some(thousandths.max(MIN_CPU_QUOTA))
+    }
+
+    /// The settings, which were checked, as the guest takes them.
     pub(crate) fn guest_config(&self) -> GuestConfig {
         let mut devices = DEVICES.iter().map(|device| (*device).to_owned());
         // There are as many names as there may be disks.
@@ -358,6 +423,9 @@ impl SandboxBuilder {
                 fs_type: self.root.fs_type,
                 upper,
             },
+            hosts: self.host_entries().unwrap_or_default(),
+            cpu_quota: self.cpu_quota(),
+            pids_limit: self.pids_limit,
         }
     }
 }
@@ -498,15 +566,57 @@ mod tests {
 
     #[test]
     fn cpus_are_bounded() {
-        assert_eq!(
-            refusal(&builder().cpus(0)),
-            "cpus: 0 is not between 1 and 32"
-        );
-        assert_eq!(
-            refusal(&builder().cpus(1000)),
-            "cpus: 1000 is not between 1 and 32"
-        );
+        for (cpus, shown) in [
+            (0.0, "0"),
+            (-0.5, "-0.5"),
+            (1000.0, "1000"),
+            (32.5, "32.5"),
+            (f64::NAN, "NaN"),
+            (f64::INFINITY, "inf"),
+        ] {
+            assert_eq!(
+                refusal(&builder().cpus(cpus)),
+                format!("cpus: {shown} is not more than 0 and at most 32")
+            );
+        }
         builder().cpus(32).validate().unwrap();
+    }
+
+    #[test]
+    fn of_a_fraction_of_processors_the_guest_keeps_the_rest() {
+        for (cpus, vcpus, quota) in [
+            (1.0, 1, None),
+            (0.5, 1, Some(500)),
+            (1.25, 2, Some(1250)),
+            (0.0001, 1, Some(10)),
+            (31.999, 32, Some(31_999)),
+            (32.0, 32, None),
+        ] {
+            let builder = builder().cpus(cpus);
+            assert_eq!(builder.vm_spec().unwrap().vcpus, vcpus, "{cpus}");
+            assert_eq!(builder.guest_config().cpu_quota, quota, "{cpus}");
+        }
+    }
+
+    #[test]
+    fn processes_and_hosts_are_for_the_guest() {
+        let entry: HostIpMapping = "db.internal:2001:DB8::1".parse().unwrap();
+        let both = builder().pids_limit(7).add_host(entry.clone());
+        both.validate().unwrap();
+        let config = both.guest_config();
+        assert_eq!(config.pids_limit, Some(7));
+        let expected = HostEntry {
+            name: "db.internal".to_owned(),
+            address: "2001:db8::1".parse().unwrap(),
+        };
+        assert_eq!(config.hosts, [expected]);
+        assert!(refusal(&builder().pids_limit(0)).starts_with("pids limit: "));
+        let read_only = builder().upper(Upper::ReadOnly).add_host(entry.clone());
+        assert!(refusal(&read_only).contains("read-only"));
+        let bad = HostIpMapping::new("a b", "10.0.0.1".parse().unwrap());
+        assert!(refusal(&builder().add_host(bad)).starts_with("add host: "));
+        let many = (0..=MAX_HOSTS).fold(builder(), |all, _| all.add_host(entry.clone()));
+        assert!(refusal(&many).contains("too many"));
     }
 
     #[test]

@@ -23,6 +23,7 @@ use tokio::time::{Instant, timeout};
 use crate::console::Tail;
 use crate::control::{Channel, Packet, Received};
 use crate::disk::{DiskRole, FullDisk};
+use crate::events::Hub;
 use crate::exit::{Exit, ExitReason, GuestWord, LastWord, classify};
 use crate::spawn::{Child, ChildStatus, KILLED_WITHIN};
 use crate::timeline::{Timeline, now_ns};
@@ -69,6 +70,8 @@ pub(crate) struct Shared {
     console: Mutex<Tail>,
     warnings: Mutex<VecDeque<String>>,
     guest_word: Mutex<Option<GuestWord>>,
+    /// What happens to programs.
+    pub(crate) events: Hub,
     /// What the disks are for, in the order in which the VMM has them.
     disks: OnceLock<Vec<DiskRole>>,
     /// Whether somebody listens to the guest's PID 1.

@@ -8,6 +8,7 @@ use flashpan_protocol::agent::{Bytes, Command, ExecInput, ExecRequest, MAX_FRAME
 use flashpan_protocol::frame;
 
 use crate::error::{Error, Result};
+use crate::privilege::Privilege;
 
 /// The `PATH` of programs unless the caller sets another.
 pub const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -28,6 +29,7 @@ pub struct ExecOptions {
     terminal: Option<TerminalSize>,
     linger: bool,
     timeout: Option<Duration>,
+    privilege: Privilege,
 }
 
 impl ExecOptions {
@@ -61,6 +63,7 @@ impl ExecOptions {
             terminal: None,
             linger: false,
             timeout: None,
+            privilege: Privilege::confined(),
         }
     }
 
@@ -138,11 +141,19 @@ impl ExecOptions {
         self
     }
 
+    /// What the program may do in the guest, and what it sees of it;
+    /// [`Privilege::confined`] otherwise.
+    pub fn privilege(mut self, privilege: Privilege) -> Self {
+        self.privilege = privilege;
+        self
+    }
+
     /// Checks everything that can be checked without a guest.
     ///
     /// # Errors
     /// [`Error::InvalidConfig`]: no program, a NUL byte, a bad variable name,
-    /// or more arguments and environment than Linux takes (2 MiB).
+    /// privileges that exclude each other, or more arguments and environment than
+    /// Linux takes (2 MiB).
     pub fn validate(&self) -> Result<()> {
         self.clone().into_frame().map(drop)
     }
@@ -181,7 +192,7 @@ impl ExecOptions {
         if self.timeout.is_some_and(|timeout| timeout.is_zero()) {
             return Err(Error::config("timeout", "0 leaves no time to run"));
         }
-        let start = ExecInput::Start(Box::new(self.into_request()));
+        let start = ExecInput::Start(Box::new(self.into_request()?));
         frame::encode(&start, MAX_FRAME).map_err(|e| match e {
             frame::FrameError::TooLong { len, max } => Error::config(
                 "command",
@@ -191,7 +202,8 @@ impl ExecOptions {
         })
     }
 
-    pub(crate) fn into_request(self) -> ExecRequest {
+    pub(crate) fn into_request(self) -> Result<ExecRequest> {
+        let confinement = self.privilege.confinement()?;
         let sets = |wanted: &str| self.env.iter().any(|(name, _)| name == wanted);
         let mut defaults = Vec::new();
         if !sets("PATH") {
@@ -201,7 +213,7 @@ impl ExecOptions {
             defaults.push(("TERM".into(), DEFAULT_TERM.into()));
         }
         let env = defaults.into_iter().chain(self.env);
-        ExecRequest {
+        Ok(ExecRequest {
             command: self.command,
             env: env
                 .map(|(name, value)| (bytes(name), bytes(value)))
@@ -212,7 +224,8 @@ impl ExecOptions {
             stdin: self.stdin,
             terminal: self.terminal,
             linger: self.linger,
-        }
+            confinement,
+        })
     }
 
     pub(crate) fn time_limit(&self) -> Option<Duration> {
@@ -266,6 +279,8 @@ fn check_variable(name: &OsStr, value: &OsStr) -> Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use flashpan_protocol::privilege::Confinement;
+
     use super::*;
 
     fn refusal(options: &ExecOptions) -> String {
@@ -307,13 +322,32 @@ mod tests {
     }
 
     #[test]
+    fn a_program_is_confined_unless_it_is_told_otherwise() {
+        let confinement = |options: ExecOptions| {
+            let frame = options.into_frame().unwrap();
+            let mut decoder = frame::Decoder::new(MAX_FRAME);
+            decoder.extend(&frame);
+            match decoder.next_message() {
+                Ok(Some(ExecInput::Start(request))) => request.confinement,
+                other => panic!("{other:?}"),
+            }
+        };
+        let plain = ExecOptions::argv(["x"]);
+        assert_eq!(confinement(plain.clone()), Confinement::CONFINED);
+        let privileged = plain.privilege(Privilege::privileged());
+        assert_eq!(confinement(privileged), Confinement::PRIVILEGED);
+        let wrong = Privilege::confined().mounts(crate::privilege::Namespace::Vm);
+        assert!(refusal(&ExecOptions::argv(["x"]).privilege(wrong)).contains("privilege"));
+    }
+
+    #[test]
     fn path_and_term_have_defaults_that_can_be_replaced() {
         let size = TerminalSize {
             rows: 24,
             columns: 80,
         };
         let names = |options: ExecOptions| -> Vec<String> {
-            let env = options.into_request().env;
+            let env = options.into_request().unwrap().env;
             env.into_iter()
                 .map(|(n, _)| String::from_utf8(n.into_vec()).unwrap())
                 .collect()
@@ -325,7 +359,12 @@ mod tests {
         );
         let mut with_default = ExecOptions::argv(["x"]).env("A", "set");
         with_default = with_default.default_env("A", "default");
-        let values: Vec<_> = with_default.into_request().env.into_iter().collect();
+        let values: Vec<_> = with_default
+            .into_request()
+            .unwrap()
+            .env
+            .into_iter()
+            .collect();
         assert_eq!(values.last().unwrap().1, bytes("set".into()));
         assert_eq!(
             names(ExecOptions::argv(["x"]).env("PATH", "/bin")),

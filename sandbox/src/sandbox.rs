@@ -24,6 +24,7 @@ use crate::console;
 use crate::dial::Dialer;
 use crate::driver::{Command, ConsoleTap, Driver, DriverHandle, Ended, Shared};
 use crate::error::{Error, Result};
+use crate::events::Events;
 use crate::exec::ExecOptions;
 use crate::exit::{Exit, ExitReason};
 use crate::frames::FrameReader;
@@ -340,6 +341,12 @@ impl Sandbox {
         }
     }
 
+    /// What happens in the VM from now on: every program that starts and that ends.
+    #[must_use]
+    pub fn events(&self) -> Events {
+        self.shared.events.subscribe()
+    }
+
     /// The last console output, at most 64 KiB, as the guest wrote it: not fit
     /// for a terminal.
     #[must_use]
@@ -373,6 +380,7 @@ impl SandboxBuilder {
         let spec = self.vm_spec()?;
         let shared = Arc::clone(&self.shared);
         shared.timeline().mark(Phase::ProcessStart, start);
+        let vcpus = spec.vcpus;
         let guest = self.guest_config();
         shared.set_disks(self.disk_roles());
         let vmm = VmmProcess::start(&mut self, spec)?;
@@ -383,7 +391,7 @@ impl SandboxBuilder {
         let about = About {
             kernel: &self.kernel,
             root: &self.root.path,
-            vcpus: self.cpus,
+            vcpus: u32::from(vcpus),
             memory_mib: self.memory_mib,
             time_limit: self.time_limit,
             described_by: self.described_by.clone(),

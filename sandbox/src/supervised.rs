@@ -128,7 +128,7 @@ impl Sandbox {
             return Err(Error::config("spawn", why));
         };
         options.validate()?;
-        let request = Request::Spawn(Box::new(options.into_request()));
+        let request = Request::Spawn(Box::new(options.into_request()?));
         // Starting takes as long as the guest takes.
         let mut asked = attachment.ask(&request).await?;
         match timeout(START_TIMEOUT, asked.answer()).await {

@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use flashpan::{
     Error, ExecOptions, ExitReason, ExitStatus, Phase, Process, Sandbox, StartFailureKind,
-    TerminalSize,
+    TerminalSize, VmEventKind,
 };
 use nix::fcntl::{Flock, FlockArg};
 use nix::sys::stat::Mode;
@@ -514,4 +514,32 @@ async fn a_paused_vm_refuses_programs_and_files_at_once_and_goes_on() {
     assert_eq!(exit.unwrap().reason, ExitReason::PowerOff);
     let error = sandbox.pause().await.unwrap_err();
     assert!(matches!(error, Error::VmEnded(_)), "{error}");
+}
+
+#[tokio::test]
+async fn programs_are_events_whoever_started_them() {
+    let world = World::new("normal");
+    let sandbox = world.boot().await;
+    let mut events = sandbox.events();
+    let mut process = run(&sandbox, &["tells", "a b"]).await;
+    assert_eq!(process.wait().await.unwrap(), ExitStatus::Code(5));
+    let first = timeout(LONG, events.next()).await.unwrap().unwrap();
+    let VmEventKind::ExecStarted(started) = first.kind else {
+        panic!("{first:?}")
+    };
+    assert_eq!(started.command(), "tells 'a b'");
+    assert_eq!((started.uid, started.gid), (1000, 100));
+    assert_eq!(started.working_dir, "/srv");
+    let lost = timeout(LONG, events.next()).await.unwrap().unwrap();
+    assert!(matches!(lost.kind, VmEventKind::Lost(3)), "{lost:?}");
+    let last = timeout(LONG, events.next()).await.unwrap().unwrap();
+    let VmEventKind::ExecEnded(ended) = last.kind else {
+        panic!("{last:?}")
+    };
+    assert_eq!(ended.status, ExitStatus::Code(5));
+    assert_eq!(ended.duration, Duration::from_secs(2));
+    assert_eq!(ended.started, Some(started));
+    // The stream ends with the VM.
+    sandbox.kill().await;
+    assert!(timeout(LONG, events.next()).await.unwrap().is_none());
 }

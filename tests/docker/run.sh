@@ -43,4 +43,4 @@ if "$flashpan" doctor --json | tr -d ' \n' | grep -q '"name":"aguestruns","statu
 fi
 # shellcheck disable=SC2086 # Several words, or none.
 exec $place "$flashpan" run --kernel "$kernel" --rootfs "$image" \
-    --cpus 2 --memory 1536M -- /bin/sh -c "$(cat tests/docker/guest.sh)"
+    --privileged --cpus 2 --memory 1536M -- /bin/sh -c "$(cat tests/docker/guest.sh)"

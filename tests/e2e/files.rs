@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use flashpan::{
-    Error, ExecOptions, ExitStatus, FileFailureKind, FsType, ReadOptions, Root, Sandbox,
+    Error, ExecOptions, ExitStatus, FileFailureKind, FsType, Privilege, ReadOptions, Root, Sandbox,
     SandboxBuilder, Upper, WriteOptions,
 };
 use flashpan_tests::{Home, fixtures};
@@ -134,11 +134,12 @@ async fn a_read_only_root_and_a_full_one_say_so() {
     sandbox.kill().await;
 
     let sandbox = builder().memory_mib(128).boot().await.unwrap();
-    script(
-        &sandbox,
-        "mkdir /small; mount -t tmpfs -o size=1m tmpfs /small",
-    )
-    .await;
+    let mount = ExecOptions::shell("mkdir /small; mount -t tmpfs -o size=1m tmpfs /small");
+    // Where the supervisor sees it too.
+    let mount = mount.privilege(Privilege::privileged());
+    let program = sandbox.exec(mount).await.unwrap();
+    let ended = program.collect(1 << 10).await.unwrap();
+    assert_eq!(ended.status, ExitStatus::Code(0), "{ended:?}");
     let content = vec![b'x'; 4 << 20];
     let write = sandbox.write_file("/small/file", &content, WriteOptions::new());
     let full = timeout(PATIENCE, write).await.unwrap();

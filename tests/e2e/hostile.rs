@@ -7,10 +7,15 @@ use std::time::Duration;
 
 use flashpan_tests::{Flashpan, Home};
 
+/// A script with all the rights of the guest's root.
+fn privileged(home: &Home, script: &str) -> Flashpan {
+    Flashpan::run(home, ["--privileged"], ["sh", "-c", script])
+}
+
 #[test]
 fn a_kernel_panic_is_reported() {
     let home = Home::new();
-    let run = Flashpan::script(&home, "echo c > /proc/sysrq-trigger; sleep 100").finish();
+    let run = privileged(&home, "echo c > /proc/sysrq-trigger; sleep 100").finish();
     run.expect_status(125).expect_complaint(&["kernel panic"]);
 }
 
@@ -18,9 +23,9 @@ fn a_kernel_panic_is_reported() {
 fn a_guest_that_powers_off_under_its_command_is_reported() {
     let home = Home::new();
     // By way of the kernel, around PID 1.
-    let run = Flashpan::script(&home, "echo o > /proc/sysrq-trigger; sleep 100").finish();
+    let run = privileged(&home, "echo o > /proc/sysrq-trigger; sleep 100").finish();
     assert_eq!(run.status, Some(125), "{run}");
-    let run = Flashpan::script(&home, "echo b > /proc/sysrq-trigger; sleep 100").finish();
+    let run = privileged(&home, "echo b > /proc/sysrq-trigger; sleep 100").finish();
     assert_eq!(run.status, Some(125), "{run}");
     assert_eq!(run.stderr.lines().count(), 1, "{run}");
 }
@@ -29,7 +34,8 @@ fn a_guest_that_powers_off_under_its_command_is_reported() {
 fn a_program_that_asks_for_the_end_is_named_as_the_one() {
     let home = Home::new();
     // As busybox's poweroff does it.
-    let run = Flashpan::script(&home, "kill -USR2 1; sleep 100").finish();
+    let script = "kill -USR2 1; sleep 100";
+    let run = Flashpan::run(&home, ["--pid", "vm"], ["sh", "-c", script]).finish();
     // The command is ended like all others, in order.
     run.expect_status(128 + 15);
     assert!(
@@ -65,7 +71,7 @@ fn a_gibibyte_on_the_console_fills_nothing() {
     let home = Home::new();
     let script =
         "exec 3>/dev/console || exit 7; echo open; yes x | head -c 1073741824 >&3; echo end";
-    let options = ["--console", "--timeout", "30s"];
+    let options = ["--console", "--timeout", "30s", "--privileged"];
     let run = Flashpan::run(&home, options, ["sh", "-c", script]).finish();
     // All of it comes out, byte by byte, as far as it gets in that time.
     run.expect_status(124).expect_stdout("open\n");
@@ -77,7 +83,7 @@ fn a_gibibyte_on_the_console_fills_nothing() {
 fn without_a_console_there_is_none_to_write_to() {
     let home = Home::new();
     let script = "echo x >/dev/console";
-    let run = Flashpan::script(&home, script).finish();
+    let run = privileged(&home, script).finish();
     assert_ne!(run.status, Some(0), "{run}");
 }
 

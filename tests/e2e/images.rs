@@ -189,7 +189,8 @@ read = hashlib.file_digest(open(\"/var/big\", \"rb\"), \"md5\")
 print(read.digest() == written.digest())'",
     );
     assert_eq!(text, "209715200\nTrue\n");
-    let text = run(&["--user", "1000:1001"], PRIVILEGES);
+    let options = ["--user", "1000:1001", "--allow-new-privileges"];
+    let text = run(&options, PRIVILEGES);
     assert_eq!(
         text,
         "(1000, 1000, 1000) (1001, 1001, 1001) refused\n\

@@ -13,7 +13,7 @@ use crate::spawn::Privileges;
 
 fn agent() -> Agent {
     let (poller, anchors) = (Poller::new().unwrap(), Anchors::take().unwrap());
-    Agent::new(&poller, anchors, None, Privileges::Keep)
+    Agent::new(&poller, anchors, None, None, Privileges::Keep)
 }
 
 fn connect(agent: &mut Agent) -> UnixStream {

@@ -13,14 +13,17 @@ use flashpan_protocol::agent::{
     STDIN_WINDOW, StartFailure, StartFailureKind, TerminalSize,
 };
 use flashpan_protocol::frame::{self, Decoder};
+use flashpan_protocol::privilege::Confinement;
 use nix::sys::epoll::EpollEvent;
 
 use crate::agent::Agent;
 use crate::anchors::Anchors;
 use crate::cgroup::Tree;
+use crate::device_tree::DeviceTree;
 use crate::poller::Poller;
 use crate::spawn::Privileges;
 
+mod confined;
 mod privileged;
 mod streams;
 mod terminals;
@@ -34,6 +37,9 @@ struct Session {
     decoder: Decoder,
     agent: JoinHandle<()>,
 }
+
+/// What the agent has for programs.
+type Place = (Option<Tree>, Option<DeviceTree>);
 
 /// Everything that a program gave back.
 #[derive(Debug, Default)]
@@ -55,6 +61,22 @@ fn request(command: Command) -> ExecRequest {
         stdin: false,
         terminal: None,
         linger: false,
+        confinement: usual_confinement(),
+    }
+}
+
+/// Says that programs are to run in namespaces of their own where a test does not
+/// say it itself.
+const NAMESPACES: &str = "GUEST_INIT_TEST_NAMESPACES";
+
+fn usual_confinement() -> Confinement {
+    match std::env::var_os(NAMESPACES) {
+        Some(_) => Confinement {
+            // A test's agent has no `/dev` for them.
+            system_paths: false,
+            ..Confinement::CONFINED
+        },
+        None => Confinement::PRIVILEGED,
     }
 }
 
@@ -79,12 +101,12 @@ fn privileges() -> Privileges {
 }
 
 impl Session {
-    fn connect(groups: Option<Tree>) -> Self {
+    fn connect(place: Place) -> Self {
         let (stream, guest) = UnixStream::pair().unwrap();
         stream.set_read_timeout(Some(PATIENCE)).unwrap();
         stream.set_write_timeout(Some(PATIENCE)).unwrap();
         guest.set_nonblocking(true).unwrap();
-        let agent = std::thread::spawn(move || serve(groups, guest.into()));
+        let agent = std::thread::spawn(move || serve(place, guest.into()));
         Self {
             stream,
             decoder: Decoder::new(MAX_FRAME),
@@ -97,7 +119,11 @@ impl Session {
     }
 
     fn start_in(groups: Option<Tree>, request: ExecRequest) -> Self {
-        let mut session = Self::connect(groups);
+        Self::start_at((groups, None), request)
+    }
+
+    fn start_at(place: Place, request: ExecRequest) -> Self {
+        let mut session = Self::connect(place);
         session.send(&ExecInput::Start(Box::new(request)));
         session
     }
@@ -162,10 +188,10 @@ impl Session {
 }
 
 /// The agent's loop for one connection; returns when the agent has dropped it.
-fn serve(groups: Option<Tree>, socket: OwnedFd) {
+fn serve((groups, devices): Place, socket: OwnedFd) {
     let poller = Poller::new().unwrap();
     let anchors = Anchors::take().unwrap();
-    let mut agent = Agent::new(&poller, anchors, groups, privileges());
+    let mut agent = Agent::new(&poller, anchors, groups, devices, privileges());
     agent.connect(socket);
     let mut events = [EpollEvent::empty(); 16];
     while !agent.is_idle() {

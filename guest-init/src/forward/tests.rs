@@ -25,7 +25,7 @@ struct Session {
 
 fn agent() -> (Poller, Agent) {
     let (poller, anchors) = (Poller::new().unwrap(), Anchors::take().unwrap());
-    let agent = Agent::new(&poller, anchors, None, Privileges::Keep);
+    let agent = Agent::new(&poller, anchors, None, None, Privileges::Keep);
     (poller, agent)
 }
 

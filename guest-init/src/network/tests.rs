@@ -3,7 +3,9 @@
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::PathBuf;
 
-use super::{set_hostname, write_names};
+use flashpan_protocol::agent::{HostEntry, MAX_HOSTS};
+
+use super::{check_hosts, set_hostname, write_names};
 
 struct Layers {
     root: PathBuf,
@@ -32,7 +34,7 @@ fn the_names_are_in_the_upper_layer_and_etc_looks_as_before() {
     std::fs::create_dir(&etc).unwrap();
     std::fs::set_permissions(&etc, std::fs::Permissions::from_mode(0o751)).unwrap();
     assert_eq!(
-        write_names(&at.lower, &at.upper, "box"),
+        write_names(&at.lower, &at.upper, "box", &[]),
         Vec::<String>::new()
     );
     let read = |file: &str| std::fs::read_to_string(at.upper.join("etc").join(file)).unwrap();
@@ -62,7 +64,7 @@ fn a_disk_that_was_used_before_gets_the_new_names() {
     // A link is replaced, not followed.
     symlink(at.root.join("outside"), etc.join("hosts")).unwrap();
     assert_eq!(
-        write_names(&at.lower, &at.upper, "new"),
+        write_names(&at.lower, &at.upper, "new", &[]),
         Vec::<String>::new()
     );
     assert_eq!(
@@ -77,7 +79,7 @@ fn a_disk_that_was_used_before_gets_the_new_names() {
 fn an_image_without_a_directory_etc_is_warned_of() {
     let at = layers("link");
     symlink("/elsewhere", at.lower.join("etc")).unwrap();
-    let warnings = write_names(&at.lower, &at.upper, "box");
+    let warnings = write_names(&at.lower, &at.upper, "box", &[]);
     assert_eq!(
         warnings,
         ["write /etc/hostname and /etc/hosts: /etc: not a directory"]
@@ -91,4 +93,59 @@ fn host_names_that_would_break_files_are_refused() {
         let failure = set_hostname(name).unwrap_err();
         assert!(failure.why.starts_with("want 1 to 64"), "{failure}");
     }
+}
+
+fn entry(name: &str) -> HostEntry {
+    HostEntry {
+        name: name.to_owned(),
+        address: "2001:db8::1".parse().unwrap(),
+    }
+}
+
+#[test]
+fn lines_of_the_user_come_after_our_own() {
+    let at = layers("hosts");
+    let more = [
+        entry("db.internal"),
+        HostEntry {
+            address: "10.0.0.7".parse().unwrap(),
+            ..entry("müller")
+        },
+    ];
+    write_names(&at.lower, &at.upper, "box", &more);
+    let hosts = std::fs::read_to_string(at.upper.join("etc/hosts")).unwrap();
+    let ours = "127.0.1.1\tbox\n2001:db8::1\tdb.internal\n10.0.0.7\tmüller\n";
+    assert!(hosts.ends_with(ours), "{hosts}");
+}
+
+#[test]
+fn lines_that_would_be_others_are_refused() {
+    check_hosts(
+        &[entry("a"), entry("a_b-c.d"), entry(&"x".repeat(253))],
+        true,
+    )
+    .unwrap();
+    check_hosts(&[], false).unwrap();
+    for name in [
+        "",
+        "a b",
+        "a\nb",
+        "a\t",
+        "#a",
+        "a:b",
+        "\u{85}",
+        &"x".repeat(254),
+    ] {
+        let refused = check_hosts(&[entry(name)], true).unwrap_err();
+        assert!(refused.why.contains("not a host name"), "{refused}");
+    }
+    let refused = check_hosts(&[entry("a")], false).unwrap_err();
+    assert!(refused.why.contains("read-only"), "{refused}");
+    let many = vec![entry("a"); MAX_HOSTS + 1];
+    assert!(
+        check_hosts(&many, true)
+            .unwrap_err()
+            .why
+            .contains("too many")
+    );
 }

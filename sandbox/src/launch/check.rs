@@ -17,7 +17,7 @@ use super::progress::Progress;
 use super::refuse::Unsupported;
 use super::root;
 use super::vm::Launch;
-use crate::api::{Config, Resources, vcpu_count};
+use crate::api::{Config, Resources};
 use crate::config::{Root, SandboxBuilder};
 use crate::error::{Error, Result};
 use crate::sandbox::Sandbox;
@@ -185,10 +185,8 @@ pub(super) fn bare(
     root: Root,
 ) -> SandboxBuilder {
     let resources = resources(config);
-    // 0 is refused by the builder.
-    let cpus = vcpu_count(resources.cpus_or_default()).unwrap_or(0);
     let mut builder = Sandbox::builder(&options.kernel, root)
-        .cpus(cpus)
+        .cpus(resources.cpus_or_default())
         .memory_mib(resources.memory_mb_or_default())
         .hostname(hostname)
         .kernel_args(&options.kernel_args)
@@ -196,6 +194,12 @@ pub(super) fn bare(
         .boot_timeout(options.boot_timeout)
         .console(options.console)
         .end_with_thread(options.end_with_thread);
+    if let Some(most) = options.pids_limit {
+        builder = builder.pids_limit(most);
+    }
+    for entry in config.network.iter().flat_map(|network| &network.add_hosts) {
+        builder = builder.add_host(entry.clone());
+    }
     if let Some(vmm) = &options.vmm {
         builder = builder.vmm(vmm);
     }

@@ -10,6 +10,7 @@ use super::error::LaunchError;
 use super::options::{HostOptions, RootSource};
 use crate::api::{Config, ImageConfig};
 use crate::exec::ExecOptions;
+use crate::privilege::Privilege;
 
 /// How programs of a VM are run unless the caller says otherwise: by what its image
 /// says, by what its configuration says in place of that, and by docker's rules of
@@ -25,6 +26,7 @@ pub struct ExecDefaults {
     /// Variables of the configuration, which go before the image's.
     env: BTreeMap<String, String>,
     launch_entrypoint: bool,
+    privileged: bool,
 }
 
 impl ExecDefaults {
@@ -40,6 +42,7 @@ impl ExecDefaults {
             hostname: hostname.to_owned(),
             env: config.env.clone(),
             launch_entrypoint: config.launch_entrypoint,
+            privileged: config.privileged,
         }
     }
 
@@ -101,7 +104,16 @@ impl ExecDefaults {
         self.surrounded(exec)
     }
 
-    fn surrounded(&self, exec: ExecOptions) -> ExecOptions {
+    /// Whether programs may do what they like in the guest.
+    #[must_use]
+    pub fn is_privileged(&self) -> bool {
+        self.privileged
+    }
+
+    fn surrounded(&self, mut exec: ExecOptions) -> ExecOptions {
+        if self.privileged {
+            exec = exec.privilege(Privilege::privileged());
+        }
         match self.of_image {
             true => exec
                 .default_env("HOSTNAME", &self.hostname)

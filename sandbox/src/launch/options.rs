@@ -33,6 +33,10 @@ pub struct HostOptions {
     pub upper: UpperSource,
     /// What the serial port is for.
     pub console: Console,
+    /// Most processes and threads of all programs of the guest together; as many as
+    /// its memory allows if there is none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pids_limit: Option<u32>,
     /// The VMM program; looked up if there is none ([`crate::vmm_program`]).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub vmm: Option<PathBuf>,
@@ -195,6 +199,7 @@ impl Default for HostOptions {
             root: RootSource::default(),
             upper: UpperSource::default(),
             console: Console::default(),
+            pids_limit: None,
             vmm: None,
             guest_init: None,
             end_with_thread: false,

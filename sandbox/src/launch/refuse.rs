@@ -17,7 +17,6 @@ pub struct Unsupported {
 /// Why a field cannot be obeyed.
 const NO_NETWORK: &str = "guests have no network";
 const NO_MOUNTS: &str = "guests see no files of the host; use a disk";
-const NO_FRACTIONS: &str = "a VM has whole processors";
 
 impl Unsupported {
     /// Paths of the fields, e.g. `network.allowed_hosts`.
@@ -33,9 +32,6 @@ impl Unsupported {
                 fields.push((field, why));
             }
         };
-        let cpus = config.resources.as_ref().and_then(|all| all.cpus);
-        let fraction = cpus.is_some_and(|cpus| cpus.fract() != 0.0);
-        refuse(fraction, "resources.cpus", NO_FRACTIONS);
         if let Some(network) = &config.network {
             check_network(network, &mut refuse);
         }
@@ -65,11 +61,6 @@ fn check_network(
     ] {
         refuse(asked, field, NO_NETWORK);
     }
-    refuse(
-        !network.add_hosts.is_empty(),
-        "network.add_hosts",
-        NO_NETWORK,
-    );
 }
 
 fn check_vfs(vfs: &VfsConfig, refuse: &mut impl FnMut(bool, &'static str, &'static str)) {
@@ -115,7 +106,8 @@ mod tests {
         assert_eq!(Unsupported::check(&Config::default()), Ok(()));
         assert_eq!(Unsupported::check(&Config::with_defaults()), Ok(()));
         for json in [
-            r#"{"network":{},"vfs":{},"resources":{"cpus":2}}"#,
+            r#"{"network":{},"vfs":{},"resources":{"cpus":0.5}}"#,
+            r#"{"network":{"add_hosts":[{"host":"a","ip":"10.0.0.1"}]}}"#,
             r#"{"network":{"no_network":true,"hostname":"h","policy_script":"p"}}"#,
             r#"{"network":{"block_private_ips":true,"mtu":0,"dns_servers":[],"secrets":null}}"#,
             r#"{"network":{"mtu":1500,"allowed_hosts":null,"intercept":false}}"#,
@@ -128,7 +120,6 @@ mod tests {
     #[test]
     fn what_nothing_obeys_is_refused_by_name() {
         for (json, fields) in [
-            (r#"{"resources":{"cpus":0.5}}"#, vec!["resources.cpus"]),
             (
                 r#"{"network":{"allowed_hosts":["a"],"mtu":1400}}"#,
                 vec!["network.allowed_hosts", "network.mtu"],
@@ -154,10 +145,6 @@ mod tests {
                 vec!["network.dns_servers"],
             ),
             (
-                r#"{"network":{"add_hosts":[{"host":"a","ip":"10.0.0.1"}]}}"#,
-                vec!["network.add_hosts"],
-            ),
-            (
                 r#"{"vfs":{"workspace":"/w","mounts":{"/w":{"type":"memory"}}}}"#,
                 vec!["vfs.workspace", "vfs.mounts"],
             ),
@@ -170,12 +157,13 @@ mod tests {
             assert_eq!(refused(json), fields, "{json}");
         }
         let config =
-            Config::from_json(br#"{"resources":{"cpus":1.5},"network":{"intercept":true}}"#);
+            Config::from_json(br#"{"vfs":{"interception":{}},"network":{"intercept":true}}"#);
         let refused = Unsupported::check(&config.unwrap().config).unwrap_err();
         assert_eq!(
             refused.to_string(),
-            "resources.cpus: not supported by this version: a VM has whole processors; \
-             network.intercept: not supported by this version: guests have no network"
+            "network.intercept: not supported by this version: guests have no network; \
+             vfs.interception: not supported by this version: guests see no files of the \
+             host; use a disk"
         );
     }
 }

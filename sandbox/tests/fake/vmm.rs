@@ -21,7 +21,8 @@ use std::time::Duration;
 use flashpan_guest_init::serve::{Service, serve as serve_with_agent};
 use flashpan_protocol::agent::{
     BOOT_PORT, Command, EXEC_PORT, ExecInput, ExecOutput, ExecRequest, ExitStatus, GuestMessage,
-    HostMessage, MAGIC, MAX_DATA, MAX_FRAME, StartFailure, StartFailureKind, VERSION,
+    HostMessage, MAGIC, MAX_DATA, MAX_FRAME, ProgramEnded, ProgramStarted, StartFailure,
+    StartFailureKind, VERSION,
 };
 use flashpan_protocol::control::{
     self, BootFailure, BootFailureKind, CONTROL_FD, Event, ExitReason, ExitReport, FullDisk,
@@ -560,6 +561,34 @@ fn agent(mut stream: UnixStream) {
             // SAFETY: the descriptor stays open until the process ends.
             let control = Control(unsafe { OwnedFd::from_raw_fd(CONTROL_FD) });
             control.exit(ExitReason::Requested(ExitRequest::PowerOff))
+        }
+        // What PID 1 says of programs by itself.
+        ["tells", argument] => {
+            let bytes = |text: &str| text.as_bytes().to_vec().into();
+            let started = ProgramStarted {
+                id: 9,
+                pid: 42,
+                argv: vec![bytes("tells"), bytes(argument)],
+                truncated: false,
+                uid: 1000,
+                gid: 100,
+                working_dir: bytes("/srv"),
+            };
+            let ended = ProgramEnded {
+                id: 9,
+                pid: 42,
+                status: ExitStatus::Code(5),
+                duration_us: 2_000_000,
+            };
+            let mut boot = BOOT.lock().unwrap();
+            for message in [
+                GuestMessage::ProgramStarted(Box::new(started)),
+                GuestMessage::ProgramsLost(3),
+                GuestMessage::ProgramEnded(ended),
+            ] {
+                frame::write(boot.as_mut().unwrap(), &message, MAX_FRAME).unwrap();
+            }
+            say(&ExecOutput::Exited(ExitStatus::Code(5)));
         }
         // As busybox does it: PID 1 is asked, says so and ends the VM.
         [program @ ("ask-for-power-off" | "make-init-fail")] => {

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use flashpan::{ExecOptions, ExitStatus, FsType, Root, Sandbox, SandboxBuilder};
+use flashpan::{ExecOptions, ExitStatus, FsType, Privilege, Root, Sandbox, SandboxBuilder};
 use flashpan_tests::fixtures;
 
 /// How long anything may take, even emulated.
@@ -22,9 +22,13 @@ pub fn builder() -> SandboxBuilder {
         .boot_timeout(PATIENCE)
 }
 
-/// What a script in the guest prints; it has to succeed.
+/// What a script in the guest prints, which may do what it likes there; it has to
+/// succeed.
 pub async fn script(sandbox: &Sandbox, script: &str) -> String {
-    let program = sandbox.exec(ExecOptions::shell(script)).await.unwrap();
+    let program = sandbox
+        .exec(ExecOptions::shell(script).privilege(Privilege::privileged()))
+        .await
+        .unwrap();
     let ended = program.collect(1 << 20).await.unwrap();
     let errors = String::from_utf8_lossy(&ended.stderr);
     assert_eq!(ended.status, ExitStatus::Code(0), "{script}: {errors}");

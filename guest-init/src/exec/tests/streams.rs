@@ -147,7 +147,7 @@ fn a_peer_that_breaks_the_rules_is_cut_off_and_its_program_killed() {
 
 #[test]
 fn a_request_must_come_first() {
-    let mut session = Session::connect(None);
+    let mut session = Session::connect((None, None));
     session.send(&ExecInput::StdinEof);
     assert_eq!(session.finish().status, None);
 }

@@ -30,7 +30,7 @@ fn wishes(command: &[&str]) -> Overrides {
 /// What reaches the guest: arguments, variables as they count, directory, user.
 fn seen(exec: ExecOptions) -> (Vec<String>, BTreeMap<String, String>, String, String) {
     let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).unwrap();
-    let request = exec.into_request();
+    let request = exec.into_request().unwrap();
     let flashpan_protocol::agent::Command::Argv(argv) = &request.command else {
         panic!("a script")
     };

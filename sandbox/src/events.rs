@@ -1,0 +1,353 @@
+//! What happens in a VM, as a stream.
+
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::os::unix::ffi::OsStringExt;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, SystemTime};
+
+use flashpan_protocol::agent::{EVENT_ARGV, ExitStatus, ProgramEnded, ProgramStarted};
+use tokio::sync::broadcast;
+use tokio::sync::broadcast::error::RecvError;
+
+use crate::api::{self, Timestamp, shell_quote_args};
+
+/// How many events wait for whoever reads slowly.
+const WAITING: usize = 1024;
+
+/// Most programs whose ends are awaited, for their names: more than an agent runs.
+const PROGRAMS: usize = 512;
+
+/// Something that happened in a VM.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct VmEvent {
+    /// When the host heard of it.
+    pub at: Timestamp,
+    /// What happened.
+    pub kind: VmEventKind,
+}
+
+/// What happened in a VM.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub enum VmEventKind {
+    /// A program was started.
+    ExecStarted(Arc<ExecStarted>),
+    /// A program has ended.
+    ExecEnded(ExecEnded),
+    /// At least so many events before this are missing: they came faster than they
+    /// were read.
+    Lost(u64),
+}
+
+/// A program that was started.
+///
+/// All of it is what the guest's agent says, and a guest in which a program has
+/// become root may say anything.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct ExecStarted {
+    /// The program's number in its VM.
+    pub id: u64,
+    /// Its process id in the guest.
+    pub pid: u32,
+    /// Each argument, and a NUL after it.
+    argv: Vec<u8>,
+    /// Whether [`Self::argv`] was longer than 4096 bytes.
+    pub truncated: bool,
+    /// User id.
+    pub uid: u32,
+    /// Group id.
+    pub gid: u32,
+    /// Working directory.
+    pub working_dir: OsString,
+}
+
+impl ExecStarted {
+    /// The program and its arguments, as far as they are known.
+    #[must_use]
+    pub fn argv(&self) -> Vec<OsString> {
+        let arguments = self.argv.split_inclusive(|byte| *byte == 0);
+        let without_end =
+            arguments.map(|argument| argument.strip_suffix(b"\0").unwrap_or(argument));
+        without_end
+            .map(|argument| OsString::from_vec(argument.to_vec()))
+            .collect()
+    }
+
+    /// The command as one text: what a shell would take for these arguments. What
+    /// is not UTF-8 is replaced.
+    #[must_use]
+    pub fn command(&self) -> String {
+        let argv = self.argv();
+        let words: Vec<_> = argv.iter().map(|word| word.to_string_lossy()).collect();
+        shell_quote_args(&words)
+    }
+}
+
+/// A program that has ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct ExecEnded {
+    /// The program's number in its VM.
+    pub id: u64,
+    /// Its process id in the guest, which may be another's by now.
+    pub pid: u32,
+    /// How it ended.
+    pub status: ExitStatus,
+    /// How long it ran.
+    pub duration: Duration,
+    /// What was said when it was started; `None` if that was lost.
+    pub started: Option<Arc<ExecStarted>>,
+}
+
+impl VmEvent {
+    fn now(kind: VmEventKind) -> Self {
+        Self {
+            at: SystemTime::now().into(),
+            kind,
+        }
+    }
+
+    /// The same as an event of the API, which tells of programs when they end.
+    #[must_use]
+    pub fn to_api(&self) -> Option<api::Event> {
+        let VmEventKind::ExecEnded(ended) = &self.kind else {
+            return None;
+        };
+        let command = ended.started.as_ref().map(|started| started.command());
+        let exec = api::ExecEvent {
+            command: command.unwrap_or_default(),
+            exit_code: match ended.status {
+                ExitStatus::Code(code) => i32::from(code),
+                ExitStatus::Signal(_) => -1,
+            },
+        };
+        Some(api::Event::new(self.at, api::EventKind::Exec(exec)))
+    }
+}
+
+/// A stream of events ([`crate::Sandbox::events`]).
+#[derive(Debug)]
+pub struct Events(Option<broadcast::Receiver<VmEvent>>);
+
+impl Events {
+    /// The next event; `None` when the guest is gone. Cancel safe.
+    pub async fn next(&mut self) -> Option<VmEvent> {
+        match self.0.as_mut()?.recv().await {
+            Ok(event) => Some(event),
+            Err(RecvError::Lagged(lost)) => Some(VmEvent::now(VmEventKind::Lost(lost))),
+            Err(RecvError::Closed) => {
+                self.0 = None;
+                None
+            }
+        }
+    }
+}
+
+/// Where events go.
+#[derive(Debug, Default)]
+pub(crate) struct Hub(Mutex<State>);
+
+#[derive(Debug, Default)]
+struct State {
+    /// Since somebody first asked.
+    sender: Option<broadcast::Sender<VmEvent>>,
+    /// The programs that run, by number.
+    running: BTreeMap<u64, Arc<ExecStarted>>,
+    closed: bool,
+}
+
+impl Hub {
+    fn state(&self) -> std::sync::MutexGuard<'_, State> {
+        // Every change to it is whole at once.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// All events from now on.
+    pub(crate) fn subscribe(&self) -> Events {
+        let mut state = self.state();
+        if state.closed {
+            return Events(None);
+        }
+        let sender = state
+            .sender
+            .get_or_insert_with(|| broadcast::channel(WAITING).0);
+        Events(Some(sender.subscribe()))
+    }
+
+    pub(crate) fn started(&self, program: ProgramStarted) {
+        let mut argv = Vec::new();
+        let mut truncated = program.truncated;
+        for argument in program.argv {
+            // An agent that keeps to the protocol sends no more.
+            if argv.len().saturating_add(argument.len()) >= EVENT_ARGV {
+                truncated = true;
+                break;
+            }
+            // Nor any with a NUL.
+            argv.extend(argument.iter().filter(|byte| **byte != 0));
+            argv.push(0);
+        }
+        let started = Arc::new(ExecStarted {
+            id: program.id,
+            pid: program.pid,
+            argv,
+            truncated,
+            uid: program.uid,
+            gid: program.gid,
+            working_dir: OsString::from_vec(program.working_dir.into_vec()),
+        });
+        let mut state = self.state();
+        // Of an agent that starts more than it can, the oldest are forgotten.
+        if state.running.len() >= PROGRAMS {
+            state.running.pop_first();
+        }
+        state.running.insert(started.id, Arc::clone(&started));
+        state.tell(VmEventKind::ExecStarted(started));
+    }
+
+    pub(crate) fn ended(&self, program: ProgramEnded) {
+        let mut state = self.state();
+        let started = state.running.remove(&program.id);
+        state.tell(VmEventKind::ExecEnded(ExecEnded {
+            id: program.id,
+            pid: program.pid,
+            status: program.status,
+            duration: Duration::from_micros(program.duration_us),
+            started,
+        }));
+    }
+
+    pub(crate) fn lost(&self, number: u64) {
+        self.state().tell(VmEventKind::Lost(number));
+    }
+
+    /// There will be no more.
+    pub(crate) fn close(&self) {
+        *self.state() = State {
+            closed: true,
+            ..State::default()
+        };
+    }
+}
+
+impl State {
+    fn tell(&self, kind: VmEventKind) {
+        if let Some(sender) = &self.sender {
+            // It fails only if nobody listens.
+            let _ = sender.send(VmEvent::now(kind));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use flashpan_protocol::agent::Bytes;
+
+    use super::*;
+
+    fn started(id: u64, argv: &[&str]) -> ProgramStarted {
+        let bytes = |text: &&str| Bytes::from(text.as_bytes().to_vec());
+        ProgramStarted {
+            id,
+            pid: 7,
+            argv: argv.iter().map(bytes).collect(),
+            truncated: false,
+            uid: 1,
+            gid: 2,
+            working_dir: Bytes::from(b"/tmp".to_vec()),
+        }
+    }
+
+    fn ended(id: u64, status: ExitStatus) -> ProgramEnded {
+        ProgramEnded {
+            id,
+            pid: 7,
+            status,
+            duration_us: 1500,
+        }
+    }
+
+    #[tokio::test]
+    async fn starts_and_ends_come_in_order_and_know_of_each_other() {
+        let hub = Hub::default();
+        let mut events = hub.subscribe();
+        hub.started(started(1, &["sh", "-c", "echo $HOME", ""]));
+        hub.ended(ended(1, ExitStatus::Code(3)));
+        hub.ended(ended(2, ExitStatus::Signal(9)));
+        let first = events.next().await.unwrap();
+        assert!(first.to_api().is_none());
+        let VmEventKind::ExecStarted(program) = first.kind else {
+            panic!("{first:?}")
+        };
+        assert_eq!(program.argv(), ["sh", "-c", "echo $HOME", ""]);
+        assert_eq!(program.command(), "sh -c 'echo $HOME' ''");
+        let second = events.next().await.unwrap();
+        let json = serde_json::to_value(second.to_api().unwrap()).unwrap();
+        assert_eq!(json["type"], "exec");
+        assert_eq!(json["exec"]["command"], "sh -c 'echo $HOME' ''");
+        assert_eq!(json["exec"]["exit_code"], 3);
+        let VmEventKind::ExecEnded(end) = second.kind else {
+            panic!("{second:?}")
+        };
+        assert_eq!(end.started.unwrap(), program);
+        assert_eq!(end.duration, Duration::from_micros(1500));
+        // Its start was not heard.
+        let third = events.next().await.unwrap().to_api().unwrap();
+        let json = serde_json::to_value(third).unwrap();
+        assert_eq!(json["exec"]["exit_code"], -1);
+    }
+
+    #[tokio::test]
+    async fn a_slow_reader_learns_how_much_it_lost() {
+        let hub = Hub::default();
+        let mut events = hub.subscribe();
+        for id in 0..WAITING as u64 + 5 {
+            hub.ended(ended(id, ExitStatus::Code(0)));
+        }
+        let first = events.next().await.unwrap();
+        assert!(matches!(first.kind, VmEventKind::Lost(5)), "{first:?}");
+        let second = events.next().await.unwrap();
+        let VmEventKind::ExecEnded(end) = second.kind else {
+            panic!("{second:?}")
+        };
+        assert_eq!(end.id, 5);
+        // What the agent could not send is told as well.
+        let mut fresh = hub.subscribe();
+        hub.lost(8);
+        let event = fresh.next().await.unwrap();
+        assert!(matches!(event.kind, VmEventKind::Lost(8)), "{event:?}");
+    }
+
+    #[tokio::test]
+    async fn a_guest_that_is_gone_has_no_events() {
+        let hub = Hub::default();
+        let mut events = hub.subscribe();
+        hub.started(started(1, &["x"]));
+        hub.close();
+        assert!(events.next().await.is_some());
+        assert!(events.next().await.is_none());
+        assert!(events.next().await.is_none());
+        assert!(hub.subscribe().next().await.is_none());
+        hub.started(started(2, &["x"]));
+    }
+
+    #[test]
+    fn an_agent_that_breaks_the_rules_takes_no_memory() {
+        let hub = Hub::default();
+        for id in 0..10_000 {
+            hub.started(started(id, &["x"]));
+        }
+        assert_eq!(hub.state().running.len(), PROGRAMS);
+        let many = vec![""; 3 * EVENT_ARGV];
+        hub.started(started(20_000, &many));
+        let program = Arc::clone(&hub.state().running[&20_000]);
+        assert!(program.truncated);
+        assert_eq!(program.argv().len(), EVENT_ARGV);
+        let long = "x".repeat(3 * EVENT_ARGV);
+        hub.started(started(20_001, &["x", &long]));
+        assert_eq!(hub.state().running[&20_001].argv(), ["x"]);
+    }
+}
