@@ -59,6 +59,7 @@ mod forward_link;
 mod forward_tcp;
 mod forward_udp;
 mod frames;
+mod guest_limits;
 pub mod launch;
 mod locate;
 mod log;
