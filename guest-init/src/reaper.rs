@@ -267,4 +267,4 @@ fn wait_for_end(may: bool) -> ! {
 }
 
 #[cfg(test)]
-mod tests;
+mod privileged;

@@ -15,8 +15,8 @@ use std::time::Duration;
 
 use flashpan::api::PortForward;
 use flashpan::{
-    Error, ExecOptions, Forward, ForwardFailureKind, ForwardOptions, PortForwarding, Process,
-    Sandbox,
+    Error, ExecOptions, Forward, ForwardFailureKind, ForwardOptions, PortForwarding, Privilege,
+    Process, Sandbox,
 };
 use flashpan_tests::Home;
 use guest::{PATIENCE, builder, script};

@@ -23,7 +23,6 @@ use crate::device_tree::DeviceTree;
 use crate::poller::Poller;
 use crate::spawn::Privileges;
 
-mod confined;
 mod privileged;
 mod streams;
 mod terminals;

@@ -4,6 +4,8 @@ use super::*;
 use crate::cgroup::Removal;
 use crate::testing::{in_own_namespaces, unique};
 
+mod confined;
+
 #[test]
 #[ignore = "needs root: changes the user"]
 fn programs_run_as_the_user_with_its_groups_and_may_open_their_streams() {

@@ -33,7 +33,10 @@ fn says(request: ExecRequest) -> String {
 /// Runs `test` in namespaces of its own; its name is that of the calling test.
 macro_rules! in_namespaces {
     ($name:ident, $test:expr) => {
-        in_own_namespaces(concat!("exec::tests::confined::", stringify!($name)), $test)
+        in_own_namespaces(
+            concat!("exec::tests::privileged::confined::", stringify!($name)),
+            $test,
+        )
     };
 }
 

@@ -34,7 +34,7 @@ fn settled(reaper: &Reaper) {
 #[ignore = "needs root: makes a process namespace"]
 fn it_keeps_no_memory_no_power_and_no_descriptor_of_the_agent() {
     in_own_namespaces(
-        "reaper::tests::it_keeps_no_memory_no_power_and_no_descriptor_of_the_agent",
+        "reaper::privileged::it_keeps_no_memory_no_power_and_no_descriptor_of_the_agent",
         || {
             let reaper = Reaper::start().unwrap();
             settled(&reaper);
@@ -70,7 +70,7 @@ fn it_keeps_no_memory_no_power_and_no_descriptor_of_the_agent() {
 #[ignore = "needs root: makes a process namespace"]
 fn it_ends_when_it_is_alone_and_not_before() {
     in_own_namespaces(
-        "reaper::tests::it_ends_when_it_is_alone_and_not_before",
+        "reaper::privileged::it_ends_when_it_is_alone_and_not_before",
         || {
             let reaper = Reaper::start().unwrap();
             let pidfd = reaper.pidfd.try_clone().unwrap();
@@ -105,7 +105,7 @@ fn it_ends_when_it_is_alone_and_not_before() {
 #[ignore = "needs root: makes a process namespace"]
 fn children_are_in_its_namespace_only_as_long_as_that_is_wanted() {
     in_own_namespaces(
-        "reaper::tests::children_are_in_its_namespace_only_as_long_as_that_is_wanted",
+        "reaper::privileged::children_are_in_its_namespace_only_as_long_as_that_is_wanted",
         || {
             let reaper = Reaper::start().unwrap();
             let namespace = || {
