@@ -85,7 +85,7 @@ fn boot(args: &BootArgs) -> Result<u8, Failure> {
     };
     let exec = ExecOptions::argv(command);
     exec.validate()?;
-    let mut wanted = args.vm.wanted(Config::default(), None)?;
+    let mut wanted = args.vm.wanted(Config::default(), None, false)?;
     wanted.options.console = Console::Panic;
     let template = args.vm.resolve(wanted)?;
     let reports = runtime(async {

@@ -37,6 +37,14 @@ impl Failure {
         }
     }
 
+    /// A failure with an exit code of its own.
+    pub(crate) fn with_code(code: u8, message: impl Display) -> Self {
+        Self {
+            code,
+            ..Self::new(message)
+        }
+    }
+
     /// A failure that was told already, part by part.
     pub(crate) fn told() -> Self {
         Self {

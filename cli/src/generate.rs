@@ -15,6 +15,10 @@ Examples:
   flashpan completion zsh > \"${fpath[1]}/_flashpan\"
   flashpan completion fish > ~/.config/fish/completions/flashpan.fish";
 
+const COMPLETE_EXAMPLES: &str = "\
+Examples:
+  flashpan __complete      ids and names of VMs, for completion scripts";
+
 pub(crate) const MAN_EXAMPLES: &str = "\
 Examples:
   flashpan man ~/.local/share/man/man1
@@ -36,11 +40,84 @@ pub(crate) struct ManArgs {
     directory: PathBuf,
 }
 
+/// Prints ids and names of VMs, one a line
+#[derive(Debug, Args)]
+#[command(after_help = COMPLETE_EXAMPLES)]
+pub(crate) struct CompleteArgs {}
+
+/// Runs `flashpan __complete`.
+pub(crate) fn complete(_args: &CompleteArgs) -> Result<u8, Failure> {
+    let mut words = crate::vms::names()?.join("\n");
+    if !words.is_empty() {
+        words.push('\n');
+    }
+    print(&words)?;
+    Ok(0)
+}
+
 pub(crate) fn completion(args: &CompletionArgs) -> Result<u8, Failure> {
     let mut script = Vec::new();
     clap_complete::generate(args.shell, &mut Cli::command(), "flashpan", &mut script);
-    print(&String::from_utf8_lossy(&script))?;
+    print(&with_vms(args.shell, &String::from_utf8_lossy(&script)))?;
     Ok(0)
+}
+
+/// The script with what VMs there are when the user asks, where the shell's scripts can
+/// be added to.
+fn with_vms(shell: Shell, script: &str) -> String {
+    let commands = commands_for_vms().join(" ");
+    match shell {
+        Shell::Bash => format!(
+            r#"{script}
+_flashpan_or_vm() {{
+    local commands=" {commands} " cur=${{COMP_WORDS[COMP_CWORD]}}
+    if [[ ${{COMP_CWORD}} -ge 2 && $commands == *" ${{COMP_WORDS[1]}} "* && $cur != -* ]]; then
+        COMPREPLY=( $(compgen -W "$(flashpan __complete 2>/dev/null)" -- "$cur") )
+        if [[ ${{#COMPREPLY[@]}} -gt 0 ]]; then return 0; fi
+    fi
+    _flashpan "$@"
+}}
+complete -F _flashpan_or_vm -o bashdefault -o default flashpan
+"#
+        ),
+        Shell::Fish => format!(
+            "{script}complete -c flashpan -n \"__fish_seen_subcommand_from {commands}\" -f \
+             -a \"(flashpan __complete 2>/dev/null)\"\n"
+        ),
+        Shell::Zsh => {
+            let lines = script.lines().map(|line| {
+                let of_vms = line.starts_with("':vm -- ") || line.starts_with("'*::vms -- ");
+                match line.strip_suffix(":_default' \\").filter(|_| of_vms) {
+                    Some(line) => format!("{line}:_flashpan_vms' \\\n"),
+                    None => format!("{line}\n"),
+                }
+            });
+            let lines: String = lines.collect();
+            let vms = "_flashpan_vms() {\n    \
+                       compadd -- ${(f)\"$(flashpan __complete 2>/dev/null)\"}\n}\n";
+            match lines.split_once('\n') {
+                Some((first, rest)) => format!("{first}\n\n{vms}{rest}"),
+                None => lines,
+            }
+        }
+        _ => script.to_owned(),
+    }
+}
+
+/// Commands whose arguments are VMs.
+fn commands_for_vms() -> Vec<String> {
+    let command = Cli::command();
+    let takes_vms = |command: &&clap::Command| {
+        let mut positionals = command.get_positionals();
+        positionals.any(|argument| matches!(argument.get_id().as_str(), "vm" | "vms"))
+    };
+    let names = command.get_subcommands().filter(takes_vms).flat_map(|sub| {
+        let aliases = sub.get_visible_aliases();
+        std::iter::once(sub.get_name())
+            .chain(aliases)
+            .map(str::to_owned)
+    });
+    names.collect()
 }
 
 pub(crate) fn man(args: &ManArgs) -> Result<u8, Failure> {
@@ -59,6 +136,34 @@ pub(crate) fn man(args: &ManArgs) -> Result<u8, Failure> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn scripts_ask_for_vms_where_vms_are_meant() {
+        let commands = commands_for_vms();
+        for command in ["exec", "stop", "rm", "remove", "logs", "top", "rename"] {
+            assert!(commands.iter().any(|name| name == command), "{command}");
+        }
+        assert!(!commands.iter().any(|name| name == "run"));
+        let script = |shell| {
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Cli::command(), "flashpan", &mut script);
+            with_vms(shell, &String::from_utf8(script).unwrap())
+        };
+        let zsh = script(Shell::Zsh);
+        assert_eq!(
+            zsh.matches(":_flashpan_vms' ").count(),
+            // Without aliases, which have no part of their own in the script.
+            Cli::command()
+                .get_subcommands()
+                .filter(|sub| sub
+                    .get_positionals()
+                    .any(|argument| ["vm", "vms"].contains(&argument.get_id().as_str())))
+                .map(|sub| 1 + sub.get_visible_aliases().count())
+                .sum::<usize>(),
+        );
+        assert!(zsh.starts_with("#compdef flashpan\n"));
+        assert!(script(Shell::Fish).contains("(flashpan __complete 2>/dev/null)"));
+    }
 
     #[test]
     fn every_command_gets_a_manual_page() {

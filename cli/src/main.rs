@@ -3,15 +3,18 @@
 
 mod bench;
 mod config_file;
+mod detached;
 mod doctor;
 mod escape;
 mod failure;
+mod format;
 mod full;
 mod generate;
 mod image;
 mod kernel;
 mod parse;
 mod privilege;
+mod program;
 mod progress;
 mod publish;
 mod reach;
@@ -22,6 +25,7 @@ mod terminal;
 mod timeline_file;
 mod version;
 mod vm;
+mod vms;
 mod volume;
 
 use std::future::Future;
@@ -39,6 +43,9 @@ First steps:
   flashpan run -- echo hello       run a command in a new VM
   flashpan run -it                 a shell in a new VM
   flashpan run --image python:3.12-slim -- python3 -c 'print(6*7)'
+  flashpan run -d --name dev --image python:3.12-slim     a VM that stays
+  flashpan exec -it dev bash                              a shell in it
+  flashpan rm -f dev                                      away with it
 
 `flashpan COMMAND --help` has examples for each command.";
 
@@ -53,6 +60,26 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     Run(Box<run::RunArgs>),
+    Create(Box<run::CreateArgs>),
+    Start(vms::StartArgs),
+    Exec(Box<vms::ExecArgs>),
+    Ls(vms::LsArgs),
+    Ps(vms::PsArgs),
+    Inspect(vms::InspectArgs),
+    Logs(vms::LogsArgs),
+    Stats(vms::StatsArgs),
+    Wait(vms::WaitArgs),
+    Pause(vms::PauseArgs),
+    Unpause(vms::UnpauseArgs),
+    Stop(vms::StopArgs),
+    Kill(vms::KillArgs),
+    Rename(vms::RenameArgs),
+    Rm(vms::RmArgs),
+    Prune(vms::PruneArgs),
+    #[command(hide = true)]
+    Supervise(detached::SuperviseArgs),
+    #[command(name = "__complete", hide = true)]
+    Complete(generate::CompleteArgs),
     Doctor(doctor::DoctorArgs),
     Image(image::ImageArgs),
     Pull(image::PullArgs),
@@ -101,7 +128,26 @@ fn without_empty_variables(command: clap::Command) -> clap::Command {
 
 fn dispatch(command: Command, started_ns: u64) -> Result<u8, Failure> {
     match command {
+        // Before anything is opened.
+        Command::Supervise(_) => detached::supervisor(),
         Command::Run(args) => run::run(&args, started_ns),
+        Command::Create(args) => run::create(&args),
+        Command::Start(args) => vms::start(&args),
+        Command::Exec(args) => vms::exec(&args),
+        Command::Ls(args) => vms::ls(&args),
+        Command::Ps(args) => vms::ps(&args),
+        Command::Inspect(args) => vms::inspect(&args),
+        Command::Logs(args) => vms::logs(&args),
+        Command::Stats(args) => vms::stats(&args),
+        Command::Wait(args) => vms::wait(&args),
+        Command::Pause(args) => vms::pause(&args),
+        Command::Unpause(args) => vms::unpause(&args),
+        Command::Stop(args) => vms::stop(&args),
+        Command::Kill(args) => vms::kill(&args),
+        Command::Rename(args) => vms::rename(&args),
+        Command::Rm(args) => vms::rm(&args),
+        Command::Prune(args) => vms::prune(&args),
+        Command::Complete(args) => generate::complete(&args),
         Command::Doctor(args) => doctor::doctor(&args),
         Command::Image(args) => image::image(&args),
         Command::Pull(args) => image::pull(&args).map(|()| 0),

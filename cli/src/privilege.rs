@@ -79,12 +79,12 @@ impl FromStr for SecurityOption {
 }
 
 impl PrivilegeArgs {
-    /// What they say together, of a VM whose programs are privileged anyway or not.
-    /// Single switches go before --privileged.
-    pub(crate) fn privilege(&self, privileged: bool) -> Privilege {
-        let mut privilege = match self.privileged || privileged {
+    /// What they say together, of a VM whose programs are `otherwise` as privileged as
+    /// this. Single switches go before --privileged.
+    pub(crate) fn privilege(&self, otherwise: Privilege) -> Privilege {
+        let mut privilege = match self.privileged {
             true => Privilege::privileged(),
-            false => Privilege::confined(),
+            false => otherwise,
         };
         for capability in &self.cap_add {
             privilege = privilege.add_capability(*capability);
@@ -127,7 +127,7 @@ mod tests {
         Command::try_parse_from(all)
             .unwrap()
             .privilege
-            .privilege(false)
+            .privilege(Privilege::confined())
     }
 
     #[test]

@@ -6,7 +6,8 @@ use std::os::fd::AsFd;
 
 use clap::Args;
 use flashpan::api::PortForwardError;
-use flashpan::{Forward, ForwardOptions, PortForwarding, Sandbox, Transport};
+use flashpan::state::Publish;
+use flashpan::{Forward, ForwardBinding, ForwardOptions, PortForwarding, Sandbox, Transport};
 
 use crate::failure::{Failure, say};
 use crate::stdio::Patient;
@@ -44,6 +45,14 @@ fn address(text: &str) -> Result<IpAddr, String> {
 }
 
 impl PublishArgs {
+    /// What a VM that stays keeps of them.
+    pub(crate) fn kept(&self) -> Publish {
+        Publish {
+            ports: self.publish.clone(),
+            addresses: self.address.clone(),
+        }
+    }
+
     /// Listens, and says where.
     pub(crate) async fn start(&self, sandbox: &Sandbox) -> Result<Published, Failure> {
         if self.publish.is_empty() {
@@ -54,23 +63,25 @@ impl PublishArgs {
             options = options.address(*address);
         }
         let forwarding = sandbox.port_forward(&self.publish, options).await?;
-        let lines: String = forwarding
-            .bindings()
-            .iter()
-            .map(|binding| {
-                let transport = match binding.transport {
-                    Transport::Tcp => "",
-                    Transport::Udp => "/udp",
-                };
-                let (local, remote) = (binding.address, binding.remote_port);
-                format!("Forwarding {local}{transport} -> sandbox:{remote}{transport}\n")
-            })
-            .collect();
-        // With standard error gone there is nobody to tell.
-        let _ = Patient::new(io::stderr().as_fd())
-            .and_then(|mut stderr| stderr.write_all(lines.as_bytes()));
+        tell(forwarding.bindings());
         Ok(Published(Some(forwarding)))
     }
+}
+
+/// Says where ports of a guest are reachable.
+pub(crate) fn tell(bindings: &[ForwardBinding]) {
+    let line = |binding: &ForwardBinding| {
+        let transport = match binding.transport {
+            Transport::Tcp => "",
+            Transport::Udp => "/udp",
+        };
+        let (local, remote) = (binding.address, binding.remote_port);
+        format!("Forwarding {local}{transport} -> sandbox:{remote}{transport}\n")
+    };
+    let lines: String = bindings.iter().map(line).collect();
+    // With standard error gone there is nobody to tell.
+    let _ = Patient::new(io::stderr().as_fd())
+        .and_then(|mut stderr| stderr.write_all(lines.as_bytes()));
 }
 
 /// Ports that lead into the guest, until it is dropped.

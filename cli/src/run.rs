@@ -1,8 +1,9 @@
 //! `flashpan run`: one command in one new VM.
 
+mod stay;
+
 use std::collections::BTreeMap;
 use std::ffi::OsString;
-use std::future::Future;
 use std::io;
 use std::os::fd::AsFd;
 use std::path::PathBuf;
@@ -12,22 +13,21 @@ use clap::Args;
 use clap::builder::{OsStringValueParser, TypedValueParser};
 use flashpan::api::{Config, parse_env_file};
 use flashpan::launch::{ExecDefaults, LaunchError, Overrides};
-use flashpan::{
-    Console, ExecOptions, ExitReason, ExitStatus, Launch, Process, Sandbox, SandboxBuilder,
-};
+use flashpan::{Console, ExecOptions, ExitReason, Launch, Sandbox, SandboxBuilder};
 use flashpan_rootfs::image_config::ComposeError;
-use tokio::sync::oneshot;
 
 use crate::failure::{Failure, say};
 use crate::parse::{self, Variable};
 use crate::privilege::PrivilegeArgs;
+use crate::program::{Attended, time_is_up, time_up};
 use crate::publish::PublishArgs;
 use crate::signals::{Asked, Signals};
-use crate::stdio::{Input, Patient, Stopped};
-use crate::terminal::{self, RawMode};
+use crate::stdio::Patient;
 use crate::timeline_file::TimelineFile;
 use crate::vm::{VmArgs, Wanted};
-use crate::{runtime, stdio, vm};
+use crate::{runtime, terminal, vm};
+
+pub(crate) use stay::{CreateArgs, create};
 
 /// How long programs that the command left behind may take to end, where a disk
 /// has to be left in order.
@@ -46,6 +46,7 @@ Examples:
   flashpan run --rootfs ./debian -- python3 -c 'print(6*7)'
   flashpan run --rootfs root.erofs --cpus 4 -m 2G -e LANG=C -- make -j4
   tar c src | flashpan run -i -- sh -c 'cd /tmp && tar x && ls'
+  flashpan run -d --name web --image nginx           a VM that stays: exec, logs, stop
   flashpan run --disk-size 10G --rootfs ./debian -- apt-get install -y gcc
   flashpan run --disk @cache:/root/.cache --disk data.ext4:/data:ro -- ls /data
   flashpan run -p 8080:80 --image nginx              http://127.0.0.1:8080/
@@ -131,6 +132,21 @@ pub(crate) struct RunArgs {
     #[arg(long)]
     console: bool,
 
+    /// Leave the VM running, print its id, and end; it stays until `flashpan rm`,
+    /// see --rm. What the command writes is in `flashpan logs`.
+    #[arg(long, short, conflicts_with_all = ["interactive", "tty", "timeline"])]
+    detach: bool,
+
+    /// Name of a VM that stays (-d or --rm=false).
+    #[arg(long, value_name = "NAME")]
+    name: Option<String>,
+
+    /// Whether the VM ends with its command and nothing of it stays, as without -d, or
+    /// goes on after that and can be stopped and started again, as with -d.
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true,
+          default_missing_value = "true")]
+    rm: Option<bool>,
+
     /// End the VM if it runs for longer once it has booted, e.g. 30s or 1h30m; exit
     /// status 124.
     #[arg(long, value_name = "DURATION", value_parser = parse::duration,
@@ -166,13 +182,17 @@ pub(crate) struct RunArgs {
 
 /// Runs the command; `started_ns` is when this process began.
 pub(crate) fn run(args: &RunArgs, started_ns: u64) -> Result<u8, Failure> {
-    args.check_terminal()?;
-    let mut wanted = args.vm.wanted(args.config()?, args.timeout)?;
-    wanted.options.console = match args.console {
-        true => Console::Full,
-        false => Console::Panic,
-    };
+    args.attended().check_terminal()?;
+    if args.stays() {
+        return stay::stay(args);
+    }
+    if args.name.is_some() {
+        return Err(Failure::new(
+            "--name is for a VM that stays: use it with -d or --rm=false",
+        ));
+    }
     // Before anything that takes time.
+    let wanted = args.wanted()?;
     args.check_command(&wanted)?;
     // What cannot be written is said before anything is done.
     let timeline = args.timeline.as_deref().map(TimelineFile::open);
@@ -227,13 +247,21 @@ pub(crate) fn run(args: &RunArgs, started_ns: u64) -> Result<u8, Failure> {
 }
 
 impl RunArgs {
-    fn check_terminal(&self) -> Result<(), Failure> {
-        if self.tty && self.interactive && !terminal::stdin_is_terminal() {
-            return Err(Failure::new(
-                "-it needs a terminal on standard input, and it is none; leave -t out",
-            ));
+    fn attended(&self) -> Attended {
+        Attended {
+            interactive: self.interactive,
+            tty: self.tty,
         }
-        Ok(())
+    }
+
+    /// The VM, as far as that is known before anything is looked at.
+    fn wanted(&self) -> Result<Wanted, Failure> {
+        let mut wanted = self.vm.wanted(self.config()?, self.timeout, self.stays())?;
+        wanted.options.console = match self.console {
+            true => Console::Full,
+            false => Console::Panic,
+        };
+        Ok(wanted)
     }
 
     /// Checks what can be checked of the command without an image.
@@ -307,7 +335,7 @@ impl RunArgs {
             wishes.command = vec![OsString::from("/bin/sh")];
             exec = defaults.program(&wishes);
         }
-        let privilege = self.privilege.privilege(defaults.is_privileged());
+        let privilege = self.privilege.privilege(defaults.privilege());
         let mut exec = exec.map_err(Failure::new)?.stdin(self.interactive);
         exec = exec.privilege(privilege);
         if self.tty {
@@ -395,106 +423,10 @@ impl RunArgs {
         if let Some(entrypoint) = &mut entrypoint {
             drop((entrypoint.stdout.take(), entrypoint.stderr.take()));
         }
-        self.command(sandbox, exec, signals).await
+        self.attended()
+            .run(sandbox, exec, signals, Failure::from)
+            .await
     }
-
-    /// Runs the command to its end; the exit code.
-    async fn command(
-        &self,
-        sandbox: &Sandbox,
-        mut exec: ExecOptions,
-        signals: &mut Signals,
-    ) -> Result<u8, Failure> {
-        signals.command_begins();
-        if self.tty {
-            // Now: a change from here on is a signal.
-            exec = exec.terminal(terminal::size());
-        }
-        let mut process = tokio::select! {
-            process = sandbox.exec(exec) => process?,
-            signal = signals.ending() => return Err(Failure::signalled(signal)),
-            failure = time_up(sandbox, "starting the command") => return Err(failure),
-        };
-        // Not before there is a command to get the keys: until then Ctrl-C ends the
-        // run. Without -i they are never the command's, or nothing could end it.
-        let (_raw, input) = match self.tty && self.interactive {
-            true => {
-                let raw = RawMode::enter().map_err(|e| {
-                    Failure::new(format!("cannot set the terminal to raw mode: {e}"))
-                })?;
-                (Some(raw), Input::Keys)
-            }
-            false => (None, Input::Data),
-        };
-        let streams = |e| Failure::new(format!("cannot serve a standard stream: {e}"));
-        let stdin = process.stdin.take().map(|to| stdio::copy_in(to, input));
-        let mut stdin = stdin.transpose().map_err(streams)?;
-        let stdout = process
-            .stdout
-            .take()
-            .map(|o| stdio::copy_out(o, io::stdout()));
-        let stderr = process
-            .stderr
-            .take()
-            .map(|o| stdio::copy_out(o, io::stderr()));
-        let mut stdout = Copy::new(stdout.transpose().map_err(streams)?);
-        let mut stderr = Copy::new(stderr.transpose().map_err(streams)?);
-        let mut status = None;
-        loop {
-            tokio::select! {
-                ended = process.wait(), if status.is_none() => match ended {
-                    Ok(ended) => status = Some(ended),
-                    Err(flashpan::Error::VmEnded(reason)) => return Err(ended_early(&reason)),
-                    Err(flashpan::Error::VmTimeout { after }) => {
-                        return Err(time_is_up(after, RUNNING));
-                    }
-                    Err(e) => return Err(e.into()),
-                },
-                result = &mut stdout, if !stdout.done => result?,
-                result = &mut stderr, if !stderr.done => result?,
-                stopped = stopped(&mut stdin) => return Err(match stopped {
-                    Stopped::Broken { error, .. } => {
-                        Failure::new(format!("cannot read standard input: {error}"))
-                    }
-                    Stopped::Escaped => Failure::escaped(),
-                }),
-                asked = signals.next() => self.obey(asked, &process)?,
-                failure = time_up(sandbox, RUNNING) => return Err(failure),
-            }
-            if let Some(status) = status
-                && stdout.done
-                && stderr.done
-            {
-                return Ok(ExitStatus::shell_code(status));
-            }
-        }
-    }
-
-    fn obey(&self, asked: Asked, process: &Process) -> Result<(), Failure> {
-        // A command that has just ended takes no more requests, and its end is
-        // the news that counts.
-        match asked {
-            Asked::Deliver(signal) => drop(process.signal(signal)),
-            Asked::Resize if self.tty => drop(process.resize(terminal::size())),
-            Asked::Resize => {}
-            Asked::GiveUp(signal) => return Err(Failure::given_up(signal)),
-        }
-        Ok(())
-    }
-}
-
-/// What a run does for most of its time.
-const RUNNING: &str = "running the command";
-
-/// Waits until the VM's time is up, for ever if it has no limit. Cancel safe.
-async fn time_up(sandbox: &Sandbox, doing: &str) -> Failure {
-    time_is_up(sandbox.time_is_up().await, doing)
-}
-
-fn time_is_up(after: Duration, doing: &str) -> Failure {
-    Failure::timed_out(format!(
-        "time is up: {after:?} have passed since the VM was ready (--timeout, timeout_seconds) while {doing}"
-    ))
 }
 
 /// How a VM is ended that is not just killed.
@@ -561,68 +493,5 @@ impl End {
 fn warn_unless_told(message: &str, result: &Result<u8, Failure>) {
     if result.as_ref().err().map(Failure::message) != Some(message) {
         say("warning", message);
-    }
-}
-
-/// Waits for the news that standard input is no longer copied. Cancel safe.
-async fn stopped(stdin: &mut Option<oneshot::Receiver<Stopped>>) -> Stopped {
-    if let Some(news) = stdin {
-        if let Ok(why) = news.await {
-            return why;
-        }
-        // It was read to its end, or as far as anybody wanted it.
-        *stdin = None;
-    }
-    std::future::pending().await
-}
-
-/// What to say when the VM ended under the command.
-fn ended_early(reason: &ExitReason) -> Failure {
-    match reason {
-        ExitReason::PowerOff | ExitReason::Reboot | ExitReason::AskedByProgram { .. } => {
-            Failure::new(format!("{reason} before the command ended"))
-        }
-        reason => Failure::new(reason),
-    }
-}
-
-/// One of our output streams, until all is written.
-struct Copy {
-    result: Option<oneshot::Receiver<io::Result<()>>>,
-    done: bool,
-}
-
-impl Copy {
-    fn new(result: Option<oneshot::Receiver<io::Result<()>>>) -> Self {
-        Self {
-            done: result.is_none(),
-            result,
-        }
-    }
-}
-
-impl Future for Copy {
-    type Output = Result<(), Failure>;
-
-    fn poll(
-        mut self: std::pin::Pin<&mut Self>,
-        cx: &mut std::task::Context<'_>,
-    ) -> std::task::Poll<Self::Output> {
-        let Some(receiver) = &mut self.result else {
-            return std::task::Poll::Ready(Ok(()));
-        };
-        let result = std::task::ready!(std::pin::Pin::new(receiver).poll(cx));
-        self.done = true;
-        std::task::Poll::Ready(match result {
-            Ok(Err(e)) if e.kind() == io::ErrorKind::BrokenPipe => {
-                // Whoever read it has had enough: end as a program of this
-                // machine would.
-                Err(Failure::signalled(nix::libc::SIGPIPE))
-            }
-            Ok(Err(e)) => Err(Failure::new(format!(
-                "cannot write the command's output: {e}"
-            ))),
-            Ok(Ok(())) | Err(_) => Ok(()),
-        })
     }
 }

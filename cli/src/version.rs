@@ -24,6 +24,7 @@ struct Version {
     version: &'static str,
     agent_protocol: u32,
     control_protocol: u32,
+    supervisor_protocol: u32,
 }
 
 pub(crate) fn version(args: &VersionArgs) -> Result<u8, Failure> {
@@ -31,6 +32,7 @@ pub(crate) fn version(args: &VersionArgs) -> Result<u8, Failure> {
         version: env!("CARGO_PKG_VERSION"),
         agent_protocol: flashpan_protocol::agent::VERSION,
         control_protocol: flashpan_protocol::control::VERSION,
+        supervisor_protocol: flashpan_protocol::supervisor::VERSION,
     };
     if args.json {
         print_json(&version)?;
@@ -39,9 +41,11 @@ pub(crate) fn version(args: &VersionArgs) -> Result<u8, Failure> {
             version,
             agent_protocol,
             control_protocol,
+            supervisor_protocol,
         } = version;
         print(&format!(
-            "flashpan {version} (agent protocol {agent_protocol}, control protocol {control_protocol})\n"
+            "flashpan {version} (agent protocol {agent_protocol}, control protocol {control_protocol}, \
+             supervisor protocol {supervisor_protocol})\n"
         ))?;
     }
     Ok(0)

@@ -198,11 +198,13 @@ impl Wanted {
 
 impl VmArgs {
     /// What the file, the environment and the options say together, and in `over`
-    /// what else the command's options say. Nothing is looked at but the file.
+    /// what else the command's options say. Nothing is looked at but the file. One
+    /// that `stays` has a disk unless that is refused.
     pub(crate) fn wanted(
         &self,
         over: Config,
         time_limit: Option<Duration>,
+        stays: bool,
     ) -> Result<Wanted, Failure> {
         let file = self.file.as_deref().map(config_file::read).transpose()?;
         let from_file = file.is_some();
@@ -241,6 +243,7 @@ impl VmArgs {
         )
         .root(root);
         let has_disk = is_image
+            || stays
             || config
                 .resources
                 .as_ref()

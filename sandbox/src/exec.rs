@@ -228,6 +228,37 @@ impl ExecOptions {
         })
     }
 
+    /// Program and arguments, those of the shell for a script.
+    pub(crate) fn words(&self) -> Vec<OsString> {
+        let own = |bytes: &Bytes| OsString::from_vec(bytes.to_vec());
+        match &self.command {
+            Command::Argv(argv) => argv.iter().map(own).collect(),
+            Command::Shell(script) => vec!["/bin/sh".into(), "-c".into(), own(script)],
+        }
+    }
+
+    pub(crate) fn variables(&self) -> impl Iterator<Item = (&OsStr, &OsStr)> {
+        let variables = self.env.iter();
+        variables.map(|(name, value)| (name.as_os_str(), value.as_os_str()))
+    }
+
+    pub(crate) fn directory(&self) -> Option<&OsStr> {
+        self.working_dir.as_deref()
+    }
+
+    pub(crate) fn makes_working_dir(&self) -> bool {
+        self.make_working_dir
+    }
+
+    /// Empty for root.
+    pub(crate) fn user_or_root(&self) -> &str {
+        self.user.as_deref().unwrap_or_default()
+    }
+
+    pub(crate) fn privilege_of(&self) -> &Privilege {
+        &self.privilege
+    }
+
     pub(crate) fn time_limit(&self) -> Option<Duration> {
         self.timeout
     }

@@ -14,6 +14,7 @@ use nix::sys::socket::sockopt::{Ipv6V6Only, ReuseAddr};
 use nix::sys::socket::{
     AddressFamily, Backlog, SockFlag, SockType, SockaddrStorage, bind, listen, setsockopt, socket,
 };
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use tokio::net::{TcpListener, UdpSocket};
 use tokio::sync::Semaphore;
 
@@ -93,6 +94,20 @@ impl FromStr for Forward {
     }
 }
 
+impl Serialize for Forward {
+    /// As it is read.
+    fn serialize<S: Serializer>(&self, to: S) -> std::result::Result<S::Ok, S::Error> {
+        to.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for Forward {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> std::result::Result<Self, D::Error> {
+        let text = String::deserialize(from)?;
+        text.parse().map_err(serde::de::Error::custom)
+    }
+}
+
 impl fmt::Display for Forward {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.transport {
@@ -161,7 +176,7 @@ impl ForwardOptions {
 }
 
 /// An address and port of this machine that is listened on.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct ForwardBinding {
     /// TCP or UDP.
@@ -170,6 +185,18 @@ pub struct ForwardBinding {
     pub address: SocketAddr,
     /// The port of the guest.
     pub remote_port: u16,
+}
+
+impl fmt::Display for ForwardBinding {
+    /// As docker lists it: `127.0.0.1:8080->80/tcp`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let transport = match self.transport {
+            Transport::Tcp => "tcp",
+            Transport::Udp => "udp",
+        };
+        let (address, port) = (self.address, self.remote_port);
+        write!(f, "{address}->{port}/{transport}")
+    }
 }
 
 impl ForwardBinding {

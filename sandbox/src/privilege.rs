@@ -4,6 +4,7 @@ use std::fmt;
 use std::str::FromStr;
 
 use flashpan_protocol::privilege::{Capabilities, Confinement, Scope};
+use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use crate::error::{Error, Result};
@@ -56,7 +57,8 @@ impl fmt::Display for Capability {
 }
 
 /// Whose processes, or mounts, a program has.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Namespace {
     /// Its own: it sees its own processes, or what it mounts is seen by nobody
     /// else.
@@ -80,7 +82,7 @@ impl From<Namespace> for Scope {
 /// This keeps programs of one VM apart as containers are kept apart, and lowers
 /// what a program can try on the guest's kernel. What must be kept apart for
 /// certain goes in VMs of its own. `docs/privilege.md` lists all that is meant.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[must_use = "a privilege does nothing until it is given to a program"]
 pub struct Privilege {
     added: Capabilities,

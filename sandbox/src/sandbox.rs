@@ -456,8 +456,9 @@ async fn come_up(
     let boot_writer = Arc::new(Mutex::new(writer));
     let time_limit = about.time_limit.map(|after| {
         let (writer, shared) = (Arc::clone(&boot_writer), Arc::clone(shared));
-        // Not a handle that keeps the VM alive.
-        Task::spawn(end_after(after, writer, shared, kill.downgrade()))
+        // Not handles that keep the VM alive.
+        let (commands, kill) = (commands.downgrade(), kill.downgrade());
+        Task::spawn(end_after(after, writer, shared, commands, kill))
     });
     Ok(Sandbox {
         way: Way::Own {
@@ -491,11 +492,21 @@ async fn end_after(
     after: Duration,
     boot_writer: Arc<Mutex<OwnedWriteHalf>>,
     shared: Arc<Shared>,
+    commands: mpsc::WeakSender<Command>,
     kill: mpsc::WeakSender<()>,
 ) {
     tokio::time::sleep(after).await;
     shared.set_time_up(after);
     let in_order = async {
+        // A guest that stands still hears nothing.
+        if shared.set_paused(false)
+            && let Some(commands) = commands.upgrade()
+        {
+            let (reply, done) = oneshot::channel();
+            let _ = commands.send(Command::Pause(false, reply)).await;
+            drop(commands);
+            let _ = done.await;
+        }
         ask_to_end(&boot_writer, LIMIT_GRACE).await;
         // The VM's end is the end of this task.
         std::future::pending::<()>().await;

@@ -248,7 +248,12 @@ impl Running {
         }
     }
 
-    fn pid(&self) -> Pid {
+    /// Its process id.
+    ///
+    /// # Panics
+    /// If it has one that is none.
+    #[must_use]
+    pub fn pid(&self) -> Pid {
         Pid::from_raw(i32::try_from(self.child.id()).expect("a pid"))
     }
 

@@ -48,6 +48,22 @@ impl World {
         self.dir.path().join(name)
     }
 
+    /// `flashpan` with these arguments, in this place.
+    pub fn flashpan(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_flashpan"));
+        command
+            .env("FLASHPAN_VMM", self.path(self.scenario))
+            .env("FLASHPAN_GUEST_INIT", self.path("init"))
+            .env("FLASHPAN_KERNEL", self.path("vmlinux"))
+            .env("XDG_CACHE_HOME", self.path("cache"))
+            .env("XDG_STATE_HOME", self.path("state"))
+            .args(arguments)
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
+        command
+    }
+
     /// `flashpan run OPTIONS -- COMMAND`.
     pub fn run(&self, options: &[&str], command: &[&str]) -> Command {
         self.run_from(&self.path("root"), options, command)
@@ -55,20 +71,8 @@ impl World {
 
     /// The same with another root file system than a directory.
     pub fn run_from(&self, root: &Path, options: &[&str], command: &[&str]) -> Command {
-        let mut run = Command::new(env!("CARGO_BIN_EXE_flashpan"));
-        run.env("FLASHPAN_VMM", self.path(self.scenario))
-            .env("FLASHPAN_GUEST_INIT", self.path("init"))
-            .env("FLASHPAN_KERNEL", self.path("vmlinux"))
-            .env("XDG_CACHE_HOME", self.path("cache"))
-            .env("XDG_STATE_HOME", self.path("state"))
-            .args(["run", "--hostname", "fake", "--rootfs"])
-            .arg(root)
-            .args(options)
-            .arg("--")
-            .args(command)
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped());
+        let mut run = self.flashpan(&["run", "--hostname", "fake", "--rootfs"]);
+        run.arg(root).args(options).arg("--").args(command);
         run
     }
 

@@ -139,18 +139,20 @@ impl Checked {
     /// [`Error::Launch`]: there can be no such root, or its image is not there
     /// ([`Checked::pull`] was not called).
     pub fn finish(mut self) -> Result<Launch> {
-        let (root, run) = self.root()?;
+        let (root, image) = self.root()?;
+        let (id, run) = image.unzip();
         let defaults = ExecDefaults::new(&self.config, &self.hostname, run);
         // Said before there is a VM.
         defaults.entrypoint()?;
-        Ok(Launch::of(self, root, defaults))
+        Ok(Launch::of(self, root, defaults, id))
     }
 
-    fn root(&mut self) -> Result<(Root, Option<RunConfig>), LaunchError> {
+    /// With the digest of the image and what it says.
+    fn root(&mut self) -> Result<(Root, Option<(String, RunConfig)>), LaunchError> {
         let progress = &*self.progress;
         if let Some(wanted) = self.wanted.take() {
-            let (root, run) = wanted.root()?.ok_or(LaunchError::NotPulled)?;
-            return Ok((root, Some(run)));
+            let (root, id, run) = wanted.root()?.ok_or(LaunchError::NotPulled)?;
+            return Ok((root, Some((id, run))));
         }
         let root = match &self.options.root {
             RootSource::Path(path) => root::from_path(path, progress)?,

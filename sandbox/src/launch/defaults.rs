@@ -104,15 +104,24 @@ impl ExecDefaults {
         self.surrounded(exec)
     }
 
-    /// Whether programs may do what they like in the guest.
+    /// The signal that asks the image's command to end: SIGTERM, unless the image
+    /// says otherwise.
     #[must_use]
-    pub fn is_privileged(&self) -> bool {
-        self.privileged
+    pub fn stop_signal(&self) -> i32 {
+        self.run.stop_signal()
+    }
+
+    /// What programs may do in the guest.
+    pub fn privilege(&self) -> Privilege {
+        match self.privileged {
+            true => Privilege::privileged(),
+            false => Privilege::confined(),
+        }
     }
 
     fn surrounded(&self, mut exec: ExecOptions) -> ExecOptions {
         if self.privileged {
-            exec = exec.privilege(Privilege::privileged());
+            exec = exec.privilege(self.privilege());
         }
         match self.of_image {
             true => exec

@@ -98,9 +98,9 @@ impl Wanted {
         Ok(())
     }
 
-    /// Its root, which nobody removes while it is open, and how its programs want
+    /// Its root, which nobody removes while it is open, its digest, and how its programs want
     /// to be run. `None` if it has not been pulled.
-    pub(super) fn root(self) -> Result<Option<(Root, RunConfig)>, LaunchError> {
+    pub(super) fn root(self) -> Result<Option<(Root, String, RunConfig)>, LaunchError> {
         let Found::There(image, held) = self.found else {
             return Ok(None);
         };
@@ -118,7 +118,7 @@ impl Wanted {
             source,
         })?;
         let root = Root::opened(held.path(), Arc::new(file), FsType::Erofs);
-        Ok(Some((root, image.config.run)))
+        Ok(Some((root, image.info.id, image.config.run)))
     }
 }
 

@@ -27,10 +27,16 @@ pub struct Launch {
     disks: Vec<OpenDisk>,
     upper: OpenUpper,
     defaults: ExecDefaults,
+    image_id: Option<String>,
 }
 
 impl Launch {
-    pub(super) fn of(checked: Checked, root: Root, defaults: ExecDefaults) -> Self {
+    pub(super) fn of(
+        checked: Checked,
+        root: Root,
+        defaults: ExecDefaults,
+        image_id: Option<String>,
+    ) -> Self {
         let Checked {
             config,
             options,
@@ -47,6 +53,7 @@ impl Launch {
             disks,
             upper,
             defaults,
+            image_id,
         }
     }
 
@@ -62,7 +69,15 @@ impl Launch {
     /// What prevented the guest from coming up, or
     /// [`LaunchError::Entrypoint`].
     pub async fn boot(&self) -> Result<Sandbox> {
-        let sandbox = self.builder()?.boot().await?;
+        self.boot_as(self.builder()?).await
+    }
+
+    /// [`Self::boot`] of a builder that came from [`Self::builder`] and was changed.
+    ///
+    /// # Errors
+    /// As [`Self::boot`].
+    pub async fn boot_as(&self, builder: SandboxBuilder) -> Result<Sandbox> {
+        let sandbox = builder.boot().await?;
         if let Some(entrypoint) = self.start_entrypoint(&sandbox).await? {
             sandbox.keep(entrypoint);
         }
@@ -118,6 +133,13 @@ impl Launch {
     #[must_use]
     pub fn options(&self) -> &HostOptions {
         &self.options
+    }
+
+    /// Digest of the container image that the root is of, which stands for the very
+    /// same image later.
+    #[must_use]
+    pub fn image_id(&self) -> Option<&str> {
+        self.image_id.as_deref()
     }
 
     /// Host name of the guest.

@@ -10,6 +10,7 @@ use flashpan_protocol::supervisor::{Activity, MAX_DOCUMENT};
 use nix::fcntl::posix_fallocate;
 
 use crate::attach::SOCKET;
+use crate::forward::ForwardBinding;
 use crate::state::error::failed;
 use crate::state::lock::LifeLock;
 use crate::state::record::{self, ExitRecord, Record, Run, VERSION};
@@ -50,6 +51,7 @@ impl Vms {
             version: VERSION,
             number,
             started_at: std::time::SystemTime::now().into(),
+            ports: Vec::new(),
         };
         let directory = vm.directory().to_owned();
         let room = keep_room(&room_file(&directory)).ok();
@@ -79,6 +81,15 @@ impl Claim {
 
     pub(crate) fn run(&self) -> u64 {
         self.run.number
+    }
+
+    /// Writes down where ports of the guest are reachable.
+    pub(crate) fn published(&self, ports: &[ForwardBinding]) -> Result<()> {
+        let run = Run {
+            ports: ports.to_vec(),
+            ..self.run.clone()
+        };
+        record::write(&self.directory().join("run.json"), &run)
     }
 
     /// Says what the VM does, to who lists VMs.

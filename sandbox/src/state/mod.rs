@@ -24,6 +24,7 @@ mod lock;
 mod log_file;
 mod names;
 mod new;
+mod programs;
 pub(crate) mod record;
 #[cfg(test)]
 mod tests;
@@ -39,7 +40,8 @@ use rustix::rand::{GetRandomFlags, getrandom};
 pub use error::StateError;
 pub use follow::{LogReader, LogStream};
 pub use new::NewVm;
-pub use record::{CommandEnd, ExitRecord, NAME_MAX, Programs, Record, Run, Status};
+pub use programs::{NotText, Programs};
+pub use record::{CommandEnd, ExitRecord, NAME_MAX, Publish, Record, Run, Status};
 pub use vm::Vm;
 
 pub(crate) use claim::Claim;

@@ -134,7 +134,8 @@ impl Record {
             created_at: crate::api::Timestamp::default(),
             image: None,
             remove: false,
-            timeout_ms: None,
+            publish: super::Publish::default(),
+            grace_ms: None,
             programs: super::Programs::default(),
             launch,
         }

@@ -3,6 +3,7 @@
 use std::fmt;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
+use std::net::IpAddr;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
@@ -12,9 +13,10 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::api::Timestamp;
-use crate::exec::ExecOptions;
 use crate::exit::{Exit, ExitReason};
+use crate::forward::{Forward, ForwardBinding};
 use crate::state::error::{StateError, failed};
+use crate::state::programs::Programs;
 use crate::text::one_line;
 
 /// Version of the documents; it grows when a field changes its meaning.
@@ -96,9 +98,13 @@ pub struct Record {
     /// Whether it is removed when it ends, and ends with its command.
     #[serde(default)]
     pub remove: bool,
-    /// How long it may run, from ready on, in milliseconds.
+    /// Ports of the guest that are reachable while it runs.
+    #[serde(default, skip_serializing_if = "Publish::is_empty")]
+    pub publish: Publish,
+    /// How long its programs may take to end when it is stopped, in milliseconds,
+    /// unless whoever stops it says otherwise.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub timeout_ms: Option<u64>,
+    pub grace_ms: Option<u64>,
     /// Its command and what its programs have in common.
     #[serde(default)]
     pub programs: Programs,
@@ -107,49 +113,21 @@ pub struct Record {
     pub launch: serde_json::Value,
 }
 
-/// The command of a VM, and what holds for every program in it.
+/// Ports of a guest that are reachable from its host.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
-pub struct Programs {
-    /// The command, which begins when the VM is started; none if empty.
-    pub command: Vec<String>,
-    /// Variables.
-    pub env: Vec<(String, String)>,
-    /// The directory that programs begin in; `/` if empty.
-    pub working_dir: String,
-    /// Whether that directory is made if it is missing.
-    pub make_working_dir: bool,
-    /// Who they run as; root if empty.
-    pub user: String,
+pub struct Publish {
+    /// Which.
+    pub ports: Vec<Forward>,
+    /// On which addresses of the host; 127.0.0.1 if there are none.
+    pub addresses: Vec<IpAddr>,
 }
 
-impl Programs {
-    /// The VM's own command, if it has one.
+impl Publish {
+    /// Whether no port is.
     #[must_use]
-    pub fn own_command(&self) -> Option<ExecOptions> {
-        let has_one = !self.command.is_empty();
-        has_one.then(|| self.options(self.command.clone()))
-    }
-
-    /// Another program, with what all have in common.
-    pub fn options<I>(&self, argv: I) -> ExecOptions
-    where
-        I: IntoIterator,
-        I::Item: AsRef<std::ffi::OsStr>,
-    {
-        let mut options = ExecOptions::argv(argv);
-        for (name, value) in &self.env {
-            options = options.env(name, value);
-        }
-        if !self.working_dir.is_empty() {
-            options = options
-                .working_dir(&self.working_dir)
-                .make_working_dir(self.make_working_dir);
-        }
-        if !self.user.is_empty() {
-            options = options.user(&self.user);
-        }
-        options
+    pub fn is_empty(&self) -> bool {
+        self.ports.is_empty()
     }
 }
 
@@ -162,6 +140,9 @@ pub struct Run {
     pub number: u64,
     /// When.
     pub started_at: Timestamp,
+    /// Where ports of the guest are reachable, with the real ones.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub ports: Vec<ForwardBinding>,
 }
 
 /// `exit.json`: how a run ended.
@@ -222,9 +203,9 @@ impl ExitRecord {
             run,
             ended_at: std::time::SystemTime::now().into(),
             orderly: reason.as_ref().is_some_and(ExitReason::is_orderly),
+            timed_out: matches!(reason, Some(ExitReason::TimedOut { .. })),
             reason,
             message: one_line(&message, MESSAGE_MAX),
-            timed_out: false,
             command,
         }
     }

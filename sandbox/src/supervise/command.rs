@@ -38,6 +38,13 @@ impl OwnCommand {
         Ok(Self { process, written })
     }
 
+    /// Asks it to end.
+    pub(super) fn signal(&self, signal: i32) {
+        // One that has ended needs no asking, and one that does not listen is ended
+        // with the VM.
+        let _ = self.process.signal(signal);
+    }
+
     /// Waits until it has ended. Cancel safe.
     pub(super) async fn wait(&mut self) -> Result<ExitStatus> {
         self.process.wait().await

@@ -15,9 +15,10 @@ use tokio::time::timeout;
 
 use crate::error::{Error, Result};
 use crate::exit::Exit;
+use crate::forward::{ForwardOptions, PortForwarding};
 use crate::pump::Task;
 use crate::sandbox::Sandbox;
-use crate::state::{Claim, CommandEnd, ExitRecord, LogFile, LogStream, Record, Vms};
+use crate::state::{Claim, CommandEnd, ExitRecord, LogFile, LogStream, Publish, Record, Vms};
 use crate::supervise::command::OwnCommand;
 use crate::supervise::detach::{Channel, Starter};
 use crate::supervise::server::{Clients, listen};
@@ -66,6 +67,8 @@ pub(super) struct Shared {
     /// Whether the VM is not wanted any more although it is not there yet.
     abort: watch::Sender<bool>,
     stopping: AtomicBool,
+    /// How the VM is to be shut down: the time for its programs, and then for the rest.
+    stop: watch::Sender<Option<(Duration, Duration)>>,
     command: watch::Sender<Option<ExitStatus>>,
     finished: watch::Sender<Option<Arc<str>>>,
     begun: Instant,
@@ -101,14 +104,13 @@ impl Shared {
             self.abort.send_replace(true);
             return;
         };
-        let first = !self.stopping.swap(true, Ordering::SeqCst);
+        if !self.stopping.swap(true, Ordering::SeqCst) {
+            self.stop.send_replace(Some((grace, within)));
+            return;
+        }
         tokio::spawn(async move {
-            if first {
-                sandbox.shutdown_within(grace, within).await;
-            } else if timeout(grace.saturating_add(within), sandbox.wait())
-                .await
-                .is_err()
-            {
+            let all = grace.saturating_add(within);
+            if timeout(all, sandbox.wait()).await.is_err() {
                 sandbox.kill().await;
             }
         });
@@ -144,6 +146,15 @@ impl Shared {
             .map(|status| *status)
         {
             Ok(Some(status)) => status,
+            _ => std::future::pending().await,
+        }
+    }
+
+    /// Waits for how the VM is to be shut down. Cancel safe.
+    async fn to_stop(&self) -> (Duration, Duration) {
+        let mut stop = self.stop.subscribe();
+        match stop.wait_for(Option::is_some).await.map(|order| *order) {
+            Ok(Some(order)) => order,
             _ => std::future::pending().await,
         }
     }
@@ -241,6 +252,7 @@ fn begin(order: &Order, vms: &Vms) -> Result<Begun, NotStarted> {
         sandbox: OnceLock::new(),
         abort: watch::Sender::new(false),
         stopping: AtomicBool::new(false),
+        stop: watch::Sender::new(None),
         command: watch::Sender::new(None),
         finished: watch::Sender::new(None),
         begun: Instant::now(),
@@ -274,6 +286,8 @@ where
     let boot = async {
         let sandbox = Arc::new(launch(launching).await?);
         let _ = shared.sandbox.set(Arc::clone(&sandbox));
+        // Before its command, which may call for whoever is there.
+        let ports = publish(&record, &sandbox, &shared.claim).await?;
         let command = match order.run_command.then(|| record.programs.own_command()) {
             Some(Some(options)) => {
                 let log = LogFile::open(output).map_err(NotStarted::new)?;
@@ -282,7 +296,7 @@ where
             }
             _ => None,
         };
-        Ok((sandbox, command))
+        Ok((sandbox, command, ports))
     };
     let booted = tokio::select! {
         // What is not wanted any more is not said to be there.
@@ -292,7 +306,8 @@ where
         () = ending.next() => Err(NotStarted::new("the VM's supervisor was ended by a signal")),
         booted = boot => booted,
     };
-    let (sandbox, command) = match booted {
+    // The ports are there as long as the VM is.
+    let (sandbox, command, _ports) = match booted {
         Ok(booted) => booted,
         Err(why) => {
             if let Some(sandbox) = shared.sandbox.get() {
@@ -312,15 +327,51 @@ where
     finish(&shared, &clients, server, &exit, record.remove).await;
 }
 
+/// Makes the VM's ports reachable.
+async fn publish(
+    record: &Record,
+    sandbox: &Sandbox,
+    claim: &Claim,
+) -> std::result::Result<Option<PortForwarding>, NotStarted> {
+    let Publish { ports, addresses } = &record.publish;
+    if ports.is_empty() {
+        return Ok(None);
+    }
+    let listen = addresses.iter();
+    let options = listen.fold(ForwardOptions::new(), |all, address| all.address(*address));
+    let forwarding = sandbox.port_forward(ports, options).await?;
+    claim.published(forwarding.bindings())?;
+    Ok(Some(forwarding))
+}
+
+/// Shuts the VM down. Its command is asked first if it wants another signal than all
+/// programs get then.
+async fn shut_down(
+    shared: Arc<Shared>,
+    sandbox: Arc<Sandbox>,
+    asked_first: bool,
+    (grace, within): (Duration, Duration),
+) {
+    let begun = Instant::now();
+    if asked_first {
+        // A guest that stands still hears nothing.
+        let _ = sandbox.resume().await;
+        let _ = timeout(grace, shared.command_ended()).await;
+    }
+    let left = grace.saturating_sub(begun.elapsed());
+    sandbox.shutdown_within(left, within).await;
+}
+
 /// From ready to the end.
 async fn run(
     shared: &Arc<Shared>,
     record: &Record,
-    sandbox: &Sandbox,
+    sandbox: &Arc<Sandbox>,
     mut command: Option<OwnCommand>,
     ending: &mut Ending,
 ) -> ExitRecord {
-    let mut time = std::pin::pin!(time_up(record.timeout_ms));
+    let grace = record.grace_ms.map_or(GRACE, Duration::from_millis);
+    let mut stopping = false;
     let (mut timed_out, mut signals) = (false, 0_u32);
     let mut status = None;
     let exit: Arc<Exit> = loop {
@@ -329,13 +380,24 @@ async fn run(
             () = ending.next() => {
                 signals = signals.saturating_add(1);
                 match signals {
-                    1 => shared.stop(GRACE, WITHIN),
+                    1 => shared.stop(grace, WITHIN),
                     _ => shared.kill(),
                 }
             }
-            () = &mut time, if !timed_out => {
+            order = shared.to_stop(), if !stopping => {
+                stopping = true;
+                let own = record.programs.stop_signal;
+                let command = command.as_ref().filter(|_| !matches!(own, 0 | libc::SIGTERM));
+                if let Some(command) = command {
+                    command.signal(own);
+                }
+                let (shared, sandbox) = (Arc::clone(shared), Arc::clone(sandbox));
+                tokio::spawn(shut_down(shared, sandbox, command.is_some(), order));
+            }
+            // The VM ends itself then.
+            _ = sandbox.time_is_up(), if !timed_out => {
                 timed_out = true;
-                shared.stop(GRACE, WITHIN);
+                shared.say(Activity::Stopping);
             }
             ended = command_end(&mut command), if status.is_none() => match ended {
                 Ok(ended) => {
@@ -345,7 +407,7 @@ async fn run(
                     }
                     shared.command.send_replace(status);
                     if record.remove {
-                        shared.stop(GRACE, WITHIN);
+                        shared.stop(grace, WITHIN);
                     }
                 }
                 // With the VM, or its agent: then nobody knows.
@@ -356,16 +418,7 @@ async fn run(
     if let Some(command) = command {
         command.written().await;
     }
-    let mut exit = ExitRecord::new(shared.claim.run(), Ok(&exit), status.map(CommandEnd::from));
-    exit.timed_out = timed_out;
-    exit
-}
-
-async fn time_up(timeout_ms: Option<u64>) {
-    match timeout_ms {
-        Some(ms) => tokio::time::sleep(Duration::from_millis(ms)).await,
-        None => std::future::pending().await,
-    }
+    ExitRecord::new(shared.claim.run(), Ok(&exit), status.map(CommandEnd::from))
 }
 
 async fn command_end(command: &mut Option<OwnCommand>) -> Result<ExitStatus> {

@@ -1,0 +1,159 @@
+//! `flashpan run` and `create` of a VM that outlives the command.
+
+use std::ffi::OsString;
+
+use clap::Args;
+use flashpan::Sandbox;
+use flashpan::launch::{ExecDefaults, LaunchError};
+use flashpan::state::{Programs, Vm, Vms};
+use flashpan::supervise::StartOptions;
+use flashpan_rootfs::image_config::ComposeError;
+
+use super::RunArgs;
+use crate::failure::{Failure, print, say};
+use crate::signals::Signals;
+use crate::{detached, runtime, terminal, vm, vms};
+
+const CREATE_EXAMPLES: &str = "\
+Examples:
+  flashpan create --name web --image nginx
+  flashpan create --name dev --image python:3.12-slim --disk-size 20G
+  flashpan start web && flashpan logs -f web
+
+Options are those of `flashpan run -d`.";
+
+/// Makes a VM that `flashpan start` starts, and prints its id
+#[derive(Debug, Args)]
+#[command(after_help = CREATE_EXAMPLES)]
+pub(crate) struct CreateArgs {
+    #[command(flatten)]
+    run: RunArgs,
+}
+
+/// Runs `flashpan create`.
+pub(crate) fn create(args: &CreateArgs) -> Result<u8, Failure> {
+    let args = &args.run;
+    if args.interactive || args.tty || args.timeline.is_some() {
+        return Err(Failure::new(
+            "a VM that is only created has no terminal, no input and no timeline; leave -i, -t \
+             and --timeline out, and use `flashpan exec -it` once it runs",
+        ));
+    }
+    let vm = args.make(args.rm.unwrap_or(false))?;
+    print(&format!("{}\n", vm.id()))?;
+    Ok(0)
+}
+
+/// `flashpan run` of a VM that outlives it.
+pub(super) fn stay(args: &RunArgs) -> Result<u8, Failure> {
+    if args.timeline.is_some() {
+        return Err(Failure::new(
+            "--timeline is of a VM that ends with its command; leave it out, or -d and --rm=false",
+        ));
+    }
+    let vm = args.make(args.rm.unwrap_or(false))?;
+    // One that is not ready when this command ends is not wanted.
+    let options = StartOptions {
+        run_command: args.detach,
+        remove_unless_ready: true,
+    };
+    detached::start(&vm, options).inspect_err(|_| abandon(&vm))?;
+    if args.detach {
+        print(&format!("{}\n", vm.id()))?;
+        return Ok(0);
+    }
+    let id = vm.id();
+    say(
+        "note",
+        &format!(
+            "the VM {id} stays; `flashpan exec -it {id} sh`, `flashpan stop {id}`, `flashpan rm -f {id}`"
+        ),
+    );
+    let Some(mut exec) = vm.record().programs.own_command() else {
+        return Ok(0);
+    };
+    exec = exec.stdin(args.interactive);
+    if args.tty {
+        if let Some(term) = std::env::var_os("TERM") {
+            exec = exec.default_env("TERM", term);
+        }
+        exec = exec.terminal(terminal::size());
+    }
+    runtime(async {
+        let mut signals =
+            Signals::watch().map_err(|e| Failure::new(format!("cannot watch signals: {e}")))?;
+        let vm = vms::find(id)?;
+        let sandbox = Sandbox::attach(&vm).await?;
+        vms::attend(&vm, &sandbox, args.attended(), exec, &mut signals).await
+    })
+}
+
+/// Removes a VM that was made and could not even be given to a supervisor.
+fn abandon(vm: &Vm) {
+    if let Ok(vms) = Vms::user() {
+        // A supervisor that came so far has removed it.
+        let _ = vms.remove(vm.id());
+    }
+}
+
+impl RunArgs {
+    /// Whether the VM goes on when this command ends.
+    pub(super) fn stays(&self) -> bool {
+        self.detach || self.rm == Some(false)
+    }
+
+    /// Makes a VM that is started later, and by another process.
+    fn make(&self, remove: bool) -> Result<Vm, Failure> {
+        if let Some(name) = &self.name {
+            vms::check_free(name)?;
+        }
+        let mut wanted = self.wanted()?;
+        if self.entrypoint.is_some() && !wanted.has_image() {
+            return Err(vm::needs_image("--entrypoint"));
+        }
+        // Said before anything that takes time.
+        let expected = ExecDefaults::expected(&wanted.config, &wanted.options);
+        self.kept_programs(&expected)?;
+        // Run in the foreground it is the VM's command, and not launched besides.
+        if self.command.is_empty() {
+            wanted.config.launch_entrypoint = false;
+        }
+        let image = wanted.has_image().then(|| wanted.config.image.clone());
+        let launch = self.vm.resolve(wanted)?;
+        let wishes = detached::Wishes {
+            name: self.name.as_deref(),
+            image,
+            remove,
+            publish: self.publish.kept(),
+            grace: self.graceful_shutdown,
+            programs: self.kept_programs(launch.exec_defaults())?,
+        };
+        detached::create(wishes, launch)
+    }
+
+    /// The command, if there is one, and what its VM's programs have in common.
+    fn kept_programs(&self, defaults: &ExecDefaults) -> Result<Programs, Failure> {
+        let mut wishes = self.wishes();
+        let (command, has_command) = match defaults.program(&wishes) {
+            Ok(command) => (command, true),
+            Err(LaunchError::Command(
+                ComposeError::NoCommand | ComposeError::NoCommandAfterEntrypoint,
+            )) => {
+                // For all else that it says.
+                wishes.command = vec![OsString::from("true")];
+                wishes.entrypoint = None;
+                (defaults.program(&wishes).map_err(Failure::new)?, false)
+            }
+            Err(error) => return Err(Failure::new(error)),
+        };
+        let privilege = self.privilege.privilege(defaults.privilege());
+        let command = command.privilege(privilege);
+        command.validate()?;
+        let mut programs = Programs::of(&command).map_err(Failure::new)?;
+        if !has_command {
+            programs.command.clear();
+        }
+        programs.stop_signal = defaults.stop_signal();
+        Ok(programs)
+    }
+}

@@ -1,0 +1,81 @@
+//! Commands for VMs with a life of their own.
+
+mod exec;
+mod inspect;
+mod life;
+mod list;
+mod logs;
+mod programs;
+mod remove;
+mod stats;
+
+use flashpan::Sandbox;
+use flashpan::state::{Status, Vm, Vms};
+
+use crate::failure::Failure;
+
+pub(crate) use exec::{ExecArgs, attend, exec};
+pub(crate) use inspect::{InspectArgs, inspect};
+pub(crate) use life::{
+    KillArgs, PauseArgs, RenameArgs, StartArgs, StopArgs, UnpauseArgs, WaitArgs, kill, pause,
+    rename, start, stop, unpause, wait,
+};
+pub(crate) use list::{LsArgs, ls};
+pub(crate) use logs::{LogsArgs, logs};
+pub(crate) use programs::{PsArgs, ps};
+pub(crate) use remove::{PruneArgs, RmArgs, prune, rm};
+pub(crate) use stats::{StatsArgs, stats};
+
+/// The VM that a user names.
+pub(crate) fn find(text: &str) -> Result<Vm, Failure> {
+    let vms = Vms::user().map_err(Failure::new)?;
+    vms.find(text).map_err(Failure::new)
+}
+
+/// A handle to a VM that runs.
+async fn attach(vm: &Vm) -> Result<Sandbox, Failure> {
+    Sandbox::attach(vm).await.map_err(|error| of(vm, error))
+}
+
+/// What went wrong with a VM, and with which.
+fn of(vm: &Vm, error: flashpan::Error) -> Failure {
+    use flashpan::Error;
+    let id = vm.id();
+    match error {
+        Error::Paused => Failure::new(format!(
+            "the VM {id} is paused; let it go on with `flashpan unpause`"
+        )),
+        Error::NotPaused => Failure::new(format!("the VM {id} is not paused")),
+        Error::Starting => Failure::new(format!("the VM {id} is still starting; wait a moment")),
+        // Between the look and the call.
+        Error::NotRunning => Failure::new(format!(
+            "the VM {id} has just ended; start it with `flashpan start`"
+        )),
+        error => error.into(),
+    }
+}
+
+/// Names of VMs for a shell to complete, each with its id.
+pub(crate) fn names() -> Result<Vec<String>, Failure> {
+    let vms = Vms::user().map_err(Failure::new)?;
+    let listing = vms.list().map_err(Failure::new)?;
+    let words = listing.vms.iter().flat_map(|vm| {
+        let name = vm.name().map(str::to_owned);
+        name.into_iter().chain([vm.id().to_owned()])
+    });
+    Ok(words.collect())
+}
+
+/// `Ok` if a VM may get that name, for now: before anything that takes time.
+pub(crate) fn check_free(name: &str) -> Result<(), Failure> {
+    let vms = Vms::user().map_err(Failure::new)?;
+    vms.check_free(name).map_err(Failure::new)
+}
+
+/// All VMs that have a supervisor.
+fn alive() -> Result<Vec<Vm>, Failure> {
+    let vms = Vms::user().map_err(Failure::new)?;
+    let listing = vms.list().map_err(Failure::new)?;
+    let alive = |vm: &Vm| Status::is_alive(vm.status());
+    Ok(listing.vms.into_iter().filter(alive).collect())
+}

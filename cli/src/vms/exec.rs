@@ -1,0 +1,140 @@
+//! `flashpan exec`: a program in a VM that runs.
+
+use std::ffi::OsString;
+
+use clap::Args;
+use clap::builder::{OsStringValueParser, TypedValueParser};
+use flashpan::state::Vm;
+use flashpan::{ExecOptions, Sandbox};
+
+use crate::failure::Failure;
+use crate::parse::{self, Variable};
+use crate::privilege::PrivilegeArgs;
+use crate::program::Attended;
+use crate::runtime;
+use crate::signals::Signals;
+use crate::terminal;
+use crate::vms::{attach, find, of};
+
+const EXAMPLES: &str = "\
+Examples:
+  flashpan exec web -- ps aux
+  flashpan exec -it web sh
+  flashpan exec --privileged web -- mount -t tmpfs none /mnt
+  flashpan exec -e LANG=C -w /src build make -j4
+  tar c src | flashpan exec -i build tar x -C /work
+  flashpan exec -d web sh -c 'sleep 60; touch /tmp/later'
+
+Variables, directory, user and what the program may do are those of the VM (its image
+and `flashpan run`) unless set here. Exit status: that of the program, 128 plus the signal that ended it, 127 if
+it was not found, 126 if it cannot be executed, 125 if flashpan itself failed.";
+
+/// Runs a program in a VM that runs, and exits as it does
+#[derive(Debug, Args)]
+#[command(after_help = EXAMPLES)]
+pub(crate) struct ExecArgs {
+    /// Set a variable of the program: NAME=VALUE, or NAME to pass yours on; may be
+    /// repeated.
+    #[arg(long = "env", short, value_name = "NAME[=VALUE]",
+          value_parser = OsStringValueParser::new().try_map(|text| parse::variable(&text)))]
+    env: Vec<Variable>,
+
+    /// Its working directory in the guest.
+    #[arg(long, short, value_name = "DIR")]
+    workdir: Option<OsString>,
+
+    /// Run as this user of the guest.
+    #[arg(long, short, value_name = "NAME|UID[:GROUP|GID]")]
+    user: Option<String>,
+
+    #[command(flatten)]
+    privilege: PrivilegeArgs,
+
+    /// Pass standard input on; otherwise the program reads /dev/null.
+    #[arg(long, short)]
+    interactive: bool,
+
+    /// Run on a terminal. With -i, standard input has to be one.
+    #[arg(long, short)]
+    tty: bool,
+
+    /// Leave it running in the background; its output is thrown away.
+    #[arg(long, short, conflicts_with_all = ["interactive", "tty"])]
+    detach: bool,
+
+    /// The VM: its id, the beginning of it, or its name.
+    #[arg(value_name = "VM")]
+    vm: String,
+
+    /// The program and its arguments.
+    #[arg(trailing_var_arg = true, value_name = "COMMAND", required = true)]
+    command: Vec<OsString>,
+}
+
+/// Runs `flashpan exec`.
+pub(crate) fn exec(args: &ExecArgs) -> Result<u8, Failure> {
+    let attended = Attended {
+        interactive: args.interactive,
+        tty: args.tty,
+    };
+    attended.check_terminal()?;
+    let vm = find(&args.vm)?;
+    let options = args.options(&vm)?;
+    runtime(async {
+        if args.detach {
+            let sandbox = attach(&vm).await?;
+            sandbox
+                .spawn(options)
+                .await
+                .map_err(|error| of(&vm, error))?;
+            return Ok(0);
+        }
+        let mut signals =
+            Signals::watch().map_err(|e| Failure::new(format!("cannot watch signals: {e}")))?;
+        let sandbox = tokio::select! {
+            sandbox = attach(&vm) => sandbox?,
+            signal = signals.ending() => return Err(Failure::signalled(signal)),
+        };
+        attend(&vm, &sandbox, attended, options, &mut signals).await
+    })
+}
+
+/// Runs a program to its end in a VM of somebody else's.
+pub(crate) async fn attend(
+    vm: &Vm,
+    sandbox: &Sandbox,
+    attended: Attended,
+    options: ExecOptions,
+    signals: &mut Signals,
+) -> Result<u8, Failure> {
+    attended
+        .run(sandbox, options, signals, |error| of(vm, error))
+        .await
+}
+
+impl ExecArgs {
+    fn options(&self, vm: &Vm) -> Result<ExecOptions, Failure> {
+        let mut options = vm.record().programs.options(&self.command);
+        if self.tty {
+            if let Some(term) = std::env::var_os("TERM") {
+                options = options.default_env("TERM", term);
+            }
+            options = options.terminal(terminal::size());
+        }
+        for (name, value) in self.env.iter().cloned().filter_map(Variable::resolve) {
+            options = options.env(name, value);
+        }
+        if let Some(directory) = &self.workdir {
+            options = options.working_dir(directory).make_working_dir(false);
+        }
+        if let Some(user) = &self.user {
+            options = options.user(user);
+        }
+        let otherwise = vm.record().programs.privilege.clone();
+        options = options
+            .stdin(self.interactive)
+            .privilege(self.privilege.privilege(otherwise));
+        options.validate()?;
+        Ok(options)
+    }
+}

@@ -1,0 +1,372 @@
+//! Starting, stopping and everything in between.
+
+use std::time::Duration;
+
+use clap::Args;
+use flashpan::state::{Status, Vm, Vms};
+use flashpan::supervise::StartOptions;
+use flashpan::{Exit, ExitReason, Sandbox};
+
+use crate::detached;
+use crate::failure::{Failure, each, print, say};
+use crate::parse;
+use crate::runtime;
+use crate::vms::{alive, attach, find, of};
+
+/// How long programs may take to end unless somebody says otherwise.
+const GRACE: Duration = Duration::from_secs(10);
+
+/// How long a guest may write its disks after its programs have ended.
+const WITHIN: Duration = Duration::from_secs(300);
+
+/// How long it may do so before the user is told what is waited for.
+const LONG: Duration = Duration::from_secs(10);
+
+/// How long what is left of a VM may take to go, once it has been told to.
+const GONE_WITHIN: Duration = Duration::from_secs(30);
+
+const START_EXAMPLES: &str = "\
+Examples:
+  flashpan create --name web --image nginx && flashpan start web
+  flashpan start web db
+
+The VM has the disk that it had when it stopped. Its command, if it has one, begins
+anew; what it writes is in `flashpan logs`.";
+
+const STOP_EXAMPLES: &str = "\
+Examples:
+  flashpan stop web
+  flashpan stop --time 60s web db
+
+The VM's command gets the signal that its image wants for that (StopSignal), all programs
+get SIGTERM, and SIGKILL when --time is over; then the guest writes its disks and powers
+off. `flashpan start` starts it again.";
+
+const KILL_EXAMPLES: &str = "\
+Examples:
+  flashpan kill web
+  flashpan kill --all
+
+What the guest has not synced is lost; its file systems recover when it is started
+again.";
+
+const WAIT_EXAMPLES: &str = "\
+Examples:
+  flashpan wait build
+  test $(flashpan wait build) = 0 && flashpan logs build
+
+Waits for the end of the VM's command, and of the VM where it has none, and prints
+the command's exit status: 128 plus the signal if one ended it, 0 if there was no
+command, 125 if nobody knows.";
+
+const PAUSE_EXAMPLES: &str = "\
+Examples:
+  flashpan pause web
+  flashpan unpause web";
+
+const UNPAUSE_EXAMPLES: &str = "\
+Examples:
+  flashpan unpause web";
+
+const RENAME_EXAMPLES: &str = "\
+Examples:
+  flashpan rename vm-0a1b2c3d web";
+
+/// Starts VMs that were created, or have ended
+#[derive(Debug, Args)]
+#[command(after_help = START_EXAMPLES)]
+pub(crate) struct StartArgs {
+    /// Ids, their beginnings, or names.
+    #[arg(value_name = "VM", required = true)]
+    vms: Vec<String>,
+}
+
+/// Shuts VMs down in order
+#[derive(Debug, Args)]
+#[command(after_help = STOP_EXAMPLES)]
+pub(crate) struct StopArgs {
+    /// Ids, their beginnings, or names.
+    #[arg(value_name = "VM", required = true)]
+    vms: Vec<String>,
+
+    /// How long programs may take to end, e.g. 10s; a plain number is seconds. As
+    /// `run --graceful-shutdown` said otherwise, or 10s.
+    #[arg(long, short, value_name = "DURATION", value_parser = grace)]
+    time: Option<Duration>,
+}
+
+/// Ends VMs at once
+#[derive(Debug, Args)]
+#[command(after_help = KILL_EXAMPLES)]
+pub(crate) struct KillArgs {
+    /// Ids, their beginnings, or names.
+    #[arg(
+        value_name = "VM",
+        required_unless_present = "all",
+        conflicts_with = "all"
+    )]
+    vms: Vec<String>,
+
+    /// All that run.
+    #[arg(long)]
+    all: bool,
+}
+
+/// Waits until VMs, or their commands, have ended
+#[derive(Debug, Args)]
+#[command(after_help = WAIT_EXAMPLES)]
+pub(crate) struct WaitArgs {
+    /// Ids, their beginnings, or names.
+    #[arg(value_name = "VM", required = true)]
+    vms: Vec<String>,
+}
+
+/// Lets VMs stand still
+#[derive(Debug, Args)]
+#[command(after_help = PAUSE_EXAMPLES)]
+pub(crate) struct PauseArgs {
+    /// Ids, their beginnings, or names.
+    #[arg(value_name = "VM", required = true)]
+    vms: Vec<String>,
+}
+
+/// Lets VMs that were paused go on
+#[derive(Debug, Args)]
+#[command(after_help = UNPAUSE_EXAMPLES, visible_alias = "resume")]
+pub(crate) struct UnpauseArgs {
+    /// Ids, their beginnings, or names.
+    #[arg(value_name = "VM", required = true)]
+    vms: Vec<String>,
+}
+
+/// Gives a VM another name
+#[derive(Debug, Args)]
+#[command(after_help = RENAME_EXAMPLES)]
+pub(crate) struct RenameArgs {
+    /// Its id, the beginning of it, or its name.
+    #[arg(value_name = "VM")]
+    vm: String,
+
+    /// Its new name: letters, digits, `_`, `.` and `-`.
+    #[arg(value_name = "NAME")]
+    name: String,
+}
+
+/// As every duration, but programs may get none at all.
+fn grace(text: &str) -> Result<Duration, String> {
+    match text {
+        "0" | "0s" => Ok(Duration::ZERO),
+        text => parse::duration(text),
+    }
+}
+
+pub(crate) fn start(args: &StartArgs) -> Result<u8, Failure> {
+    each_with_code(&args.vms, |text| {
+        let vm = find(text)?;
+        let options = StartOptions {
+            run_command: true,
+            remove_unless_ready: false,
+        };
+        detached::start(&vm, options)?;
+        print(&format!("{text}\n"))
+    })
+}
+
+/// As [`each`]; alone, a failure has its own exit status.
+fn each_with_code(
+    things: &[String],
+    mut act: impl FnMut(&String) -> Result<(), Failure>,
+) -> Result<u8, Failure> {
+    match things {
+        [only] => act(only)?,
+        several => each(several, act)?,
+    }
+    Ok(0)
+}
+
+pub(crate) fn stop(args: &StopArgs) -> Result<u8, Failure> {
+    each(&args.vms, |text| {
+        let vm = find(text)?;
+        let exit = shut_down(&vm, args.time.unwrap_or_else(|| usual_grace(&vm)))?;
+        // Of one that was still starting nothing can be lost.
+        let came_up =
+            |exit: &std::sync::Arc<Exit>| !matches!(exit.reason, ExitReason::Other { .. });
+        if let Some(exit) = exit.filter(came_up)
+            && !exit.reason.is_orderly()
+        {
+            return Err(Failure::new(format!(
+                "the VM {} did not shut down in order ({}); what it wrote last may be lost",
+                vm.id(),
+                exit.reason
+            )));
+        }
+        print(&format!("Stopped {}\n", vm.id()))
+    })?;
+    Ok(0)
+}
+
+/// How long its programs may take to end unless the user says it.
+fn usual_grace(vm: &Vm) -> Duration {
+    vm.record().grace_ms.map_or(GRACE, Duration::from_millis)
+}
+
+/// `None` if it did not run, which is as good.
+fn shut_down(vm: &Vm, grace: Duration) -> Result<Option<std::sync::Arc<Exit>>, Failure> {
+    if !vm.status().is_alive() {
+        return match vm.status() {
+            Status::Created => Err(vm_must_live(vm)),
+            _ => Ok(None),
+        };
+    }
+    let exit = runtime(async {
+        let sandbox = attach(vm).await?;
+        let ended = sandbox.shutdown_within(grace, WITHIN);
+        let mut ended = std::pin::pin!(ended);
+        let patience = tokio::time::sleep(grace.saturating_add(LONG));
+        tokio::select! {
+            exit = &mut ended => return Ok(exit),
+            () = patience => say("note", &format!(
+                "waiting for the guest of {} to write its disks; `flashpan kill` ends it now",
+                vm.id()
+            )),
+        }
+        Ok(ended.await)
+    })?;
+    gone(vm)?;
+    Ok(Some(exit))
+}
+
+fn vm_must_live(vm: &Vm) -> Failure {
+    match vm.must_live() {
+        Ok(()) => Failure::new(format!("the VM {} runs", vm.id())),
+        Err(error) => Failure::new(error),
+    }
+}
+
+/// Ends a VM whatever it is doing.
+pub(super) fn end(vm: &Vm) -> Result<(), Failure> {
+    runtime(async { Ok(Sandbox::end(vm).await?) })?;
+    gone(vm)
+}
+
+/// Returns when a VM that was told to end has no supervisor any more.
+fn gone(vm: &Vm) -> Result<(), Failure> {
+    match vm.wait_until_ended(GONE_WITHIN).map_err(Failure::new)? {
+        true => Ok(()),
+        false => Err(Failure::new(format!(
+            "the VM {} has been told to end and has not in {GONE_WITHIN:?}",
+            vm.id()
+        ))),
+    }
+}
+
+pub(crate) fn kill(args: &KillArgs) -> Result<u8, Failure> {
+    let killed = |vm: &Vm| {
+        if !vm.status().is_alive() {
+            return Err(vm_must_live(vm));
+        }
+        end(vm)?;
+        print(&format!("Killed {}\n", vm.id()))
+    };
+    match args.all {
+        true => each(&alive()?, killed)?,
+        false => each(&args.vms, |text| killed(&find(text)?))?,
+    }
+    Ok(0)
+}
+
+/// What is printed where nobody knows how a command ended.
+const UNKNOWN: u8 = 125;
+
+pub(crate) fn wait(args: &WaitArgs) -> Result<u8, Failure> {
+    each(&args.vms, |text| {
+        let code = code_of(&find(text)?)?;
+        print(&format!("{code}\n"))
+    })?;
+    Ok(0)
+}
+
+fn code_of(vm: &Vm) -> Result<u8, Failure> {
+    let vms = Vms::user().map_err(Failure::new)?;
+    if vm.status().is_alive() {
+        let waited = runtime(async {
+            match Sandbox::attach(vm).await {
+                Ok(sandbox) => Ok(Some(sandbox.wait_for_command().await)),
+                Err(flashpan::Error::NotRunning) => Ok(None),
+                Err(error) => Err(of(vm, error)),
+            }
+        })?;
+        match waited {
+            Some(Ok(Some(status))) => return Ok(status.shell_code()),
+            Some(Ok(None)) if vm.record().programs.command.is_empty() => return Ok(0),
+            // The supervisor went away, or the VM before its command: the files say which.
+            Some(_) | None => {}
+        }
+        gone(vm)?;
+        return match vms.find(vm.id()) {
+            Ok(vm) => Ok(last_code(&vm)),
+            // Removed at its end.
+            Err(_) => Ok(UNKNOWN),
+        };
+    }
+    match vm.status() {
+        Status::Created => Err(vm_must_live(vm)),
+        _ => Ok(last_code(vm)),
+    }
+}
+
+/// The status of the command in a run that is over.
+fn last_code(vm: &Vm) -> u8 {
+    match vm.exit() {
+        Some(exit) => match exit.command {
+            Some(command) => command.code,
+            None if vm.record().programs.command.is_empty() => 0,
+            None => UNKNOWN,
+        },
+        None => UNKNOWN,
+    }
+}
+
+pub(crate) fn pause(args: &PauseArgs) -> Result<u8, Failure> {
+    each(&args.vms, |text| {
+        let vm = find(text)?;
+        runtime(async {
+            let sandbox = attach(&vm).await?;
+            sandbox.pause().await.map_err(|error| of(&vm, error))
+        })?;
+        print(&format!("Paused {}\n", vm.id()))
+    })?;
+    Ok(0)
+}
+
+pub(crate) fn unpause(args: &UnpauseArgs) -> Result<u8, Failure> {
+    each(&args.vms, |text| {
+        let vm = find(text)?;
+        runtime(async {
+            let sandbox = attach(&vm).await?;
+            sandbox.resume().await.map_err(|error| of(&vm, error))
+        })?;
+        print(&format!("Unpaused {}\n", vm.id()))
+    })?;
+    Ok(0)
+}
+
+pub(crate) fn rename(args: &RenameArgs) -> Result<u8, Failure> {
+    let vms = Vms::user().map_err(Failure::new)?;
+    let id = vms.resolve(&args.vm).map_err(Failure::new)?;
+    vms.rename(&id, &args.name).map_err(Failure::new)?;
+    print(&format!("Renamed {id} to {}\n", args.name))?;
+    Ok(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn programs_may_get_no_time_at_all() {
+        assert_eq!(grace("0"), Ok(Duration::ZERO));
+        assert_eq!(grace("90"), Ok(Duration::from_secs(90)));
+        assert!(grace("soon").is_err());
+    }
+}

@@ -1,0 +1,95 @@
+//! `flashpan rm` and `prune`.
+
+use clap::Args;
+use flashpan::state::{StateError, Status, Vms};
+
+use crate::failure::{Failure, each, print};
+use crate::vms::life::end;
+
+const RM_EXAMPLES: &str = "\
+Examples:
+  flashpan rm web
+  flashpan rm -f web             also if it runs
+  flashpan rm --stopped          all that have stopped or crashed
+
+A VM's disk and logs go with it; volumes and other disks stay.";
+
+const PRUNE_EXAMPLES: &str = "\
+Examples:
+  flashpan prune
+
+Removes all VMs that have stopped or crashed, and what killed commands left.";
+
+/// Removes VMs with their disks and logs
+#[derive(Debug, Args)]
+#[command(after_help = RM_EXAMPLES, visible_alias = "remove")]
+pub(crate) struct RmArgs {
+    /// Ids, their beginnings, or names.
+    #[arg(
+        value_name = "VM",
+        required_unless_present = "stopped",
+        conflicts_with = "stopped"
+    )]
+    vms: Vec<String>,
+
+    /// End those that run.
+    #[arg(long, short)]
+    force: bool,
+
+    /// All that have stopped or crashed.
+    #[arg(long)]
+    stopped: bool,
+}
+
+/// Removes all VMs that have stopped or crashed
+#[derive(Debug, Args)]
+#[command(after_help = PRUNE_EXAMPLES)]
+pub(crate) struct PruneArgs {}
+
+pub(crate) fn rm(args: &RmArgs) -> Result<u8, Failure> {
+    let vms = Vms::user().map_err(Failure::new)?;
+    if args.stopped {
+        return prune_all(&vms, "Removed").map(|_| 0);
+    }
+    each(&args.vms, |text| {
+        let id = vms.resolve(text).map_err(Failure::new)?;
+        remove(&vms, &id, args.force)?;
+        print(&format!("Removed {id}\n"))
+    })?;
+    Ok(0)
+}
+
+fn remove(vms: &Vms, id: &str, force: bool) -> Result<(), Failure> {
+    // A damaged one can be removed, too, and cannot be ended in order.
+    let alive = match vms.find(id) {
+        Ok(vm) if vm.status().is_alive() => Some(vm),
+        Ok(_) | Err(StateError::Damaged { .. } | StateError::Newer { .. }) => None,
+        Err(error) => return Err(Failure::new(error)),
+    };
+    if let Some(vm) = alive.filter(|_| force) {
+        end(&vm)?;
+        let removes_itself = vm.record().remove && vm.status() != Status::Created;
+        return match vms.remove(id) {
+            Err(StateError::NotFound(_)) if removes_itself => Ok(()),
+            removed => removed.map_err(Failure::new),
+        };
+    }
+    vms.remove(id).map_err(Failure::new)
+}
+
+pub(crate) fn prune(_args: &PruneArgs) -> Result<u8, Failure> {
+    let vms = Vms::user().map_err(Failure::new)?;
+    let number = prune_all(&vms, "Pruned")?;
+    let things = if number == 1 { "VM" } else { "VMs" };
+    print(&format!("Pruned {number} {things}\n"))?;
+    Ok(0)
+}
+
+fn prune_all(vms: &Vms, word: &str) -> Result<usize, Failure> {
+    let (removed, failures) = vms.prune().map_err(Failure::new)?;
+    for id in &removed {
+        print(&format!("{word} {id}\n"))?;
+    }
+    each(&failures, |failure| Err(Failure::new(failure)))?;
+    Ok(removed.len())
+}

@@ -1,0 +1,210 @@
+//! `flashpan stats`: what VMs use of their host.
+
+use std::collections::HashMap;
+use std::io::{self, IsTerminal};
+use std::time::Duration;
+
+use clap::Args;
+use flashpan::state::Vm;
+use flashpan::{Sandbox, Usage};
+use serde::Serialize;
+
+use crate::failure::{Failure, print, print_json_line};
+use crate::format::{Row, Style, Template, print_rows, table};
+use crate::image::size;
+use crate::runtime;
+use crate::vms::{alive, find, of};
+
+/// How often VMs are looked at: CPU use is that of this time.
+const EVERY: Duration = Duration::from_secs(1);
+
+/// To the upper left corner of a terminal, and everything behind it away.
+const CLEAR: &str = "\x1b[H\x1b[J";
+
+const EXAMPLES: &str = "\
+Examples:
+  flashpan stats                       all VMs that run, every second
+  flashpan stats --no-stream web db
+  flashpan stats --no-stream --json
+  flashpan stats --no-stream --format '{{.Name}} {{.CPU}}'
+
+CPU is that of the last second: 100% is one processor of the host. MEMORY is what the
+VM's process has of the host now, and what the guest may have. Fields of --format:
+ID, Name, CPU, Memory, Read, Written, Up; {{json .}} for all.";
+
+/// Shows what VMs use of CPU, memory and disk
+#[derive(Debug, Args)]
+#[command(after_help = EXAMPLES)]
+pub(crate) struct StatsArgs {
+    /// Ids, their beginnings, or names; otherwise all that run.
+    #[arg(value_name = "VM")]
+    vms: Vec<String>,
+
+    /// Once, and not again and again.
+    #[arg(long)]
+    no_stream: bool,
+
+    /// As JSON, one line each time.
+    #[arg(long, conflicts_with = "format")]
+    json: bool,
+
+    /// Each by a template, e.g. '{{.CPU}}'.
+    #[arg(long, value_name = "TEMPLATE")]
+    format: Option<Template>,
+}
+
+#[derive(Debug, Serialize)]
+struct Used {
+    id: String,
+    name: Option<String>,
+    cpu_percent: f64,
+    cpu_ns: u64,
+    vcpus: u32,
+    resident_bytes: u64,
+    memory_bytes: u64,
+    read_bytes: Option<u64>,
+    written_bytes: Option<u64>,
+    uptime_ns: u64,
+    exits: u64,
+}
+
+impl Used {
+    fn new(vm: &Vm, usage: &Usage, before: Option<&Usage>) -> Self {
+        let passed = before.map_or(usage.uptime_ns, |before| {
+            usage.uptime_ns.saturating_sub(before.uptime_ns)
+        });
+        let cpu = usage
+            .cpu_ns
+            .saturating_sub(before.map_or(0, |before| before.cpu_ns));
+        let counts = usage.vmm.exits.iter().map(|exit| exit.count);
+        Self {
+            id: vm.id().to_owned(),
+            name: vm.name().map(str::to_owned),
+            cpu_percent: percent(cpu, passed),
+            cpu_ns: usage.cpu_ns,
+            vcpus: usage.vcpus,
+            resident_bytes: usage.resident_bytes,
+            memory_bytes: usage.memory_bytes,
+            read_bytes: usage.read_bytes,
+            written_bytes: usage.written_bytes,
+            uptime_ns: usage.uptime_ns,
+            exits: counts.fold(0, u64::saturating_add),
+        }
+    }
+}
+
+/// To a hundredth.
+fn percent(part: u64, whole: u64) -> f64 {
+    let hundredths = u128::from(part) * 10_000 / u128::from(whole.max(1));
+    f64::from(u32::try_from(hundredths).unwrap_or(u32::MAX)) / 100.0
+}
+
+impl Row for Used {
+    const FIELDS: &'static [(&'static str, &'static str)] = &[
+        ("ID", "ID"),
+        ("Name", "NAME"),
+        ("CPU", "CPU"),
+        ("Memory", "MEMORY"),
+        ("Read", "READ"),
+        ("Written", "WRITTEN"),
+        ("Up", "UP"),
+    ];
+
+    fn values(&self) -> Vec<String> {
+        let bytes = |bytes: Option<u64>| bytes.map_or_else(|| "-".to_owned(), size);
+        let seconds = self.uptime_ns / 1_000_000_000;
+        vec![
+            self.id.clone(),
+            self.name.clone().unwrap_or_else(|| "-".to_owned()),
+            format!("{:.2}%", self.cpu_percent),
+            format!(
+                "{} / {}",
+                size(self.resident_bytes),
+                size(self.memory_bytes)
+            ),
+            bytes(self.read_bytes),
+            bytes(self.written_bytes),
+            format!(
+                "{}:{:02}:{:02}",
+                seconds / 3600,
+                seconds / 60 % 60,
+                seconds % 60
+            ),
+        ]
+    }
+}
+
+const COLUMNS: [&str; 7] = ["ID", "Name", "CPU", "Memory", "Read", "Written", "Up"];
+
+/// Runs `flashpan stats`.
+pub(crate) fn stats(args: &StatsArgs) -> Result<u8, Failure> {
+    runtime(async {
+        let mut before = HashMap::new();
+        // Measuring takes a beginning and an end.
+        look(args, &mut before).await?;
+        loop {
+            tokio::time::sleep(EVERY).await;
+            let rows = look(args, &mut before).await?;
+            match &args.format {
+                Some(template) => print_rows(&rows, Style::Template(template))?,
+                None if args.json => print_json_line(&rows)?,
+                None => {
+                    let clear = !args.no_stream && io::stdout().is_terminal();
+                    let clear = if clear { CLEAR } else { "" };
+                    print(&format!("{clear}{}", table(&rows, &COLUMNS)))?;
+                }
+            }
+            if args.no_stream || (rows.is_empty() && !args.vms.is_empty()) {
+                return Ok(0);
+            }
+        }
+    })
+}
+
+/// What the VMs have used so far, and since the last look.
+async fn look(args: &StatsArgs, before: &mut HashMap<String, Usage>) -> Result<Vec<Used>, Failure> {
+    let vms = match args.vms.as_slice() {
+        [] => alive()?,
+        named => {
+            let vms = named.iter().map(|text| find(text));
+            vms.collect::<Result<Vec<_>, _>>()?
+        }
+    };
+    let mut rows = Vec::new();
+    for vm in vms {
+        if !args.vms.is_empty() && before.is_empty() {
+            vm.must_live().map_err(Failure::new)?;
+        }
+        let usage = match Sandbox::attach(&vm).await {
+            Ok(sandbox) => sandbox.usage().await,
+            Err(error) => Err(error),
+        };
+        match usage {
+            Ok(usage) => {
+                rows.push(Used::new(&vm, &usage, before.get(vm.id())));
+                before.insert(vm.id().to_owned(), usage);
+            }
+            // It has ended, or is not there yet.
+            Err(
+                flashpan::Error::NotRunning
+                | flashpan::Error::Starting
+                | flashpan::Error::State(_)
+                | flashpan::Error::VmEnded(_),
+            ) => {}
+            Err(error) => return Err(of(&vm, error)),
+        }
+    }
+    Ok(rows)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn shares_are_told_to_a_hundredth_and_never_divided_by_nothing() {
+        assert!((percent(1, 3) - 33.33).abs() < 1e-9);
+        assert!((percent(3, 2) - 150.0).abs() < 1e-9);
+        assert!(percent(0, 0).abs() < 1e-9);
+    }
+}
