@@ -72,10 +72,11 @@ impl Failure {
         }
     }
 
-    /// The user has left the guest's terminal by the keys that end the VM.
-    pub(crate) fn escaped() -> Self {
+    /// The user has left the guest's terminal by the keys that end the VM, or what
+    /// else it is that is attended.
+    pub(crate) fn escaped(what: &str) -> Self {
         Self {
-            message: Some("the VM was ended by Ctrl-] three times".to_owned()),
+            message: Some(format!("{what} was ended by Ctrl-] three times")),
             ..Self::given_up(nix::libc::SIGINT)
         }
     }

@@ -20,6 +20,8 @@ use crate::terminal::{self, RawMode};
 pub(crate) struct Attended {
     pub(crate) interactive: bool,
     pub(crate) tty: bool,
+    /// What ends when the user wants out: the VM, or the program.
+    pub(crate) what: &'static str,
 }
 
 impl Attended {
@@ -91,7 +93,7 @@ impl Attended {
                     Stopped::Broken { error, .. } => {
                         Failure::new(format!("cannot read standard input: {error}"))
                     }
-                    Stopped::Escaped => Failure::escaped(),
+                    Stopped::Escaped => Failure::escaped(self.what),
                 }),
                 asked = signals.next() => self.obey(asked, &process)?,
                 failure = time_up(sandbox, RUNNING) => return Err(failure),

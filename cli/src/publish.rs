@@ -9,7 +9,7 @@ use flashpan::api::PortForwardError;
 use flashpan::state::Publish;
 use flashpan::{Forward, ForwardBinding, ForwardOptions, PortForwarding, Sandbox, Transport};
 
-use crate::failure::{Failure, say};
+use crate::failure::say;
 use crate::stdio::Patient;
 
 /// Which ports lead into the guest, and from where.
@@ -54,18 +54,45 @@ impl PublishArgs {
     }
 
     /// Listens, and says where.
-    pub(crate) async fn start(&self, sandbox: &Sandbox) -> Result<Published, Failure> {
+    pub(crate) async fn start(&self, sandbox: &Sandbox) -> flashpan::Result<Published> {
         if self.publish.is_empty() {
             return Ok(Published(None));
         }
-        let mut options = ForwardOptions::new();
-        for address in &self.address {
-            options = options.address(*address);
-        }
-        let forwarding = sandbox.port_forward(&self.publish, options).await?;
-        tell(forwarding.bindings());
-        Ok(Published(Some(forwarding)))
+        start(sandbox, &self.publish, &self.address).await
     }
+}
+
+/// Ports that a command is there for.
+#[derive(Debug, Args)]
+pub(crate) struct PortArgs {
+    /// TCP or UDP ports of the guest, and where on this machine they are reachable:
+    /// on the same port if only one is given.
+    #[arg(value_name = "[LOCAL:]REMOTE[/udp]", required = true, value_parser = forward)]
+    ports: Vec<Forward>,
+
+    /// Address of this machine to listen on; may be repeated. Otherwise 127.0.0.1,
+    /// which only this machine can reach.
+    #[arg(long, value_name = "ADDRESS", value_parser = address)]
+    address: Vec<IpAddr>,
+}
+
+impl PortArgs {
+    /// Listens, and says where.
+    pub(crate) async fn start(&self, sandbox: &Sandbox) -> flashpan::Result<Published> {
+        start(sandbox, &self.ports, &self.address).await
+    }
+}
+
+async fn start(
+    sandbox: &Sandbox,
+    ports: &[Forward],
+    addresses: &[IpAddr],
+) -> flashpan::Result<Published> {
+    let listen = addresses.iter();
+    let options = listen.fold(ForwardOptions::new(), |all, address| all.address(*address));
+    let forwarding = sandbox.port_forward(ports, options).await?;
+    tell(forwarding.bindings());
+    Ok(Published(Some(forwarding)))
 }
 
 /// Says where ports of a guest are reachable.

@@ -251,6 +251,10 @@ impl RunArgs {
         Attended {
             interactive: self.interactive,
             tty: self.tty,
+            what: match self.stays() {
+                true => "the command",
+                false => "the VM",
+            },
         }
     }
 

@@ -1,6 +1,9 @@
 //! Commands for VMs with a life of their own.
 
+mod copy;
+mod events;
 mod exec;
+mod forward;
 mod inspect;
 mod life;
 mod list;
@@ -14,7 +17,10 @@ use flashpan::state::{Status, Vm, Vms};
 
 use crate::failure::Failure;
 
+pub(crate) use copy::{CpArgs, cp};
+pub(crate) use events::{EventsArgs, events};
 pub(crate) use exec::{ExecArgs, attend, exec};
+pub(crate) use forward::{PortForwardArgs, port_forward};
 pub(crate) use inspect::{InspectArgs, inspect};
 pub(crate) use life::{
     KillArgs, PauseArgs, RenameArgs, StartArgs, StopArgs, UnpauseArgs, WaitArgs, kill, pause,

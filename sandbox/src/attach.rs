@@ -16,9 +16,11 @@ use tokio::net::UnixStream;
 use tokio::sync::watch;
 use tokio::time::timeout;
 
+use crate::driver::Ended;
 use crate::error::{Error, Result};
+use crate::events::Events;
 use crate::exit::{Exit, ExitReason};
-use crate::state::{ExitRecord, Vm};
+use crate::state::{EventReader, ExitRecord, StateError, Vm};
 use crate::text::one_line;
 
 /// How long a supervisor may take for an answer that it has at once.
@@ -39,6 +41,7 @@ const PEER: &str = "the VM's supervisor";
 /// Where a supervisor listens.
 #[derive(Debug, Clone)]
 pub(crate) struct Attachment {
+    id: String,
     directory: PathBuf,
 }
 
@@ -49,8 +52,16 @@ pub(crate) struct Asked {
 
 impl Attachment {
     pub(crate) fn to(vm: &Vm) -> Self {
-        let directory = vm.directory().to_owned();
-        Self { directory }
+        Self {
+            id: vm.id().to_owned(),
+            directory: vm.directory().to_owned(),
+        }
+    }
+
+    /// What happens from now on, as the supervisor writes it down.
+    pub(crate) fn events(&self, ended: Ended) -> Result<Events, StateError> {
+        let reader = EventReader::at(&self.id, &self.directory, Some(0))?;
+        Ok(Events::written(reader, ended))
     }
 
     /// Sends a request and waits until the supervisor has shown who it is.

@@ -11,6 +11,8 @@ use tokio::sync::broadcast;
 use tokio::sync::broadcast::error::RecvError;
 
 use crate::api::{self, Timestamp, shell_quote_args};
+use crate::driver::Ended;
+use crate::state::{EventReader, LoggedEvent, LoggedKind};
 
 /// How many events wait for whoever reads slowly.
 const WAITING: usize = 1024;
@@ -102,6 +104,20 @@ pub struct ExecEnded {
     pub started: Option<Arc<ExecStarted>>,
 }
 
+impl ExecEnded {
+    /// The same as the API tells it.
+    pub(crate) fn to_api(&self) -> api::ExecEvent {
+        let command = self.started.as_ref().map(|started| started.command());
+        api::ExecEvent {
+            command: command.unwrap_or_default(),
+            exit_code: match self.status {
+                ExitStatus::Code(code) => i32::from(code),
+                ExitStatus::Signal(_) => -1,
+            },
+        }
+    }
+}
+
 impl VmEvent {
     fn now(kind: VmEventKind) -> Self {
         Self {
@@ -116,33 +132,149 @@ impl VmEvent {
         let VmEventKind::ExecEnded(ended) = &self.kind else {
             return None;
         };
-        let command = ended.started.as_ref().map(|started| started.command());
-        let exec = api::ExecEvent {
-            command: command.unwrap_or_default(),
-            exit_code: match ended.status {
-                ExitStatus::Code(code) => i32::from(code),
-                ExitStatus::Signal(_) => -1,
-            },
-        };
-        Some(api::Event::new(self.at, api::EventKind::Exec(exec)))
+        let exec = api::EventKind::Exec(ended.to_api());
+        Some(api::Event::new(self.at, exec))
     }
 }
 
 /// A stream of events ([`crate::Sandbox::events`]).
 #[derive(Debug)]
-pub struct Events(Option<broadcast::Receiver<VmEvent>>);
+pub struct Events(Source);
+
+#[derive(Debug)]
+enum Source {
+    /// Those of a VM of this process.
+    Heard(broadcast::Receiver<VmEvent>),
+    /// Those of a VM of another's.
+    Written(Box<Written>),
+    None,
+}
+
+/// Events that somebody else writes down.
+#[derive(Debug)]
+struct Written {
+    reader: EventReader,
+    ended: Ended,
+    running: Running,
+}
 
 impl Events {
-    /// The next event; `None` when the guest is gone. Cancel safe.
+    pub(crate) fn written(reader: EventReader, ended: Ended) -> Self {
+        Self(Source::Written(Box::new(Written {
+            reader,
+            ended,
+            running: Running::default(),
+        })))
+    }
+
+    /// The next event; `None` when the guest is gone, or nobody can tell any more.
+    /// Cancel safe.
     pub async fn next(&mut self) -> Option<VmEvent> {
-        match self.0.as_mut()?.recv().await {
-            Ok(event) => Some(event),
-            Err(RecvError::Lagged(lost)) => Some(VmEvent::now(VmEventKind::Lost(lost))),
-            Err(RecvError::Closed) => {
-                self.0 = None;
-                None
+        let event = match &mut self.0 {
+            Source::Heard(events) => match events.recv().await {
+                Ok(event) => Some(event),
+                Err(RecvError::Lagged(lost)) => Some(VmEvent::now(VmEventKind::Lost(lost))),
+                Err(RecvError::Closed) => None,
+            },
+            Source::Written(events) => events.next().await,
+            Source::None => None,
+        };
+        if event.is_none() {
+            self.0 = Source::None;
+        }
+        event
+    }
+}
+
+impl Written {
+    async fn next(&mut self) -> Option<VmEvent> {
+        loop {
+            // Seen before the last lines are read.
+            let over = self.ended.borrow().is_some();
+            while let Some(logged) = self.reader.available().ok()? {
+                if let Some(event) = self.running.event_of(logged) {
+                    return Some(event);
+                }
+            }
+            if over {
+                return None;
+            }
+            tokio::select! {
+                changed = self.reader.changed() => changed.ok()?,
+                // One that nobody tells the end of has ended as well.
+                _ = self.ended.changed() => {}
             }
         }
+    }
+}
+
+/// The programs that run, by number.
+#[derive(Debug, Default)]
+struct Running(BTreeMap<u64, Arc<ExecStarted>>);
+
+impl Running {
+    fn add(&mut self, started: &Arc<ExecStarted>) {
+        // Of an agent that starts more than it can, the oldest are forgotten.
+        if self.0.len() >= PROGRAMS {
+            self.0.pop_first();
+        }
+        self.0.insert(started.id, Arc::clone(started));
+    }
+
+    /// What was written down, as it was told; `None` if that is of no program.
+    fn event_of(&mut self, logged: LoggedEvent) -> Option<VmEvent> {
+        let kind = match logged.kind {
+            LoggedKind::ExecStarted {
+                id,
+                pid,
+                argv,
+                truncated,
+                uid,
+                gid,
+                working_dir,
+            } => {
+                let mut bytes = Vec::new();
+                for argument in &argv {
+                    bytes.extend(argument.bytes().filter(|byte| *byte != 0));
+                    bytes.push(0);
+                }
+                let started = Arc::new(ExecStarted {
+                    id,
+                    pid,
+                    argv: bytes,
+                    truncated,
+                    uid,
+                    gid,
+                    working_dir: working_dir.into(),
+                });
+                self.add(&started);
+                VmEventKind::ExecStarted(started)
+            }
+            LoggedKind::Exec {
+                exec,
+                id,
+                pid,
+                signal,
+                duration_ms,
+                ..
+            } => VmEventKind::ExecEnded(ExecEnded {
+                id,
+                pid,
+                status: match (signal, u8::try_from(exec.exit_code)) {
+                    (Some(signal), _) => ExitStatus::Signal(signal),
+                    (None, Ok(code)) => ExitStatus::Code(code),
+                    (None, Err(_)) => return None,
+                },
+                duration: Duration::from_millis(duration_ms),
+                started: self.0.remove(&id),
+            }),
+            LoggedKind::Lost { count } => VmEventKind::Lost(count),
+            LoggedKind::Vm { .. } => return None,
+        };
+        Some(VmEvent {
+            at: logged.time,
+            kind,
+        })
     }
 }
 
@@ -154,8 +286,7 @@ pub(crate) struct Hub(Mutex<State>);
 struct State {
     /// Since somebody first asked.
     sender: Option<broadcast::Sender<VmEvent>>,
-    /// The programs that run, by number.
-    running: BTreeMap<u64, Arc<ExecStarted>>,
+    running: Running,
     closed: bool,
 }
 
@@ -169,12 +300,12 @@ impl Hub {
     pub(crate) fn subscribe(&self) -> Events {
         let mut state = self.state();
         if state.closed {
-            return Events(None);
+            return Events(Source::None);
         }
         let sender = state
             .sender
             .get_or_insert_with(|| broadcast::channel(WAITING).0);
-        Events(Some(sender.subscribe()))
+        Events(Source::Heard(sender.subscribe()))
     }
 
     pub(crate) fn started(&self, program: ProgramStarted) {
@@ -200,17 +331,13 @@ impl Hub {
             working_dir: OsString::from_vec(program.working_dir.into_vec()),
         });
         let mut state = self.state();
-        // Of an agent that starts more than it can, the oldest are forgotten.
-        if state.running.len() >= PROGRAMS {
-            state.running.pop_first();
-        }
-        state.running.insert(started.id, Arc::clone(&started));
+        state.running.add(&started);
         state.tell(VmEventKind::ExecStarted(started));
     }
 
     pub(crate) fn ended(&self, program: ProgramEnded) {
         let mut state = self.state();
-        let started = state.running.remove(&program.id);
+        let started = state.running.0.remove(&program.id);
         state.tell(VmEventKind::ExecEnded(ExecEnded {
             id: program.id,
             pid: program.pid,
@@ -340,14 +467,14 @@ mod tests {
         for id in 0..10_000 {
             hub.started(started(id, &["x"]));
         }
-        assert_eq!(hub.state().running.len(), PROGRAMS);
+        assert_eq!(hub.state().running.0.len(), PROGRAMS);
         let many = vec![""; 3 * EVENT_ARGV];
         hub.started(started(20_000, &many));
-        let program = Arc::clone(&hub.state().running[&20_000]);
+        let program = Arc::clone(&hub.state().running.0[&20_000]);
         assert!(program.truncated);
         assert_eq!(program.argv().len(), EVENT_ARGV);
         let long = "x".repeat(3 * EVENT_ARGV);
         hub.started(started(20_001, &["x", &long]));
-        assert_eq!(hub.state().running[&20_001].argv(), ["x"]);
+        assert_eq!(hub.state().running.0[&20_001].argv(), ["x"]);
     }
 }

@@ -341,10 +341,17 @@ impl Sandbox {
         }
     }
 
-    /// What happens in the VM from now on: every program that starts and that ends.
-    #[must_use]
-    pub fn events(&self) -> Events {
-        self.shared.events.subscribe()
+    /// What happens in the VM from now on: every program that starts and that ends. An
+    /// attached handle reads what the VM's supervisor writes down
+    /// ([`crate::state::EventReader`]), and needs a tokio runtime for it.
+    ///
+    /// # Errors
+    /// [`Error::State`] on an attached handle if that cannot be read.
+    pub fn events(&self) -> Result<Events> {
+        match &self.way {
+            Way::Own { .. } => Ok(self.shared.events.subscribe()),
+            Way::Attached(attachment) => Ok(attachment.events(self.ended())?),
+        }
     }
 
     /// The last console output, at most 64 KiB, as the guest wrote it: not fit

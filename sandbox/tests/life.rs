@@ -520,7 +520,7 @@ async fn a_paused_vm_refuses_programs_and_files_at_once_and_goes_on() {
 async fn programs_are_events_whoever_started_them() {
     let world = World::new("normal");
     let sandbox = world.boot().await;
-    let mut events = sandbox.events();
+    let mut events = sandbox.events().unwrap();
     let mut process = run(&sandbox, &["tells", "a b"]).await;
     assert_eq!(process.wait().await.unwrap(), ExitStatus::Code(5));
     let first = timeout(LONG, events.next()).await.unwrap().unwrap();

@@ -329,7 +329,7 @@ fn the_command_line_has_the_same_switches() {
 async fn every_program_is_an_event() {
     let _home = Home::new();
     let sandbox = builder().boot().await.unwrap();
-    let mut events = sandbox.events();
+    let mut events = sandbox.events().unwrap();
     let options = ExecOptions::argv(["sh", "-c", "exit 3"])
         .user("nobody")
         .working_dir("/usr");

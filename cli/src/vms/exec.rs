@@ -76,6 +76,7 @@ pub(crate) fn exec(args: &ExecArgs) -> Result<u8, Failure> {
     let attended = Attended {
         interactive: args.interactive,
         tty: args.tty,
+        what: "the program",
     };
     attended.check_terminal()?;
     let vm = find(&args.vm)?;

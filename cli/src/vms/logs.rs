@@ -78,10 +78,11 @@ async fn follow(vm: &Vm, reader: &mut LogReader, out: &mut Out) -> Result<(), Fa
     }
 }
 
-struct Out(Patient);
+/// Standard output, for what comes bit by bit.
+pub(super) struct Out(Patient);
 
 impl Out {
-    fn new() -> Result<Self, Failure> {
+    pub(super) fn new() -> Result<Self, Failure> {
         let stdout = Patient::new(io::stdout().as_fd());
         stdout
             .map(Self)
@@ -101,17 +102,14 @@ impl Out {
             if chunk.is_empty() {
                 return Ok(());
             }
-            match self.0.write_all(&chunk) {
-                Ok(()) => {}
-                Err(e) if e.kind() == io::ErrorKind::BrokenPipe => {
-                    return Err(Failure::signalled(nix::libc::SIGPIPE));
-                }
-                Err(e) => {
-                    return Err(Failure::new(format!(
-                        "cannot write to standard output: {e}"
-                    )));
-                }
-            }
+            self.write(&chunk)?;
         }
+    }
+
+    pub(super) fn write(&mut self, bytes: &[u8]) -> Result<(), Failure> {
+        self.0.write_all(bytes).map_err(|error| match error.kind() {
+            io::ErrorKind::BrokenPipe => Failure::signalled(nix::libc::SIGPIPE),
+            _ => Failure::new(format!("cannot write to standard output: {error}")),
+        })
     }
 }

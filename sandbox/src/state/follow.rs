@@ -23,6 +23,8 @@ pub enum LogStream {
     Output,
     /// The guest's console.
     Console,
+    /// What happened, a line of JSON each: see [`crate::state::EventReader`].
+    Events,
 }
 
 impl LogStream {
@@ -32,6 +34,7 @@ impl LogStream {
         match self {
             Self::Output => "output.log",
             Self::Console => "console.log",
+            Self::Events => "events.log",
         }
     }
 }
@@ -59,14 +62,9 @@ impl LogReader {
         Self::at(path, vm.directory(), tail)
     }
 
-    fn at(path: PathBuf, directory: &Path, tail: Option<usize>) -> Result<Self> {
-        let watching = |source: io::Error| failed("watch", directory)(source);
-        let flags = inotify::CreateFlags::CLOEXEC | inotify::CreateFlags::NONBLOCK;
-        let events = inotify::init(flags).map_err(|errno| watching(errno.into()))?;
+    pub(super) fn at(path: PathBuf, directory: &Path, tail: Option<usize>) -> Result<Self> {
         let names = inotify::WatchFlags::CREATE | inotify::WatchFlags::MOVED_TO;
-        inotify::add_watch(&events, directory, names).map_err(|errno| watching(errno.into()))?;
-        // A descriptor that is readable when there is something, as a pipe is.
-        let events = pipe::Receiver::from_file_unchecked(File::from(events)).map_err(watching)?;
+        let events = watch(directory, names).map_err(failed("watch", directory))?;
         let mut reader = Self {
             path,
             file: None,
@@ -177,6 +175,41 @@ impl LogReader {
     pub fn take_lost(&mut self) -> bool {
         std::mem::take(&mut self.lost)
     }
+}
+
+/// Tells when VMs are made or removed.
+#[derive(Debug)]
+pub struct ListWatch {
+    directory: PathBuf,
+    events: pipe::Receiver,
+}
+
+impl ListWatch {
+    pub(super) fn on(directory: &Path) -> Result<Self> {
+        let names = inotify::WatchFlags::MOVED_TO | inotify::WatchFlags::MOVED_FROM;
+        Ok(Self {
+            directory: directory.to_owned(),
+            events: watch(directory, names).map_err(failed("watch", directory))?,
+        })
+    }
+
+    /// Waits until there may be others than before. Cancel safe.
+    ///
+    /// # Errors
+    /// The host does not say.
+    pub async fn changed(&mut self) -> Result<()> {
+        let mut events = [0; 4096];
+        let read = self.events.read(&mut events).await;
+        read.map(drop).map_err(failed("watch", &self.directory))
+    }
+}
+
+/// A descriptor that is readable when there is something, as a pipe is.
+fn watch(directory: &Path, what: inotify::WatchFlags) -> io::Result<pipe::Receiver> {
+    let flags = inotify::CreateFlags::CLOEXEC | inotify::CreateFlags::NONBLOCK;
+    let events = inotify::init(flags)?;
+    inotify::add_watch(&events, directory, what)?;
+    pipe::Receiver::from_file_unchecked(File::from(events))
 }
 
 fn open(path: &Path) -> io::Result<Option<File>> {

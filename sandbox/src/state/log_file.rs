@@ -39,6 +39,15 @@ impl LogFile {
         })
     }
 
+    /// Begins another file if a line of this length would not be whole in this one.
+    pub(crate) fn begin_line(&mut self, length: usize) -> io::Result<()> {
+        let length = u64::try_from(length).unwrap_or(u64::MAX);
+        match self.length.saturating_add(length) > self.max && self.length > 0 {
+            true => self.rotate(),
+            false => Ok(()),
+        }
+    }
+
     fn rotate(&mut self) -> io::Result<()> {
         fs::rename(&self.path, old(&self.path))?;
         self.file = append(&self.path)?;

@@ -19,6 +19,7 @@
 
 mod claim;
 mod error;
+mod event_log;
 mod follow;
 mod lock;
 mod log_file;
@@ -38,13 +39,15 @@ use std::path::{Path, PathBuf};
 use rustix::rand::{GetRandomFlags, getrandom};
 
 pub use error::StateError;
-pub use follow::{LogReader, LogStream};
+pub use event_log::{EventReader, LoggedEvent, LoggedKind};
+pub use follow::{ListWatch, LogReader, LogStream};
 pub use new::NewVm;
 pub use programs::{NotText, Programs};
 pub use record::{CommandEnd, ExitRecord, NAME_MAX, Publish, Record, Run, Status};
 pub use vm::Vm;
 
 pub(crate) use claim::Claim;
+pub(crate) use event_log::EventLog;
 pub(crate) use log_file::LogFile;
 
 use error::failed;
@@ -142,6 +145,15 @@ impl Vms {
         };
         listing.vms.sort_by_key(key);
         Ok(listing)
+    }
+
+    /// Tells from now on when VMs are made or removed. Needs a tokio runtime.
+    ///
+    /// # Errors
+    /// The list cannot be made or watched.
+    pub fn watch(&self) -> Result<ListWatch> {
+        drop(self.lock()?);
+        ListWatch::on(&self.list)
     }
 
     /// The VM that `text` names: its id, its name, or the beginning of its id with or

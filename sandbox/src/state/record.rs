@@ -8,7 +8,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
 use flashpan_protocol::agent::ExitStatus;
-use flashpan_protocol::supervisor::MAX_DOCUMENT;
+use flashpan_protocol::supervisor::{Activity, MAX_DOCUMENT};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
@@ -56,6 +56,15 @@ pub enum Status {
 }
 
 impl Status {
+    pub(crate) fn of(activity: Activity) -> Self {
+        match activity {
+            Activity::Starting => Self::Starting,
+            Activity::Running => Self::Running,
+            Activity::Paused => Self::Paused,
+            Activity::Stopping => Self::Stopping,
+        }
+    }
+
     /// Whether there is a supervisor.
     #[must_use]
     pub fn is_alive(self) -> bool {

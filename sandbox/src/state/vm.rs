@@ -33,12 +33,7 @@ pub struct Vm {
 /// What a supervisor says that its VM does. One that has not said anything has just
 /// begun.
 pub(super) fn status_of(activity: Option<Activity>) -> Status {
-    match activity {
-        None | Some(Activity::Starting) => Status::Starting,
-        Some(Activity::Running) => Status::Running,
-        Some(Activity::Paused) => Status::Paused,
-        Some(Activity::Stopping) => Status::Stopping,
-    }
+    activity.map_or(Status::Starting, Status::of)
 }
 
 impl Vm {

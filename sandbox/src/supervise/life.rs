@@ -18,7 +18,9 @@ use crate::exit::Exit;
 use crate::forward::{ForwardOptions, PortForwarding};
 use crate::pump::Task;
 use crate::sandbox::Sandbox;
-use crate::state::{Claim, CommandEnd, ExitRecord, LogFile, LogStream, Publish, Record, Vms};
+use crate::state::{
+    Claim, CommandEnd, EventLog, ExitRecord, LogFile, LogStream, Publish, Record, Status, Vms,
+};
 use crate::supervise::command::OwnCommand;
 use crate::supervise::detach::{Channel, Starter};
 use crate::supervise::server::{Clients, listen};
@@ -62,6 +64,7 @@ impl Launching {
 #[derive(Debug)]
 pub(super) struct Shared {
     claim: Claim,
+    events: EventLog,
     activity: Mutex<Activity>,
     sandbox: OnceLock<Arc<Sandbox>>,
     /// Whether the VM is not wanted any more although it is not there yet.
@@ -82,9 +85,10 @@ impl Shared {
     /// Notes what the VM does now. One that shuts down does nothing else any more.
     pub(super) fn say(&self, now: Activity) {
         let mut activity = self.activity.lock().unwrap_or_else(PoisonError::into_inner);
-        if *activity != Activity::Stopping {
+        if *activity != Activity::Stopping && *activity != now {
             *activity = now;
             self.claim.say(now);
+            self.events.vm(Status::of(now), None);
         }
     }
 
@@ -227,9 +231,10 @@ fn begin(order: &Order, vms: &Vms) -> Result<Begun, NotStarted> {
     let directory = claim.directory().to_owned();
     let prepared = (|| {
         let log = |stream: LogStream| LogFile::open(directory.join(stream.file_name()));
-        Ok((listen(&directory)?, log(LogStream::Console)?))
+        let events = EventLog::open(&order.id, &directory)?;
+        Ok((listen(&directory)?, log(LogStream::Console)?, events))
     })();
-    let (listener, console) = match prepared {
+    let (listener, console, events) = match prepared {
         Ok(prepared) => prepared,
         Err(error) => {
             let error: std::io::Error = error;
@@ -241,6 +246,7 @@ fn begin(order: &Order, vms: &Vms) -> Result<Begun, NotStarted> {
             return Err(NotStarted::new(why));
         }
     };
+    events.vm(Status::Starting, None);
     let launching = Launching {
         record: claim.record().clone(),
         directory,
@@ -248,6 +254,7 @@ fn begin(order: &Order, vms: &Vms) -> Result<Begun, NotStarted> {
     };
     let shared = Arc::new(Shared {
         claim,
+        events,
         activity: Mutex::new(Activity::Starting),
         sandbox: OnceLock::new(),
         abort: watch::Sender::new(false),
@@ -286,6 +293,7 @@ where
     let boot = async {
         let sandbox = Arc::new(launch(launching).await?);
         let _ = shared.sandbox.set(Arc::clone(&sandbox));
+        tell_of_programs(&sandbox, &shared)?;
         // Before its command, which may call for whoever is there.
         let ports = publish(&record, &sandbox, &shared.claim).await?;
         let command = match order.run_command.then(|| record.programs.own_command()) {
@@ -325,6 +333,21 @@ where
     }
     let exit = run(&shared, &record, &sandbox, command, &mut ending).await;
     finish(&shared, &clients, server, &exit, record.remove).await;
+}
+
+/// Writes down what happens in the guest, by a thread of its own: a disk may be slow.
+fn tell_of_programs(sandbox: &Sandbox, shared: &Arc<Shared>) -> Result<()> {
+    let (mut events, shared) = (sandbox.events()?, Arc::clone(shared));
+    let runtime = tokio::runtime::Handle::current();
+    std::thread::Builder::new()
+        .name("events".to_owned())
+        .spawn(move || {
+            while let Some(event) = runtime.block_on(events.next()) {
+                shared.events.program(&event);
+            }
+        })
+        .map(drop)
+        .map_err(Error::host("start a thread for the VM's events"))
 }
 
 /// Makes the VM's ports reachable.
@@ -434,6 +457,7 @@ async fn finish(shared: &Shared, clients: &Clients, server: Task, exit: &ExitRec
     drop(server);
     // Nobody is left to tell why it could not be written; without it the VM has
     // crashed, which is how it looks.
+    shared.events.vm(Status::Stopped, Some(&exit.message));
     let _ = shared.claim.end(exit, remove);
     shared.finished.send_replace(Some(exit.document().into()));
     clients.farewell().await;

@@ -1,0 +1,255 @@
+//! `flashpan events`.
+
+use std::collections::HashSet;
+
+use clap::Args;
+use flashpan::Sandbox;
+use flashpan::api::shell_quote_args;
+use flashpan::state::{EventReader, LoggedEvent, LoggedKind, Vm, Vms};
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+
+use crate::failure::{Failure, say};
+use crate::runtime;
+use crate::vms::find;
+use crate::vms::logs::Out;
+
+const EXAMPLES: &str = "\
+Examples:
+  flashpan events                       what happened in all VMs that there are
+  flashpan events -f                    and what happens, also in new ones
+  flashpan events -f --tail 0 web       from now on, until it ends
+  flashpan events --json web | jq -r 'select(.type == \"exec\") | .exec.command'
+
+Every start and end of a program is an event, and everything that a VM does: starting,
+running, paused, stopping, stopped. A VM keeps its last 8 to 16 MiB of them, until it is
+removed. What programs are called is what the guest says.";
+
+/// Events that wait to be written; whoever has more waits.
+const WAITING: usize = 256;
+
+/// Shows what happened in VMs
+#[derive(Debug, Args)]
+#[command(after_help = EXAMPLES)]
+pub(crate) struct EventsArgs {
+    /// Ids, their beginnings, or names; otherwise all VMs.
+    #[arg(value_name = "VM")]
+    vms: Vec<String>,
+
+    /// Go on as more happens: until all VMs that are named have ended, or for ever.
+    #[arg(long, short)]
+    follow: bool,
+
+    /// Of each VM only the last N of what is there.
+    #[arg(long, short = 'n', value_name = "N")]
+    tail: Option<usize>,
+
+    /// As JSON, one a line.
+    #[arg(long)]
+    json: bool,
+}
+
+/// Runs `flashpan events`.
+pub(crate) fn events(args: &EventsArgs) -> Result<u8, Failure> {
+    let vms = args.vms.iter().map(|text| find(text));
+    let named: Vec<Vm> = vms.collect::<Result<_, _>>()?;
+    runtime(async {
+        let mut out = Out::new()?;
+        match (args.follow, named.is_empty()) {
+            (false, true) => args.there(&all()?, &mut out),
+            (false, false) => args.there(&named, &mut out),
+            (true, true) => args.follow_all(&mut out).await,
+            (true, false) => args.follow_named(named, &mut out).await,
+        }
+    })?;
+    Ok(0)
+}
+
+fn all() -> Result<Vec<Vm>, Failure> {
+    let listing = Vms::user()
+        .and_then(|vms| vms.list())
+        .map_err(Failure::new)?;
+    for (id, error) in &listing.damaged {
+        say("warning", &format!("the VM {id} is left out: {error}"));
+    }
+    Ok(listing.vms)
+}
+
+impl EventsArgs {
+    /// What there is, by time.
+    fn there(&self, vms: &[Vm], out: &mut Out) -> Result<(), Failure> {
+        let mut events = Vec::new();
+        for vm in vms {
+            let mut reader = EventReader::open(vm, self.tail).map_err(Failure::new)?;
+            while let Some(event) = reader.available().map_err(Failure::new)? {
+                events.push(event);
+            }
+        }
+        events.sort_by_key(|event| event.time);
+        events.iter().try_for_each(|event| self.show(event, out))
+    }
+
+    async fn follow_named(&self, vms: Vec<Vm>, out: &mut Out) -> Result<(), Failure> {
+        let (sender, events) = mpsc::channel(WAITING);
+        let mut followers = JoinSet::new();
+        for vm in vms {
+            let reader = EventReader::open(&vm, self.tail).map_err(Failure::new)?;
+            followers.spawn(follow(vm, reader, sender.clone()));
+        }
+        drop(sender);
+        self.show_all(events, out).await
+    }
+
+    async fn follow_all(&self, out: &mut Out) -> Result<(), Failure> {
+        let vms = Vms::user().map_err(Failure::new)?;
+        let mut watch = vms.watch().map_err(Failure::new)?;
+        let (sender, mut events) = mpsc::channel(WAITING);
+        let mut followers = JoinSet::new();
+        let mut known = HashSet::new();
+        let mut tail = self.tail;
+        loop {
+            for vm in all()? {
+                if known.insert(vm.id().to_owned()) {
+                    let reader = EventReader::open(&vm, tail).map_err(Failure::new)?;
+                    followers.spawn(follow_on(reader, sender.clone()));
+                }
+            }
+            // All of what is new is new.
+            tail = None;
+            loop {
+                tokio::select! {
+                    changed = watch.changed() => {
+                        changed.map_err(Failure::new)?;
+                        break;
+                    }
+                    Some(event) = events.recv() => self.show(&event?, out)?,
+                }
+            }
+        }
+    }
+
+    async fn show_all(
+        &self,
+        mut events: mpsc::Receiver<Result<LoggedEvent, Failure>>,
+        out: &mut Out,
+    ) -> Result<(), Failure> {
+        while let Some(event) = events.recv().await {
+            self.show(&event?, out)?;
+        }
+        Ok(())
+    }
+
+    fn show(&self, event: &LoggedEvent, out: &mut Out) -> Result<(), Failure> {
+        let mut line = match self.json {
+            true => serde_json::to_string(event)
+                .map_err(|e| Failure::new(format!("cannot show an event: {e}")))?,
+            false => told(event),
+        };
+        line.push('\n');
+        out.write(line.as_bytes())
+    }
+}
+
+type Sink = mpsc::Sender<Result<LoggedEvent, Failure>>;
+
+/// Tells the events of a VM until it has ended.
+async fn follow(vm: Vm, mut reader: EventReader, sink: Sink) {
+    let sandbox = match vm.status().is_alive() {
+        // One that ended since is not there to attach to.
+        true => Sandbox::attach(&vm).await.ok(),
+        false => None,
+    };
+    loop {
+        let over = sandbox.as_ref().is_none_or(|it| it.exit().is_some());
+        if !drain(&mut reader, &sink).await || over {
+            return;
+        }
+        let Some(sandbox) = &sandbox else { return };
+        tokio::select! {
+            changed = reader.changed() => if let Err(error) = changed {
+                let _ = sink.send(Err(Failure::new(error))).await;
+                return;
+            },
+            _ = sandbox.wait() => {}
+        }
+    }
+}
+
+/// Tells the events of a VM, however often it ends and starts again.
+async fn follow_on(mut reader: EventReader, sink: Sink) {
+    loop {
+        if !drain(&mut reader, &sink).await {
+            return;
+        }
+        // One that was removed has no changes.
+        if let Err(error) = reader.changed().await {
+            let _ = sink.send(Err(Failure::new(error))).await;
+            return;
+        }
+    }
+}
+
+/// Tells what is there; `false` if nobody wants more.
+async fn drain(reader: &mut EventReader, sink: &Sink) -> bool {
+    loop {
+        let event = match reader.available() {
+            Ok(Some(event)) => Ok(event),
+            Ok(None) => return true,
+            Err(error) => Err(Failure::new(error)),
+        };
+        let failed = event.is_err();
+        if sink.send(event).await.is_err() || failed {
+            return false;
+        }
+    }
+}
+
+/// An event on a line. A guest's words have no control characters there.
+fn told(event: &LoggedEvent) -> String {
+    let what = match &event.kind {
+        LoggedKind::Vm {
+            status,
+            message: None,
+        } => status.to_string(),
+        LoggedKind::Vm {
+            status,
+            message: Some(message),
+        } => format!("{status}: {message}"),
+        LoggedKind::ExecStarted {
+            pid,
+            argv,
+            truncated,
+            uid,
+            ..
+        } => {
+            let more = if *truncated { " …" } else { "" };
+            format!(
+                "exec started (pid {pid}, uid {uid}): {}{more}",
+                shell_quote_args(argv)
+            )
+        }
+        LoggedKind::Exec {
+            exec,
+            pid,
+            signal,
+            duration_ms,
+            ..
+        } => {
+            let how = match signal {
+                Some(signal) => format!("by signal {signal}"),
+                None => format!("with {}", exec.exit_code),
+            };
+            format!(
+                "exec ended {how} after {duration_ms} ms (pid {pid}): {}",
+                exec.command
+            )
+        }
+        LoggedKind::Lost { count } => format!("at least {count} events are missing"),
+        _ => "something that this version does not know".to_owned(),
+    };
+    let what: String = what
+        .chars()
+        .map(|c| if c.is_control() { '?' } else { c })
+        .collect();
+    format!("{} {} {what}", event.time, event.vm)
+}

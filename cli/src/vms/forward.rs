@@ -1,0 +1,53 @@
+//! `flashpan port-forward`.
+
+use clap::Args;
+
+use crate::failure::Failure;
+use crate::publish::PortArgs;
+use crate::runtime;
+use crate::signals::Signals;
+use crate::vms::{attach, find, of};
+
+const EXAMPLES: &str = "\
+Examples:
+  flashpan port-forward web 8080:80
+  flashpan port-forward web 5432 5353:53/udp
+  flashpan port-forward --address 0.0.0.0 web 8080:80      for other machines too
+
+Ports lead into the VM until this is interrupted or the VM ends. `flashpan run -p` does
+the same for as long as the VM runs.";
+
+/// Makes ports of a VM reachable from this machine
+#[derive(Debug, Args)]
+#[command(after_help = EXAMPLES)]
+pub(crate) struct PortForwardArgs {
+    /// Its id, the beginning of it, or its name.
+    #[arg(value_name = "VM")]
+    vm: String,
+
+    #[command(flatten)]
+    ports: PortArgs,
+}
+
+/// Runs `flashpan port-forward`.
+pub(crate) fn port_forward(args: &PortForwardArgs) -> Result<u8, Failure> {
+    let vm = find(&args.vm)?;
+    runtime(async {
+        let mut signals =
+            Signals::watch().map_err(|e| Failure::new(format!("cannot watch signals: {e}")))?;
+        let sandbox = tokio::select! {
+            sandbox = attach(&vm) => sandbox?,
+            signal = signals.ending() => return Err(Failure::signalled(signal)),
+        };
+        let published = args.ports.start(&sandbox).await;
+        let published = published.map_err(|error| of(&vm, error))?;
+        let ended = tokio::select! {
+            signal = signals.ending() => Failure::signalled(signal),
+            exit = sandbox.wait() => {
+                Failure::new(format!("the VM {} has ended: {}", vm.id(), exit.reason))
+            }
+        };
+        published.report();
+        Err(ended)
+    })
+}

@@ -1,0 +1,236 @@
+//! Files, ports and events of VMs that stay, against the fake VMM of the library's tests
+//! and the real agent: files and ports of this machine play those of the guest.
+#![allow(
+    missing_docs,
+    unreachable_pub,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing
+)]
+
+#[path = "support/fake.rs"]
+mod fake;
+#[path = "support/vms.rs"]
+mod vms;
+
+use std::fs;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
+use std::process::Stdio;
+
+use nix::sys::signal::Signal;
+use vms::Vms;
+
+/// A VM, and a directory of this machine that plays one of its guest.
+fn vm_with_place() -> (Vms, String) {
+    let vms = Vms::new("normal");
+    vms.run(&["--name", "web"], &["sleep"]);
+    let place = vms.0.path("guest");
+    fs::create_dir(&place).unwrap();
+    let place = place.to_str().unwrap().to_owned();
+    (vms, place)
+}
+
+#[test]
+fn a_tree_goes_in_and_comes_out_as_it_was() {
+    let (vms, place) = vm_with_place();
+    let project = vms.0.path("project");
+    fs::create_dir_all(project.join("src/empty")).unwrap();
+    fs::write(project.join("src/main"), b"#!/bin/sh\n").unwrap();
+    fs::set_permissions(project.join("src/main"), fs::Permissions::from_mode(0o751)).unwrap();
+    symlink("main", project.join("src/link")).unwrap();
+    let from = project.to_str().unwrap();
+    let output = vms.output(&["cp", from, &format!("web:{place}/")]);
+    assert!(output.status.success(), "{output:?}");
+    let told = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(told, "Copied 5 entries, 10 B\n");
+    assert_eq!(output.stdout, b"");
+    let out = vms.0.path("out");
+    let quiet = vms.output(&[
+        "cp",
+        "-q",
+        &format!("web:{place}/project/."),
+        out.to_str().unwrap(),
+    ]);
+    assert!(
+        quiet.status.success() && quiet.stderr.is_empty(),
+        "{quiet:?}"
+    );
+    let main = out.join("src/main");
+    assert_eq!(fs::read(&main).unwrap(), b"#!/bin/sh\n");
+    assert_eq!(fs::metadata(&main).unwrap().mode() & 0o7777, 0o751);
+    assert_eq!(
+        fs::read_link(out.join("src/link")).unwrap().to_str(),
+        Some("main")
+    );
+    assert!(out.join("src/empty").is_dir());
+    // A link that is named, and what it points to.
+    let link = format!("web:{place}/project/src/link");
+    for (options, is_link) in [(&["cp"][..], true), (&["cp", "-L"], false)] {
+        let to = vms.0.path(if is_link { "as-link" } else { "as-file" });
+        vms.ok(&[options, &[&link, to.to_str().unwrap()]].concat());
+        assert_eq!(fs::symlink_metadata(&to).unwrap().is_symlink(), is_link);
+    }
+}
+
+#[test]
+fn what_cannot_be_copied_is_said_in_one_line() {
+    let (vms, place) = vm_with_place();
+    let there = vms.0.path("there");
+    fs::write(&there, b"x").unwrap();
+    let there = there.to_str().unwrap();
+    let guest = |path: &str| format!("web:{place}/{path}");
+    vms.create(&["--name", "asleep"], &["sleep"]);
+    for (source, target, says) in [
+        ("/nowhere/file", &*guest("x"), "/nowhere/file"),
+        (&*guest("missing"), "/tmp", "missing"),
+        (there, &*guest("no/such/place"), "no/such"),
+        (there, "nobody:/tmp", "no VM has the id or name"),
+        (there, "asleep:/tmp", "is created; start it"),
+        (there, "./x:y", "neither is in a VM"),
+        (&*guest("a"), "asleep:/tmp", "both are in VMs"),
+        ("-", "web:/tmp", "archives on standard input"),
+        ("web:/etc", "-", "archives on standard input"),
+        (&*guest(""), "/proc/nothing/x", "/proc/nothing"),
+    ] {
+        let line = vms.refused(&["cp", source, target]);
+        assert!(line.contains(says), "{source} {target}: {line}");
+    }
+    vms.ok(&["pause", "web"]);
+    let line = vms.refused(&["cp", there, &guest("x")]);
+    assert!(line.contains("is paused"), "{line}");
+}
+
+#[test]
+fn events_are_kept_and_shown() {
+    let vms = Vms::new("normal");
+    let id = vms.run(&["--name", "web"], &["sleep"]);
+    let exec = vms.output(&["exec", "web", "tells", "a b"]);
+    assert_eq!(exec.status.code(), Some(5));
+    let mut follow = vms
+        .0
+        .flashpan(&["events", "-f", "web"])
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut lines = BufReader::new(follow.stdout.take().unwrap()).lines();
+    let mut next = || {
+        let line = lines.next()?.unwrap();
+        let (_, event) = line.split_once(&format!(" {id} ")).unwrap();
+        Some(event.to_owned())
+    };
+    assert_eq!(next().unwrap(), "starting");
+    assert_eq!(next().unwrap(), "running");
+    assert_eq!(
+        next().unwrap(),
+        "exec started (pid 42, uid 1000): tells 'a b'"
+    );
+    assert_eq!(next().unwrap(), "at least 3 events are missing");
+    assert_eq!(
+        next().unwrap(),
+        "exec ended with 5 after 2000 ms (pid 42): tells 'a b'"
+    );
+    // And as it goes on, to its end.
+    vms.ok(&["pause", "web"]);
+    assert_eq!(next().unwrap(), "paused");
+    vms.ok(&["unpause", "web"]);
+    assert_eq!(next().unwrap(), "running");
+    vms.ok(&["stop", "web"]);
+    assert_eq!(next().unwrap(), "stopping");
+    assert!(next().unwrap().starts_with("stopped: "));
+    assert_eq!(next(), None);
+    assert!(follow.wait().unwrap().success());
+    // They are there as long as the VM is, and the last ones alone if wanted.
+    let all = vms.ok(&["events", "--json"]);
+    let all: Vec<serde_json::Value> = all
+        .lines()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect();
+    assert_eq!(all.len(), 9, "{all:?}");
+    let exec = all.iter().find(|event| event["type"] == "exec").unwrap();
+    assert_eq!(exec["exec"]["command"], "tells 'a b'");
+    assert_eq!(exec["exec"]["exit_code"], 5);
+    assert_eq!(exec["vm"], id.as_str());
+    assert!(exec["timestamp"].as_i64().unwrap() > 1_700_000_000_000);
+    assert_eq!(vms.ok(&["events", "-n", "1"]).lines().count(), 1);
+    assert_eq!(vms.ok(&["events", "-f", "web"]).lines().count(), 9);
+    vms.ok(&["rm", "web"]);
+    assert_eq!(vms.ok(&["events"]), "");
+}
+
+#[test]
+fn events_of_all_vms_are_followed_also_of_new_ones() {
+    let vms = Vms::new("normal");
+    let mut follow = vms
+        .0
+        .flashpan(&["events", "-f"])
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut lines = BufReader::new(follow.stdout.take().unwrap()).lines();
+    for _ in 0..2 {
+        let id = vms.run(&[], &["sleep"]);
+        let line = lines.next().unwrap().unwrap();
+        assert!(line.ends_with(&format!(" {id} starting")), "{line}");
+        let line = lines.next().unwrap().unwrap();
+        assert!(line.ends_with(&format!(" {id} running")), "{line}");
+        // Of a world of this kind one VM runs at a time.
+        vms.ok(&["kill", &id]);
+        let line = lines.next().unwrap().unwrap();
+        assert!(line.ends_with(&format!(" {id} stopping")), "{line}");
+        let line = lines.next().unwrap().unwrap();
+        assert!(line.contains(&format!(" {id} stopped: ")), "{line}");
+    }
+    fake::signal(&follow, Signal::SIGINT);
+    follow.wait().unwrap();
+}
+
+#[test]
+fn ports_lead_into_a_vm_until_that_is_interrupted_or_the_vm_ends() {
+    let vms = Vms::new("normal");
+    vms.run(&["--name", "web"], &["sleep"]);
+    let server = TcpListener::bind("127.0.0.1:0").unwrap();
+    let remote = server.local_addr().unwrap().port();
+    let start = || {
+        // It was free a moment ago.
+        let free = TcpListener::bind("127.0.0.1:0").unwrap();
+        let local = free.local_addr().unwrap().port();
+        drop(free);
+        let ports = format!("{local}:{remote}");
+        let mut forward = vms
+            .0
+            .flashpan(&["port-forward", "web", &ports])
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut told = BufReader::new(forward.stderr.take().unwrap());
+        let mut line = String::new();
+        told.read_line(&mut line).unwrap();
+        assert_eq!(
+            line,
+            format!("Forwarding 127.0.0.1:{local} -> sandbox:{remote}\n")
+        );
+        (forward, told, local)
+    };
+    let (mut forward, _told, local) = start();
+    let mut client = TcpStream::connect(("127.0.0.1", local)).unwrap();
+    client.write_all(b"hello").unwrap();
+    let (mut served, _) = server.accept().unwrap();
+    let mut heard = [0; 5];
+    served.read_exact(&mut heard).unwrap();
+    assert_eq!(&heard, b"hello");
+    fake::signal(&forward, Signal::SIGINT);
+    assert_eq!(forward.wait().unwrap().code(), Some(130));
+    TcpStream::connect(("127.0.0.1", local)).unwrap_err();
+
+    let (mut forward, mut told, _) = start();
+    vms.ok(&["stop", "web"]);
+    assert_eq!(forward.wait().unwrap().code(), Some(125));
+    let mut line = String::new();
+    told.read_line(&mut line).unwrap();
+    assert!(line.contains("has ended: "), "{line}");
+    let line = vms.refused(&["port-forward", "web", "80"]);
+    assert!(line.contains("is stopped; start it"), "{line}");
+}
