@@ -131,8 +131,12 @@ fn ports_lead_into_a_vm_that_stays() {
 while True:
     c, _ = s.accept(); c.sendall(c.recv(100)[::-1]); c.close()";
     let rootfs = fixtures::debian().display().to_string();
+    // It was free a moment ago.
+    let free = TcpListener::bind("127.0.0.1:0").unwrap();
+    let ports = format!("{}:8000", free.local_addr().unwrap().port());
+    drop(free);
     let run = [
-        "run", "-d", "-p", "0:8000", "--rootfs", &rootfs, "--", "python3", "-c", server,
+        "run", "-d", "-p", &ports, "--rootfs", &rootfs, "--", "python3", "-c", server,
     ];
     let run = Flashpan::new(&home, run).finish();
     run.expect_status(0);
