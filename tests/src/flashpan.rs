@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use crate::{Home, fixtures};
+use crate::{Home, autopsy, fixtures};
 
 /// Long enough for any single boot, even emulated and beside 19 others.
 const PATIENCE: Duration = Duration::from_secs(180);
@@ -269,10 +269,11 @@ impl Running {
         thread::spawn(move || sender.send(child.wait()));
         let left = self.patience.saturating_sub(self.begun.elapsed());
         let (status, late) = match ended.recv_timeout(left) {
-            Ok(status) => (status, false),
+            Ok(status) => (status, None),
             Err(_) => {
+                let doing = autopsy(pid.as_raw());
                 let _ = kill(pid, Signal::SIGKILL);
-                (ended.recv().expect("the waiter ended"), true)
+                (ended.recv().expect("the waiter ended"), Some(doing))
             }
         };
         let status = status.expect("cannot wait for flashpan");
@@ -286,11 +287,12 @@ impl Running {
             stderr,
             elapsed,
         };
-        assert!(
-            !late,
-            "it takes longer than {:?}\n{finished}",
-            self.patience
-        );
+        if let Some(doing) = late {
+            panic!(
+                "it takes longer than {:?}\n{finished}\n{doing}",
+                self.patience
+            );
+        }
         finished
     }
 }

@@ -9,12 +9,14 @@
 // A helper of tests fails as tests do: by a panic that says what is wrong.
 #![allow(clippy::panic, clippy::expect_used, clippy::unwrap_used)]
 
+mod autopsy;
 pub mod fixtures;
 mod flashpan;
 mod home;
 pub mod payload;
 mod terminal;
 
+pub use autopsy::autopsy;
 pub use flashpan::{Finished, Flashpan, Running};
 pub use home::Home;
 pub use terminal::Terminal;
