@@ -145,10 +145,10 @@ fn check(home: &Home, bystander: &Bystander<'_>, when: Duration) {
         let program = Flashpan::new(home, ["exec", id, "true"]).finish();
         match status {
             // What was killed takes a moment to be missed; then it is said.
-            "running" if program.stderr.contains("has just ended") => {
+            "running" if program.status == Some(125) => {
                 let now = ok(home, &["ls", "--format", "{{.ID}} {{.Status}}"]);
-                assert!(!now.contains(&format!("{id} running")), "{now}");
-                program.expect_status(125)
+                assert!(!now.contains(&format!("{id} running")), "{now}{program}");
+                &program
             }
             "running" => program.expect_status(0),
             "created" | "stopped" | "crashed" => program.expect_status(125),

@@ -72,7 +72,7 @@ fn a_long_file_goes_in_and_comes_out_unchanged_through_little_memory() {
     let home = Home::new();
     let id = ok(&home, &["run", "-d", "-m", "256M", "--disk-size", "2G"]);
     let id = id.trim();
-    let dir = tempfile::tempdir_in(".").unwrap();
+    let dir = tempfile::tempdir().unwrap();
     let (original, returned) = (dir.path().join("in"), dir.path().join("out"));
     write_noise(&original);
     let in_guest = format!("{id}:/data");

@@ -2,6 +2,7 @@
 //! to a program's end, beside QEMU's microvm machine and, where it is installed,
 //! microsandbox in the same run.
 //! `flashpan-bench image`: how long the layers of an image take to become a root.
+//! `flashpan-bench exec`: how long a program takes in a VM that is there, beside ssh.
 //! `flashpan-bench large`: how much memory that takes, for an image of any size.
 //!
 //! Prints one JSON object per line: `name`, `value`, `unit`, and where they
@@ -10,6 +11,7 @@
 
 mod budgets;
 mod deadline;
+mod exec;
 mod figure;
 mod image;
 mod large;
@@ -31,7 +33,8 @@ const USAGE: &str = "usage: flashpan-bench boot --kernel FILE --init FILE --flas
                      --budgets FILE --unit instructions|ns [--runs N] [--microsandbox DIR]\n   or: \
                      flashpan-bench image --layout DIRECTORY --tag TAG --work DIRECTORY \
                      --budgets FILE --runs N\n   or: flashpan-bench large --size SIZE --work \
-                     DIRECTORY --budgets FILE";
+                     DIRECTORY --budgets FILE\n   or: flashpan-bench exec --flashpan FILE --rootfs \
+                     IMAGE --budgets FILE [--runs N]";
 
 /// Names of the figures of `image` and `large`; all others are those of `boot`.
 const IMAGE: &str = "image/";
@@ -58,6 +61,9 @@ fn main() -> ExitCode {
         Some((command, rest)) if command == "boot" => parse(rest).and_then(|o| boot(&o)),
         Some((command, rest)) if command == "image" => {
             image::ImageOptions::parse(rest).and_then(|o| image::image(&o))
+        }
+        Some((command, rest)) if command == "exec" => {
+            exec::ExecOptions::parse(rest).and_then(|o| exec::exec(&o))
         }
         Some((command, rest)) if command == "large" => {
             large::LargeOptions::parse(rest).and_then(|o| large::large(&o))
@@ -120,7 +126,9 @@ fn boot(options: &Options) -> Result<bool> {
     let cleaned = fs::remove_dir_all(&directory);
     let figures = figures?;
     cleaned.with_context(|| format!("remove {}", directory.display()))?;
-    let names = budgets.names().filter(|name| !name.starts_with(IMAGE));
+    let names = budgets
+        .names()
+        .filter(|name| !name.starts_with(IMAGE) && !name.starts_with(exec::EXEC));
     print(&figures, names)
 }
 

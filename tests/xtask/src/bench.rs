@@ -18,11 +18,14 @@ installed, microsandbox in the same run; and how long the layers of an image of
   cargo xtask bench boot [--runs N | --short]
   cargo xtask bench image [--runs N | --short]
   cargo xtask bench image --size SIZE     (5G, 512M)
+  cargo xtask bench exec
 
 Prints JSON lines {name, value, unit, peer?, ratio?, budget?} on standard output
 and fails if a budget of tests/bench/budgets.toml is broken. In the lab, time is
 a count of instructions; on a host whose KVM runs guests it is nanoseconds. An
-image needs no VM, and its time is always that of this machine. --short is three runs of each instead of five.
+image needs no VM, and its time is always that of this machine; so is that of exec,
+of which in the lab the ratio counts: a program in a VM that is there, beside ssh
+into the same VM. --short is three runs of each instead of five.
 With --size an image of that many bytes is made up and converted once, for the
 memory that it takes; on disk it needs three times its size meanwhile.
 ";
@@ -40,6 +43,11 @@ pub(crate) fn bench(arguments: &[OsString]) -> Result<u8> {
         .map(|word| word.to_string_lossy())
         .collect();
     let words: Vec<&str> = words.iter().map(AsRef::as_ref).collect();
+    if words == ["exec"] {
+        setup::setup()?;
+        exec(&Guest::prepare()?)?;
+        return Ok(0);
+    }
     if let ["image", "--size", size] = words.as_slice() {
         setup::setup()?;
         return image::large(size);
@@ -73,6 +81,25 @@ fn build() -> Result<impl Fn(&str) -> Result<PathBuf>> {
         let (_, path) = found.with_context(|| format!("cargo built no program `{name}`"))?;
         Ok(path.clone())
     })
+}
+
+/// Prints the figures of programs in a VM that is there.
+fn exec(guest: &Guest) -> Result<()> {
+    let program = build()?;
+    let (_, rootfs) = setup::debian("ssh", "openssh-server")?;
+    let budgets = step::root().join("tests/bench/budgets.toml");
+    let words: [OsString; 8] = [
+        program("flashpan-bench")?.into(),
+        "exec".into(),
+        "--flashpan".into(),
+        guest.flashpan.clone().into(),
+        "--rootfs".into(),
+        rootfs.into(),
+        "--budgets".into(),
+        budgets.into(),
+    ];
+    step::run("the benchmark", &mut guest.command(1200, words)?)
+        .context("a budget of tests/bench/budgets.toml is broken: see above")
 }
 
 /// Prints the figures of boots, each the least of so many runs.

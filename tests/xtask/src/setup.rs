@@ -81,7 +81,7 @@ impl Guest {
             .find_map(|(name, path)| (name == "flashpan").then_some(path))
             .context("cargo built no program `flashpan`")?;
         let kernel = kernel(&flashpan)?;
-        let (debian_directory, debian) = debian()?;
+        let (debian_directory, debian) = debian("debian", DEBIAN_PACKAGES)?;
         let images = images::prepare()?;
         let place = place(&flashpan)?;
         Ok(Self {
@@ -135,23 +135,21 @@ fn kernel(flashpan: &Path) -> Result<PathBuf> {
     Ok(path)
 }
 
-/// Debian's root file system in the user's cache, as a directory and an image. A
-/// user who is not root gets all of it as their own: what mmdebstrap unpacks for
+/// Debian's root file system with these packages in the user's cache, as a directory and
+/// an image. A user who is not root gets all of it as their own: what mmdebstrap unpacks for
 /// such a user belongs to others, and cannot even be read, but its archive can.
-fn debian() -> Result<(PathBuf, PathBuf)> {
+pub(crate) fn debian(name: &str, packages: &str) -> Result<(PathBuf, PathBuf)> {
     let cache = flashpan_lab::cache_directory()?.join("lab");
-    let directory = cache.join(format!("debian-{DEBIAN}"));
-    let image = cache.join(format!("debian-{DEBIAN}.erofs"));
+    let directory = cache.join(format!("{name}-{DEBIAN}"));
+    let image = cache.join(format!("{name}-{DEBIAN}.erofs"));
     // The image is made last and in one step: where it is, all is well.
     if !image.is_file() {
         fs::create_dir_all(&cache)?;
         clear(&directory)?;
         let mut mmdebstrap = Command::new("mmdebstrap");
         mmdebstrap.args(["--quiet", "--variant=minbase", "--format=tar"]);
-        mmdebstrap
-            .arg(format!("--include={DEBIAN_PACKAGES}"))
-            .arg(DEBIAN);
-        let tar = cache.join(format!("debian-{DEBIAN}.tar"));
+        mmdebstrap.arg(format!("--include={packages}")).arg(DEBIAN);
+        let tar = cache.join(format!("{name}-{DEBIAN}.tar"));
         mmdebstrap.arg(&tar);
         // Without one, mmdebstrap knows where the release is at home.
         mmdebstrap.args(packages::mirror(DEBIAN));
