@@ -6,6 +6,7 @@ use std::fs::{self, File};
 use std::io::Write;
 use std::path::Path;
 use std::process::Command;
+use std::time::Duration;
 
 use flashpan_tests::{Flashpan, Home};
 use nix::sys::resource::{UsageWho, getrusage};
@@ -22,7 +23,9 @@ fn size() -> u64 {
 }
 
 fn ok(home: &Home, words: &[&str]) -> String {
-    let run = Flashpan::new(home, words).finish();
+    // A mebibyte a second is slow even for an emulated machine.
+    let patience = Duration::from_secs(180 + size());
+    let run = Flashpan::new(home, words).patience(patience).finish();
     run.expect_status(0);
     run.text()
 }
