@@ -56,6 +56,7 @@ pub(crate) fn create(wishes: Wishes<'_>, launch: Launch) -> Result<Vm, Failure> 
     drop(launch);
     let vms = Vms::user().map_err(Failure::new)?;
     let new = vms.create().map_err(Failure::new)?;
+    new.id().clone_into(&mut asked.config.id);
     if asked.options.upper == UpperSource::Scratch && !wishes.remove {
         let resources = asked.config.resources.clone().unwrap_or_default();
         make_disk(

@@ -437,6 +437,8 @@ fn a_vm_keeps_to_the_image_that_it_was_made_from() {
     );
     let pinned = vms.inspect("web")["launch"]["config"]["image"].clone();
     assert!(pinned.as_str().unwrap().starts_with("sha256:"), "{pinned}");
+    let kept = vms.inspect("web");
+    assert_eq!(kept["launch"]["config"]["id"], kept["id"], "{kept}");
     vms.ok(&["stop", "web"]);
     vms.ok(&["start", "web"]);
     vms.ok(&["stop", "web"]);
