@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use flashpan_protocol::agent::{self, FsType, GuestConfig, MountConfig, RootConfig};
 use flashpan_protocol::control::{
-    BootProtocol, Console, DiskSpec, MAX_DISKS, MAX_PACKET, VCPUS, VmSpec,
+    BootProtocol, Console, DiskSpec, IoRate, MAX_DISKS, MAX_PACKET, VCPUS, VmSpec,
 };
 
 use crate::api::{Config, HostIpMapping, vcpu_count};
@@ -335,6 +335,7 @@ impl SandboxBuilder {
             read_only,
             id,
             volatile,
+            rate: IoRate::default(),
         };
         let mut specs = vec![spec("root".to_owned(), true, false)];
         match self.upper {
