@@ -19,25 +19,45 @@ pub(crate) fn memory_mib(text: &str) -> Result<u64, String> {
     }
 }
 
-/// A size in MiB from text such as `512M`, `2G`, `1GiB` or a number of bytes.
-/// Units are powers of 1024; a part of a MiB counts as a whole one.
+/// A size in MiB as [`size`] reads it; a part of a MiB counts as a whole one.
 fn size_mib(text: &str) -> Result<u64, String> {
+    let bytes = size(text).map_err(|wrong| match wrong {
+        NoSize::Malformed => format!("`{text}` is not a size; write e.g. 512M or 2G"),
+        NoSize::TooLarge => format!("`{text}` is too large a size"),
+    })?;
+    Ok(bytes.div_ceil(MIB))
+}
+
+/// Bytes in a second: a size as [`size`] reads it, with or without `/s`.
+pub(crate) fn bytes_per_second(text: &str) -> Result<u64, String> {
+    // The library refuses what is too little or too much.
+    size(text.strip_suffix("/s").unwrap_or(text)).map_err(|wrong| match wrong {
+        NoSize::Malformed => format!("`{text}` is not a rate; write e.g. 100M or 1G/s"),
+        NoSize::TooLarge => format!("`{text}` is too high a rate"),
+    })
+}
+
+/// Why a text is not a size.
+enum NoSize {
+    Malformed,
+    TooLarge,
+}
+
+/// A size in bytes from text such as `512M`, `2G`, `1GiB` or a number of bytes. Units
+/// are powers of 1024.
+fn size(text: &str) -> Result<u64, NoSize> {
     let digits = text.len() - text.trim_start_matches(|c: char| c.is_ascii_digit()).len();
     let (number, unit) = text.split_at(digits);
-    let wrong = || format!("`{text}` is not a size; write e.g. 512M or 2G");
-    let number: u64 = number.parse().map_err(|_| wrong())?;
+    let number: u64 = number.parse().map_err(|_| NoSize::Malformed)?;
     let unit = match unit.to_ascii_lowercase().as_str() {
         "" | "b" => 1,
         "k" | "kb" | "kib" => 1024,
         "m" | "mb" | "mib" => MIB,
         "g" | "gb" | "gib" => 1024 * MIB,
         "t" | "tb" | "tib" => MIB * MIB,
-        _ => return Err(wrong()),
+        _ => return Err(NoSize::Malformed),
     };
-    let bytes = number
-        .checked_mul(unit)
-        .ok_or_else(|| format!("`{text}` is too large a size"))?;
-    Ok(bytes.div_ceil(MIB))
+    number.checked_mul(unit).ok_or(NoSize::TooLarge)
 }
 
 /// A number of processors from text such as `2` or `0.5`.
@@ -206,6 +226,27 @@ mod tests {
         for text in ["", "1.5G", "-1"] {
             assert!(disk_size_mib(text).is_err(), "{text}");
         }
+    }
+
+    #[test]
+    fn rates() {
+        for (text, bytes) in [
+            ("100M", 100 << 20),
+            ("100M/s", 100 << 20),
+            ("4MiB/s", 4 << 20),
+            ("1G", 1 << 30),
+            ("65536", 65_536),
+            ("65536/s", 65_536),
+            ("0", 0),
+        ] {
+            assert_eq!(bytes_per_second(text), Ok(bytes), "{text}");
+        }
+        for text in ["", "/s", "M/s", "100M/m", "100M/s/s", "1.5G", "-1", "fast"] {
+            let wrong = format!("`{text}` is not a rate; write e.g. 100M or 1G/s");
+            assert_eq!(bytes_per_second(text), Err(wrong));
+        }
+        let wrong = "`99999999999T` is too high a rate".to_owned();
+        assert_eq!(bytes_per_second("99999999999T"), Err(wrong));
     }
 
     #[test]

@@ -11,7 +11,7 @@ use flashpan::launch::{
     Cancel, Event, HostOptions, ImageSource, Platform, Progress as Watch, RootEvent, RootSource,
     TimeLimit, UpperSource,
 };
-use flashpan::{BootProtocol, DiskMount, DiskSource, Error, FullDisk, Launch};
+use flashpan::{BootProtocol, DiskMount, DiskSource, Error, FullDisk, Launch, RateLimit};
 
 use crate::failure::{Failure, say};
 use crate::image::{self, ImageProgress, PullPolicy, RegistryArgs};
@@ -121,6 +121,23 @@ pub(crate) struct VmArgs {
     #[arg(long = "disk", value_name = "FILE|@VOLUME:DIR[:ro]",
           value_parser = |text: &str| text.parse::<DiskMount>().map_err(|e| e.to_string()))]
     disks: Vec<DiskMount>,
+
+    /// Most bytes that each disk reads and writes in a second, e.g. 100M; a plain
+    /// number is bytes. Every disk has this limit for itself, those of the root
+    /// included, and after a rest does as much at once; otherwise there is none.
+    #[arg(long, value_name = "SIZE[/s]", value_parser = parse::bytes_per_second,
+          env = "FLASHPAN_DISK_BPS", hide_env_values = true)]
+    disk_bps: Option<u64>,
+
+    /// Most operations of each disk in a second, as --disk-bps: every read, write or
+    /// flush is one.
+    #[arg(
+        long,
+        value_name = "N",
+        env = "FLASHPAN_DISK_IOPS",
+        hide_env_values = true
+    )]
+    disk_iops: Option<u64>,
 
     /// Number of processors, e.g. 2 or 0.5, at most 32; 1 otherwise. The VM has as many
     /// virtual CPUs as the next whole number, and of a fraction its programs get no more.
@@ -266,9 +283,18 @@ impl VmArgs {
         };
         options.boot_timeout = self.boot_timeout;
         options.pids_limit = self.pids_limit;
+        options.disk_rate = self.disk_rate();
         // The runtime of every command stays on its main thread.
         options.end_with_thread = true;
         Ok(Wanted { config, options })
+    }
+
+    /// The limit of each disk, if there is one.
+    fn disk_rate(&self) -> Option<RateLimit> {
+        let mut limit = RateLimit::default();
+        limit.bytes_per_second = self.disk_bps;
+        limit.operations_per_second = self.disk_iops;
+        (limit != RateLimit::default()).then_some(limit)
     }
 
     /// The fields that options are for.

@@ -142,6 +142,8 @@ fn what_is_wrong_is_said_before_a_root_image_is_made() {
         &["--disk", "/nowhere/disk.ext4:/data"],
         &["--disk", "@none:/data"],
         &["--disk-size", "1M"],
+        &["--disk-bps", "0"],
+        &["--disk-iops", "0"],
         &["--workdir", "relative"],
     ] {
         let output = world.output(options, &["true"]);

@@ -14,13 +14,15 @@
 //! Every virtio device folder has the same files: `mod.rs` (constants and
 //! errors), `device.rs`, `handler.rs`, `metrics.rs`, and `subscriber.rs` unless
 //! it waits for nothing but kicks ([`ring::KickSubscriber`]). What they share
-//! is the device's side of a virtqueue ([`ring`]).
+//! is the device's side of a virtqueue ([`ring`]) and the limits of its I/O
+//! ([`rate_limit`]).
 //!
 //! `docs/devices.md` lists what each test holds them to.
 
 pub mod block;
 pub mod bus;
 pub mod legacy;
+pub mod rate_limit;
 pub mod ring;
 pub mod rng;
 pub mod state;

@@ -9,6 +9,8 @@
 //! happens. [`Event::Exited`] is the last packet. Either side ends when the
 //! other's socket closes.
 
+use std::num::NonZeroU64;
+
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
@@ -16,7 +18,7 @@ use crate::frame::{FrameError, from_bytes};
 use crate::phase::{ExitRequest, Phase};
 
 /// Version of this protocol; both hellos carry it and must agree.
-pub const VERSION: u32 = 2;
+pub const VERSION: u32 = 3;
 
 /// The descriptor at which the VMM process finds its control socket.
 pub const CONTROL_FD: i32 = 3;
@@ -194,6 +196,27 @@ pub struct DiskSpec {
     /// Whether the content is thrown away with the VM: then a flush of the
     /// guest need not reach the host's disk.
     pub volatile: bool,
+    /// How much I/O it does at most.
+    pub rate: IoRate,
+}
+
+/// How much I/O a device does at most. Each limit holds by itself.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct IoRate {
+    /// Bytes of data; without a limit if there is none.
+    pub bytes: Option<Rate>,
+    /// Requests; without a limit if there is none.
+    pub operations: Option<Rate>,
+}
+
+/// A limit by a bucket of tokens: it is filled steadily, and what is done takes
+/// tokens out of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Rate {
+    /// Tokens that come in a second.
+    pub per_second: NonZeroU64,
+    /// Tokens that the bucket holds: what can be done at once after a rest.
+    pub burst: NonZeroU64,
 }
 
 /// Why a VM could not be built.

@@ -2,11 +2,13 @@
 //! wrong message, never more memory than was sent.
 #![allow(clippy::unwrap_used, clippy::cast_possible_truncation, missing_docs)]
 
+use std::num::NonZeroU64;
+
 use flashpan_protocol::agent::{
     Bytes, Command, ExecInput, ExecOutput, ExecRequest, ExitStatus, GuestMessage, HostMessage,
     MAX_DATA, MAX_FRAME, StartFailure, StartFailureKind, TerminalSize,
 };
-use flashpan_protocol::control::{self, Console, DiskSpec, Event, Request, VmSpec};
+use flashpan_protocol::control::{self, Console, DiskSpec, Event, IoRate, Rate, Request, VmSpec};
 use flashpan_protocol::file::{
     Change, ChangeKind, Entry, FileFailure, FileFailureKind, FileInput, FileOutput, FileRequest,
     FileStat, MAX_ENTRIES, MAX_FILE_FRAME, MAX_NAME, MAX_PATH, TreeEntry, TreeInRequest,
@@ -236,7 +238,7 @@ fn spec() -> impl Strategy<Value = VmSpec> {
         any::<u32>(),
         any::<bool>(),
         ".{0,64}",
-        proptest::collection::vec((any::<bool>(), ".{0,20}"), 0..8),
+        proptest::collection::vec((any::<bool>(), ".{0,20}", io_rate()), 0..8),
     )
         .prop_map(|(vcpus, memory_mib, rng, kernel_args, disks)| VmSpec {
             vcpus,
@@ -247,15 +249,24 @@ fn spec() -> impl Strategy<Value = VmSpec> {
             kernel_args,
             disks: disks
                 .into_iter()
-                .map(|(read_only, id)| DiskSpec {
+                .map(|(read_only, id, rate)| DiskSpec {
                     volatile: !read_only,
                     read_only,
                     id,
+                    rate,
                 })
                 .collect(),
             rng,
             shared_memory: rng,
         })
+}
+
+fn io_rate() -> impl Strategy<Value = IoRate> {
+    let rate = || {
+        let rate = (any::<NonZeroU64>(), any::<NonZeroU64>());
+        proptest::option::of(rate.prop_map(|(per_second, burst)| Rate { per_second, burst }))
+    };
+    (rate(), rate()).prop_map(|(bytes, operations)| IoRate { bytes, operations })
 }
 
 proptest! {

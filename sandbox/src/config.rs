@@ -17,6 +17,7 @@ use crate::disk::{Disk, DiskRole, Upper, check_guest_paths};
 use crate::driver::Shared;
 use crate::error::{Error, Result};
 use crate::log::VmLog;
+use crate::rate::RateLimit;
 
 /// vCPUs of a VM unless asked otherwise.
 pub const DEFAULT_CPUS: u32 = 1;
@@ -96,6 +97,7 @@ pub struct SandboxBuilder {
     pub(crate) end_with_thread: bool,
     pub(crate) upper: Upper,
     pub(crate) disks: Vec<Disk>,
+    pub(crate) disk_rate: Option<RateLimit>,
     pub(crate) time_limit: Option<Duration>,
     pub(crate) described_by: Option<Arc<Config>>,
     pub(crate) shared: Arc<Shared>,
@@ -136,6 +138,7 @@ impl SandboxBuilder {
             end_with_thread: false,
             upper: Upper::default(),
             disks: Vec::new(),
+            disk_rate: None,
             time_limit: None,
             described_by: None,
             shared: Arc::default(),
@@ -302,7 +305,7 @@ impl SandboxBuilder {
         check_hostname(&self.hostname)?;
         check_kernel_args(&self.kernel_args)?;
         check_guest_paths(self.disks.iter().map(|disk| disk.guest_path.as_str()))?;
-        let disks = self.disk_specs();
+        let disks = self.disk_specs()?;
         if disks.len() > MAX_DISKS {
             let why = format!(
                 "{} with those of the root; at most {MAX_DISKS} fit",
@@ -330,21 +333,25 @@ impl SandboxBuilder {
     }
 
     /// All disks: the root image, what takes the writes to it, the others.
-    fn disk_specs(&self) -> Vec<DiskSpec> {
-        let spec = |id: String, read_only, volatile| DiskSpec {
+    fn disk_specs(&self) -> Result<Vec<DiskSpec>> {
+        let (every, own) = self.disk_rates()?;
+        let spec = |id: String, read_only, volatile, rate| DiskSpec {
             read_only,
             id,
             volatile,
+            rate,
         };
-        let mut specs = vec![spec("root".to_owned(), true, false)];
+        let mut specs = vec![spec("root".to_owned(), true, false, every)];
         match self.upper {
             Upper::Memory | Upper::ReadOnly => {}
-            Upper::Scratch(_) => specs.push(spec("upper".to_owned(), false, true)),
-            Upper::Disk(_) => specs.push(spec("upper".to_owned(), false, false)),
+            Upper::Scratch(_) => specs.push(spec("upper".to_owned(), false, true, every)),
+            Upper::Disk(_) => specs.push(spec("upper".to_owned(), false, false, every)),
         }
-        let others = self.disks.iter().enumerate();
-        specs.extend(others.map(|(n, disk)| spec(format!("disk{n}"), disk.read_only, false)));
-        specs
+        let others = self.disks.iter().zip(own).enumerate();
+        specs.extend(
+            others.map(|(n, (disk, rate))| spec(format!("disk{n}"), disk.read_only, false, rate)),
+        );
+        Ok(specs)
     }
 
     /// What the disks are for, in the order of [`Self::disk_specs`].

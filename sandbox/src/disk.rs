@@ -6,6 +6,7 @@ use std::path::{Component, Path, PathBuf};
 use std::str::FromStr;
 
 use crate::error::{Error, Result};
+use crate::rate::RateLimit;
 
 /// Longest path of a mount in the guest, in bytes (`PATH_MAX` without its NUL).
 const MAX_GUEST_PATH: usize = 4095;
@@ -62,6 +63,7 @@ pub struct Disk {
     pub(crate) file: File,
     pub(crate) guest_path: String,
     pub(crate) read_only: bool,
+    pub(crate) rate: Option<RateLimit>,
 }
 
 impl Disk {
@@ -73,6 +75,7 @@ impl Disk {
             file,
             guest_path: guest_path.into(),
             read_only: false,
+            rate: None,
         }
     }
 
@@ -80,6 +83,14 @@ impl Disk {
     #[must_use]
     pub fn read_only(mut self, read_only: bool) -> Self {
         self.read_only = read_only;
+        self
+    }
+
+    /// Limits its I/O. Where all disks of the VM are limited
+    /// ([`crate::SandboxBuilder::disk_rate`]), it keeps to both.
+    #[must_use]
+    pub fn rate_limit(mut self, limit: RateLimit) -> Self {
+        self.rate = Some(limit);
         self
     }
 }

@@ -130,6 +130,45 @@ fn what_a_guest_deletes_is_given_back() {
 }
 
 #[test]
+fn a_limited_disk_takes_its_time_and_loses_nothing() {
+    let home = Home::new();
+    let volume = Volume::new(&home, "slow");
+    // 16 MiB, of which the burst is 4 and one request of Linux at most 4, at 4 a
+    // second: 2 seconds if all goes as fast as it may, and more otherwise.
+    let script = "dd if=/dev/zero bs=1M count=16 2>/dev/null | tr '\\0' x > /tmp/x
+                  read from rest < /proc/uptime
+                  dd if=/tmp/x of=/data/x bs=1M conv=fsync 2>/dev/null || exit 1
+                  read to rest < /proc/uptime
+                  cmp /tmp/x /data/x && echo $from $to";
+    let options = ["--disk", "@slow:/data", "--disk-bps", "4M/s"];
+    let run = run(&home, &options, script);
+    run.expect_status(0);
+    let times: Vec<f64> = (run.text().split_whitespace())
+        .map(|word| word.parse().unwrap())
+        .collect();
+    assert!(times[1] - times[0] >= 1.5, "{times:?}");
+    volume.remove();
+}
+
+#[test]
+fn a_limit_that_nothing_could_work_with_is_refused() {
+    let home = Home::new();
+    for (options, words) in [
+        (
+            ["--disk-bps", "1K"],
+            ["bytes_per_second", "1024 is not from 4096"],
+        ),
+        (
+            ["--disk-iops", "0"],
+            ["operations_per_second", "0 is not from 1"],
+        ),
+    ] {
+        let refused = run(&home, &options, "true");
+        refused.expect_status(125).expect_complaint(&words);
+    }
+}
+
+#[test]
 fn a_host_without_room_is_told_and_ends_nothing() {
     let home = Home::new();
     let place = home.file("small");

@@ -81,6 +81,9 @@ impl Attached {
             if disk.volatile {
                 block = block.volatile();
             }
+            block = block
+                .limited(disk.rate, &disk.id)
+                .map_err(|e| bad_disk(index, &e))?;
             metrics.push(block.metrics());
             let block = Arc::new(Mutex::new(block));
             slots.push(Slot::new(format!("blk{index}"), block, kicked)?);

@@ -14,6 +14,7 @@
 
 use std::fs::File;
 use std::io::{ErrorKind, Read, Seek, SeekFrom, Write};
+use std::num::NonZeroU64;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::net::{UnixDatagram, UnixStream};
 use std::os::unix::process::ExitStatusExt;
@@ -21,6 +22,8 @@ use std::process::{Command, ExitStatus};
 use std::sync::Barrier;
 use std::thread;
 
+use flashpan_devices::rate_limit::Throttle;
+use flashpan_protocol::control::{IoRate, Rate};
 use flashpan_vmm::file_size;
 use flashpan_vmm::jail::{self, Stage};
 use flashpan_vmm::memory::GuestMemory;
@@ -35,7 +38,7 @@ const FILE_SIZE: u64 = 64 << 20;
 type Deed = fn(&mut File);
 
 /// Each case with whether a VMM needs it.
-const CASES: [(&str, Stage, bool, Deed); 21] = [
+const CASES: [(&str, Stage, bool, Deed); 22] = [
     ("open", Stage::Building, false, |_| {
         drop(File::open("/dev/null"));
     }),
@@ -115,6 +118,9 @@ const CASES: [(&str, Stage, bool, Deed); 21] = [
     ("memory of many threads", Stage::Building, true, |_| {
         many_threads_allocate();
     }),
+    ("limits of a disk", Stage::Building, true, |_| {
+        limits_hold();
+    }),
     // KVM_RUN, on something else: past the filter.
     ("run", Stage::Running, true, |file| ioctl(file, 0xae80)),
 ];
@@ -142,6 +148,24 @@ fn many_threads_allocate() {
         jail::enter(Stage::Running).unwrap();
         jailed.wait();
     });
+}
+
+/// A timer that is made with the machine and set while the guest runs.
+fn limits_hold() {
+    let one = Rate {
+        per_second: NonZeroU64::MIN,
+        burst: NonZeroU64::MIN,
+    };
+    let rate = IoRate {
+        bytes: Some(one),
+        operations: None,
+    };
+    let mut throttle = Throttle::new(rate).unwrap().unwrap();
+    jail::enter(Stage::Running).unwrap();
+    assert!(throttle.spend(1 << 20));
+    assert!(throttle.holds().unwrap());
+    throttle.expired();
+    assert!(throttle.holds().unwrap());
 }
 
 /// What reaches any datagram socket of the host that has a name, without one

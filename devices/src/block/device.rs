@@ -2,8 +2,10 @@
 
 use std::fs::File;
 use std::io;
+use std::os::fd::{AsRawFd, RawFd};
 use std::sync::Arc;
 
+use flashpan_protocol::control::IoRate;
 use serde::{Deserialize, Serialize};
 use virtio_bindings::virtio_blk::{
     VIRTIO_BLK_F_BLK_SIZE, VIRTIO_BLK_F_DISCARD, VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_F_RO,
@@ -13,13 +15,14 @@ use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRE
 use virtio_queue::{Queue, QueueState, QueueT};
 
 use super::disk::Disk;
-use super::handler::Backend;
+use super::handler::{Answer, Backend};
 use super::metrics::{BlockMetrics, count};
 use super::{
     BUDGET, BlockError, DEVICE_TYPE, DISCARD_ALIGNMENT, ID_LEN, MAX_DISCARD_SECTORS,
     MAX_WRITE_ZEROES_SECTORS, QUEUE_SIZE, SECTOR, SEG_MAX, SIZE_MAX,
 };
-use crate::ring::{Kicked, Progress, Ring};
+use crate::rate_limit::Throttle;
+use crate::ring::{Kicked, Progress, Ring, Served};
 use crate::state::{DeviceState, RestoreError};
 use crate::virtio::{ActivateError, Activation, GuestRam, Interrupt, VirtioDevice, read_bytes};
 
@@ -43,6 +46,7 @@ pub struct Block {
     backend: Backend,
     config: [u8; CONFIG_LEN],
     metrics: Arc<BlockMetrics>,
+    throttle: Option<Throttle>,
     active: Option<Active>,
     unreachable: Option<io::Error>,
 }
@@ -88,6 +92,7 @@ impl Block {
             },
             config: config_space(capacity),
             metrics: Arc::default(),
+            throttle: None,
             active: None,
             unreachable: None,
         })
@@ -99,6 +104,28 @@ impl Block {
     #[must_use]
     pub fn volatile(mut self) -> Self {
         self.backend.disk.set_volatile();
+        self
+    }
+
+    /// The disk does no more than `rate`: every request is one operation, and what
+    /// it reads or writes counts as bytes, zeroes that the driver has written too.
+    /// A reset gives the driver nothing back, and a disk that is restored begins
+    /// with full buckets.
+    ///
+    /// # Errors
+    /// If the host gives no timer.
+    pub fn limited(mut self, rate: IoRate, id: &str) -> Result<Self, BlockError> {
+        self.throttle = Throttle::new(rate).map_err(|error| BlockError::Timer {
+            id: id.to_owned(),
+            error,
+        })?;
+        Ok(self)
+    }
+
+    /// The same by a clock of the test's.
+    #[cfg(test)]
+    pub(super) fn throttled(mut self, throttle: Option<Throttle>) -> Self {
+        self.throttle = throttle;
         self
     }
 
@@ -118,21 +145,62 @@ impl Block {
     }
 }
 
-impl Kicked for Block {
-    fn serve(&mut self, _queue: usize) -> Progress {
+impl Block {
+    /// Whether the disk has to wait for its limits: its timer is set.
+    fn rests(&mut self) -> bool {
+        let held = self.throttle.as_mut().map_or(Ok(false), Throttle::holds);
+        held.unwrap_or_else(|error| {
+            self.unreachable(error);
+            true
+        })
+    }
+
+    fn serve_ring(&mut self) -> Progress {
         let Some(active) = &mut self.active else {
             return Progress::Drained;
         };
         let (backend, metrics, features) = (&self.backend, &*self.metrics, active.features);
-        let progress = active
+        let throttle = &mut self.throttle;
+        active
             .ring
             .serve(&active.memory, &active.interrupt, BUDGET, |chain| {
-                backend.answer(chain, features, metrics)
-            });
+                let Answer { served, moved } = backend.answer(chain, features, metrics)?;
+                let last = throttle.as_mut().is_some_and(|all| all.spend(moved));
+                Ok(Served { last, ..served })
+            })
+    }
+}
+
+impl Kicked for Block {
+    fn serve(&mut self, _queue: usize) -> Progress {
+        if self.active.is_none() {
+            return Progress::Drained;
+        }
+        if self.rests() {
+            return Progress::Held;
+        }
+        let progress = self.serve_ring();
         if progress == Progress::Yielded {
-            count(&metrics.yields, 1);
+            count(&self.metrics.yields, 1);
+        }
+        if progress == Progress::Held {
+            count(&self.metrics.holds, 1);
+            // There may be enough again by now, and then no timer is set.
+            if !self.rests() {
+                return Progress::Yielded;
+            }
         }
         progress
+    }
+
+    fn timer(&self) -> Option<RawFd> {
+        self.throttle.as_ref().map(AsRawFd::as_raw_fd)
+    }
+
+    fn expired(&mut self) {
+        if let Some(throttle) = &mut self.throttle {
+            throttle.expired();
+        }
     }
 
     fn unreachable(&mut self, error: io::Error) {
@@ -173,7 +241,7 @@ impl VirtioDevice for Block {
     fn activate(&mut self, activation: Activation) -> Result<(), ActivateError> {
         if let Some(error) = &self.unreachable {
             return Err(ActivateError::lasting(
-                "wait for the kicks of the disk",
+                "wait for the kicks and the timer of the disk",
                 error,
             ));
         }

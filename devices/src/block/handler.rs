@@ -32,6 +32,17 @@ struct Job<'a> {
     metrics: &'a BlockMetrics,
     /// See [`Served::cost`].
     cost: u64,
+    /// See [`Answer::moved`].
+    moved: u64,
+}
+
+/// What answering a request came to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Answer {
+    pub(super) served: Served,
+    /// Bytes for the limit of bytes: data that was asked of the file, and zeroes,
+    /// which may have to be written. A discard moves nothing.
+    pub(super) moved: u64,
 }
 
 /// Why a request fails; the driver sees it in the status byte.
@@ -56,7 +67,7 @@ impl From<io::Error> for Failure {
 impl Backend {
     /// Answers the request in `chain` under the negotiated `features`. Returns
     /// the number of bytes written, counted from the start of the writable
-    /// part, and what the request cost beside its data.
+    /// part, what the request cost beside its data, and what counts for limits.
     ///
     /// Header, data and status are found by position, not by descriptor
     /// (virtio 1.2 §2.7.4.1): the first 16 readable bytes, the last writable
@@ -66,7 +77,7 @@ impl Backend {
         chain: &mut Chain<'_>,
         features: u64,
         metrics: &BlockMetrics,
-    ) -> Result<Served, RingError> {
+    ) -> Result<Answer, RingError> {
         // Without a status byte the driver cannot be told anything.
         let status = chain.writable.take_last().ok_or(RingError::ShortRequest)?;
         let room = chain.writable.len();
@@ -74,6 +85,7 @@ impl Backend {
             features,
             metrics,
             cost: 0,
+            moved: 0,
         };
         let (code, written) = match self.execute(chain, &mut job) {
             Ok(written) => (VIRTIO_BLK_S_OK, written),
@@ -93,10 +105,13 @@ impl Backend {
         // The status byte counts only if there is no gap before it: the driver
         // may rely on every byte up to `len` (virtio 1.2 §2.7.8.2).
         let len = if written == room { room + 1 } else { written };
-        Ok(Served {
+        let served = Served {
             written: u32::try_from(len).unwrap_or(u32::MAX),
             cost: job.cost,
-        })
+            last: false,
+        };
+        let moved = job.moved;
+        Ok(Answer { served, moved })
     }
 
     /// Returns the bytes written in front of the status byte.
@@ -107,6 +122,7 @@ impl Backend {
             Request::In(sector) => {
                 let offset = self.locate(sector, &chain.writable)?;
                 let data = &chain.writable;
+                job.moved = bytes(data);
                 self.disk.read(data.slices(), offset)?;
                 count(&metrics.reads, 1);
                 count(&metrics.read_bytes, bytes(data));
@@ -116,6 +132,7 @@ impl Backend {
                 let data = &chain.readable;
                 let offset = self.locate(sector, data)?;
                 self.check_writable()?;
+                job.moved = bytes(data);
                 self.disk.write(data.slices(), offset)?;
                 self.settle(job)?;
                 count(&metrics.writes, 1);
@@ -214,6 +231,7 @@ impl Backend {
             return Ok(());
         }
         job.cost = job.cost.saturating_add(len);
+        job.moved = len;
         if range.unmap() {
             match self.disk.punch_hole(offset, len) {
                 Err(error) if is_unsupported(&error) => {}

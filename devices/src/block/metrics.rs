@@ -16,6 +16,7 @@ pub struct BlockMetrics {
     pub(super) failures: AtomicU64,
     pub(super) no_space: AtomicU64,
     pub(super) yields: AtomicU64,
+    pub(super) holds: AtomicU64,
 }
 
 /// The counters at one moment.
@@ -40,6 +41,8 @@ pub struct BlockStatistics {
     pub no_space: u64,
     /// Times that the queue gave way to other devices.
     pub yields: u64,
+    /// Times that the queue had to wait for its limits.
+    pub holds: u64,
 }
 
 impl BlockMetrics {
@@ -57,6 +60,7 @@ impl BlockMetrics {
             failures: get(&self.failures),
             no_space: get(&self.no_space),
             yields: get(&self.yields),
+            holds: get(&self.holds),
         }
     }
 }

@@ -3,7 +3,8 @@
 //!
 //! I/O is synchronous and goes straight between the file and guest memory, one
 //! system call for a request with up to 256 segments. A queue that keeps coming
-//! gives way to other devices after [`BUDGET`].
+//! gives way to other devices after [`BUDGET`]. One with limits
+//! ([`Block::limited`]) rests while it has used them up.
 
 mod device;
 mod disk;
@@ -92,5 +93,13 @@ pub enum BlockError {
         id: String,
         /// Its size in bytes.
         size: u64,
+    },
+    /// It has limits, and there is no timer for them.
+    #[error("could not make the timer for the rate limit of the disk '{id}': {error}")]
+    Timer {
+        /// Which disk.
+        id: String,
+        /// Why.
+        error: io::Error,
     },
 }

@@ -94,12 +94,17 @@ pub struct Served {
     pub written: u32,
     /// Work that the chain's own bytes do not show, in bytes of [`Budget`].
     pub cost: u64,
+    /// Whether no chain may be taken after this one for now.
+    pub last: bool,
 }
 
 impl From<u32> for Served {
     /// So many bytes written, and no more work than the chain shows.
     fn from(written: u32) -> Self {
-        Self { written, cost: 0 }
+        Self {
+            written,
+            ..Self::default()
+        }
     }
 }
 
@@ -110,6 +115,9 @@ pub enum Progress {
     Drained,
     /// The budget is spent: come back without waiting for a kick.
     Yielded,
+    /// No more may be done for now ([`Served::last`]): come back when it may,
+    /// without waiting for a kick.
+    Held,
     /// The driver broke a rule: nothing more until it resets the device.
     Broken(RingError),
 }
@@ -238,7 +246,8 @@ impl Ring {
         Ok(u32::from(u16::from_le(flags)) & VRING_AVAIL_F_NO_INTERRUPT == 0)
     }
 
-    /// Serves available chains until there are none or `budget` is spent.
+    /// Serves available chains until there are none, `budget` is spent, or
+    /// `handle` says that a chain was the last one.
     /// `handle` answers one chain and returns what that came to: [`Served`], or
     /// just the bytes it wrote.
     ///
@@ -289,12 +298,19 @@ impl Ring {
                 announced = false;
                 let head = chain.head();
                 let described = chain.bytes();
-                let Served { written, cost } = handle(&mut chain)?.into();
+                let Served {
+                    written,
+                    cost,
+                    last,
+                } = handle(&mut chain)?.into();
                 self.complete(memory, head, written)?;
                 bytes = bytes.saturating_add(described).saturating_add(cost);
                 chains += 1;
+                // Kicks stay disabled: the caller comes back by itself.
+                if last {
+                    return Ok(Progress::Held);
+                }
                 if chains >= budget.chains || bytes >= budget.bytes {
-                    // Kicks stay disabled: the caller comes back by itself.
                     return Ok(Progress::Yielded);
                 }
             }

@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, Mutex, MutexGuard};
 
-use event_manager::{EventManager, SubscriberOps};
+use event_manager::{EventManager, SubscriberId, SubscriberOps};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
@@ -27,6 +27,9 @@ pub const RAM_END: u64 = ISLAND + 0x1000;
 /// more is not going to stop.
 const MAX_TURNS: usize = 100_000;
 
+/// Longest wait for something that is to happen by itself, in milliseconds.
+const PATIENCE_MS: i32 = 60_000;
+
 /// A device with transport, guest memory, kicks, interrupt line and event
 /// loop.
 pub struct Machine<D> {
@@ -38,6 +41,8 @@ pub struct Machine<D> {
     line: EventFd,
     kicks: Vec<EventFd>,
     events: EventManager<KickSubscriber<D>>,
+    serving: SubscriberId,
+    resting: Option<KickSubscriber<D>>,
 }
 
 impl<D: VirtioDevice + Kicked + 'static> Machine<D> {
@@ -69,7 +74,7 @@ impl<D: VirtioDevice + Kicked + 'static> Machine<D> {
         )
         .unwrap();
         let mut events = EventManager::new().unwrap();
-        events.add_subscriber(KickSubscriber::new(device.clone(), clones()));
+        let serving = events.add_subscriber(KickSubscriber::new(device.clone(), clones()));
         Self {
             memory,
             transport,
@@ -77,6 +82,8 @@ impl<D: VirtioDevice + Kicked + 'static> Machine<D> {
             line,
             kicks,
             events,
+            serving,
+            resting: None,
         }
     }
 
@@ -153,6 +160,27 @@ impl<D: VirtioDevice + Kicked + 'static> Machine<D> {
             }
         }
         panic!("the device keeps itself busy for ever");
+    }
+
+    /// Waits until something is ready, and lets the event loop turn until nothing
+    /// is.
+    pub fn wait(&mut self) {
+        let ready = self.events.run_with_timeout(PATIENCE_MS).unwrap();
+        assert!(ready > 0, "nothing happens");
+        self.run();
+    }
+
+    /// Takes the device out of the event loop, as a machine that is paused does.
+    pub fn stand_still(&mut self) {
+        let resting = self.events.remove_subscriber(self.serving).unwrap();
+        self.resting = Some(resting);
+    }
+
+    /// Puts it back.
+    pub fn go_on(&mut self) {
+        if let Some(subscriber) = self.resting.take() {
+            self.serving = self.events.add_subscriber(subscriber);
+        }
     }
 
     /// Lets the event loop turn once.

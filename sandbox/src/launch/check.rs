@@ -199,6 +199,9 @@ pub(super) fn bare(
     if let Some(most) = options.pids_limit {
         builder = builder.pids_limit(most);
     }
+    if let Some(limit) = options.disk_rate {
+        builder = builder.disk_rate(limit);
+    }
     for entry in config.network.iter().flat_map(|network| &network.add_hosts) {
         builder = builder.add_host(entry.clone());
     }

@@ -9,6 +9,7 @@ use flashpan_rootfs::platform::Platform;
 use serde::{Deserialize, Serialize};
 
 use crate::config::DEFAULT_BOOT_TIMEOUT;
+use crate::rate::RateLimit;
 
 /// What a host adds to a [`crate::api::Config`]: what is none of a client's
 /// business, or depends on this machine. It can be stored; there is no secret in
@@ -37,6 +38,11 @@ pub struct HostOptions {
     /// its memory allows if there is none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pids_limit: Option<u32>,
+    /// How much I/O every disk of the VM does at most, those of its root included.
+    /// Each has the limit for itself: two disks together may do twice as much. As
+    /// much as the host does if there is none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub disk_rate: Option<RateLimit>,
     /// The VMM program; looked up if there is none ([`crate::vmm_program`]).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub vmm: Option<PathBuf>,
@@ -200,6 +206,7 @@ impl Default for HostOptions {
             upper: UpperSource::default(),
             console: Console::default(),
             pids_limit: None,
+            disk_rate: None,
             vmm: None,
             guest_init: None,
             end_with_thread: false,
@@ -260,6 +267,8 @@ mod tests {
         let mut options = HostOptions::new("/k").root(RootSource::Image(image));
         options.boot_timeout = Duration::from_millis(1500);
         options.upper = UpperSource::Disk("/vm/upper.ext4".into());
+        let limit = RateLimit::default().bytes_per_second(1 << 20);
+        options.disk_rate = Some(limit.operations_per_second(100).burst_operations(500));
         options.time_limit = TimeLimit::After(Duration::from_millis(500));
         let others = [RootSource::Path("/r".into()), RootSource::BuiltIn];
         let others = others.map(|root| HostOptions::new("/k").root(root));

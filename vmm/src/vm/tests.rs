@@ -1,6 +1,6 @@
 //! What is refused before anything is built.
 
-use flashpan_protocol::control::{BootProtocol, DiskSpec};
+use flashpan_protocol::control::{BootProtocol, DiskSpec, IoRate};
 
 use super::*;
 
@@ -10,6 +10,7 @@ fn checked(ids: &[&str]) -> Result<(), BootError> {
         volatile: false,
         read_only: true,
         id: (*id).to_owned(),
+        rate: IoRate::default(),
     };
     let file = || vmm_sys_util::tempfile::TempFile::new().unwrap().into_file();
     let spec = VmSpec {

@@ -2,6 +2,7 @@
 //! `docs/devices.md` lists the tests by class.
 
 mod hostile;
+mod limits;
 mod ranges;
 mod requests;
 

@@ -81,7 +81,10 @@ fn what_a_chain_costs_is_taken_from_the_budget() {
         bytes: 100,
     };
     let mut run = |cost| {
-        let served = Served { written: 0, cost };
+        let served = Served {
+            cost,
+            ..Served::default()
+        };
         let Pair {
             device,
             memory,

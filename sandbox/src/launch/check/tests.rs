@@ -1,6 +1,7 @@
 use std::path::PathBuf;
 
 use super::*;
+use crate::RateLimit;
 use crate::api::{DiskMount, ErrorCode};
 use crate::launch::{ImageSource, PullPolicy, Silent, UpperSource};
 
@@ -146,6 +147,22 @@ fn the_time_limit_is_the_configuration_s_unless_the_host_says_another() {
     let after = TimeLimit::After(std::time::Duration::from_secs(2));
     assert_eq!(limit(ten, after), seconds(2));
     assert_eq!(limit(ten, TimeLimit::Unlimited), None);
+}
+
+#[test]
+fn the_host_limits_disks() {
+    let place = Place::new();
+    let with = |limit| {
+        let mut options = place.options();
+        options.disk_rate = Some(limit);
+        options
+    };
+    let limit = RateLimit::default().operations_per_second(7);
+    let spec = bare(&config("{}"), &with(limit), "h", no_root()).vm_spec();
+    let rate = spec.unwrap().disks[0].rate.operations.unwrap();
+    assert_eq!((rate.per_second.get(), rate.burst.get()), (7, 7));
+    let (_, text) = refusal(config("{}"), with(limit.bytes_per_second(0)));
+    assert!(text.starts_with("disk rate: bytes_per_second: 0"), "{text}");
 }
 
 #[test]
