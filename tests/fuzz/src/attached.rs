@@ -21,6 +21,7 @@ use flashpan_protocol::supervisor::{Answer, MAX_ANSWER, MAX_REQUEST, Request, VE
 use nix::fcntl::{FcntlArg, fcntl};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::Notify;
 
 /// Most that is asked of one guest or supervisor: what it sends has an end, and so
 /// has what is made of it.
@@ -129,20 +130,23 @@ pub fn attached(data: &[u8]) {
     };
     let scene = Scene::new();
     let before = scene.outside();
-    let script = Rc::new(RefCell::new(Script(rest.to_vec())));
+    let supervisor = Rc::new(Supervisor {
+        manners: *manners,
+        ends: matches!(wanted % 12, 4 | 5),
+        ended: Notify::new(),
+        script: RefCell::new(Script(rest.to_vec())),
+    });
     let mut runtime = tokio::runtime::Builder::new_current_thread();
     // Time passes when nothing else happens: nobody here is waited for.
     let runtime = runtime.enable_all().start_paused(true).build().unwrap();
     let tasks = tokio::task::LocalSet::new();
-    let manners = *manners;
     tasks.block_on(&runtime, async {
         let socket = scene.vm.directory().join("control.sock");
         let listener = UnixListener::bind(socket).unwrap();
         let server = tokio::task::spawn_local(async move {
             loop {
                 let (stream, _) = listener.accept().await.unwrap();
-                let script = Rc::clone(&script);
-                tokio::task::spawn_local(supervise(stream, manners, script));
+                tokio::task::spawn_local(Rc::clone(&supervisor).serve(stream));
             }
         });
         let wanting = tokio::time::timeout(WITHIN, want(&scene, *wanted));
@@ -153,38 +157,56 @@ pub fn attached(data: &[u8]) {
     assert_eq!(scene.outside(), before, "what lies beside the place");
 }
 
-/// One connection.
-async fn supervise(mut stream: UnixStream, manners: u8, script: Rc<RefCell<Script>>) {
-    let mut decoder = Decoder::new(MAX_REQUEST);
-    let mut requests = Vec::new();
-    let mut buffer = vec![0; 4096];
-    while requests.len() < 2 {
-        match stream.read(&mut buffer).await {
-            Ok(length @ 1..) => decoder.extend(&buffer[..length]),
-            _ => return,
+/// What takes the place of the real one.
+struct Supervisor {
+    manners: u8,
+    /// Whether the VM ends with the connection to its guest. No time passes while a
+    /// thread writes a copy, so nobody can wait for the news.
+    ends: bool,
+    ended: Notify,
+    script: RefCell<Script>,
+}
+
+impl Supervisor {
+    /// One connection.
+    async fn serve(self: Rc<Self>, mut stream: UnixStream) {
+        let mut decoder = Decoder::new(MAX_REQUEST);
+        let mut requests = Vec::new();
+        let mut buffer = vec![0; 4096];
+        while requests.len() < 2 {
+            match stream.read(&mut buffer).await {
+                Ok(length @ 1..) => decoder.extend(&buffer[..length]),
+                _ => return,
+            }
+            while let Some(request) = decoder.next_message::<Request>().unwrap() {
+                requests.push(request);
+            }
         }
-        while let Some(request) = decoder.next_message::<Request>().unwrap() {
-            requests.push(request);
+        let waits = requests[1] == Request::Wait;
+        let dials = matches!(requests[1], Request::Dial { .. });
+        let mut said = Vec::new();
+        if waits || self.manners & 1 == 0 {
+            let hello = Answer::Hello { version: VERSION };
+            said.extend(frame::encode(&hello, MAX_ANSWER).unwrap());
         }
-    }
-    let waits = requests[1] == Request::Wait;
-    let mut said = Vec::new();
-    if waits || manners & 1 == 0 {
-        said.extend(frame::encode(&Answer::Hello { version: VERSION }, MAX_ANSWER).unwrap());
-    }
-    if matches!(requests[1], Request::Dial { .. }) && manners & 2 == 0 {
-        said.extend(frame::encode(&Answer::Accepted, MAX_ANSWER).unwrap());
-    }
-    if !waits || manners & 4 != 0 {
-        said.extend(script.borrow_mut().part());
-    }
-    // A client that has heard enough does not take all of it.
-    let _ = stream.write_all(&said).await;
-    if !waits || manners & 4 != 0 {
+        if dials && self.manners & 2 == 0 {
+            said.extend(frame::encode(&Answer::Accepted, MAX_ANSWER).unwrap());
+        }
+        if !waits || self.manners & 4 != 0 {
+            said.extend(self.script.borrow_mut().part());
+        }
+        // A client that has heard enough does not take all of it.
+        let _ = stream.write_all(&said).await;
+        if waits && self.manners & 4 == 0 {
+            self.ended.notified().await;
+        }
         let _ = stream.shutdown().await;
+        if dials && self.ends {
+            self.ended.notify_one();
+        }
+        // What the client says is taken, until it closes.
+        while matches!(stream.read(&mut buffer).await, Ok(1..)) {}
     }
-    // What the client says is taken, until it closes.
-    while matches!(stream.read(&mut buffer).await, Ok(1..)) {}
 }
 
 /// Wants something of the VM, and looks at what comes.

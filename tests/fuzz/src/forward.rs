@@ -88,13 +88,11 @@ fn connected(transport: Transport, port: u16) -> (UnixStream, JoinHandle<()>) {
         port,
     };
     frame::write(&mut host, &start, MAX_FORWARD_FRAME).unwrap();
-    let mut answer = Vec::new();
     let mut byte = [0];
     let mut decoder = Decoder::new(MAX_FORWARD_FRAME);
     // Not a byte more than the answer: chunks follow.
     loop {
-        assert_eq!(host.read(&mut byte).unwrap(), 1, "after {answer:?}");
-        answer.extend(byte);
+        host.read_exact(&mut byte).unwrap();
         decoder.extend(&byte);
         if let Some(answer) = decoder.next_message::<ForwardAnswer>().unwrap() {
             assert_eq!(answer, ForwardAnswer::Connected);

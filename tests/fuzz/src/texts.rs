@@ -125,8 +125,7 @@ fn secret(text: &str) {
             assert_eq!(secret.name, "KEY");
             // Of several `@` the last one counts.
             assert!(secret.secret.value.expose().starts_with(&value));
-            let redacted = secret.secret.redacted();
-            assert!(!serde_json::to_string(&redacted).unwrap().contains("<"));
+            assert!(secret.secret.redacted().value.is_empty());
             format!("{:?}", secret.secret.value)
         }
         Err(error) => {

@@ -209,7 +209,10 @@ fn write(
                 continue;
             }
             6 => {
-                interfere(scene, choices);
+                // Until then a link in the place of what is named is followed.
+                if writer.is_some() {
+                    interfere(scene, choices);
+                }
                 continue;
             }
             _ => choices.number() & 0o170_000,
