@@ -8,23 +8,13 @@
 )]
 #![allow(clippy::panic, clippy::indexing_slicing)]
 
+#[path = "../../tests/fuzz/src/corpus.rs"]
+mod corpus;
 #[path = "../../tests/fuzz/src/entry.rs"]
 mod entry;
 mod support;
 
-use std::path::Path;
-
-fn each(target: &str, run: fn(&[u8])) {
-    let corpus = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fuzz/corpus");
-    let mut count = 0;
-    for file in std::fs::read_dir(corpus.join(target)).unwrap() {
-        let path = file.unwrap().path();
-        println!("{}", path.display());
-        run(&std::fs::read(&path).unwrap());
-        count += 1;
-    }
-    assert!(count >= 5, "the corpus of {target} is gone");
-}
+use corpus::each;
 
 #[test]
 fn tar() {

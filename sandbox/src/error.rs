@@ -16,7 +16,7 @@ use crate::api::{ErrorCode, ParseError, RequestError, ValidationErrors};
 use crate::exit::ExitReason;
 use crate::launch::{LaunchError, Unsupported};
 use crate::state::StateError;
-use crate::text::guest_path;
+use crate::text::shown_path;
 use crate::timeline::phase_name;
 
 /// Why something could not be done. Every message is one line: what was tried,
@@ -236,7 +236,7 @@ pub enum Error {
         message: String,
     },
     /// The guest could not do what was asked for with a file of its.
-    #[error("{} in the guest: {message}", guest_path(path))]
+    #[error("{} in the guest: {message}", shown_path(path))]
     File {
         /// The file.
         path: PathBuf,
@@ -250,7 +250,7 @@ pub enum Error {
     /// A file of the guest was longer than the caller allowed.
     #[error(
         "{} in the guest is longer than the {limit} bytes that were asked for at most; read it as a stream",
-        guest_path(path)
+        shown_path(path)
     )]
     FileTooLong {
         /// The file.
@@ -261,7 +261,7 @@ pub enum Error {
     /// A directory of the guest has more entries than are listed.
     #[error(
         "{} in the guest has more than {limit} entries; list it with a program in the guest",
-        guest_path(path)
+        shown_path(path)
     )]
     ListingTooLong {
         /// The directory.
@@ -270,7 +270,10 @@ pub enum Error {
         limit: usize,
     },
     /// A tree of the guest was longer than the caller allowed.
-    #[error("{} in the guest is longer than the {limit} bytes that were asked for at most; what was copied so far is there", path.display())]
+    #[error(
+        "{} in the guest is longer than the {limit} bytes that were asked for at most; what was copied so far is there",
+        shown_path(path)
+    )]
     CopyTooLong {
         /// What was copied.
         path: PathBuf,
@@ -278,7 +281,7 @@ pub enum Error {
         limit: u64,
     },
     /// A file of this machine could not be read or written.
-    #[error("cannot copy {}: {}", path.display(), attempt(what, source))]
+    #[error("cannot copy {}: {}", shown_path(path), attempt(what, source))]
     HostFile {
         /// What was tried, e.g. `write it`; empty if `source` says it all.
         what: &'static str,
@@ -505,6 +508,22 @@ mod tests {
              last on its console: VFS: cannot open root; \
              allow it more time if this host is busy"
         );
+    }
+
+    #[test]
+    fn names_that_a_guest_chose_are_shown_on_one_line() {
+        let path = PathBuf::from("/here/a\u{1b}[2J\nb");
+        let below_a_copy = Error::HostFile {
+            what: "write it",
+            path: path.clone(),
+            source: io::Error::other("no"),
+        };
+        let from_a_listing = Error::CopyTooLong { path, limit: 1 };
+        for error in [below_a_copy, from_a_listing] {
+            let text = error.to_string();
+            assert!(text.contains("/here/a?[2J b"), "{text:?}");
+            assert!(!text.contains(char::is_control), "{text:?}");
+        }
     }
 
     #[test]

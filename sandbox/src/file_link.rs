@@ -60,7 +60,7 @@ pub(crate) fn guest_path(path: &Path) -> Result<Bytes> {
     } else {
         return Ok(Bytes::from(bytes));
     };
-    let shown = text::guest_path(path);
+    let shown = text::shown_path(path);
     Err(Error::config("path in the guest", format!("{shown} {why}")))
 }
 

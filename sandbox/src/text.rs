@@ -21,9 +21,9 @@ pub(crate) fn one_line(text: &str, max: usize) -> String {
     out
 }
 
-/// A path in a guest for a message: the guest itself may have chosen it, if it is
-/// from a listing.
-pub(crate) fn guest_path(path: &Path) -> String {
+/// A path for a message. A guest itself may have chosen it if it is from a listing, and
+/// a part of one on this machine if it is from a copied tree.
+pub(crate) fn shown_path(path: &Path) -> String {
     one_line(&path.to_string_lossy(), 300)
 }
 

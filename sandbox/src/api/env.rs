@@ -13,6 +13,7 @@ use thiserror::Error;
 
 use super::code::ErrorCode;
 use super::problem::quoted;
+use crate::text::shown_path;
 
 /// Longest line of a file of variables, in bytes.
 pub const MAX_ENV_LINE: usize = 1024 * 1024;
@@ -37,7 +38,7 @@ pub enum EnvError {
     #[error("environment variable value is invalid: ${} is not UTF-8", .0.escape_debug())]
     NotUnicode(String),
     /// A file cannot be read.
-    #[error("read env file: {}: {source}", path.display())]
+    #[error("read env file: {}: {source}", shown_path(path))]
     ReadFile {
         /// The file.
         path: PathBuf,
@@ -45,7 +46,7 @@ pub enum EnvError {
         source: io::Error,
     },
     /// A line of a file is wrong.
-    #[error("parse env file line {}:{line}: {source}", path.display())]
+    #[error("parse env file line {}:{line}: {source}", shown_path(path))]
     FileLine {
         /// The file.
         path: PathBuf,

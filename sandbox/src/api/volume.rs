@@ -10,6 +10,7 @@ use super::code::ErrorCode;
 use super::guest_path::{GuestPathError, clean, validate_guest_path_within_workspace};
 use super::problem::quoted;
 use super::vfs::{MountConfig, MountType};
+use crate::text::shown_path;
 
 /// Why a text is no volume.
 #[derive(Debug, Error)]
@@ -27,10 +28,10 @@ pub enum VolumeError {
         source: io::Error,
     },
     /// The host path is not there.
-    #[error("host path does not exist: {}", .0.display())]
+    #[error("host path does not exist: {}", shown_path(.0))]
     HostPathNotFound(PathBuf),
     /// The host path cannot be looked at.
-    #[error("cannot look at host path {}: {source}", path.display())]
+    #[error("cannot look at host path {}: {source}", shown_path(path))]
     HostPath {
         /// The path.
         path: PathBuf,
@@ -244,6 +245,8 @@ mod tests {
         }
         let file = dir.path().join("file");
         std::fs::write(&file, "").unwrap();
+        let two_lines = parse("/no\nsuch\u{1b}:a").unwrap_err().to_string();
+        assert_eq!(two_lines, "host path does not exist: /no such?");
         let below_a_file = parse(&format!("{}/x:a", file.display())).unwrap_err();
         assert_eq!(below_a_file.code(), ErrorCode::HostPathUnusable);
         let no_workspace = VolumeMountSpec::parse(&format!("{host}:a"), "").unwrap_err();

@@ -14,8 +14,14 @@ Fuzzes what reads what strangers made.
 
   cargo xtask fuzz [TARGET] [--seconds N]
 
-  TARGET     tar, convert, decompress or archive; all of them, one after the
-             other, if none is named
+  TARGET     one of these; all of them, one after the other, if none is named
+               tar, convert, decompress, archive: images and their layers
+               frames: messages of all protocols
+               tree: a tree that is copied out of a guest, or into one
+               forward: a forwarded connection, as the guest's agent takes it
+               attached: a VM's supervisor and guest, as a client hears them
+               texts, config: words of a command line, and configurations
+               records: what is on disk of a VM
   --seconds  how long to run each; 600 if not given
 
 What is found is in target/fuzz/artifacts; put it into tests/fuzz/corpus with
@@ -23,7 +29,19 @@ the fix, where `cargo test` runs it ever after. New inputs are kept in
 target/fuzz/corpus.
 ";
 
-const TARGETS: [&str; 4] = ["tar", "convert", "decompress", "archive"];
+const TARGETS: [&str; 11] = [
+    "tar",
+    "convert",
+    "decompress",
+    "archive",
+    "frames",
+    "tree",
+    "forward",
+    "attached",
+    "texts",
+    "config",
+    "records",
+];
 const TRIPLE: &str = "x86_64-unknown-linux-gnu";
 
 /// What cargo-fuzz passes as well, but for the sanitizers, which need another

@@ -101,6 +101,11 @@ fn an_error_names_file_and_line() {
         "{text}"
     );
     assert_eq!(error.code().as_str(), "env_file_unreadable");
+    let two_lines = parse_env_file("/no\nsuch\u{1b}").unwrap_err().to_string();
+    assert!(
+        two_lines.starts_with("read env file: /no such?: "),
+        "{two_lines}"
+    );
 }
 
 #[test]
