@@ -21,7 +21,7 @@ use tokio::sync::oneshot;
 use tokio::time::timeout;
 
 use crate::failure::{Failure, say};
-use crate::{full, parse, publish};
+use crate::{full, parse, pin, publish, vms};
 
 /// The file in a VM's directory that takes the writes to its root.
 const UPPER: &str = "upper.ext4";
@@ -49,14 +49,18 @@ pub(crate) struct Wishes<'a> {
     pub(crate) programs: Programs,
 }
 
-/// Makes a VM and puts it in the list.
-pub(crate) fn create(wishes: Wishes<'_>, launch: Launch) -> Result<Vm, Failure> {
+/// Begins to make a VM: now it has its id.
+pub(crate) fn begin() -> Result<NewVm, Failure> {
+    let vms = Vms::user().map_err(Failure::new)?;
+    vms.create().map_err(Failure::new)
+}
+
+/// Puts a VM in the list.
+pub(crate) fn create(new: NewVm, wishes: Wishes<'_>, launch: Launch) -> Result<Vm, Failure> {
     let mut asked = settled(&launch)?;
+    let image = launch.image_id().map(str::to_owned);
     // Its supervisor opens and locks the same disks.
     drop(launch);
-    let vms = Vms::user().map_err(Failure::new)?;
-    let new = vms.create().map_err(Failure::new)?;
-    new.id().clone_into(&mut asked.config.id);
     if asked.options.upper == UpperSource::Scratch && !wishes.remove {
         let resources = asked.config.resources.clone().unwrap_or_default();
         make_disk(
@@ -78,7 +82,12 @@ pub(crate) fn create(wishes: Wishes<'_>, launch: Launch) -> Result<Vm, Failure> 
         .grace
         .map(|grace| u64::try_from(grace.as_millis()).unwrap_or(u64::MAX));
     record.programs = wishes.programs;
-    new.publish(record).map_err(Failure::new)
+    if let Some(image) = image.filter(|_| !wishes.remove) {
+        pin::pin(new.id(), &image)?;
+    }
+    let id = new.id().to_owned();
+    let published = new.publish(record).map_err(Failure::new);
+    published.inspect_err(|_| pin::release(&id))
 }
 
 /// The same VM when it is launched again, from anywhere: paths are absolute, kernel and
@@ -137,8 +146,10 @@ pub(crate) fn start(vm: &Vm, options: StartOptions) -> Result<(), Failure> {
     }
     if !vm.record().publish.is_empty() {
         // Looked at again: now it is known which ports they are.
-        let vm = vms.find(vm.id()).map_err(Failure::new)?;
-        publish::tell(vm.run().map(|run| run.ports.as_slice()).unwrap_or_default());
+        // One that has ended already has none.
+        if let Ok(vm) = vms.find(vm.id()) {
+            publish::tell(vm.run().map(|run| run.ports.as_slice()).unwrap_or_default());
+        }
     }
     Ok(())
 }
@@ -160,7 +171,9 @@ pub(crate) fn supervisor() -> Result<u8, Failure> {
     let starter = Starter::take()?;
     crate::runtime(async {
         supervise::supervise(starter, launch).await;
-        Ok(0)
+        // Not when the last thread has ended: one may still make the root of a VM that
+        // is not wanted any more, and hold its disks.
+        std::process::exit(0)
     })
 }
 
@@ -185,6 +198,12 @@ async fn launch(mut launching: Launching) -> Result<Sandbox, NotStarted> {
     let launch = Launch::new(config, options, Arc::new(Silent)).await;
     let launch = launch.map_err(|error| not_launched(error, launching.record()))?;
     let mut builder = launch.builder()?;
+    if launch.keeps_something() {
+        // As `flashpan stop` would.
+        let grace = launching.record().grace_ms;
+        let grace = grace.map_or(vms::GRACE, Duration::from_millis);
+        builder = builder.time_limit_end(grace, vms::WITHIN);
+    }
     if let Some(sink) = launching.take_console() {
         builder = builder.console_sink(sink);
     }

@@ -135,6 +135,18 @@ impl From<Error> for Failure {
     }
 }
 
+/// A guest's words on one line of a terminal: without what steers it, or turns the
+/// direction of text.
+pub(crate) fn plain(text: &str) -> String {
+    let steers = |c: char| {
+        c.is_control()
+            || matches!(c, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+    };
+    text.chars()
+        .map(|c| if steers(c) { '?' } else { c })
+        .collect()
+}
+
 /// Tells the user something on standard error.
 pub(crate) fn say(kind: &str, message: &str) {
     // One write, so that it stays together among the output of others.

@@ -13,6 +13,7 @@ mod generate;
 mod image;
 mod kernel;
 mod parse;
+mod pin;
 mod privilege;
 mod program;
 mod progress;

@@ -442,14 +442,19 @@ fn a_vm_keeps_to_the_image_that_it_was_made_from() {
     vms.ok(&["stop", "web"]);
     vms.ok(&["start", "web"]);
     vms.ok(&["stop", "web"]);
-    // Another image of that name is another image.
+    // Another image of that name is another image, and the VM keeps its own.
     import("two");
+    vms.ok(&["image", "gc"]);
+    let id = vms.inspect("web")["id"].as_str().unwrap().to_owned();
+    let images = vms.ok(&["image", "ls"]);
+    assert!(images.contains(&format!("flashpan.vm/{id}")), "{images}");
+    vms.ok(&["start", "web"]);
+    vms.ok(&["stop", "web"]);
+    // Unless somebody takes it away.
+    vms.ok(&["image", "rm", "-f", &format!("flashpan.vm/{id}")]);
     let gone = vms.refused(&["start", "web"]);
     assert!(gone.contains("not in the store any more"), "{gone}");
-    assert_eq!(
-        vms.status(vms.inspect("web")["id"].as_str().unwrap()),
-        "stopped"
-    );
+    assert_eq!(vms.status(&id), "stopped");
     vms.ok(&["rm", "web"]);
     begin(&["--", "exit", "4"]);
     assert_eq!(vms.ok(&["wait", "web"]), "4\n");
@@ -457,6 +462,8 @@ fn a_vm_keeps_to_the_image_that_it_was_made_from() {
         vms.output(&["exec", "web", "exit", "5"]).status.code(),
         Some(5)
     );
+    vms.ok(&["rm", "-f", "web"]);
+    assert_eq!(vms.ok(&["image", "ls"]).lines().count(), 2);
 }
 
 #[test]
@@ -521,6 +528,61 @@ fn ports_are_reachable_while_the_vm_runs_and_are_listed() {
     assert_eq!(output.status.code(), Some(125), "{output:?}");
     assert!(fake::complaint(&output).contains("in use"), "{output:?}");
     assert_eq!(vms.ok(&["ls", "--format", "{{.Name}}"]), "web\n");
+}
+
+#[test]
+fn a_command_at_a_terminal_is_waited_for_there_and_not_by_others() {
+    let vms = Vms::new("normal");
+    let run = vms.making(&["run"], &["--rm=false", "--name", "web"], &["exit", "4"]);
+    let output = { run }.output().unwrap();
+    assert_eq!(output.status.code(), Some(4), "{output:?}");
+    let wait = vms
+        .0
+        .flashpan(&["wait", "web"])
+        .stdout(Stdio::piped())
+        .spawn();
+    vms.ok(&["stop", "web"]);
+    // What is left to wait for is the VM.
+    let waited = wait.unwrap().wait_with_output().unwrap();
+    assert_eq!(waited.stdout, b"0\n", "{waited:?}");
+    // Started again, the command is the VM's own.
+    vms.ok(&["start", "web"]);
+    assert_eq!(vms.ok(&["wait", "web"]), "4\n");
+}
+
+#[test]
+fn a_vm_whose_files_are_damaged_can_be_ended_and_removed() {
+    let vms = Vms::new("normal");
+    let id = vms.run(&[], &["sleep"]);
+    std::fs::write(vms.state().join("vms").join(&id).join("vm.json"), "{").unwrap();
+    let refused = vms.refused(&["stop", &id]);
+    assert!(refused.contains("vm.json"), "{refused}");
+    let refused = vms.refused(&["rm", &id]);
+    assert!(refused.contains("flashpan rm -f"), "{refused}");
+    vms.ok(&["rm", "-f", &id]);
+    vms.assert_nothing_left();
+}
+
+#[test]
+fn a_vm_has_one_id_and_gets_it_when_it_is_made() {
+    let vms = Vms::new("normal");
+    let file = vms.0.path("sandbox.json");
+    std::fs::write(&file, "{}").unwrap();
+    let root = vms.0.path("root");
+    let make = [
+        "create",
+        "--rootfs",
+        root.to_str().unwrap(),
+        "-f",
+        file.to_str().unwrap(),
+        "--",
+        "exit",
+        "0",
+    ];
+    let id = vms.ok(&make).trim().to_owned();
+    assert_eq!(vms.inspect(&id)["launch"]["config"]["id"], id.as_str());
+    vms.ok(&["rm", &id]);
+    vms.assert_nothing_left();
 }
 
 #[test]

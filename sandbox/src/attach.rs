@@ -52,9 +52,13 @@ pub(crate) struct Asked {
 
 impl Attachment {
     pub(crate) fn to(vm: &Vm) -> Self {
+        Self::at(vm.id(), vm.directory().to_owned())
+    }
+
+    pub(crate) fn at(id: &str, directory: PathBuf) -> Self {
         Self {
-            id: vm.id().to_owned(),
-            directory: vm.directory().to_owned(),
+            id: id.to_owned(),
+            directory,
         }
     }
 

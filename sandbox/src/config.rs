@@ -18,6 +18,7 @@ use crate::driver::Shared;
 use crate::error::{Error, Result};
 use crate::log::VmLog;
 use crate::rate::RateLimit;
+use crate::sandbox::{LIMIT_GRACE, POWER_OFF_TIMEOUT};
 
 /// vCPUs of a VM unless asked otherwise.
 pub const DEFAULT_CPUS: u32 = 1;
@@ -99,6 +100,7 @@ pub struct SandboxBuilder {
     pub(crate) disks: Vec<Disk>,
     pub(crate) disk_rate: Option<RateLimit>,
     pub(crate) time_limit: Option<Duration>,
+    pub(crate) time_limit_end: (Duration, Duration),
     pub(crate) described_by: Option<Arc<Config>>,
     pub(crate) shared: Arc<Shared>,
 }
@@ -140,6 +142,7 @@ impl SandboxBuilder {
             disks: Vec::new(),
             disk_rate: None,
             time_limit: None,
+            time_limit_end: (LIMIT_GRACE, POWER_OFF_TIMEOUT),
             described_by: None,
             shared: Arc::default(),
         }
@@ -235,6 +238,14 @@ impl SandboxBuilder {
     /// [`Error::VmTimeout`]. As long as it likes otherwise.
     pub fn time_limit(mut self, limit: Duration) -> Self {
         self.time_limit = Some(limit);
+        self
+    }
+
+    /// How the VM is ended when its time is up: how long its programs may take, and how
+    /// long its guest may write its disks after that, before it is killed. 5 and 10
+    /// seconds otherwise.
+    pub fn time_limit_end(mut self, grace: Duration, within: Duration) -> Self {
+        self.time_limit_end = (grace, within);
         self
     }
 

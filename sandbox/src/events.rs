@@ -6,7 +6,9 @@ use std::os::unix::ffi::OsStringExt;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
-use flashpan_protocol::agent::{EVENT_ARGV, ExitStatus, ProgramEnded, ProgramStarted};
+use flashpan_protocol::agent::{
+    EVENT_ARGV, EVENT_DIRECTORY, ExitStatus, ProgramEnded, ProgramStarted,
+};
 use tokio::sync::broadcast;
 use tokio::sync::broadcast::error::RecvError;
 
@@ -100,8 +102,11 @@ pub struct ExecEnded {
     pub status: ExitStatus,
     /// How long it ran.
     pub duration: Duration,
-    /// What was said when it was started; `None` if that was lost.
+    /// What was said when it was started; `None` if that was lost, or was before anybody
+    /// listened.
     pub started: Option<Arc<ExecStarted>>,
+    /// What was written down of its command.
+    command: String,
 }
 
 impl ExecEnded {
@@ -109,7 +114,7 @@ impl ExecEnded {
     pub(crate) fn to_api(&self) -> api::ExecEvent {
         let command = self.started.as_ref().map(|started| started.command());
         api::ExecEvent {
-            command: command.unwrap_or_default(),
+            command: command.unwrap_or_else(|| self.command.clone()),
             exit_code: match self.status {
                 ExitStatus::Code(code) => i32::from(code),
                 ExitStatus::Signal(_) => -1,
@@ -267,6 +272,7 @@ impl Running {
                 },
                 duration: Duration::from_millis(duration_ms),
                 started: self.0.remove(&id),
+                command: exec.command,
             }),
             LoggedKind::Lost { count } => VmEventKind::Lost(count),
             LoggedKind::Vm { .. } => return None,
@@ -321,6 +327,8 @@ impl Hub {
             argv.extend(argument.iter().filter(|byte| **byte != 0));
             argv.push(0);
         }
+        let mut working_dir = program.working_dir.into_vec();
+        working_dir.truncate(EVENT_DIRECTORY);
         let started = Arc::new(ExecStarted {
             id: program.id,
             pid: program.pid,
@@ -328,7 +336,7 @@ impl Hub {
             truncated,
             uid: program.uid,
             gid: program.gid,
-            working_dir: OsString::from_vec(program.working_dir.into_vec()),
+            working_dir: OsString::from_vec(working_dir),
         });
         let mut state = self.state();
         state.running.add(&started);
@@ -344,6 +352,7 @@ impl Hub {
             status: program.status,
             duration: Duration::from_micros(program.duration_us),
             started,
+            command: String::new(),
         }));
     }
 

@@ -40,12 +40,15 @@ pub(crate) const START_TIMEOUT: Duration = Duration::from_secs(60);
 /// How long the VMM may take to answer.
 pub(crate) const VMM_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// When a supervisor that could not be asked is asked again.
+const ASK_AGAIN: Duration = Duration::from_millis(200);
+
 /// How long a guest may take to sync and unmount after its programs ended, if its
 /// owner does not say.
-const POWER_OFF_TIMEOUT: Duration = Duration::from_secs(10);
+pub(crate) const POWER_OFF_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// How long programs may take to end when the time of their VM is up.
-const LIMIT_GRACE: Duration = Duration::from_secs(5);
+pub(crate) const LIMIT_GRACE: Duration = Duration::from_secs(5);
 
 /// Chunks of console output that wait for a slow sink.
 const CONSOLE_CHUNKS: usize = 4;
@@ -247,9 +250,18 @@ impl Sandbox {
                     grace_ms: milliseconds(grace),
                     within_ms: milliseconds(within),
                 };
-                let asked = attachment.ask(&request).await;
                 let orderly = async {
-                    let _asked = asked;
+                    // Held to the end: it is how the supervisor knows that somebody waits.
+                    let _asked = loop {
+                        match attachment.ask(&request).await {
+                            Ok(asked) => break Some(asked),
+                            // It ends already.
+                            Err(Error::NotRunning) => break None,
+                            // It has no room for another client, or this process none for
+                            // another descriptor: nothing tells when that is over.
+                            Err(_) => tokio::time::sleep(ASK_AGAIN).await,
+                        }
+                    };
                     self.wait().await
                 };
                 // The supervisor has the same limit, and may take a moment more.
@@ -401,6 +413,7 @@ impl SandboxBuilder {
             vcpus: u32::from(vcpus),
             memory_mib: self.memory_mib,
             time_limit: self.time_limit,
+            time_limit_end: self.time_limit_end,
             described_by: self.described_by.clone(),
         };
         match timeout(self.boot_timeout, come_up(about, guest, driver, &shared)).await {
@@ -424,6 +437,7 @@ struct About<'a> {
     vcpus: u32,
     memory_mib: u64,
     time_limit: Option<Duration>,
+    time_limit_end: (Duration, Duration),
     described_by: Option<Arc<Config>>,
 }
 
@@ -465,7 +479,8 @@ async fn come_up(
         let (writer, shared) = (Arc::clone(&boot_writer), Arc::clone(shared));
         // Not handles that keep the VM alive.
         let (commands, kill) = (commands.downgrade(), kill.downgrade());
-        Task::spawn(end_after(after, writer, shared, commands, kill))
+        let end = about.time_limit_end;
+        Task::spawn(end_after(after, end, writer, shared, commands, kill))
     });
     Ok(Sandbox {
         way: Way::Own {
@@ -497,6 +512,7 @@ async fn ask_to_end(boot_writer: &Mutex<OwnedWriteHalf>, grace: Duration) {
 /// Ends a VM when its time is up, in order if its guest cares to.
 async fn end_after(
     after: Duration,
+    (grace, within): (Duration, Duration),
     boot_writer: Arc<Mutex<OwnedWriteHalf>>,
     shared: Arc<Shared>,
     commands: mpsc::WeakSender<Command>,
@@ -514,11 +530,11 @@ async fn end_after(
             drop(commands);
             let _ = done.await;
         }
-        ask_to_end(&boot_writer, LIMIT_GRACE).await;
+        ask_to_end(&boot_writer, grace).await;
         // The VM's end is the end of this task.
         std::future::pending::<()>().await;
     };
-    let _ = timeout(LIMIT_GRACE + POWER_OFF_TIMEOUT, in_order).await;
+    let _ = timeout(grace.saturating_add(within), in_order).await;
     if let Some(kill) = kill.upgrade() {
         // If there is no room it was told already.
         let _ = kill.try_send(());

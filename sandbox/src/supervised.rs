@@ -14,10 +14,24 @@ use crate::error::{Error, Result};
 use crate::exec::ExecOptions;
 use crate::pump::Task;
 use crate::sandbox::{START_TIMEOUT, Sandbox, VMM_TIMEOUT, Way};
-use crate::state::Vm;
+use crate::state::{Vm, Vms};
 use crate::usage;
 
 /// # VMs with a life of their own
+/// A VM that is being paused, and is not if this is dropped.
+struct Undo<'a>(&'a Sandbox);
+
+impl Drop for Undo<'_> {
+    fn drop(&mut self) {
+        if let Way::Own { commands, .. } = &self.0.way {
+            let (reply, _) = oneshot::channel();
+            // Its driver takes commands one by one, and this after the other.
+            let _ = commands.try_send(Command::Pause(false, reply));
+        }
+        self.0.shared.set_paused(false);
+    }
+}
+
 impl Sandbox {
     /// Reaches a VM that another process of this user supervises. What this handle
     /// does, runs and transfers is as if the VM were its own; dropping it ends what it
@@ -55,6 +69,14 @@ impl Sandbox {
         Attachment::to(vm).kill().await
     }
 
+    /// As [`Sandbox::end`], of a VM whose files may not be understood.
+    ///
+    /// # Errors
+    /// As [`Sandbox::end`].
+    pub async fn end_by_id(vms: &Vms, id: &str) -> Result<()> {
+        Attachment::at(id, vms.directory(id)).kill().await
+    }
+
     /// Lets the VM stand still: its guest's programs do not run, and its clock goes
     /// on. Only [`Sandbox::resume`], the end of the VM and questions about it are
     /// possible then.
@@ -65,7 +87,14 @@ impl Sandbox {
     pub async fn pause(&self) -> Result<()> {
         match &self.way {
             Way::Own { .. } if !self.shared.set_paused(true) => Err(Error::Paused),
-            Way::Own { .. } => self.stand_still(true).await,
+            Way::Own { .. } => {
+                // A VMM that does not answer in time may do it later, and whoever asked
+                // may go away: then it is told to go on, and the VM counts as running.
+                let undo = Undo(self);
+                self.stand_still(true).await?;
+                std::mem::forget(undo);
+                Ok(())
+            }
             Way::Attached(attachment) => attachment.ask(&Request::Pause).await?.done().await,
         }
     }
@@ -77,7 +106,14 @@ impl Sandbox {
     pub async fn resume(&self) -> Result<()> {
         match &self.way {
             Way::Own { .. } if !self.shared.set_paused(false) => Err(Error::NotPaused),
-            Way::Own { .. } => self.stand_still(false).await,
+            Way::Own { .. } => {
+                let resumed = self.stand_still(false).await;
+                if matches!(resumed, Err(Error::Timeout { .. })) {
+                    // It can be tried again.
+                    self.shared.set_paused(true);
+                }
+                resumed
+            }
             Way::Attached(attachment) => attachment.ask(&Request::Resume).await?.done().await,
         }
     }

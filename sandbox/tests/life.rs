@@ -543,3 +543,24 @@ async fn programs_are_events_whoever_started_them() {
     sandbox.kill().await;
     assert!(timeout(LONG, events.next()).await.unwrap().is_none());
 }
+
+#[tokio::test]
+async fn a_vm_that_does_not_stand_still_in_time_counts_as_running() {
+    let world = World::new("slow-pause");
+    let sandbox = world.boot().await;
+    let error = sandbox.pause().await.unwrap_err();
+    assert!(matches!(error, Error::Timeout { .. }), "{error}");
+    let mut process = run(&sandbox, &["exit", "5"]).await;
+    assert_eq!(process.wait().await.unwrap(), ExitStatus::Code(5));
+    // Also when whoever asked did not wait for it.
+    assert!(
+        timeout(Duration::from_millis(1), sandbox.pause())
+            .await
+            .is_err()
+    );
+    let mut process = run(&sandbox, &["exit", "6"]).await;
+    assert_eq!(process.wait().await.unwrap(), ExitStatus::Code(6));
+    let error = sandbox.resume().await.unwrap_err();
+    assert!(matches!(error, Error::NotPaused), "{error}");
+    sandbox.kill().await;
+}

@@ -258,6 +258,49 @@ fn a_shell_in_a_vm_has_a_terminal() {
 }
 
 #[test]
+fn a_session_at_a_terminal_is_like_any_other() {
+    let home = Home::new();
+    let vm = Vm::run(&home, &[], "");
+    let mut shell = Terminal::start(&home, ["exec", "-it", &vm.id, "sh"]);
+    // Ctrl-Z stops a program, which goes on in the foreground; Ctrl-D is its end of input.
+    shell.wait_for("# ");
+    shell.press("cat\n");
+    shell.wait_for("cat\r\n");
+    shell.press("one\n");
+    shell.wait_for("one\r\none\r\n");
+    shell.press("\x1a");
+    shell.wait_for("Stopped");
+    shell.wait_for("# ");
+    shell.press("fg\n");
+    shell.wait_for("fg\r\n");
+    shell.wait_for("cat\r\n");
+    shell.press("two\n");
+    shell.wait_for("two\r\ntwo\r\n");
+    shell.press("\x04");
+    shell.wait_for("# ");
+    // A program of the whole screen, which asks for single keys.
+    shell.press("top\n");
+    shell.wait_for("Mem:");
+    shell.wait_for("COMMAND");
+    shell.press("q");
+    shell.wait_for("# ");
+    // Ctrl-C ends a program and not the shell.
+    shell.press("sleep 1000\n");
+    shell.wait_for("sleep 1000\r\n");
+    shell.press("\x03");
+    shell.wait_for("# ");
+    shell.press("echo $((6*7)) of $?\n");
+    shell.wait_for("42 of 130");
+    shell.resize(50, 132);
+    shell.press("until [ \"$(stty size)\" = '50 132' ]; do :; done; echo larg'er'\n");
+    shell.wait_for("larger\r\n");
+    shell.wait_for("# ");
+    shell.press("\x04");
+    assert_eq!(shell.finish(), Some(0));
+    vm.remove();
+}
+
+#[test]
 fn a_vm_that_ends_by_itself_says_how() {
     let home = Home::new();
     let vm = Vm::run(&home, &[], "");

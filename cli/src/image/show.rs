@@ -1,5 +1,6 @@
 //! Images as text and as JSON.
 
+use std::collections::HashSet;
 use std::fmt::Write as _;
 
 use clap::Args;
@@ -9,6 +10,7 @@ use flashpan_rootfs::store::{Image, ImageInfo, LayerInfo, Source, Store};
 use serde::Serialize;
 
 use crate::failure::{Failure, print, print_json};
+use crate::pin;
 
 /// Digits of a digest that are shown; they are enough to name an image.
 const SHORT_DIGEST: usize = 12;
@@ -101,6 +103,13 @@ struct Inspected<'a> {
 pub(super) fn ls(args: &LsArgs) -> Result<(), Failure> {
     let store = Store::user().map_err(Failure::new)?;
     let mut images = store.list().map_err(Failure::new)?;
+    // A VM's own name for its image is shown where it is the last one.
+    let others: HashSet<String> = images
+        .iter()
+        .filter(|image| !pin::is_pin(&image.name))
+        .map(|image| image.id.clone())
+        .collect();
+    images.retain(|image| !pin::is_pin(&image.name) || !others.contains(&image.id));
     images.sort_by_cached_key(|image| short_name(&image.name));
     if args.json {
         let listed: Vec<_> = images.iter().map(Listed::of).collect();

@@ -12,7 +12,7 @@ use flashpan_rootfs::image_config::ComposeError;
 use super::RunArgs;
 use crate::failure::{Failure, print, say};
 use crate::signals::Signals;
-use crate::{detached, runtime, terminal, vm, vms};
+use crate::{detached, pin, runtime, terminal, vm, vms};
 
 const CREATE_EXAMPLES: &str = "\
 Examples:
@@ -94,6 +94,7 @@ fn abandon(vm: &Vm) {
         // A supervisor that came so far has removed it.
         let _ = vms.remove(vm.id());
     }
+    pin::release(vm.id());
 }
 
 impl RunArgs {
@@ -118,6 +119,8 @@ impl RunArgs {
         if self.command.is_empty() {
             wanted.config.launch_entrypoint = false;
         }
+        let new = detached::begin()?;
+        new.id().clone_into(&mut wanted.config.id);
         let image = wanted.has_image().then(|| wanted.config.image.clone());
         let launch = self.vm.resolve(wanted)?;
         let wishes = detached::Wishes {
@@ -128,7 +131,7 @@ impl RunArgs {
             grace: self.graceful_shutdown,
             programs: self.kept_programs(launch.exec_defaults())?,
         };
-        detached::create(wishes, launch)
+        detached::create(new, wishes, launch)
     }
 
     /// The command, if there is one, and what its VM's programs have in common.

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 use flashpan::{Copied, CopyOptions};
 
-use crate::failure::{Failure, say};
+use crate::failure::{Failure, plain, say};
 use crate::runtime;
 use crate::signals::Signals;
 use crate::stdio::Patient;
@@ -150,7 +150,9 @@ fn absolute(path: &Path) -> PathBuf {
 fn report(copied: &Copied, quiet: bool) {
     for path in copied.skipped.iter().take(SKIPPED_SHOWN) {
         let why = "no file, directory or symbolic link";
-        say("warning", &format!("{} is left out: {why}", path.display()));
+        // It may be a guest's word.
+        let path = plain(&path.display().to_string());
+        say("warning", &format!("{path} is left out: {why}"));
     }
     let more = u64::try_from(copied.skipped.len().min(SKIPPED_SHOWN)).unwrap_or(0);
     match copied.skipped_count.saturating_sub(more) {

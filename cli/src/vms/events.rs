@@ -1,15 +1,15 @@
 //! `flashpan events`.
 
-use std::collections::HashSet;
+use std::collections::HashMap;
 
 use clap::Args;
 use flashpan::Sandbox;
 use flashpan::api::shell_quote_args;
 use flashpan::state::{EventReader, LoggedEvent, LoggedKind, Vm, Vms};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
 
-use crate::failure::{Failure, say};
+use crate::failure::{Failure, plain, say};
 use crate::runtime;
 use crate::vms::find;
 use crate::vms::logs::Out;
@@ -75,12 +75,23 @@ fn all() -> Result<Vec<Vm>, Failure> {
     Ok(listing.vms)
 }
 
+/// The events of a VM; `None` if it was removed meanwhile.
+fn open(vm: &Vm, tail: Option<usize>) -> Result<Option<EventReader>, Failure> {
+    match EventReader::open(vm, tail) {
+        Ok(reader) => Ok(Some(reader)),
+        Err(_) if !vm.directory().exists() => Ok(None),
+        Err(error) => Err(Failure::new(error)),
+    }
+}
+
 impl EventsArgs {
     /// What there is, by time.
     fn there(&self, vms: &[Vm], out: &mut Out) -> Result<(), Failure> {
         let mut events = Vec::new();
         for vm in vms {
-            let mut reader = EventReader::open(vm, self.tail).map_err(Failure::new)?;
+            let Some(mut reader) = open(vm, self.tail)? else {
+                continue;
+            };
             while let Some(event) = reader.available().map_err(Failure::new)? {
                 events.push(event);
             }
@@ -93,8 +104,9 @@ impl EventsArgs {
         let (sender, events) = mpsc::channel(WAITING);
         let mut followers = JoinSet::new();
         for vm in vms {
-            let reader = EventReader::open(&vm, self.tail).map_err(Failure::new)?;
-            followers.spawn(follow(vm, reader, sender.clone()));
+            if let Some(reader) = open(&vm, self.tail)? {
+                followers.spawn(follow(vm, reader, sender.clone()));
+            }
         }
         drop(sender);
         self.show_all(events, out).await
@@ -105,13 +117,20 @@ impl EventsArgs {
         let mut watch = vms.watch().map_err(Failure::new)?;
         let (sender, mut events) = mpsc::channel(WAITING);
         let mut followers = JoinSet::new();
-        let mut known = HashSet::new();
+        // The VMs that there are, each with what ends its follower when it is dropped.
+        let mut known = HashMap::new();
         let mut tail = self.tail;
         loop {
-            for vm in all()? {
-                if known.insert(vm.id().to_owned()) {
-                    let reader = EventReader::open(&vm, tail).map_err(Failure::new)?;
-                    followers.spawn(follow_on(reader, sender.clone()));
+            let there = all()?;
+            known.retain(|id, _| there.iter().any(|vm| vm.id() == id));
+            for vm in there {
+                if known.contains_key(vm.id()) {
+                    continue;
+                }
+                if let Some(reader) = open(&vm, tail)? {
+                    let (alive, gone) = oneshot::channel();
+                    known.insert(vm.id().to_owned(), alive);
+                    followers.spawn(follow_on(reader, gone, sender.clone()));
                 }
             }
             // All of what is new is new.
@@ -175,16 +194,19 @@ async fn follow(vm: Vm, mut reader: EventReader, sink: Sink) {
     }
 }
 
-/// Tells the events of a VM, however often it ends and starts again.
-async fn follow_on(mut reader: EventReader, sink: Sink) {
+/// Tells the events of a VM until it is removed, however often it ends and starts again.
+async fn follow_on(mut reader: EventReader, mut gone: oneshot::Receiver<()>, sink: Sink) {
+    let mut over = false;
     loop {
-        if !drain(&mut reader, &sink).await {
+        if !drain(&mut reader, &sink).await || over {
             return;
         }
-        // One that was removed has no changes.
-        if let Err(error) = reader.changed().await {
-            let _ = sink.send(Err(Failure::new(error))).await;
-            return;
+        tokio::select! {
+            changed = reader.changed() => if let Err(error) = changed {
+                let _ = sink.send(Err(Failure::new(error))).await;
+                return;
+            },
+            _ = &mut gone => over = true,
         }
     }
 }
@@ -247,9 +269,5 @@ fn told(event: &LoggedEvent) -> String {
         LoggedKind::Lost { count } => format!("at least {count} events are missing"),
         _ => "something that this version does not know".to_owned(),
     };
-    let what: String = what
-        .chars()
-        .map(|c| if c.is_control() { '?' } else { c })
-        .collect();
-    format!("{} {} {what}", event.time, event.vm)
+    format!("{} {} {}", event.time, event.vm, plain(&what))
 }

@@ -11,13 +11,7 @@ use crate::detached;
 use crate::failure::{Failure, each, print, say};
 use crate::parse;
 use crate::runtime;
-use crate::vms::{alive, attach, find, of};
-
-/// How long programs may take to end unless somebody says otherwise.
-const GRACE: Duration = Duration::from_secs(10);
-
-/// How long a guest may write its disks after its programs have ended.
-const WITHIN: Duration = Duration::from_secs(300);
+use crate::vms::{GRACE, WITHIN, alive, attach, find, of};
 
 /// How long it may do so before the user is told what is waited for.
 const LONG: Duration = Duration::from_secs(10);
@@ -249,14 +243,29 @@ pub(super) fn end(vm: &Vm) -> Result<(), Failure> {
     gone(vm)
 }
 
+/// Ends a VM whatever it is doing, also if its files cannot be understood.
+pub(super) fn end_damaged(vms: &Vms, id: &str) -> Result<(), Failure> {
+    runtime(async { Ok(Sandbox::end_by_id(vms, id).await?) })?;
+    match vms
+        .wait_until_ended(id, GONE_WITHIN)
+        .map_err(Failure::new)?
+    {
+        true => Ok(()),
+        false => Err(has_not_ended(id)),
+    }
+}
+
+fn has_not_ended(id: &str) -> Failure {
+    Failure::new(format!(
+        "the VM {id} has been told to end and has not in {GONE_WITHIN:?}"
+    ))
+}
+
 /// Returns when a VM that was told to end has no supervisor any more.
 fn gone(vm: &Vm) -> Result<(), Failure> {
     match vm.wait_until_ended(GONE_WITHIN).map_err(Failure::new)? {
         true => Ok(()),
-        false => Err(Failure::new(format!(
-            "the VM {} has been told to end and has not in {GONE_WITHIN:?}",
-            vm.id()
-        ))),
+        false => Err(has_not_ended(vm.id())),
     }
 }
 
@@ -298,11 +307,12 @@ fn code_of(vm: &Vm) -> Result<u8, Failure> {
         })?;
         match waited {
             Some(Ok(Some(status))) => return Ok(status.shell_code()),
-            Some(Ok(None)) if vm.record().programs.command.is_empty() => return Ok(0),
-            // The supervisor went away, or the VM before its command: the files say which.
-            Some(_) | None => {}
+            Some(Ok(None)) if !has_command(vm) => return Ok(0),
+            // The supervisor went away, unless it has not.
+            Some(Err(error)) => gone(vm).map_err(|_| of(vm, error))?,
+            // The VM before its command: the files say how.
+            Some(Ok(None)) | None => gone(vm)?,
         }
-        gone(vm)?;
         return match vms.find(vm.id()) {
             Ok(vm) => Ok(last_code(&vm)),
             // Removed at its end.
@@ -315,12 +325,18 @@ fn code_of(vm: &Vm) -> Result<u8, Failure> {
     }
 }
 
+/// Whether the VM's command runs by itself: `run --rm=false` runs it at its terminal.
+fn has_command(vm: &Vm) -> bool {
+    let attended = vm.run().is_some_and(|run| run.attended);
+    !attended && !vm.record().programs.command.is_empty()
+}
+
 /// The status of the command in a run that is over.
 fn last_code(vm: &Vm) -> u8 {
     match vm.exit() {
         Some(exit) => match exit.command {
             Some(command) => command.code,
-            None if vm.record().programs.command.is_empty() => 0,
+            None if !has_command(vm) => 0,
             None => UNKNOWN,
         },
         None => UNKNOWN,

@@ -4,7 +4,8 @@ use clap::Args;
 use flashpan::state::{StateError, Status, Vms};
 
 use crate::failure::{Failure, each, print};
-use crate::vms::life::end;
+use crate::pin;
+use crate::vms::life::{end, end_damaged};
 
 const RM_EXAMPLES: &str = "\
 Examples:
@@ -54,6 +55,7 @@ pub(crate) fn rm(args: &RmArgs) -> Result<u8, Failure> {
     each(&args.vms, |text| {
         let id = vms.resolve(text).map_err(Failure::new)?;
         remove(&vms, &id, args.force)?;
+        pin::release(&id);
         print(&format!("Removed {id}\n"))
     })?;
     Ok(0)
@@ -63,7 +65,12 @@ fn remove(vms: &Vms, id: &str, force: bool) -> Result<(), Failure> {
     // A damaged one can be removed, too, and cannot be ended in order.
     let alive = match vms.find(id) {
         Ok(vm) if vm.status().is_alive() => Some(vm),
-        Ok(_) | Err(StateError::Damaged { .. } | StateError::Newer { .. }) => None,
+        Ok(_) => None,
+        Err(StateError::Damaged { .. } | StateError::Newer { .. }) if force => {
+            end_damaged(vms, id)?;
+            None
+        }
+        Err(StateError::Damaged { .. } | StateError::Newer { .. }) => None,
         Err(error) => return Err(Failure::new(error)),
     };
     if let Some(vm) = alive.filter(|_| force) {
@@ -87,6 +94,7 @@ pub(crate) fn prune(_args: &PruneArgs) -> Result<u8, Failure> {
 
 fn prune_all(vms: &Vms, word: &str) -> Result<usize, Failure> {
     let (removed, failures) = vms.prune().map_err(Failure::new)?;
+    removed.iter().for_each(|id| pin::release(id));
     for id in &removed {
         print(&format!("{word} {id}\n"))?;
     }

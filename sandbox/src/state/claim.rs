@@ -30,11 +30,12 @@ pub(crate) struct Claim {
 }
 
 impl Vms {
-    /// Takes the life of a VM in hand.
+    /// Takes the life of a VM in hand, whose command somebody else runs if it is
+    /// `attended`.
     ///
     /// # Errors
     /// [`crate::state::StateError::Status`] if it runs.
-    pub(crate) fn claim(&self, id: &str) -> Result<Claim> {
+    pub(crate) fn claim(&self, id: &str, attended: bool) -> Result<Claim> {
         let lock = self.lock()?;
         let vm = self.load(id)?;
         let file = vm.directory().join("lock");
@@ -51,6 +52,7 @@ impl Vms {
             version: VERSION,
             number,
             started_at: std::time::SystemTime::now().into(),
+            attended,
             ports: Vec::new(),
         };
         let directory = vm.directory().to_owned();

@@ -133,15 +133,18 @@ impl LoggedEvent {
 #[derive(Debug)]
 pub(crate) struct EventLog {
     vm: String,
-    file: Mutex<LogFile>,
+    /// `None` from the end of the VM's run on.
+    file: Mutex<Option<LogFile>>,
 }
 
 impl EventLog {
     pub(crate) fn open(vm: &str, directory: &Path) -> std::io::Result<Self> {
-        let file = LogFile::open(directory.join(LogStream::Events.file_name()))?;
+        let mut file = LogFile::open(directory.join(LogStream::Events.file_name()))?;
+        // Behind what a killed supervisor was writing; an empty line is none.
+        file.write_all(b"\n")?;
         Ok(Self {
             vm: vm.to_owned(),
-            file: Mutex::new(file),
+            file: Mutex::new(Some(file)),
         })
     }
 
@@ -156,6 +159,12 @@ impl EventLog {
         });
     }
 
+    /// The last event of a run.
+    pub(crate) fn end(&self, message: &str) {
+        self.vm(Status::Stopped, Some(message));
+        *self.file.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+
     pub(crate) fn program(&self, event: &VmEvent) {
         self.write(&LoggedEvent::of_program(&self.vm, event));
     }
@@ -166,6 +175,7 @@ impl EventLog {
         };
         line.push(b'\n');
         let mut file = self.file.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(file) = &mut *file else { return };
         // A log takes everything, or does without.
         let _ = file.begin_line(line.len());
         let _ = file.write_all(&line);

@@ -49,7 +49,11 @@ impl LogFile {
     }
 
     fn rotate(&mut self) -> io::Result<()> {
-        fs::rename(&self.path, old(&self.path))?;
+        match fs::rename(&self.path, old(&self.path)) {
+            // Another file could not be begun the last time.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            renamed => renamed?,
+        }
         self.file = append(&self.path)?;
         self.length = 0;
         Ok(())
@@ -78,6 +82,8 @@ impl Write for LogFile {
             let most = left.min(usize::try_from(self.max).unwrap_or(usize::MAX));
             let (now, later) = rest.split_at(rest.len().min(most));
             if self.file.write_all(now).is_err() {
+                // Nothing rather than a part.
+                let _ = self.file.set_len(self.length);
                 break;
             }
             let written = u64::try_from(now.len()).unwrap_or(u64::MAX);

@@ -35,6 +35,7 @@ use std::fs::{self, DirBuilder};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use rustix::rand::{GetRandomFlags, getrandom};
 
@@ -268,6 +269,15 @@ impl Vms {
         fs::remove_dir_all(&buried)
             .or_else(gone)
             .map_err(failed("remove", &buried))
+    }
+
+    /// Waits until a VM has no supervisor, also if its files cannot be understood;
+    /// whether that was `within` this time. Blocks.
+    ///
+    /// # Errors
+    /// Its lock cannot be looked at.
+    pub fn wait_until_ended(&self, id: &str, within: Duration) -> Result<bool> {
+        vm::wait_until_ended(&self.directory(id), within)
     }
 
     /// Removes all VMs that have stopped or crashed; their ids, and what could not be

@@ -149,6 +149,9 @@ pub struct Run {
     pub number: u64,
     /// When.
     pub started_at: Timestamp,
+    /// Whether somebody else runs the VM's command, whose end is then not known here.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub attended: bool,
     /// Where ports of the guest are reachable, with the real ones.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub ports: Vec<ForwardBinding>,

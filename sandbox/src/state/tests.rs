@@ -29,7 +29,7 @@ impl Fixture {
 
     /// A run that ends as it should.
     fn run(&self, id: &str) {
-        let claim = self.vms.claim(id).unwrap();
+        let claim = self.vms.claim(id, false).unwrap();
         let exit = ExitRecord::new(claim.run(), Err("told so"), None);
         claim.end(&exit, false).unwrap();
     }
@@ -56,7 +56,7 @@ fn a_vm_is_made_runs_crashes_runs_again_and_is_removed() {
     let id = fixture.create(Some("web"));
     assert_eq!(fixture.status(&id), Status::Created);
 
-    let claim = fixture.vms.claim(&id).unwrap();
+    let claim = fixture.vms.claim(&id, false).unwrap();
     assert_eq!(fixture.status(&id), Status::Starting);
     for (activity, status) in [
         (Activity::Running, Status::Running),
@@ -66,7 +66,7 @@ fn a_vm_is_made_runs_crashes_runs_again_and_is_removed() {
         claim.say(activity);
         assert_eq!(fixture.status(&id), status);
     }
-    let twice = fixture.vms.claim(&id).unwrap_err();
+    let twice = fixture.vms.claim(&id, false).unwrap_err();
     assert!(twice.to_string().contains("is stopping; "), "{twice}");
     let refused = fixture.vms.remove(&id).unwrap_err();
     assert!(refused.to_string().contains("rm -f"), "{refused}");
@@ -82,7 +82,7 @@ fn a_vm_is_made_runs_crashes_runs_again_and_is_removed() {
     assert_eq!(vm.record().launch["kept"], true);
 
     // Killed again: the end of the run before says nothing of this one.
-    drop(fixture.vms.claim(&id).unwrap());
+    drop(fixture.vms.claim(&id, false).unwrap());
     let vm = fixture.vms.find(&id).unwrap();
     assert_eq!((vm.status(), vm.exit()), (Status::Crashed, None));
 
@@ -100,7 +100,7 @@ use flashpan_protocol::supervisor::Activity;
 fn a_supervisor_that_removes_its_vm_leaves_nothing() {
     let fixture = Fixture::new();
     let id = fixture.create(Some("gone"));
-    let claim = fixture.vms.claim(&id).unwrap();
+    let claim = fixture.vms.claim(&id, false).unwrap();
     let exit = ExitRecord::new(claim.run(), Err("told so"), None);
     claim.end(&exit, true).unwrap();
     assert_eq!(fixture.left(), [""; 0]);
@@ -188,7 +188,7 @@ fn a_vm_gets_another_name_and_the_old_one_is_free() {
     assert!(matches!(taken, StateError::NameTaken { .. }), "{taken}");
     // Its own name again, and while it runs.
     fixture.vms.rename(&two, "one").unwrap();
-    let claim = fixture.vms.claim(&two).unwrap();
+    let claim = fixture.vms.claim(&two, false).unwrap();
     fixture.vms.rename(&two, "second").unwrap();
     assert_eq!(fixture.vms.find("second").unwrap().id(), two);
     drop(claim);
@@ -241,8 +241,8 @@ fn only_what_has_ended_is_pruned() {
         fixture.create(None),
     );
     fixture.run(&stopped);
-    drop(fixture.vms.claim(&crashed).unwrap());
-    let _claim = fixture.vms.claim(&running).unwrap();
+    drop(fixture.vms.claim(&crashed, false).unwrap());
+    let _claim = fixture.vms.claim(&running, false).unwrap();
     let (mut pruned, failures) = fixture.vms.prune().unwrap();
     assert!(failures.is_empty());
     pruned.sort();
@@ -275,7 +275,7 @@ fn a_damaged_vm_is_told_and_can_be_removed_by_its_name() {
         let (id, error) = &listing.damaged[0];
         assert_eq!(id, &bad);
         assert!(error.to_string().contains("vm.json"), "{error}");
-        assert!(fixture.vms.claim(&bad).is_err());
+        assert!(fixture.vms.claim(&bad, false).is_err());
     }
     let id = fixture.vms.resolve("bad").unwrap();
     fixture.vms.remove(&id).unwrap();

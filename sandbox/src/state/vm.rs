@@ -151,9 +151,13 @@ impl Vm {
     /// # Errors
     /// Its lock cannot be looked at.
     pub fn wait_until_ended(&self, within: Duration) -> Result<bool> {
-        let file = self.directory.join("lock");
-        lock::wait_until_free(&file, within).map_err(failed("wait for", &file))
+        wait_until_ended(&self.directory, within)
     }
+}
+
+pub(super) fn wait_until_ended(directory: &Path, within: Duration) -> Result<bool> {
+    let file = directory.join("lock");
+    lock::wait_until_free(&file, within).map_err(failed("wait for", &file))
 }
 
 /// What a VM does. The order of the looks makes it true whatever a supervisor does

@@ -10,7 +10,7 @@ use flashpan_protocol::agent::ExitStatus;
 use flashpan_protocol::supervisor::Activity;
 use tokio::net::UnixListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::sync::watch;
+use tokio::sync::{oneshot, watch};
 use tokio::time::timeout;
 
 use crate::error::{Error, Result};
@@ -32,6 +32,9 @@ const GRACE: Duration = Duration::from_secs(10);
 
 /// How long the guest may take to write its disks after that.
 const WITHIN: Duration = Duration::from_secs(300);
+
+/// How long the last events may take to be written down.
+const TOLD_WITHIN: Duration = Duration::from_secs(5);
 
 /// What a VM is launched from.
 #[derive(Debug)]
@@ -74,6 +77,8 @@ pub(super) struct Shared {
     stop: watch::Sender<Option<(Duration, Duration)>>,
     command: watch::Sender<Option<ExitStatus>>,
     finished: watch::Sender<Option<Arc<str>>>,
+    /// Tells when all events of the guest are written down.
+    told: Mutex<Option<oneshot::Receiver<()>>>,
     begun: Instant,
 }
 
@@ -112,12 +117,8 @@ impl Shared {
             self.stop.send_replace(Some((grace, within)));
             return;
         }
-        tokio::spawn(async move {
-            let all = grace.saturating_add(within);
-            if timeout(all, sandbox.wait()).await.is_err() {
-                sandbox.kill().await;
-            }
-        });
+        // The guest is told again: it keeps to the shortest time of all.
+        tokio::spawn(async move { sandbox.shutdown_within(grace, within).await });
     }
 
     pub(super) fn kill(&self) {
@@ -227,7 +228,7 @@ where
 fn begin(order: &Order, vms: &Vms) -> Result<Begun, NotStarted> {
     // From here on a signal ends the VM in order, and not this process.
     let ending = Ending::watch()?;
-    let claim = vms.claim(&order.id)?;
+    let claim = vms.claim(&order.id, !order.run_command)?;
     let directory = claim.directory().to_owned();
     let prepared = (|| {
         let log = |stream: LogStream| LogFile::open(directory.join(stream.file_name()));
@@ -262,6 +263,7 @@ fn begin(order: &Order, vms: &Vms) -> Result<Begun, NotStarted> {
         stop: watch::Sender::new(None),
         command: watch::Sender::new(None),
         finished: watch::Sender::new(None),
+        told: Mutex::new(None),
         begun: Instant::now(),
     });
     Ok(Begun {
@@ -328,16 +330,21 @@ where
         }
     };
     shared.say(Activity::Running);
-    if !channel.ready(sandbox.take_warnings()).await {
+    let wanted = channel.ready(sandbox.take_warnings()).await;
+    if !wanted {
         shared.kill();
     }
     let exit = run(&shared, &record, &sandbox, command, &mut ending).await;
-    finish(&shared, &clients, server, &exit, record.remove).await;
+    let remove = record.remove || (order.remove_unless_ready && !wanted);
+    finish(&shared, &clients, server, &exit, remove).await;
 }
 
 /// Writes down what happens in the guest, by a thread of its own: a disk may be slow.
 fn tell_of_programs(sandbox: &Sandbox, shared: &Arc<Shared>) -> Result<()> {
-    let (mut events, shared) = (sandbox.events()?, Arc::clone(shared));
+    let mut events = sandbox.events()?;
+    let (teller, told) = oneshot::channel();
+    *shared.told.lock().unwrap_or_else(PoisonError::into_inner) = Some(told);
+    let shared = Arc::clone(shared);
     let runtime = tokio::runtime::Handle::current();
     std::thread::Builder::new()
         .name("events".to_owned())
@@ -345,6 +352,8 @@ fn tell_of_programs(sandbox: &Sandbox, shared: &Arc<Shared>) -> Result<()> {
             while let Some(event) = runtime.block_on(events.next()) {
                 shared.events.program(&event);
             }
+            // Nobody waits any more when it took too long.
+            let _ = teller.send(());
         })
         .map(drop)
         .map_err(Error::host("start a thread for the VM's events"))
@@ -434,7 +443,14 @@ async fn run(
                     }
                 }
                 // With the VM, or its agent: then nobody knows.
-                Err(_) => command = None,
+                Err(_) => {
+                    if let Some(command) = command.take() {
+                        command.written().await;
+                    }
+                    if record.remove {
+                        shared.stop(grace, WITHIN);
+                    }
+                }
             },
         }
     };
@@ -457,7 +473,16 @@ async fn finish(shared: &Shared, clients: &Clients, server: Task, exit: &ExitRec
     drop(server);
     // Nobody is left to tell why it could not be written; without it the VM has
     // crashed, which is how it looks.
-    shared.events.vm(Status::Stopped, Some(&exit.message));
+    let told = shared
+        .told
+        .lock()
+        .unwrap_or_else(PoisonError::into_inner)
+        .take();
+    if let Some(told) = told {
+        let _ = timeout(TOLD_WITHIN, told).await;
+    }
+    // What comes later would be another run's.
+    shared.events.end(&exit.message);
     let _ = shared.claim.end(exit, remove);
     shared.finished.send_replace(Some(exit.document().into()));
     clients.farewell().await;

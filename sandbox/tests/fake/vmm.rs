@@ -341,6 +341,8 @@ fn serve(control: &Control, scenario: &str, spec: &VmSpec) -> ! {
                 control.send(&Event::Stats(Box::new(stats)), None);
             }
             Request::Kill if scenario == "held" => {}
+            // As one that is held up by a disk.
+            Request::Pause if scenario == "slow-pause" => {}
             Request::Pause => control.send(&Event::Paused, None),
             Request::Resume => control.send(&Event::Resumed, None),
             Request::Kill => control.exit(ExitReason::Killed),
