@@ -178,6 +178,12 @@ impl Sandbox {
     /// contents of its choice: what comes out of a guest is no more to be trusted
     /// than the guest.
     ///
+    /// So where `to` itself is a symbolic link, which may have come out of the
+    /// guest, a file or link replaces it, and a directory is refused; with a slash
+    /// or `/.` at the end of `to`, it is followed to a directory that is there.
+    /// Links further up in `to` are followed: name no place below what came out
+    /// of a guest.
+    ///
     /// # Errors
     /// See [above](#files-of-the-guest); [`Error::HostFile`] for what cannot be
     /// written here, and [`Error::CopyTooLong`].
@@ -197,6 +203,10 @@ impl Sandbox {
         let FileOutput::Entry(first) = link.output.next_within(ANSWER_WITHIN).await? else {
             return Err(broken("it sent a tree without a root".to_owned()));
         };
+        if options.follow_link && first.stat.is_symlink() {
+            let why = "it sent a symbolic link instead of what it points to";
+            return Err(broken(why.to_owned()));
+        }
         let (steps, incoming) = mpsc::channel(FRAMES);
         let place = to.to_owned();
         let writing = tokio::task::spawn_blocking(move || {
@@ -389,6 +399,8 @@ fn write(
         },
         // Files of a guest must not run with the rights of whoever copied them.
         special_bits: archive,
+        // A link there may be one that this guest sent before.
+        follow_place: false,
     };
     let (path, contents) = (place.as_os_str().as_bytes(), root.contents);
     let mut writer =

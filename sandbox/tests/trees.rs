@@ -271,6 +271,56 @@ async fn a_guest_writes_nothing_outside_of_the_place() {
 }
 
 #[tokio::test]
+async fn a_link_that_came_out_of_a_guest_does_not_lead_the_next_copy_elsewhere() {
+    let world = World::new("normal");
+    let sandbox = world.boot().await;
+    let (outside, to) = (world.path("outside"), world.path("to"));
+    fs::write(&outside, "precious").unwrap();
+    fs::write(world.path("result"), "result").unwrap();
+    let link = "/fake/tree:root-link";
+    sandbox.copy_out(link, &to, options()).await.unwrap();
+    assert_eq!(fs::read_link(&to).unwrap(), Path::new("outside"));
+    sandbox
+        .copy_out(world.path("result"), &to, options())
+        .await
+        .unwrap();
+    assert!(to.symlink_metadata().unwrap().is_file());
+    assert_eq!(fs::read(&to).unwrap(), b"result");
+    assert_eq!(fs::read(&outside).unwrap(), b"precious");
+
+    // To a directory of the user's.
+    fs::remove_file(&outside).unwrap();
+    fs::create_dir(&outside).unwrap();
+    let tree = world.path("tree");
+    fs::create_dir(&tree).unwrap();
+    fs::write(tree.join("file"), "content").unwrap();
+    fs::remove_file(&to).unwrap();
+    sandbox.copy_out(link, &to, options()).await.unwrap();
+    for from in [tree.clone(), tree.join(".")] {
+        let error = sandbox.copy_out(from, &to, options()).await.unwrap_err();
+        let text = format!(
+            "cannot copy {}: it is a symbolic link; name what it points to, or remove it",
+            to.display()
+        );
+        assert_eq!(error.to_string(), text);
+    }
+    assert_eq!(fs::read_dir(&outside).unwrap().count(), 0);
+    // The user says that it is one.
+    sandbox
+        .copy_out(&tree, world.path("to/"), options())
+        .await
+        .unwrap();
+    assert!(outside.join("tree/file").exists());
+
+    // What a link is to be followed to is none.
+    let follow = options().follow_link(true);
+    let place = world.path("place");
+    let error = sandbox.copy_out(link, &place, follow).await.unwrap_err();
+    assert!(matches!(error, Error::Protocol { .. }), "{error}");
+    assert!(place.symlink_metadata().is_err());
+}
+
+#[tokio::test]
 async fn a_tree_without_end_ends_at_the_limit_and_with_the_caller() {
     let world = World::new("normal");
     let sandbox = world.boot().await;

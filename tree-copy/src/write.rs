@@ -42,6 +42,13 @@ pub struct Options {
     /// Whether the bits of a mode are kept that make a program run with the
     /// rights of its owner or group, and the sticky bit.
     pub special_bits: bool,
+    /// Whether a symbolic link that the place itself is stands for what it
+    /// points to. Not if the tree comes from one who is not trusted with all
+    /// files that can be written here: an earlier tree of theirs may have made
+    /// the link. Files and links then replace it, and a directory is refused;
+    /// but where the path of the place ends in `/` or `/.`, it is followed to a
+    /// directory that is there.
+    pub follow_place: bool,
 }
 
 /// Writes a tree, one frame at a time.
@@ -95,7 +102,8 @@ impl Writer {
         options: Options,
     ) -> Result<Self, Failure> {
         check_name(own)?;
-        let landing = land(open, path, root.stat.is_dir(), own, contents)?;
+        let (is_directory, follow) = (root.stat.is_dir(), options.follow_place);
+        let landing = land(open, path, is_directory, own, contents, follow)?;
         let mut writer = Self {
             landing: Some(landing),
             levels: Vec::new(),

@@ -26,6 +26,7 @@ use tempfile::TempDir;
 const OPTIONS: Options = Options {
     owner: Owner::Writer,
     special_bits: true,
+    follow_place: true,
 };
 
 fn open(path: &[u8], flags: OFlag) -> nix::Result<OwnedFd> {
@@ -224,6 +225,76 @@ fn it_lands_where_docker_would_put_it() {
                 assert_eq!(why, kind, "{case}");
             }
         }
+    }
+}
+
+/// As far as a link is concerned that an earlier tree may have left.
+#[test]
+fn a_link_in_the_place_is_followed_only_if_the_path_says_so() {
+    const IN_THE_WAY: &str = "it is a symbolic link; name what it points to, or remove it";
+    let cases: [(&str, bool, &str, Result<&str, &str>); 20] = [
+        ("file", false, "to-other", Ok("to-other")),
+        ("file", false, "to-dir", Ok("to-dir")),
+        ("file", false, "to-new", Ok("to-new")),
+        ("link", false, "to-other", Ok("to-other")),
+        ("link", false, "to-dir", Ok("to-dir")),
+        ("file", false, "dir/file", Ok("dir/file")),
+        ("file", false, "dir", Ok("dir/file")),
+        ("file", false, "to-dir/", Ok("dir/file")),
+        ("file", false, "to-dir/.", Ok("dir/file")),
+        ("file", false, "to-dir/new", Ok("dir/new")),
+        ("tree", false, "to-dir", Err(IN_THE_WAY)),
+        ("tree", true, "to-dir", Err(IN_THE_WAY)),
+        ("tree", false, "to-new", Err(IN_THE_WAY)),
+        ("tree", true, "to-new", Err(IN_THE_WAY)),
+        ("tree", false, "to-other", Err(IN_THE_WAY)),
+        ("tree", false, "to-new/", Err(IN_THE_WAY)),
+        ("tree", false, "to-dir/", Ok("dir/tree/inner")),
+        ("tree", true, "to-dir/.", Ok("dir/inner")),
+        ("tree", true, "dir", Ok("dir/inner")),
+        ("tree", false, "new", Ok("new/inner")),
+    ];
+    let options = Options {
+        follow_place: false,
+        ..OPTIONS
+    };
+    for (from, contents, to, expected) in cases {
+        let here = tempfile::tempdir().unwrap();
+        let source = here.path().join("source");
+        fs::create_dir_all(source.join("tree")).unwrap();
+        fs::write(source.join("tree/inner"), "content").unwrap();
+        fs::write(source.join("file"), "content").unwrap();
+        symlink("content", source.join("link")).unwrap();
+        let place = here.path().join("place");
+        fs::create_dir_all(place.join("dir")).unwrap();
+        fs::write(place.join("other"), "old").unwrap();
+        symlink("other", place.join("to-other")).unwrap();
+        symlink("dir", place.join("to-dir")).unwrap();
+        symlink("made", place.join("to-new")).unwrap();
+        symlink("../other", place.join("dir/file")).unwrap();
+        let before = picture(&place);
+        let case = format!("{from} {contents} {to}");
+        let to = format!("{}/{to}", place.display());
+        let copied = copy_as(&source.join(from), &to, contents, options);
+        match expected {
+            Ok(made) => {
+                copied.unwrap_or_else(|error| panic!("{case}: {error}"));
+                let made = place.join(made);
+                let is_link = made.symlink_metadata().unwrap().is_symlink();
+                assert_eq!(is_link, from == "link", "{case}");
+                let content = match is_link {
+                    true => fs::read_link(made).unwrap().into_os_string().into_vec(),
+                    false => fs::read(made).unwrap(),
+                };
+                assert_eq!(content, b"content", "{case}");
+            }
+            Err(why) => {
+                assert_eq!(copied.unwrap_err().to_string(), why, "{case}");
+                assert_eq!(picture(&place), before, "{case}");
+            }
+        }
+        assert_eq!(fs::read(place.join("other")).unwrap(), b"old", "{case}");
+        assert!(!place.join("made").exists(), "{case}");
     }
 }
 

@@ -25,6 +25,8 @@ pub(super) fn receive(
             .owner
             .map_or(Owner::AsSent, |(uid, gid)| Owner::Of(uid, gid)),
         special_bits: true,
+        // Who asks may write everywhere in the guest.
+        follow_place: true,
     };
     let FileInput::Entry(first) = link.receive()? else {
         return Err(Stop::Gone);

@@ -333,6 +333,7 @@ fn tree(link: &mut Link, trick: &str) {
             done,
         ],
         "root-name" => vec![file("../../outside"), data(), close, done],
+        "root-link" => vec![entry("l", 0o120_777, "outside"), done],
         "special" => vec![file("program"), data(), close, done],
         "half" => vec![
             directory("t"),

@@ -153,6 +153,7 @@ pub fn tree(data: &[u8]) {
             _ => Owner::Writer,
         },
         special_bits: flags & 4 != 0,
+        follow_place: flags & 64 == 0,
     };
     let mut own_names = BTreeSet::new();
     let written = write(&scene, &mut choices, flags, options, &mut own_names);
@@ -265,6 +266,7 @@ fn read_again(scene: &Scene) {
     let options = Options {
         owner: Owner::AsSent,
         special_bits: true,
+        follow_place: true,
     };
     let (from, to) = (&scene.place, scene.all.path().join("copy"));
     let copied = || -> Result<(), Failure> {
