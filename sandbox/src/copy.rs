@@ -111,10 +111,11 @@ impl Copied {
 /// must be a directory. The directory above the place has to be there.
 ///
 /// Files and links replace what is there; directories are filled where there are
-/// some, and neither replaces the other. Permissions and times are kept. A hard
-/// link becomes a file of its own, a file with holes one without. What the
-/// copied files hold is complete under their names or not there; a copy that
-/// fails or is dropped leaves what was complete by then.
+/// some, and neither replaces the other. Permissions and times are kept; a
+/// directory that was there has its own, and its owner. A hard link becomes a
+/// file of its own, a file with holes one without. What the copied files hold is
+/// complete under their names or not there; a copy that fails or is dropped
+/// leaves what was complete by then.
 impl Sandbox {
     /// Copies a file, or a directory with all that is in it, from this machine
     /// into the guest.

@@ -321,6 +321,29 @@ async fn a_link_that_came_out_of_a_guest_does_not_lead_the_next_copy_elsewhere()
 }
 
 #[tokio::test]
+async fn directories_of_this_machine_keep_their_permissions_and_times() {
+    let world = World::new("normal");
+    let sandbox = world.boot().await;
+    let (tree, place) = (world.path("tree"), world.path("place"));
+    for (at, mode) in [(&tree, 0o777), (&place, 0o700)] {
+        fs::create_dir_all(at.join("tree/inner")).unwrap();
+        for name in ["tree/inner", "tree"] {
+            fs::set_permissions(at.join(name), PermissionsExt::from_mode(mode)).unwrap();
+        }
+    }
+    for name in ["tree/inner", "tree"] {
+        let sent = fs::File::open(tree.join(name)).unwrap();
+        sent.set_modified(std::time::UNIX_EPOCH).unwrap();
+    }
+    let before = picture(&place);
+    sandbox
+        .copy_out(tree.join("tree"), &place, options())
+        .await
+        .unwrap();
+    assert_eq!(picture(&place), before);
+}
+
+#[tokio::test]
 async fn a_tree_without_end_ends_at_the_limit_and_with_the_caller() {
     let world = World::new("normal");
     let sandbox = world.boot().await;

@@ -54,8 +54,10 @@ pub struct Options {
 /// Writes a tree, one frame at a time.
 ///
 /// A file has a name that begins with `.flashpan-` until it is complete, and
-/// is removed if the writer is dropped before that. What is there already is
-/// replaced by files and links, and kept where it is a directory in both;
+/// is removed if the writer is dropped before that; directories stay, as they
+/// were sent. What is there already is
+/// replaced by files and links, and kept where it is a directory in both, with
+/// the owner, permissions and times that it has;
 /// a directory takes the place of nothing else, and nothing else that of a
 /// directory.
 #[derive(Debug)]
@@ -169,7 +171,7 @@ impl Writer {
                     let why = "its directories are nested too deep: 256 levels are the most";
                     return Err(Failure::refused(FileFailureKind::TooMany, why));
                 }
-                let directory = make_directory(above, os_name)?;
+                let (directory, made) = make_directory(above, os_name)?;
                 self.levels.push(Level {
                     // The root has no name in a path below it.
                     name: match self.levels.is_empty() {
@@ -177,7 +179,7 @@ impl Writer {
                         false => name,
                     },
                     directory,
-                    stat: Some(entry.stat),
+                    stat: made.then_some(entry.stat),
                 });
             }
             SFlag::S_IFREG => {
@@ -363,6 +365,12 @@ impl Drop for Writer {
         if let (Some(file), Some(above)) = (&self.file, self.innermost()) {
             remove(above, &file.temporary.name);
         }
+        // The next attempt finds them there and leaves them as they are.
+        for level in self.levels.iter().rev() {
+            if let Some(stat) = &level.stat {
+                let _ = self.settle_directory(&level.directory, stat);
+            }
+        }
     }
 }
 
@@ -390,18 +398,21 @@ fn check_replaced(above: &OwnedFd, name: &OsStr) -> Result<(), Failure> {
     }
 }
 
-/// The directory `name`, which is made if there is none.
-fn make_directory(above: &OwnedFd, name: &OsStr) -> Result<OwnedFd, Failure> {
-    match mkdirat(above, name, FILLING) {
-        Ok(()) | Err(Errno::EEXIST) => {}
+/// The directory `name`, which is made if there is none, and whether it was.
+fn make_directory(above: &OwnedFd, name: &OsStr) -> Result<(OwnedFd, bool), Failure> {
+    let made = match mkdirat(above, name, FILLING) {
+        Ok(()) => true,
+        Err(Errno::EEXIST) => false,
         Err(errno) => return Err(Failure::system("make the directory")(errno)),
-    }
+    };
     match openat(above, name, DIRECTORY | OFlag::O_NOFOLLOW, Mode::empty()) {
         Err(Errno::ENOTDIR | Errno::ELOOP) => {
             let why = "there is something of that name, which a directory does not replace";
             Err(Failure::refused(FileFailureKind::Exists, why))
         }
-        opened => opened.map_err(Failure::system("open the directory")),
+        opened => opened
+            .map(|directory| (directory, made))
+            .map_err(Failure::system("open the directory")),
     }
 }
 

@@ -152,9 +152,10 @@ fn a_copy_is_what_was_copied() {
     let to = here.path().join("copy");
     copy(&root, &to).unwrap();
     assert_eq!(picture(&to), picture(&root));
-    // And again over it, after which only the directory that was filled is as new.
+    // And again over it, after which only directories that were filled are as new.
     copy_as(&root, to.to_str().unwrap(), true, OPTIONS).unwrap();
     set_time(&to, 42);
+    set_time(&to.join("deep/down"), 86_400);
     assert_eq!(picture(&to), picture(&root));
 }
 
@@ -306,8 +307,31 @@ fn a_directory_that_is_filled_keeps_its_permissions() {
     set_mode(&to, 0o710);
     copy_as(&root, to.to_str().unwrap(), true, OPTIONS).unwrap();
     assert_eq!(to.metadata().unwrap().mode() & 0o7777, 0o710);
-    // One inside becomes what was sent.
+    // One inside that is new becomes what was sent.
     assert_eq!(to.join("empty").metadata().unwrap().mode() & 0o7777, 0o1777);
+}
+
+#[test]
+fn directories_that_were_there_stay_as_they_are_at_every_level() {
+    let (here, root) = tree();
+    let to = here.path().join("there");
+    let own = ["tree", "tree/deep", "tree/empty"];
+    for name in own {
+        fs::create_dir_all(to.join(name)).unwrap();
+        set_mode(&to.join(name), 0o710);
+    }
+    // Nothing is put into this one.
+    set_time(&to.join("tree/empty"), 1234);
+    copy_as(&root, to.to_str().unwrap(), false, OPTIONS).unwrap();
+    for name in own {
+        let there = to.join(name).metadata().unwrap();
+        assert_eq!(there.mode() & 0o7777, 0o710, "{name}");
+        let sent = root.parent().unwrap().join(name).metadata().unwrap();
+        assert_ne!(there.mtime(), sent.mtime(), "{name}");
+    }
+    assert_eq!(to.join("tree/empty").metadata().unwrap().mtime(), 1234);
+    let new = to.join("tree/deep/down").metadata().unwrap();
+    assert_eq!(new.mtime(), 86_400);
 }
 
 #[test]
@@ -375,6 +399,24 @@ fn a_copy_that_is_given_up_leaves_no_half_file() {
     drop(writer);
     assert_eq!(fs::read_dir(here.path()).unwrap().count(), 1);
     assert_eq!(fs::read(&old).unwrap(), b"old");
+}
+
+#[test]
+fn a_copy_that_is_given_up_and_repeated_ends_as_if_it_was_the_first() {
+    let (here, root) = tree();
+    let to = here.path().join("copy");
+    let to_bytes = to.to_str().unwrap().as_bytes();
+    let mut writer =
+        Writer::new(&open, to_bytes, false, &directory("tree"), b"tree", OPTIONS).unwrap();
+    writer.entry(&directory("deep")).unwrap();
+    writer.entry(&of_kind("down", 0o040_750, "")).unwrap();
+    drop(writer);
+    copy_as(&root, to.to_str().unwrap(), true, OPTIONS).unwrap();
+    for (name, mode) in [("", 0o755), ("deep", 0o755), ("deep/down", 0o750)] {
+        let there = to.join(name).metadata().unwrap();
+        assert_eq!(there.mode() & 0o7777, mode, "{name}");
+    }
+    assert!(to.join("deep/down/program").exists());
 }
 
 fn of_kind(name: &str, mode: u32, target: &str) -> TreeEntry {
