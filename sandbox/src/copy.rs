@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use flashpan_protocol::agent::MAX_DATA;
 use flashpan_protocol::file::{
-    FileInput, FileOutput, FileRequest, MAX_FILE_FRAME, TreeEntry, TreeInRequest,
+    FileInput, FileOutput, FileRequest, MAX_FILE_FRAME, MAX_TREE_ENTRIES, TreeEntry, TreeInRequest,
 };
 use flashpan_protocol::frame;
 use flashpan_tree_copy::{Failure, Options, Owner, Reader, Step, Why, Writer};
@@ -35,6 +35,7 @@ pub struct CopyOptions {
     follow_link: bool,
     owner: Option<(u32, u32)>,
     limit: Option<u64>,
+    entry_limit: Option<u64>,
 }
 
 impl CopyOptions {
@@ -69,6 +70,14 @@ impl CopyOptions {
     /// files without end. None otherwise: this machine's disk is the limit.
     pub fn limit(mut self, bytes: u64) -> Self {
         self.limit = Some(bytes);
+        self
+    }
+
+    /// Most files, directories and symbolic links that are taken out of the
+    /// guest, where what is named itself is the first and what is left out counts
+    /// as well. 4,194,304 otherwise, and at most.
+    pub fn entry_limit(mut self, entries: u64) -> Self {
+        self.entry_limit = Some(entries);
         self
     }
 }
@@ -187,7 +196,7 @@ impl Sandbox {
     ///
     /// # Errors
     /// See [above](#files-of-the-guest); [`Error::HostFile`] for what cannot be
-    /// written here, and [`Error::CopyTooLong`].
+    /// written here, [`Error::CopyTooLong`] and [`Error::CopyTooMany`].
     pub async fn copy_out(
         &self,
         from: impl AsRef<Path>,
@@ -213,7 +222,7 @@ impl Sandbox {
         let writing = tokio::task::spawn_blocking(move || {
             write(&place, &root, &first, options.archive, incoming)
         });
-        let received = receive(&mut link, from, options.limit, steps).await;
+        let received = receive(&mut link, from, options, steps).await;
         // What is not complete is removed when this is done.
         let written = ended(writing).await;
         received?;
@@ -221,14 +230,19 @@ impl Sandbox {
     }
 }
 
-/// Takes a tree from the guest to the thread that writes it.
+/// Takes a tree from the guest, whose root has come, to the thread that writes it.
+/// Each step either counts against a limit or ends something that did.
 async fn receive(
     link: &mut FileLink,
     from: &Path,
-    limit: Option<u64>,
+    options: CopyOptions,
     steps: mpsc::Sender<FileOutput>,
 ) -> Result<()> {
-    let mut left = limit.unwrap_or(u64::MAX);
+    let limit = options.limit.unwrap_or(u64::MAX);
+    let entry_limit = options.entry_limit.unwrap_or(u64::MAX);
+    let entry_limit = entry_limit.min(MAX_TREE_ENTRIES);
+    let mut left = limit;
+    let mut entries_left = entry_limit.saturating_sub(1);
     loop {
         let step = tokio::select! {
             biased;
@@ -240,17 +254,26 @@ async fn receive(
             FileOutput::Data(bytes) if bytes.len() > MAX_DATA => {
                 return Err(broken(format!("{} bytes in one message", bytes.len())));
             }
+            FileOutput::Data(bytes) if bytes.is_empty() => {
+                return Err(broken("it sent content without a byte".to_owned()));
+            }
             FileOutput::Data(bytes) => {
                 let length = u64::try_from(bytes.len()).unwrap_or(u64::MAX);
                 left = left.checked_sub(length).ok_or_else(|| Error::CopyTooLong {
                     path: from.to_owned(),
-                    limit: limit.unwrap_or(u64::MAX),
+                    limit,
                 })?;
             }
-            FileOutput::Entry(_)
-            | FileOutput::Close
-            | FileOutput::Skipped(_)
-            | FileOutput::Done => {}
+            FileOutput::Entry(_) | FileOutput::Skipped(_) => {
+                entries_left = entries_left
+                    .checked_sub(1)
+                    .ok_or_else(|| Error::CopyTooMany {
+                        path: from.to_owned(),
+                        limit: entry_limit,
+                    })?;
+            }
+            // The writer refuses an end of nothing.
+            FileOutput::Close | FileOutput::Done => {}
             other => return Err(link.output.unexpected(other)),
         }
         let last = step == FileOutput::Done;

@@ -385,6 +385,48 @@ async fn a_tree_without_end_ends_at_the_limit_and_with_the_caller() {
 }
 
 #[tokio::test]
+async fn a_tree_without_content_ends_as_well() {
+    let world = World::new("normal");
+    let sandbox = world.boot().await;
+    let out = async |trick: &str, options: CopyOptions| {
+        let from = format!("/fake/tree:{trick}");
+        let copy = sandbox.copy_out(from, world.path(trick), options);
+        timeout(LONG, copy).await.unwrap().unwrap_err()
+    };
+    let error = out("endless-nothing", options().limit(10)).await;
+    assert!(matches!(error, Error::Protocol { .. }), "{error}");
+    assert!(!world.path("endless-nothing").exists());
+    for trick in ["endless-entries", "endless-skipped"] {
+        let error = out(trick, options().entry_limit(1000)).await;
+        let text = format!(
+            "/fake/tree:{trick} in the guest has more than 1000 files and directories, \
+             the most that are copied; what was copied so far is there"
+        );
+        assert_eq!(error.to_string(), text);
+    }
+}
+
+#[tokio::test]
+async fn as_many_files_as_are_allowed_are_copied() {
+    let world = World::new("normal");
+    let sandbox = world.boot().await;
+    tree(&world.path("tree"));
+    let mode = nix::sys::stat::Mode::S_IRWXU;
+    nix::unistd::mkfifo(&world.path("tree/deep/fifo"), mode).unwrap();
+    // Seven, and one that is left out.
+    for (limit, fits) in [(8, true), (7, false)] {
+        let options = options().entry_limit(limit);
+        let to = world.path(&format!("to-{limit}"));
+        let copied = sandbox.copy_out(world.path("tree"), to, options).await;
+        match copied {
+            Ok(copied) => assert_eq!((copied.entries, fits), (7, true)),
+            Err(Error::CopyTooMany { limit: 7, .. }) => assert!(!fits),
+            Err(error) => panic!("{error}"),
+        }
+    }
+}
+
+#[tokio::test]
 async fn the_end_of_the_vm_is_the_reason_for_a_copy_that_fails() {
     let world = World::new("normal");
     let sandbox = world.boot().await;
