@@ -24,6 +24,10 @@ use crate::sandbox::Sandbox;
 /// Frames that wait between the guest and the files of this machine.
 const FRAMES: usize = 4;
 
+/// Most levels of directories that are taken out of a guest: whoever copies may
+/// have few descriptors, and each level takes one.
+const DEPTH: usize = 128;
+
 /// Most paths of [`Copied::skipped`].
 const SKIPPED_KEPT: usize = 256;
 
@@ -181,7 +185,8 @@ impl Sandbox {
         Ok(copied)
     }
 
-    /// Copies a file, or a directory with all that is in it, out of the guest.
+    /// Copies a file, or a directory with all that is in it, out of the guest:
+    /// at most 128 levels of directories, where 256 go into it.
     ///
     /// Whatever the guest sends, nothing is written outside of the place that
     /// `to` names. It can send links that lead anywhere, though, and names and
@@ -425,6 +430,7 @@ fn write(
         special_bits: archive,
         // A link there may be one that this guest sent before.
         follow_place: false,
+        depth: DEPTH,
     };
     let (path, contents) = (place.as_os_str().as_bytes(), root.contents);
     let mut writer =

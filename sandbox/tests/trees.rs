@@ -407,6 +407,36 @@ async fn a_tree_without_content_ends_as_well() {
 }
 
 #[tokio::test]
+async fn a_guest_cannot_nest_directories_deeper_than_is_taken_out_of_it() {
+    let world = World::new("normal");
+    let sandbox = world.boot().await;
+    for (levels, fits) in [(128, true), (129, false)] {
+        let name = format!("deep-{levels}");
+        let below = vec!["d"; levels - 1].join("/");
+        fs::create_dir_all(world.path(&name).join(below)).unwrap();
+        let to = world.path(&format!("out-{levels}"));
+        let copied = sandbox.copy_out(world.path(&name), &to, options()).await;
+        match copied {
+            Ok(_) => assert!(fits),
+            Err(error) => {
+                assert!(!fits, "{error}");
+                let text = error.to_string();
+                assert!(text.contains("128 out of a guest"), "{text}");
+            }
+        }
+        // Into a guest it goes.
+        sandbox
+            .copy_in(
+                world.path(&name),
+                world.path(&format!("in-{levels}")),
+                options(),
+            )
+            .await
+            .unwrap();
+    }
+}
+
+#[tokio::test]
 async fn as_many_files_as_are_allowed_are_copied() {
     let world = World::new("normal");
     let sandbox = world.boot().await;

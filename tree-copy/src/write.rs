@@ -49,6 +49,9 @@ pub struct Options {
     /// but where the path of the place ends in `/` or `/.`, it is followed to a
     /// directory that is there.
     pub follow_place: bool,
+    /// Most levels of directories, if fewer than [`MAX_TREE_DEPTH`]: each takes a
+    /// descriptor while it is open.
+    pub depth: usize,
 }
 
 /// Writes a tree, one frame at a time.
@@ -167,8 +170,9 @@ impl Writer {
         };
         match kind(entry.stat.mode) {
             SFlag::S_IFDIR => {
-                if self.levels.len() >= MAX_TREE_DEPTH {
-                    let why = "its directories are nested too deep: 256 levels are the most";
+                if self.levels.len() >= self.options.depth.min(MAX_TREE_DEPTH) {
+                    let why = "its directories are nested too deep: 256 levels are the \
+                               most, and 128 out of a guest";
                     return Err(Failure::refused(FileFailureKind::TooMany, why));
                 }
                 let (directory, made) = make_directory(above, os_name)?;

@@ -27,6 +27,7 @@ const OPTIONS: Options = Options {
     owner: Owner::Writer,
     special_bits: true,
     follow_place: true,
+    depth: MAX_TREE_DEPTH,
 };
 
 fn open(path: &[u8], flags: OFlag) -> nix::Result<OwnedFd> {
@@ -587,6 +588,29 @@ fn frames_that_are_out_of_order_are_refused() {
     writer.close().unwrap();
     let meta = victim.0.path().join("to/tree/timed").metadata().unwrap();
     assert_eq!((meta.mtime(), meta.mtime_nsec()), (77, 0));
+}
+
+#[test]
+fn a_tree_is_no_deeper_than_the_options_allow() {
+    for (depth, most) in [(1, 1), (3, 3), (usize::MAX, MAX_TREE_DEPTH)] {
+        let victim = Victim::new();
+        let to = victim.0.path().join("to");
+        let to = to.to_str().unwrap().as_bytes();
+        let options = Options { depth, ..OPTIONS };
+        let root = directory("tree");
+        let mut writer = Writer::new(&open, to, false, &root, b"tree", options).unwrap();
+        for _ in 1..most {
+            writer.entry(&directory("d")).unwrap();
+        }
+        // Files are in the last level and none of their own.
+        writer.entry(&file("f")).unwrap();
+        writer.close().unwrap();
+        let error = writer.entry(&directory("d")).unwrap_err();
+        assert!(matches!(
+            error.why,
+            Why::Refused(FileFailureKind::TooMany, _)
+        ));
+    }
 }
 
 #[test]
