@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use flashpan_protocol::agent::MAX_DATA;
 use flashpan_protocol::file::{
-    FileInput, FileOutput, FileRequest, MAX_FILE_FRAME, TreeEntry, TreeInRequest,
+    FileInput, FileOutput, FileRequest, MAX_FILE_FRAME, MAX_TREE_ENTRIES, TreeEntry, TreeInRequest,
 };
 use flashpan_protocol::frame;
 use flashpan_tree_copy::{Failure, Options, Owner, Reader, Step, Why, Writer};
@@ -24,6 +24,10 @@ use crate::sandbox::Sandbox;
 /// Frames that wait between the guest and the files of this machine.
 const FRAMES: usize = 4;
 
+/// Most levels of directories that are taken out of a guest: whoever copies may
+/// have few descriptors, and each level takes one.
+const DEPTH: usize = 128;
+
 /// Most paths of [`Copied::skipped`].
 const SKIPPED_KEPT: usize = 256;
 
@@ -35,6 +39,7 @@ pub struct CopyOptions {
     follow_link: bool,
     owner: Option<(u32, u32)>,
     limit: Option<u64>,
+    entry_limit: Option<u64>,
 }
 
 impl CopyOptions {
@@ -69,6 +74,14 @@ impl CopyOptions {
     /// files without end. None otherwise: this machine's disk is the limit.
     pub fn limit(mut self, bytes: u64) -> Self {
         self.limit = Some(bytes);
+        self
+    }
+
+    /// Most files, directories and symbolic links that are taken out of the
+    /// guest, where what is named itself is the first and what is left out counts
+    /// as well. 4,194,304 otherwise, and at most.
+    pub fn entry_limit(mut self, entries: u64) -> Self {
+        self.entry_limit = Some(entries);
         self
     }
 }
@@ -111,10 +124,11 @@ impl Copied {
 /// must be a directory. The directory above the place has to be there.
 ///
 /// Files and links replace what is there; directories are filled where there are
-/// some, and neither replaces the other. Permissions and times are kept. A hard
-/// link becomes a file of its own, a file with holes one without. What the
-/// copied files hold is complete under their names or not there; a copy that
-/// fails or is dropped leaves what was complete by then.
+/// some, and neither replaces the other. Permissions and times are kept; a
+/// directory that was there has its own, and its owner. A hard link becomes a
+/// file of its own, a file with holes one without. What the copied files hold is
+/// complete under their names or not there; a copy that fails or is dropped
+/// leaves what was complete by then.
 impl Sandbox {
     /// Copies a file, or a directory with all that is in it, from this machine
     /// into the guest.
@@ -171,16 +185,23 @@ impl Sandbox {
         Ok(copied)
     }
 
-    /// Copies a file, or a directory with all that is in it, out of the guest.
+    /// Copies a file, or a directory with all that is in it, out of the guest:
+    /// at most 128 levels of directories, where 256 go into it.
     ///
     /// Whatever the guest sends, nothing is written outside of the place that
     /// `to` names. It can send links that lead anywhere, though, and names and
     /// contents of its choice: what comes out of a guest is no more to be trusted
     /// than the guest.
     ///
+    /// So where `to` itself is a symbolic link, which may have come out of the
+    /// guest, a file or link replaces it, and a directory is refused; with a slash
+    /// or `/.` at the end of `to`, it is followed to a directory that is there.
+    /// Links further up in `to` are followed: name no place below what came out
+    /// of a guest.
+    ///
     /// # Errors
     /// See [above](#files-of-the-guest); [`Error::HostFile`] for what cannot be
-    /// written here, and [`Error::CopyTooLong`].
+    /// written here, [`Error::CopyTooLong`] and [`Error::CopyTooMany`].
     pub async fn copy_out(
         &self,
         from: impl AsRef<Path>,
@@ -197,12 +218,16 @@ impl Sandbox {
         let FileOutput::Entry(first) = link.output.next_within(ANSWER_WITHIN).await? else {
             return Err(broken("it sent a tree without a root".to_owned()));
         };
+        if options.follow_link && first.stat.is_symlink() {
+            let why = "it sent a symbolic link instead of what it points to";
+            return Err(broken(why.to_owned()));
+        }
         let (steps, incoming) = mpsc::channel(FRAMES);
         let place = to.to_owned();
         let writing = tokio::task::spawn_blocking(move || {
             write(&place, &root, &first, options.archive, incoming)
         });
-        let received = receive(&mut link, from, options.limit, steps).await;
+        let received = receive(&mut link, from, options, steps).await;
         // What is not complete is removed when this is done.
         let written = ended(writing).await;
         received?;
@@ -210,14 +235,19 @@ impl Sandbox {
     }
 }
 
-/// Takes a tree from the guest to the thread that writes it.
+/// Takes a tree from the guest, whose root has come, to the thread that writes it.
+/// Each step either counts against a limit or ends something that did.
 async fn receive(
     link: &mut FileLink,
     from: &Path,
-    limit: Option<u64>,
+    options: CopyOptions,
     steps: mpsc::Sender<FileOutput>,
 ) -> Result<()> {
-    let mut left = limit.unwrap_or(u64::MAX);
+    let limit = options.limit.unwrap_or(u64::MAX);
+    let entry_limit = options.entry_limit.unwrap_or(u64::MAX);
+    let entry_limit = entry_limit.min(MAX_TREE_ENTRIES);
+    let mut left = limit;
+    let mut entries_left = entry_limit.saturating_sub(1);
     loop {
         let step = tokio::select! {
             biased;
@@ -229,17 +259,26 @@ async fn receive(
             FileOutput::Data(bytes) if bytes.len() > MAX_DATA => {
                 return Err(broken(format!("{} bytes in one message", bytes.len())));
             }
+            FileOutput::Data(bytes) if bytes.is_empty() => {
+                return Err(broken("it sent content without a byte".to_owned()));
+            }
             FileOutput::Data(bytes) => {
                 let length = u64::try_from(bytes.len()).unwrap_or(u64::MAX);
                 left = left.checked_sub(length).ok_or_else(|| Error::CopyTooLong {
                     path: from.to_owned(),
-                    limit: limit.unwrap_or(u64::MAX),
+                    limit,
                 })?;
             }
-            FileOutput::Entry(_)
-            | FileOutput::Close
-            | FileOutput::Skipped(_)
-            | FileOutput::Done => {}
+            FileOutput::Entry(_) | FileOutput::Skipped(_) => {
+                entries_left = entries_left
+                    .checked_sub(1)
+                    .ok_or_else(|| Error::CopyTooMany {
+                        path: from.to_owned(),
+                        limit: entry_limit,
+                    })?;
+            }
+            // The writer refuses an end of nothing.
+            FileOutput::Close | FileOutput::Done => {}
             other => return Err(link.output.unexpected(other)),
         }
         let last = step == FileOutput::Done;
@@ -389,6 +428,9 @@ fn write(
         },
         // Files of a guest must not run with the rights of whoever copied them.
         special_bits: archive,
+        // A link there may be one that this guest sent before.
+        follow_place: false,
+        depth: DEPTH,
     };
     let (path, contents) = (place.as_os_str().as_bytes(), root.contents);
     let mut writer =

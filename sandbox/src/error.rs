@@ -280,6 +280,17 @@ pub enum Error {
         /// The limit in bytes.
         limit: u64,
     },
+    /// A tree of the guest had more in it than is copied.
+    #[error(
+        "{} in the guest has more than {limit} files and directories, the most that are copied; what was copied so far is there",
+        shown_path(path)
+    )]
+    CopyTooMany {
+        /// What was copied.
+        path: PathBuf,
+        /// The limit.
+        limit: u64,
+    },
     /// A file of this machine could not be read or written.
     #[error("cannot copy {}: {}", shown_path(path), attempt(what, source))]
     HostFile {
@@ -389,9 +400,10 @@ impl Error {
                 FileFailureKind::NotFound => ErrorCode::FileNotFound,
                 _ => ErrorCode::FileFailed,
             },
-            Self::FileTooLong { .. } | Self::ListingTooLong { .. } | Self::CopyTooLong { .. } => {
-                ErrorCode::FileTooLong
-            }
+            Self::FileTooLong { .. }
+            | Self::ListingTooLong { .. }
+            | Self::CopyTooLong { .. }
+            | Self::CopyTooMany { .. } => ErrorCode::FileTooLong,
         }
     }
 

@@ -271,6 +271,79 @@ async fn a_guest_writes_nothing_outside_of_the_place() {
 }
 
 #[tokio::test]
+async fn a_link_that_came_out_of_a_guest_does_not_lead_the_next_copy_elsewhere() {
+    let world = World::new("normal");
+    let sandbox = world.boot().await;
+    let (outside, to) = (world.path("outside"), world.path("to"));
+    fs::write(&outside, "precious").unwrap();
+    fs::write(world.path("result"), "result").unwrap();
+    let link = "/fake/tree:root-link";
+    sandbox.copy_out(link, &to, options()).await.unwrap();
+    assert_eq!(fs::read_link(&to).unwrap(), Path::new("outside"));
+    sandbox
+        .copy_out(world.path("result"), &to, options())
+        .await
+        .unwrap();
+    assert!(to.symlink_metadata().unwrap().is_file());
+    assert_eq!(fs::read(&to).unwrap(), b"result");
+    assert_eq!(fs::read(&outside).unwrap(), b"precious");
+
+    // To a directory of the user's.
+    fs::remove_file(&outside).unwrap();
+    fs::create_dir(&outside).unwrap();
+    let tree = world.path("tree");
+    fs::create_dir(&tree).unwrap();
+    fs::write(tree.join("file"), "content").unwrap();
+    fs::remove_file(&to).unwrap();
+    sandbox.copy_out(link, &to, options()).await.unwrap();
+    for from in [tree.clone(), tree.join(".")] {
+        let error = sandbox.copy_out(from, &to, options()).await.unwrap_err();
+        let text = format!(
+            "cannot copy {}: it is a symbolic link; name what it points to, or remove it",
+            to.display()
+        );
+        assert_eq!(error.to_string(), text);
+    }
+    assert_eq!(fs::read_dir(&outside).unwrap().count(), 0);
+    // The user says that it is one.
+    sandbox
+        .copy_out(&tree, world.path("to/"), options())
+        .await
+        .unwrap();
+    assert!(outside.join("tree/file").exists());
+
+    // What a link is to be followed to is none.
+    let follow = options().follow_link(true);
+    let place = world.path("place");
+    let error = sandbox.copy_out(link, &place, follow).await.unwrap_err();
+    assert!(matches!(error, Error::Protocol { .. }), "{error}");
+    assert!(place.symlink_metadata().is_err());
+}
+
+#[tokio::test]
+async fn directories_of_this_machine_keep_their_permissions_and_times() {
+    let world = World::new("normal");
+    let sandbox = world.boot().await;
+    let (tree, place) = (world.path("tree"), world.path("place"));
+    for (at, mode) in [(&tree, 0o777), (&place, 0o700)] {
+        fs::create_dir_all(at.join("tree/inner")).unwrap();
+        for name in ["tree/inner", "tree"] {
+            fs::set_permissions(at.join(name), PermissionsExt::from_mode(mode)).unwrap();
+        }
+    }
+    for name in ["tree/inner", "tree"] {
+        let sent = fs::File::open(tree.join(name)).unwrap();
+        sent.set_modified(std::time::UNIX_EPOCH).unwrap();
+    }
+    let before = picture(&place);
+    sandbox
+        .copy_out(tree.join("tree"), &place, options())
+        .await
+        .unwrap();
+    assert_eq!(picture(&place), before);
+}
+
+#[tokio::test]
 async fn a_tree_without_end_ends_at_the_limit_and_with_the_caller() {
     let world = World::new("normal");
     let sandbox = world.boot().await;
@@ -309,6 +382,78 @@ async fn a_tree_without_end_ends_at_the_limit_and_with_the_caller() {
         }
     };
     timeout(LONG, gone).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_tree_without_content_ends_as_well() {
+    let world = World::new("normal");
+    let sandbox = world.boot().await;
+    let out = async |trick: &str, options: CopyOptions| {
+        let from = format!("/fake/tree:{trick}");
+        let copy = sandbox.copy_out(from, world.path(trick), options);
+        timeout(LONG, copy).await.unwrap().unwrap_err()
+    };
+    let error = out("endless-nothing", options().limit(10)).await;
+    assert!(matches!(error, Error::Protocol { .. }), "{error}");
+    assert!(!world.path("endless-nothing").exists());
+    for trick in ["endless-entries", "endless-skipped"] {
+        let error = out(trick, options().entry_limit(1000)).await;
+        let text = format!(
+            "/fake/tree:{trick} in the guest has more than 1000 files and directories, \
+             the most that are copied; what was copied so far is there"
+        );
+        assert_eq!(error.to_string(), text);
+    }
+}
+
+#[tokio::test]
+async fn a_guest_cannot_nest_directories_deeper_than_is_taken_out_of_it() {
+    let world = World::new("normal");
+    let sandbox = world.boot().await;
+    for (levels, fits) in [(128, true), (129, false)] {
+        let name = format!("deep-{levels}");
+        let below = vec!["d"; levels - 1].join("/");
+        fs::create_dir_all(world.path(&name).join(below)).unwrap();
+        let to = world.path(&format!("out-{levels}"));
+        let copied = sandbox.copy_out(world.path(&name), &to, options()).await;
+        match copied {
+            Ok(_) => assert!(fits),
+            Err(error) => {
+                assert!(!fits, "{error}");
+                let text = error.to_string();
+                assert!(text.contains("128 out of a guest"), "{text}");
+            }
+        }
+        // Into a guest it goes.
+        sandbox
+            .copy_in(
+                world.path(&name),
+                world.path(&format!("in-{levels}")),
+                options(),
+            )
+            .await
+            .unwrap();
+    }
+}
+
+#[tokio::test]
+async fn as_many_files_as_are_allowed_are_copied() {
+    let world = World::new("normal");
+    let sandbox = world.boot().await;
+    tree(&world.path("tree"));
+    let mode = nix::sys::stat::Mode::S_IRWXU;
+    nix::unistd::mkfifo(&world.path("tree/deep/fifo"), mode).unwrap();
+    // Seven, and one that is left out.
+    for (limit, fits) in [(8, true), (7, false)] {
+        let options = options().entry_limit(limit);
+        let to = world.path(&format!("to-{limit}"));
+        let copied = sandbox.copy_out(world.path("tree"), to, options).await;
+        match copied {
+            Ok(copied) => assert_eq!((copied.entries, fits), (7, true)),
+            Err(Error::CopyTooMany { limit: 7, .. }) => assert!(!fits),
+            Err(error) => panic!("{error}"),
+        }
+    }
 }
 
 #[tokio::test]

@@ -9,6 +9,7 @@
 //! single names in them, and follow no symbolic link below the root. So whatever
 //! is sent, nothing is written outside of the place that was asked for; and
 //! whatever programs do to the tree meanwhile, nothing outside of it is read.
+//! Whether a link at the place itself is followed is for [`Options`] to say.
 
 mod failure;
 mod place;

@@ -33,19 +33,27 @@ pub(crate) enum Landing {
 }
 
 /// Where a root goes that is a directory or is not, and that has the name `own`
-/// if it keeps it. With `contents`, what is in it goes to `path`.
+/// if it keeps it. With `contents`, what is in it goes to `path`. A symbolic link
+/// that `path` ends in stands for what it points to only with `follow`, or if
+/// `path` says so itself.
 pub(crate) fn land(
     open: Open<'_>,
     path: &[u8],
     is_directory: bool,
     own: &[u8],
     contents: bool,
+    follow: bool,
 ) -> Result<Landing, Failure> {
     if contents && !is_directory {
         let why = "only a directory has contents to copy";
         return Err(Failure::refused(FileFailureKind::NotADirectory, why));
     }
-    match open(path, OFlag::O_PATH | OFlag::O_CLOEXEC) {
+    // A slash after the name of a link follows it whatever the flags are.
+    let itself = match follow {
+        true => OFlag::empty(),
+        false => OFlag::O_NOFOLLOW,
+    };
+    match open(path, OFlag::O_PATH | OFlag::O_CLOEXEC | itself) {
         Ok(there) => {
             let stat = fstat(&there).map_err(Failure::system("look at what is there"))?;
             if kind(stat.st_mode) == SFlag::S_IFDIR {
@@ -53,6 +61,9 @@ pub(crate) fn land(
                     true => Landing::Into(there),
                     false => Landing::As(there, own.to_vec()),
                 });
+            }
+            if is_directory && kind(stat.st_mode) == SFlag::S_IFLNK {
+                return Err(link_in_the_way());
             }
             if is_directory {
                 let why = "a directory does not replace a file";
@@ -66,7 +77,7 @@ pub(crate) fn land(
         }
         Err(errno) => return Err(Failure::system("open it")(errno)),
     }
-    final_place(open, path)
+    final_place(open, path, is_directory, follow)
 }
 
 /// Whether `path` cannot be that of a file.
@@ -74,9 +85,20 @@ fn names_directory(path: &[u8]) -> bool {
     path.ends_with(b"/") || path.ends_with(b"/.")
 }
 
-/// The directory and name that `path` stands for, where that is neither a
-/// directory nor, after this, a symbolic link.
-fn final_place(open: Open<'_>, path: &[u8]) -> Result<Landing, Failure> {
+fn link_in_the_way() -> Failure {
+    let why = "it is a symbolic link; name what it points to, or remove it";
+    Failure::refused(FileFailureKind::Exists, why)
+}
+
+/// The directory and name that `path` stands for, where that is no directory.
+/// With `follow` it is no symbolic link either, after this; without, it is
+/// none if a directory is to be there.
+fn final_place(
+    open: Open<'_>,
+    path: &[u8],
+    is_directory: bool,
+    follow: bool,
+) -> Result<Landing, Failure> {
     let mut path = path.to_vec();
     for _ in 0..LINKS_MAX {
         let (above, name) = split(&path)?;
@@ -87,6 +109,13 @@ fn final_place(open: Open<'_>, path: &[u8]) -> Result<Landing, Failure> {
             OsStr::from_bytes(name),
             AtFlags::AT_SYMLINK_NOFOLLOW,
         ) {
+            Ok(stat) if kind(stat.st_mode) == SFlag::S_IFLNK && !follow => {
+                return match is_directory {
+                    // With a slash at its end, and to nowhere.
+                    true => Err(link_in_the_way()),
+                    false => Ok(Landing::As(directory, name.to_vec())),
+                };
+            }
             Ok(stat) if kind(stat.st_mode) == SFlag::S_IFLNK => {
                 readlinkat(&directory, OsStr::from_bytes(name))
                     .map_err(Failure::system("read the link"))?

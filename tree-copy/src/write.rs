@@ -42,13 +42,25 @@ pub struct Options {
     /// Whether the bits of a mode are kept that make a program run with the
     /// rights of its owner or group, and the sticky bit.
     pub special_bits: bool,
+    /// Whether a symbolic link that the place itself is stands for what it
+    /// points to. Not if the tree comes from one who is not trusted with all
+    /// files that can be written here: an earlier tree of theirs may have made
+    /// the link. Files and links then replace it, and a directory is refused;
+    /// but where the path of the place ends in `/` or `/.`, it is followed to a
+    /// directory that is there.
+    pub follow_place: bool,
+    /// Most levels of directories, if fewer than [`MAX_TREE_DEPTH`]: each takes a
+    /// descriptor while it is open.
+    pub depth: usize,
 }
 
 /// Writes a tree, one frame at a time.
 ///
 /// A file has a name that begins with `.flashpan-` until it is complete, and
-/// is removed if the writer is dropped before that. What is there already is
-/// replaced by files and links, and kept where it is a directory in both;
+/// is removed if the writer is dropped before that; directories stay, as they
+/// were sent. What is there already is
+/// replaced by files and links, and kept where it is a directory in both, with
+/// the owner, permissions and times that it has;
 /// a directory takes the place of nothing else, and nothing else that of a
 /// directory.
 #[derive(Debug)]
@@ -95,7 +107,8 @@ impl Writer {
         options: Options,
     ) -> Result<Self, Failure> {
         check_name(own)?;
-        let landing = land(open, path, root.stat.is_dir(), own, contents)?;
+        let (is_directory, follow) = (root.stat.is_dir(), options.follow_place);
+        let landing = land(open, path, is_directory, own, contents, follow)?;
         let mut writer = Self {
             landing: Some(landing),
             levels: Vec::new(),
@@ -157,11 +170,12 @@ impl Writer {
         };
         match kind(entry.stat.mode) {
             SFlag::S_IFDIR => {
-                if self.levels.len() >= MAX_TREE_DEPTH {
-                    let why = "its directories are nested too deep: 256 levels are the most";
+                if self.levels.len() >= self.options.depth.min(MAX_TREE_DEPTH) {
+                    let why = "its directories are nested too deep: 256 levels are the \
+                               most, and 128 out of a guest";
                     return Err(Failure::refused(FileFailureKind::TooMany, why));
                 }
-                let directory = make_directory(above, os_name)?;
+                let (directory, made) = make_directory(above, os_name)?;
                 self.levels.push(Level {
                     // The root has no name in a path below it.
                     name: match self.levels.is_empty() {
@@ -169,7 +183,7 @@ impl Writer {
                         false => name,
                     },
                     directory,
-                    stat: Some(entry.stat),
+                    stat: made.then_some(entry.stat),
                 });
             }
             SFlag::S_IFREG => {
@@ -355,6 +369,12 @@ impl Drop for Writer {
         if let (Some(file), Some(above)) = (&self.file, self.innermost()) {
             remove(above, &file.temporary.name);
         }
+        // The next attempt finds them there and leaves them as they are.
+        for level in self.levels.iter().rev() {
+            if let Some(stat) = &level.stat {
+                let _ = self.settle_directory(&level.directory, stat);
+            }
+        }
     }
 }
 
@@ -382,18 +402,21 @@ fn check_replaced(above: &OwnedFd, name: &OsStr) -> Result<(), Failure> {
     }
 }
 
-/// The directory `name`, which is made if there is none.
-fn make_directory(above: &OwnedFd, name: &OsStr) -> Result<OwnedFd, Failure> {
-    match mkdirat(above, name, FILLING) {
-        Ok(()) | Err(Errno::EEXIST) => {}
+/// The directory `name`, which is made if there is none, and whether it was.
+fn make_directory(above: &OwnedFd, name: &OsStr) -> Result<(OwnedFd, bool), Failure> {
+    let made = match mkdirat(above, name, FILLING) {
+        Ok(()) => true,
+        Err(Errno::EEXIST) => false,
         Err(errno) => return Err(Failure::system("make the directory")(errno)),
-    }
+    };
     match openat(above, name, DIRECTORY | OFlag::O_NOFOLLOW, Mode::empty()) {
         Err(Errno::ENOTDIR | Errno::ELOOP) => {
             let why = "there is something of that name, which a directory does not replace";
             Err(Failure::refused(FileFailureKind::Exists, why))
         }
-        opened => opened.map_err(Failure::system("open the directory")),
+        opened => opened
+            .map(|directory| (directory, made))
+            .map_err(Failure::system("open the directory")),
     }
 }
 

@@ -26,6 +26,8 @@ use tempfile::TempDir;
 const OPTIONS: Options = Options {
     owner: Owner::Writer,
     special_bits: true,
+    follow_place: true,
+    depth: MAX_TREE_DEPTH,
 };
 
 fn open(path: &[u8], flags: OFlag) -> nix::Result<OwnedFd> {
@@ -151,9 +153,10 @@ fn a_copy_is_what_was_copied() {
     let to = here.path().join("copy");
     copy(&root, &to).unwrap();
     assert_eq!(picture(&to), picture(&root));
-    // And again over it, after which only the directory that was filled is as new.
+    // And again over it, after which only directories that were filled are as new.
     copy_as(&root, to.to_str().unwrap(), true, OPTIONS).unwrap();
     set_time(&to, 42);
+    set_time(&to.join("deep/down"), 86_400);
     assert_eq!(picture(&to), picture(&root));
 }
 
@@ -227,6 +230,76 @@ fn it_lands_where_docker_would_put_it() {
     }
 }
 
+/// As far as a link is concerned that an earlier tree may have left.
+#[test]
+fn a_link_in_the_place_is_followed_only_if_the_path_says_so() {
+    const IN_THE_WAY: &str = "it is a symbolic link; name what it points to, or remove it";
+    let cases: [(&str, bool, &str, Result<&str, &str>); 20] = [
+        ("file", false, "to-other", Ok("to-other")),
+        ("file", false, "to-dir", Ok("to-dir")),
+        ("file", false, "to-new", Ok("to-new")),
+        ("link", false, "to-other", Ok("to-other")),
+        ("link", false, "to-dir", Ok("to-dir")),
+        ("file", false, "dir/file", Ok("dir/file")),
+        ("file", false, "dir", Ok("dir/file")),
+        ("file", false, "to-dir/", Ok("dir/file")),
+        ("file", false, "to-dir/.", Ok("dir/file")),
+        ("file", false, "to-dir/new", Ok("dir/new")),
+        ("tree", false, "to-dir", Err(IN_THE_WAY)),
+        ("tree", true, "to-dir", Err(IN_THE_WAY)),
+        ("tree", false, "to-new", Err(IN_THE_WAY)),
+        ("tree", true, "to-new", Err(IN_THE_WAY)),
+        ("tree", false, "to-other", Err(IN_THE_WAY)),
+        ("tree", false, "to-new/", Err(IN_THE_WAY)),
+        ("tree", false, "to-dir/", Ok("dir/tree/inner")),
+        ("tree", true, "to-dir/.", Ok("dir/inner")),
+        ("tree", true, "dir", Ok("dir/inner")),
+        ("tree", false, "new", Ok("new/inner")),
+    ];
+    let options = Options {
+        follow_place: false,
+        ..OPTIONS
+    };
+    for (from, contents, to, expected) in cases {
+        let here = tempfile::tempdir().unwrap();
+        let source = here.path().join("source");
+        fs::create_dir_all(source.join("tree")).unwrap();
+        fs::write(source.join("tree/inner"), "content").unwrap();
+        fs::write(source.join("file"), "content").unwrap();
+        symlink("content", source.join("link")).unwrap();
+        let place = here.path().join("place");
+        fs::create_dir_all(place.join("dir")).unwrap();
+        fs::write(place.join("other"), "old").unwrap();
+        symlink("other", place.join("to-other")).unwrap();
+        symlink("dir", place.join("to-dir")).unwrap();
+        symlink("made", place.join("to-new")).unwrap();
+        symlink("../other", place.join("dir/file")).unwrap();
+        let before = picture(&place);
+        let case = format!("{from} {contents} {to}");
+        let to = format!("{}/{to}", place.display());
+        let copied = copy_as(&source.join(from), &to, contents, options);
+        match expected {
+            Ok(made) => {
+                copied.unwrap_or_else(|error| panic!("{case}: {error}"));
+                let made = place.join(made);
+                let is_link = made.symlink_metadata().unwrap().is_symlink();
+                assert_eq!(is_link, from == "link", "{case}");
+                let content = match is_link {
+                    true => fs::read_link(made).unwrap().into_os_string().into_vec(),
+                    false => fs::read(made).unwrap(),
+                };
+                assert_eq!(content, b"content", "{case}");
+            }
+            Err(why) => {
+                assert_eq!(copied.unwrap_err().to_string(), why, "{case}");
+                assert_eq!(picture(&place), before, "{case}");
+            }
+        }
+        assert_eq!(fs::read(place.join("other")).unwrap(), b"old", "{case}");
+        assert!(!place.join("made").exists(), "{case}");
+    }
+}
+
 #[test]
 fn a_directory_that_is_filled_keeps_its_permissions() {
     let (here, root) = tree();
@@ -235,8 +308,31 @@ fn a_directory_that_is_filled_keeps_its_permissions() {
     set_mode(&to, 0o710);
     copy_as(&root, to.to_str().unwrap(), true, OPTIONS).unwrap();
     assert_eq!(to.metadata().unwrap().mode() & 0o7777, 0o710);
-    // One inside becomes what was sent.
+    // One inside that is new becomes what was sent.
     assert_eq!(to.join("empty").metadata().unwrap().mode() & 0o7777, 0o1777);
+}
+
+#[test]
+fn directories_that_were_there_stay_as_they_are_at_every_level() {
+    let (here, root) = tree();
+    let to = here.path().join("there");
+    let own = ["tree", "tree/deep", "tree/empty"];
+    for name in own {
+        fs::create_dir_all(to.join(name)).unwrap();
+        set_mode(&to.join(name), 0o710);
+    }
+    // Nothing is put into this one.
+    set_time(&to.join("tree/empty"), 1234);
+    copy_as(&root, to.to_str().unwrap(), false, OPTIONS).unwrap();
+    for name in own {
+        let there = to.join(name).metadata().unwrap();
+        assert_eq!(there.mode() & 0o7777, 0o710, "{name}");
+        let sent = root.parent().unwrap().join(name).metadata().unwrap();
+        assert_ne!(there.mtime(), sent.mtime(), "{name}");
+    }
+    assert_eq!(to.join("tree/empty").metadata().unwrap().mtime(), 1234);
+    let new = to.join("tree/deep/down").metadata().unwrap();
+    assert_eq!(new.mtime(), 86_400);
 }
 
 #[test]
@@ -304,6 +400,24 @@ fn a_copy_that_is_given_up_leaves_no_half_file() {
     drop(writer);
     assert_eq!(fs::read_dir(here.path()).unwrap().count(), 1);
     assert_eq!(fs::read(&old).unwrap(), b"old");
+}
+
+#[test]
+fn a_copy_that_is_given_up_and_repeated_ends_as_if_it_was_the_first() {
+    let (here, root) = tree();
+    let to = here.path().join("copy");
+    let to_bytes = to.to_str().unwrap().as_bytes();
+    let mut writer =
+        Writer::new(&open, to_bytes, false, &directory("tree"), b"tree", OPTIONS).unwrap();
+    writer.entry(&directory("deep")).unwrap();
+    writer.entry(&of_kind("down", 0o040_750, "")).unwrap();
+    drop(writer);
+    copy_as(&root, to.to_str().unwrap(), true, OPTIONS).unwrap();
+    for (name, mode) in [("", 0o755), ("deep", 0o755), ("deep/down", 0o750)] {
+        let there = to.join(name).metadata().unwrap();
+        assert_eq!(there.mode() & 0o7777, mode, "{name}");
+    }
+    assert!(to.join("deep/down/program").exists());
 }
 
 fn of_kind(name: &str, mode: u32, target: &str) -> TreeEntry {
@@ -474,6 +588,29 @@ fn frames_that_are_out_of_order_are_refused() {
     writer.close().unwrap();
     let meta = victim.0.path().join("to/tree/timed").metadata().unwrap();
     assert_eq!((meta.mtime(), meta.mtime_nsec()), (77, 0));
+}
+
+#[test]
+fn a_tree_is_no_deeper_than_the_options_allow() {
+    for (depth, most) in [(1, 1), (3, 3), (usize::MAX, MAX_TREE_DEPTH)] {
+        let victim = Victim::new();
+        let to = victim.0.path().join("to");
+        let to = to.to_str().unwrap().as_bytes();
+        let options = Options { depth, ..OPTIONS };
+        let root = directory("tree");
+        let mut writer = Writer::new(&open, to, false, &root, b"tree", options).unwrap();
+        for _ in 1..most {
+            writer.entry(&directory("d")).unwrap();
+        }
+        // Files are in the last level and none of their own.
+        writer.entry(&file("f")).unwrap();
+        writer.close().unwrap();
+        let error = writer.entry(&directory("d")).unwrap_err();
+        assert!(matches!(
+            error.why,
+            Why::Refused(FileFailureKind::TooMany, _)
+        ));
+    }
 }
 
 #[test]

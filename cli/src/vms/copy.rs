@@ -27,7 +27,9 @@ not there becomes the copy; a slash at the end says that it must be a directory.
 of this machine with a colon in it is written with ./ before it. What comes into a VM
 belongs to its root, what comes out to you, unless -a is given.
 
-What comes out of a VM is what its guest wants it to be: look before you run it.";
+What comes out of a VM is what its guest wants it to be: look before you run it. It
+goes in the place of a symbolic link of this machine, to which a directory is refused,
+and through one only if its name has a slash at the end.";
 
 /// Most paths that were left out and are named.
 const SKIPPED_SHOWN: usize = 5;

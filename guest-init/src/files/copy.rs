@@ -3,7 +3,7 @@
 use std::os::fd::OwnedFd;
 
 use flashpan_protocol::agent::MAX_DATA;
-use flashpan_protocol::file::{FileFailure, FileInput, FileOutput, TreeInRequest};
+use flashpan_protocol::file::{FileFailure, FileInput, FileOutput, MAX_TREE_DEPTH, TreeInRequest};
 use flashpan_tree_copy::{Failure, Options, Owner, Reader, Step, Why, Writer};
 use nix::fcntl::OFlag;
 
@@ -25,6 +25,9 @@ pub(super) fn receive(
             .owner
             .map_or(Owner::AsSent, |(uid, gid)| Owner::Of(uid, gid)),
         special_bits: true,
+        // Who asks may write everywhere in the guest.
+        follow_place: true,
+        depth: MAX_TREE_DEPTH,
     };
     let FileInput::Entry(first) = link.receive()? else {
         return Err(Stop::Gone);

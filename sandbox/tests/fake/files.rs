@@ -333,6 +333,7 @@ fn tree(link: &mut Link, trick: &str) {
             done,
         ],
         "root-name" => vec![file("../../outside"), data(), close, done],
+        "root-link" => vec![entry("l", 0o120_777, "outside"), done],
         "special" => vec![file("program"), data(), close, done],
         "half" => vec![
             directory("t"),
@@ -345,7 +346,8 @@ fn tree(link: &mut Link, trick: &str) {
         "cut" => vec![directory("t"), file("half"), data()],
         "no-root" => vec![done],
         "no-entry" => vec![data()],
-        "endless" => vec![file("endless")],
+        "endless" | "endless-nothing" => vec![file("endless")],
+        "endless-entries" | "endless-skipped" => vec![directory("t")],
         other => panic!("no such tree {other:?}"),
     };
     for frame in frames {
@@ -353,6 +355,15 @@ fn tree(link: &mut Link, trick: &str) {
     }
     match trick {
         "endless" => while link.say(&FileOutput::Data(vec![0; MAX_DATA])) {},
+        "endless-nothing" => while link.say(&FileOutput::Data(Vec::new())) {},
+        "endless-entries" => while link.say(&directory("same")) && link.say(&FileOutput::Close) {},
+        "endless-skipped" => {
+            let skipped = FileOutput::Skipped(Entry {
+                name: b"fifo".to_vec().into(),
+                stat: FileStat::default(),
+            });
+            while link.say(&skipped) {}
+        }
         "cut" => drop(link.stream.shutdown(Shutdown::Both)),
         _ => {}
     }

@@ -10,7 +10,7 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 
 use flashpan_protocol::agent::Bytes;
-use flashpan_protocol::file::{FileStat, TreeEntry};
+use flashpan_protocol::file::{FileStat, MAX_TREE_DEPTH, TreeEntry};
 use flashpan_tree_copy::{Failure, Options, Owner, Reader, Step, Writer};
 use nix::fcntl::OFlag;
 use nix::sys::stat::Mode;
@@ -153,6 +153,8 @@ pub fn tree(data: &[u8]) {
             _ => Owner::Writer,
         },
         special_bits: flags & 4 != 0,
+        follow_place: flags & 64 == 0,
+        depth: MAX_TREE_DEPTH,
     };
     let mut own_names = BTreeSet::new();
     let written = write(&scene, &mut choices, flags, options, &mut own_names);
@@ -265,6 +267,8 @@ fn read_again(scene: &Scene) {
     let options = Options {
         owner: Owner::AsSent,
         special_bits: true,
+        follow_place: true,
+        depth: MAX_TREE_DEPTH,
     };
     let (from, to) = (&scene.place, scene.all.path().join("copy"));
     let copied = || -> Result<(), Failure> {
