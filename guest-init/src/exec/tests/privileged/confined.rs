@@ -192,6 +192,33 @@ fn its_devices_are_harmless_and_work() {
 
 #[test]
 #[ignore = "needs root: confines programs"]
+fn it_cannot_change_the_devices_of_others() {
+    in_namespaces!(it_cannot_change_the_devices_of_others, || {
+        // The same `/dev` for all of them, as in a VM.
+        let devices = DeviceTree::make("/mnt").unwrap();
+        let shm = format!("/dev/shm/of-confined-{}", std::process::id());
+        let script = format!(
+            "for c in 'rm /dev/null' 'mkfifo /dev/x' 'mkdir /dev/x' 'mv /dev/null /dev/x' \\
+                 'ln -s x /dev/x' 'touch /dev/x' 'rm /dev/stdout' 'rmdir /dev/shm' \\
+                 'chmod 600 /dev/null' 'chown 1 /dev/zero'; do
+                 $c 2>&1 | grep -Eq 'Read-only|resource busy' || echo done: $c
+             done
+             test -c /dev/null && echo x >/dev/null && head -c 1 /dev/zero >/dev/full || echo full
+             echo kept >{shm} && cat {shm} && rm {shm}"
+        );
+        let before = std::fs::read_dir("/mnt").unwrap().count();
+        let outcome = Session::start_at((None, Some(devices)), confined(&script)).finish();
+        assert_eq!(outcome.status, Some(ExitStatus::Code(0)), "{outcome:?}");
+        assert_eq!(outcome.stdout, b"full\nkept\n", "{outcome:?}");
+        assert_eq!(std::fs::read_dir("/mnt").unwrap().count(), before);
+        use std::os::unix::fs::FileTypeExt;
+        let null = std::fs::metadata("/mnt/null").unwrap().file_type();
+        assert!(null.is_char_device());
+    });
+}
+
+#[test]
+#[ignore = "needs root: confines programs"]
 fn system_calls_of_the_list_are_refused() {
     in_namespaces!(system_calls_of_the_list_are_refused, || {
         // ptrace, mount, keyctl, bpf, userfaultfd, io_uring_setup; clone3; a socket
