@@ -261,7 +261,8 @@ fn system_paths(devices: RawFd) -> Result<(), Failed> {
     }
     for path in MASKED_FILES {
         let masked = mount(path, Some(c"/dev/null"), path, None, libc::MS_BIND);
-        if_there(masked)?;
+        // Or its mode could be changed, which is that of the VM's `/dev/null`.
+        if_there(masked.and_then(|()| read_only(path)))?;
     }
     let empty = libc::MS_RDONLY | libc::MS_NOSUID | libc::MS_NODEV | libc::MS_NOEXEC;
     for path in MASKED_DIRECTORIES {

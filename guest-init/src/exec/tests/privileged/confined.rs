@@ -148,6 +148,9 @@ fn settings_of_the_kernel_are_read_only_and_secrets_are_empty() {
              for f in kcore keys timer_list sched_debug; do
                  ! test -e /proc/$f || wc -c </proc/$f | grep -qx 0 || echo full $f
              done
+             for f in kcore keys timer_list sched_debug; do
+                 ! test -e /proc/$f || chmod 666 /proc/$f 2>&1 | grep -q 'Read-only' || echo changed $f
+             done
              echo x >/proc/self/comm && cat /proc/sys/kernel/ostype",
         ));
             assert_eq!(text, "Linux\n");
