@@ -120,6 +120,12 @@ fn it_sees_its_own_processes_and_those_of_nobody_else() {
         assert!(lines[1].split_whitespace().count() <= 5, "{text}");
         assert!(lines[1].starts_with("1 2 "), "{text}");
         assert_eq!(lines[2], "2 0");
+        // From the first moment on, PID 1 can do nothing but what it is for.
+        let mut traces = argv(&["grep", "Seccomp:", "/proc/1/status"]);
+        traces.confinement = Confinement::CONFINED;
+        let capabilities = &mut traces.confinement.capabilities;
+        *capabilities = capabilities.with(Capabilities::SYS_PTRACE);
+        assert_eq!(says(traces), "Seccomp:\t2\n");
         // PID 1 takes no signal from it, and its files are closed to it.
         let text = says(confined(
             "for s in TERM INT HUP KILL STOP 34; do kill -$s 1; done; echo alive; for l in fd/0 root exe ns/mnt; do readlink /proc/1/$l || echo no; done",
