@@ -113,26 +113,10 @@ impl Ready {
             let set = unsafe { libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) };
             check(c"no_new_privs", i64::from(set))?;
         }
-        let Ok(length @ 1..) = u16::try_from(self.filter.len()) else {
+        if self.filter.is_empty() {
             return Ok(());
-        };
-        let program = Program {
-            length,
-            instructions: self.filter.as_ptr(),
-        };
-        // Without this flag, kernels before 5.16 make every program slower.
-        const SPEC_ALLOW: libc::c_ulong = 4;
-        // SAFETY: the kernel reads a `struct sock_fprog` and the instructions that it
-        // points to, as many as it says; both outlive the call.
-        let set = unsafe {
-            libc::syscall(
-                libc::SYS_seccomp,
-                libc::SECCOMP_SET_MODE_FILTER,
-                SPEC_ALLOW,
-                &raw const program,
-            )
-        };
-        check(c"the filter of system calls", set)
+        }
+        install(&self.filter).map_err(|errno| (c"the filter of system calls", errno))
     }
 
     /// Lowers the bounding set; before the user changes.
@@ -192,6 +176,27 @@ impl Ready {
         } = self.confinement;
         Capabilities(ambient.0 & capabilities.0)
     }
+}
+
+/// Installs `filter` for this process and those that it makes. Async-signal-safe.
+pub(crate) fn install(filter: &[Instruction]) -> nix::Result<()> {
+    let program = Program {
+        length: u16::try_from(filter.len()).map_err(|_| Errno::EINVAL)?,
+        instructions: filter.as_ptr(),
+    };
+    // Without this flag, kernels before 5.16 make every program slower.
+    const SPEC_ALLOW: libc::c_ulong = 4;
+    // SAFETY: the kernel reads a `struct sock_fprog` and the instructions that it
+    // points to, as many as it says; both outlive the call.
+    let set = unsafe {
+        libc::syscall(
+            libc::SYS_seccomp,
+            libc::SECCOMP_SET_MODE_FILTER,
+            SPEC_ALLOW,
+            &raw const program,
+        )
+    };
+    Errno::result(set).map(drop)
 }
 
 /// `struct sock_fprog` of `linux/filter.h`.
@@ -261,7 +266,8 @@ fn system_paths(devices: RawFd) -> Result<(), Failed> {
     }
     for path in MASKED_FILES {
         let masked = mount(path, Some(c"/dev/null"), path, None, libc::MS_BIND);
-        if_there(masked)?;
+        // Or its mode could be changed, which is that of the VM's `/dev/null`.
+        if_there(masked.and_then(|()| read_only(path)))?;
     }
     let empty = libc::MS_RDONLY | libc::MS_NOSUID | libc::MS_NODEV | libc::MS_NOEXEC;
     for path in MASKED_DIRECTORIES {

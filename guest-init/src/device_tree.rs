@@ -2,8 +2,10 @@
 //! what programs expect besides. The VM's own `/dev` has its disks and its memory.
 //!
 //! It is made once, where no path leads to it when the root file system is in
-//! place, and copied for each program. Terminals, shared memory and message queues
-//! are those of the VM.
+//! place, and its mounts are copied for each program. The file system is the same
+//! one for all, so the copies are read-only: what one program made or removed there
+//! all others would find. Terminals, shared memory and message queues are those of
+//! the VM, and can be written.
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
@@ -82,6 +84,8 @@ impl DeviceTree {
 
     /// A copy that is nowhere yet.
     pub(crate) fn copy(&self) -> nix::Result<OwnedFd> {
-        sys::copy_mounts(self.directory.as_fd())
+        let copy = sys::copy_mounts(self.directory.as_fd())?;
+        sys::make_read_only(copy.as_fd())?;
+        Ok(copy)
     }
 }

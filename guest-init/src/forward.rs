@@ -18,7 +18,9 @@ use flashpan_protocol::forward::{
 use flashpan_protocol::frame::{self, Decoder};
 use nix::errno::Errno;
 use nix::sys::epoll::EpollFlags;
-use nix::sys::socket::sockopt::{SocketError, TcpNoDelay};
+use nix::sys::socket::sockopt::{
+    KeepAlive, SocketError, TcpKeepCount, TcpKeepIdle, TcpKeepInterval, TcpNoDelay,
+};
 use nix::sys::socket::{
     AddressFamily, MsgFlags, SockFlag, SockType, SockaddrStorage, connect, getsockopt, recv, send,
     setsockopt, socket,
@@ -36,6 +38,12 @@ pub(crate) const FORWARDS_MAX: usize = 256;
 
 /// How long a connection may take to say what it wants.
 const START_WITHIN: Duration = Duration::from_secs(10);
+
+/// After how many seconds of silence a server is asked whether it is there, how many
+/// seconds later again, and how often before it is taken for gone.
+const KEEP_IDLE: u32 = 60;
+const KEEP_INTERVAL: u32 = 15;
+const KEEP_COUNT: u32 = 4;
 
 /// How long connecting may take.
 const CONNECT_WITHIN: Duration = Duration::from_secs(10);
@@ -271,6 +279,7 @@ fn begin(start: &ForwardStart) -> nix::Result<(OwnedFd, bool)> {
     if start.transport == Transport::Tcp {
         // Whoever wants to gather small pieces has done so before they got here.
         setsockopt(&socket, TcpNoDelay, &true)?;
+        keep_alive(&socket)?;
     }
     let address = SockaddrStorage::from(SocketAddr::new(start.address, start.port));
     match connect(socket.as_raw_fd(), &address) {
@@ -278,6 +287,15 @@ fn begin(start: &ForwardStart) -> nix::Result<(OwnedFd, bool)> {
         Err(Errno::EINPROGRESS) => Ok((socket, false)),
         Err(errno) => Err(errno),
     }
+}
+
+/// Lets the kernel find out within two minutes that the server is gone without a
+/// word: the flow would keep its place among [`FORWARDS_MAX`] for ever.
+fn keep_alive(socket: &OwnedFd) -> nix::Result<()> {
+    setsockopt(socket, TcpKeepIdle, &KEEP_IDLE)?;
+    setsockopt(socket, TcpKeepInterval, &KEEP_INTERVAL)?;
+    setsockopt(socket, TcpKeepCount, &KEEP_COUNT)?;
+    setsockopt(socket, KeepAlive, &true)
 }
 
 #[cfg(test)]

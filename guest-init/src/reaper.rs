@@ -12,6 +12,11 @@
 //! pipe, and no memory: all is given back but the page with these few
 //! instructions, so that no page of the agent is there twice.
 //!
+//! A program that may trace others (`SYS_PTRACE`) can make it do what it likes, and
+//! it is in no control group of that program's: so it has a filter of system calls of
+//! its own, which allows what it does and kills it at all else. The program is not
+//! executed before that is so.
+//!
 //! It is in the agent's control group, not in the program's: the limits there are
 //! for the program's processes, and that group is empty when they have ended.
 //!
@@ -26,8 +31,10 @@ use nix::fcntl::OFlag;
 use nix::unistd::pipe2;
 
 use crate::boot;
+use crate::confine;
 use crate::failure::Failure;
 use crate::sys::{self, Forked};
+use crate::syscall_filter::{self, Instruction};
 
 /// Its name in lists of processes; at most 15 bytes.
 const NAME: &std::ffi::CStr = c"flashpan-reaper";
@@ -37,6 +44,10 @@ const LAST_SIGNAL: i32 = 64;
 
 /// The end of memory of a process on x86-64, with four levels of page tables.
 const MEMORY_END: usize = 0x7fff_ffff_f000;
+
+/// `munmap`, `read`, `wait4` and `exit_group`, by their numbers below, and `close`
+/// for what tells that this filter is there.
+const FILTER: [Instruction; 10] = syscall_filter::only([0, 3, 11, 61, 231]);
 
 /// A running reaper. When this is dropped it ends as soon as its namespace is
 /// empty; until then what is in there lives on.
@@ -48,15 +59,19 @@ pub(crate) struct Reaper {
 
 impl Reaper {
     /// Makes a process namespace with its reaper, and a mount namespace like this
-    /// process's.
-    pub(crate) fn start() -> nix::Result<Self> {
+    /// process's. The pipe ends when the reaper has given up all that it could be
+    /// made to misuse: no program may be executed in the namespace before.
+    pub(crate) fn start() -> nix::Result<(Self, OwnedFd)> {
         const NAMESPACES: u64 = 0x2000_0000 | 0x0002_0000; // CLONE_NEWPID, CLONE_NEWNS
         let (pipe, leave) = pipe2(OFlag::O_CLOEXEC)?;
-        let Forked { pidfd, .. } = sys::fork_into(None, NAMESPACES, reap, &pipe.as_raw_fd())?;
-        Ok(Self {
+        let (harmless, not_yet) = pipe2(OFlag::O_CLOEXEC)?;
+        let pipes = [pipe.as_raw_fd(), not_yet.as_raw_fd()];
+        let Forked { pidfd, .. } = sys::fork_into(None, NAMESPACES, reap, &pipes)?;
+        let reaper = Self {
             pidfd,
             _leave: leave,
-        })
+        };
+        Ok((reaper, harmless))
     }
 
     /// Children that are forked until the result is dropped are in the process
@@ -105,7 +120,7 @@ fn stranded(errno: Errno) {
 }
 
 /// The life of the reaper. Everything here is async-signal-safe.
-fn reap(pipe: &RawFd) -> ! {
+fn reap([pipe, not_yet]: &[RawFd; 2]) -> ! {
     // Nothing of the agent's, and nothing that a program with power over other
     // processes could make use of.
     // SAFETY: these take numbers, or constants that are valid for the calls. What
@@ -115,11 +130,22 @@ fn reap(pipe: &RawFd) -> ! {
         libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0);
         libc::prctl(libc::PR_SET_NAME, NAME.as_ptr(), 0, 0, 0);
         libc::dup2(*pipe, 0);
-        libc::syscall(libc::SYS_close_range, 1, libc::c_uint::MAX, 0);
+        libc::dup2(*not_yet, 1);
+        libc::syscall(libc::SYS_close_range, 2, libc::c_uint::MAX, 0);
     }
     drop_capabilities();
     ignore_signals();
-    wait_for_end(leave_rseq())
+    let may = leave_rseq();
+    match confine::install(&FILTER) {
+        // A kernel without filters: then programs have none either.
+        Ok(()) | Err(Errno::EINVAL | Errno::ENOSYS) => {}
+        // SAFETY: _exit takes a number and runs nothing of the agent's. The
+        // namespace ends, and the program in it before it is executed.
+        Err(_) => unsafe { libc::_exit(1) },
+    }
+    // SAFETY: the descriptor is this process's, and used nowhere else.
+    unsafe { libc::close(1) };
+    wait_for_end(may)
 }
 
 /// As root without capabilities: with `no_new_privs` no program that it might be

@@ -118,8 +118,8 @@ impl Run {
 
     fn surroundings(plan: &Plan, shared: &Shared) -> Result<Surroundings, StartFailure> {
         let confinement = &plan.confinement;
-        let reaper = confinement.private_processes().then(Reaper::start);
-        let reaper = reaper.transpose().map_err(|errno| match errno {
+        let started = confinement.private_processes().then(Reaper::start);
+        let started = started.transpose().map_err(|errno| match errno {
             Errno::EINVAL => StartFailure {
                 kind: StartFailureKind::Resources,
                 message: "the guest's kernel has no process namespaces (CONFIG_PID_NS); use a \
@@ -135,7 +135,12 @@ impl Run {
         let devices = devices
             .transpose()
             .map_err(|errno| no_resources("make a /dev for the program", errno))?;
-        Ok(Surroundings { reaper, devices })
+        let (reaper, harmless) = started.unzip();
+        Ok(Surroundings {
+            reaper,
+            harmless,
+            devices,
+        })
     }
 
     /// The process id of the leader.

@@ -31,7 +31,8 @@ const STATUS_FD: RawFd = 3;
 
 /// The descriptors on which it keeps those of [`Surroundings`].
 const REAPER_FD: RawFd = 4;
-const DEVICES_FD: RawFd = 5;
+const HARMLESS_FD: RawFd = 5;
+const DEVICES_FD: RawFd = 6;
 
 /// The highest signal of Linux.
 const LAST_SIGNAL: i32 = 64;
@@ -107,6 +108,8 @@ pub(crate) struct Spawned {
 pub(crate) struct Surroundings {
     /// PID 1 of its process namespace.
     pub(crate) reaper: Option<Reaper>,
+    /// What that is waited for by before the program is executed.
+    pub(crate) harmless: Option<OwnedFd>,
     /// Its `/dev`.
     pub(crate) devices: Option<OwnedFd>,
 }
@@ -138,6 +141,7 @@ pub(crate) fn spawn(
         // What there is not is not used either: any descriptor will do.
         reaper: (surroundings.reaper.as_ref())
             .map_or(report.as_raw_fd(), |reaper| reaper.as_fd().as_raw_fd()),
+        harmless: (surroundings.harmless.as_ref()).map_or(report.as_raw_fd(), AsRawFd::as_raw_fd),
         devices: (surroundings.devices.as_ref()).map_or(report.as_raw_fd(), AsRawFd::as_raw_fd),
         privileges,
     };
@@ -249,6 +253,7 @@ struct Child<'a> {
     stdio: [RawFd; 3],
     report: RawFd,
     reaper: RawFd,
+    harmless: RawFd,
     devices: RawFd,
     privileges: Privileges,
 }
@@ -343,10 +348,13 @@ impl Child<'_> {
             libc::sigemptyset(&raw mut none);
             libc::sigprocmask(libc::SIG_SETMASK, &raw const none, std::ptr::null_mut());
         }
+        if privileged && confinement.private_processes() {
+            wait_for_end_of(HARMLESS_FD);
+        }
         Err(stopped(self.execute()))
     }
 
-    /// 0, 1, 2, the status pipe on 3, and two for what comes before execve;
+    /// 0, 1, 2, the status pipe on 3, and three for what comes before execve;
     /// everything else is closed here and not by execve, which may take long to come: another program's input
     /// must not stay open that long.
     fn descriptors(&self, report_fd: &mut RawFd) -> Result<(), (Step, Errno)> {
@@ -358,6 +366,7 @@ impl Child<'_> {
             stderr,
             self.report,
             self.reaper,
+            self.harmless,
             self.devices,
         ];
         for source in &mut sources {
@@ -486,6 +495,15 @@ fn is_directory(path: &CStr) -> bool {
     // SAFETY: the path is a valid C string and `stat` is valid for writes.
     let found = unsafe { libc::stat(path.as_ptr(), &raw mut stat) } == 0;
     found && stat.st_mode & libc::S_IFMT == libc::S_IFDIR
+}
+
+/// Waits until nobody holds the other end of the pipe `fd`.
+fn wait_for_end_of(fd: RawFd) {
+    let mut none = 0_u8;
+    // SAFETY: the buffer is valid for writes of one byte; nobody writes any.
+    while unsafe { libc::read(fd, (&raw mut none).cast(), 1) } < 0 && Errno::last() == Errno::EINTR
+    {
+    }
 }
 
 /// The error of a system call that returned `result`.

@@ -132,6 +132,26 @@ pub(crate) fn copy_mounts(directory: BorrowedFd<'_>) -> nix::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
+/// Makes the mount at `directory` read-only, but not those below it.
+pub(crate) fn make_read_only(directory: BorrowedFd<'_>) -> nix::Result<()> {
+    // `struct mount_attr`: the attributes to set (MOUNT_ATTR_RDONLY), those to take
+    // away, propagation, a user namespace.
+    let attributes = [1_u64, 0, 0, 0];
+    // SAFETY: the path is a valid C string, and the kernel reads as many bytes as it
+    // is told.
+    let set = unsafe {
+        libc::syscall(
+            libc::SYS_mount_setattr,
+            directory.as_raw_fd(),
+            c"".as_ptr(),
+            libc::AT_EMPTY_PATH,
+            attributes.as_ptr(),
+            size_of_val(&attributes),
+        )
+    };
+    Errno::result(set).map(drop)
+}
+
 /// Starts a thread with a table of descriptors of its own: in it are copies of
 /// `fds`, which `work` gets together with `flag`, those of 0 to 2 and of the number
 /// `also`, and what `work` opens. Returns once that is so: then neither has anything that the other

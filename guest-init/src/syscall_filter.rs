@@ -140,6 +140,7 @@ const ARGUMENT: u32 = 16;
 /// `SECCOMP_RET_*` of `linux/seccomp.h`.
 const RET_ALLOW: u32 = 0x7fff_0000;
 const RET_ERRNO: u32 = 0x0005_0000;
+const RET_KILL_PROCESS: u32 = 0x8000_0000;
 const EPERM: u32 = 1;
 const ENOSYS: u32 = 38;
 
@@ -148,7 +149,7 @@ const X86_64: u32 = 0xc000_003e;
 /// The first number of the x32 ABI.
 const X32: u32 = 0x4000_0000;
 
-fn plain(code: u16, k: u32) -> Instruction {
+const fn plain(code: u16, k: u32) -> Instruction {
     Instruction {
         code,
         jump_true: 0,
@@ -158,7 +159,7 @@ fn plain(code: u16, k: u32) -> Instruction {
 }
 
 /// A jump over one instruction, if not, or if.
-fn branch(code: u16, k: u32, jump_true: u8, jump_false: u8) -> Instruction {
+const fn branch(code: u16, k: u32, jump_true: u8, jump_false: u8) -> Instruction {
     Instruction {
         code,
         jump_true,
@@ -194,6 +195,24 @@ pub(crate) fn build(capabilities: Capabilities) -> Vec<Instruction> {
     ];
     search(&segments, &mut program);
     program
+}
+
+/// A filter under which a process can make the five `calls`, whatever their
+/// arguments, and is killed at any other.
+pub(crate) const fn only(calls: [u32; 5]) -> [Instruction; 10] {
+    let [a, b, c, d, e] = calls;
+    [
+        plain(LOAD, ARCHITECTURE),
+        branch(JUMP_EQUAL, X86_64, 0, 6),
+        plain(LOAD, NUMBER),
+        branch(JUMP_EQUAL, a, 5, 0),
+        branch(JUMP_EQUAL, b, 4, 0),
+        branch(JUMP_EQUAL, c, 3, 0),
+        branch(JUMP_EQUAL, d, 2, 0),
+        branch(JUMP_EQUAL, e, 1, 0),
+        plain(RETURN, RET_KILL_PROCESS),
+        plain(RETURN, RET_ALLOW),
+    ]
 }
 
 /// Code that finds the segment of the number that was loaded, and what it does.

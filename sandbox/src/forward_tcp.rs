@@ -6,6 +6,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use flashpan_protocol::forward::{CHUNK_PREFIX, MAX_CHUNK, Transport};
+use nix::sys::socket::setsockopt;
+use nix::sys::socket::sockopt::{KeepAlive, TcpKeepCount, TcpKeepIdle, TcpKeepInterval};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::tcp::{ReadHalf, WriteHalf};
 use tokio::net::unix::OwnedWriteHalf;
@@ -20,6 +22,12 @@ const READ_MAX: usize = 32 * 1024;
 
 /// How long no connection is accepted after the kernel could not.
 const ACCEPT_AGAIN: Duration = Duration::from_millis(100);
+
+/// After how many seconds of silence a client is asked whether it is there, how many
+/// seconds later again, and how often before it is taken for gone.
+const KEEP_IDLE: u32 = 60;
+const KEEP_INTERVAL: u32 = 15;
+const KEEP_COUNT: u32 = 4;
 
 /// Accepts connections for as long as it is not dropped.
 pub(crate) async fn serve(listener: TcpListener, binding: ForwardBinding, state: Arc<State>) {
@@ -73,11 +81,22 @@ impl Client {
     fn new(stream: TcpStream) -> Self {
         // Whoever wants to gather small pieces has done so before.
         let _ = stream.set_nodelay(true);
+        // A connection without is as good until its client vanishes.
+        let _ = keep_alive(&stream);
         Self {
             stream,
             in_order: false,
         }
     }
+}
+
+/// Lets the kernel find out within two minutes that the client is gone without a
+/// word: its connection would keep its place among those of the guest for ever.
+fn keep_alive(stream: &TcpStream) -> nix::Result<()> {
+    setsockopt(stream, TcpKeepIdle, &KEEP_IDLE)?;
+    setsockopt(stream, TcpKeepInterval, &KEEP_INTERVAL)?;
+    setsockopt(stream, TcpKeepCount, &KEEP_COUNT)?;
+    setsockopt(stream, KeepAlive, &true)
 }
 
 impl Drop for Client {
@@ -147,3 +166,6 @@ async fn from_guest(guest: &mut ChunkReader, mut client: WriteHalf<'_>) -> Resul
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -495,3 +495,22 @@ fn a_udp_server_that_comes_later_is_reached() {
     drop(session.stream);
     session.agent.join().unwrap();
 }
+
+#[test]
+fn a_server_that_vanishes_is_found_out_within_two_minutes() {
+    let server = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    let address = server.local_addr().unwrap();
+    let start = ForwardStart {
+        transport: Transport::Tcp,
+        address: address.ip(),
+        port: address.port(),
+    };
+    let (socket, _) = begin(&start).unwrap();
+    assert!(getsockopt(&socket, KeepAlive).unwrap());
+    let idle = getsockopt(&socket, TcpKeepIdle).unwrap();
+    let interval = getsockopt(&socket, TcpKeepInterval).unwrap();
+    let count = getsockopt(&socket, TcpKeepCount).unwrap();
+    assert!(idle + interval * count <= 120, "{idle} {interval} {count}");
+    // One lost packet is no vanished server.
+    assert!(count > 1, "{count}");
+}

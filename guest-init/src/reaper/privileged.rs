@@ -36,7 +36,7 @@ fn it_keeps_no_memory_no_power_and_no_descriptor_of_the_agent() {
     in_own_namespaces(
         "reaper::privileged::it_keeps_no_memory_no_power_and_no_descriptor_of_the_agent",
         || {
-            let reaper = Reaper::start().unwrap();
+            let (reaper, _) = Reaper::start().unwrap();
             settled(&reaper);
             let maps = proc_of(&reaper, "maps");
             let ours: Vec<&str> = maps.lines().filter(|line| !line.contains("[v")).collect();
@@ -53,6 +53,7 @@ fn it_keeps_no_memory_no_power_and_no_descriptor_of_the_agent() {
                 assert_eq!(field(set), "0000000000000000", "{set}");
             }
             assert_eq!(field("NoNewPrivs:"), "1");
+            assert_eq!(field("Seccomp:"), "2");
             assert_eq!(field("SigBlk:"), "0000000000000000");
             let descriptors = std::fs::read_dir(proc_path(&reaper, "fd")).unwrap();
             assert_eq!(descriptors.count(), 1);
@@ -72,7 +73,7 @@ fn it_ends_when_it_is_alone_and_not_before() {
     in_own_namespaces(
         "reaper::privileged::it_ends_when_it_is_alone_and_not_before",
         || {
-            let reaper = Reaper::start().unwrap();
+            let (reaper, _) = Reaper::start().unwrap();
             let pidfd = reaper.pidfd.try_clone().unwrap();
             // A child of ours in its namespace, which leaves it an orphan.
             let inside = reaper.enter().unwrap();
@@ -103,11 +104,61 @@ fn it_ends_when_it_is_alone_and_not_before() {
 
 #[test]
 #[ignore = "needs root: makes a process namespace"]
+fn a_tracer_cannot_make_it_do_anything_else() {
+    in_own_namespaces(
+        "reaper::privileged::a_tracer_cannot_make_it_do_anything_else",
+        || {
+            for call in [libc::SYS_socket, libc::SYS_clone, libc::SYS_mmap] {
+                let (reaper, harmless) = Reaper::start().unwrap();
+                let end = nix::unistd::read(&harmless, &mut [0]);
+                assert_eq!(end, Ok(0));
+                assert!(proc_of(&reaper, "status").contains("\nSeccomp:\t2\n"));
+                settled(&reaper);
+                let pid: i32 = proc_path(&reaper, "")
+                    .file_name()
+                    .and_then(|pid| pid.to_str()?.parse().ok())
+                    .unwrap();
+                let status = made_to_call(pid, call);
+                assert!(libc::WIFSIGNALED(status), "{call}: {status:#x}");
+                assert_eq!(libc::WTERMSIG(status), libc::SIGSYS, "{call}");
+            }
+        },
+    );
+}
+
+/// Seizes the process, which waits in a system call, and makes it do `call`; returns
+/// what is seen next of it.
+fn made_to_call(pid: i32, call: libc::c_long) -> i32 {
+    let mut status = 0;
+    // SAFETY: the requests take numbers, or a pointer to registers that are valid for
+    // the call; waitpid writes the status.
+    unsafe {
+        assert_eq!(libc::ptrace(libc::PTRACE_SEIZE, pid, 0, 0), 0);
+        assert_eq!(libc::ptrace(libc::PTRACE_INTERRUPT, pid, 0, 0), 0);
+        assert_eq!(libc::waitpid(pid, &raw mut status, libc::__WALL), pid);
+        assert!(libc::WIFSTOPPED(status), "{status:#x}");
+        let mut registers: libc::user_regs_struct = std::mem::zeroed();
+        let read = libc::ptrace(libc::PTRACE_GETREGS, pid, 0, &raw mut registers);
+        assert_eq!(read, 0);
+        // Stopped in a system call: back to its instruction, with another number.
+        registers.rip -= 2;
+        registers.rax = call.cast_unsigned();
+        registers.orig_rax = u64::MAX;
+        let set = libc::ptrace(libc::PTRACE_SETREGS, pid, 0, &raw const registers);
+        assert_eq!(set, 0);
+        assert_eq!(libc::ptrace(libc::PTRACE_CONT, pid, 0, 0), 0);
+        assert_eq!(libc::waitpid(pid, &raw mut status, libc::__WALL), pid);
+    }
+    status
+}
+
+#[test]
+#[ignore = "needs root: makes a process namespace"]
 fn children_are_in_its_namespace_only_as_long_as_that_is_wanted() {
     in_own_namespaces(
         "reaper::privileged::children_are_in_its_namespace_only_as_long_as_that_is_wanted",
         || {
-            let reaper = Reaper::start().unwrap();
+            let (reaper, _) = Reaper::start().unwrap();
             let namespace = || {
                 let output = std::process::Command::new("readlink")
                     .arg("/proc/self/ns/pid")

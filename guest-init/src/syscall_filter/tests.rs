@@ -164,3 +164,21 @@ fn jumps_stay_within_the_program_and_are_few() {
     assert!(searches.clone().all(|search| search.jump_true > 0));
     assert!(program.len() < 200, "{}", program.len());
 }
+
+#[test]
+fn a_filter_of_five_calls_kills_at_all_others() {
+    let allowed = [0, 3, 11, 61, 231];
+    let program = only(allowed);
+    for n in (0..1000).chain([X32, X32 + 3, u32::MAX]) {
+        let expected = match allowed.contains(&n) {
+            true => RET_ALLOW,
+            false => RET_KILL_PROCESS,
+        };
+        assert_eq!(verdict(&program, call(n, 0)), expected, "call {n}");
+        let other = Call {
+            architecture: 0x4000_0003,
+            ..call(n, 0)
+        };
+        assert_eq!(verdict(&program, other), RET_KILL_PROCESS, "call {n}");
+    }
+}

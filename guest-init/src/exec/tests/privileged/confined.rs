@@ -120,6 +120,12 @@ fn it_sees_its_own_processes_and_those_of_nobody_else() {
         assert!(lines[1].split_whitespace().count() <= 5, "{text}");
         assert!(lines[1].starts_with("1 2 "), "{text}");
         assert_eq!(lines[2], "2 0");
+        // From the first moment on, PID 1 can do nothing but what it is for.
+        let mut traces = argv(&["grep", "Seccomp:", "/proc/1/status"]);
+        traces.confinement = Confinement::CONFINED;
+        let capabilities = &mut traces.confinement.capabilities;
+        *capabilities = capabilities.with(Capabilities::SYS_PTRACE);
+        assert_eq!(says(traces), "Seccomp:\t2\n");
         // PID 1 takes no signal from it, and its files are closed to it.
         let text = says(confined(
             "for s in TERM INT HUP KILL STOP 34; do kill -$s 1; done; echo alive; for l in fd/0 root exe ns/mnt; do readlink /proc/1/$l || echo no; done",
@@ -147,6 +153,9 @@ fn settings_of_the_kernel_are_read_only_and_secrets_are_empty() {
              for f in /sys/x /sys/fs/cgroup/x; do (: >$f) 2>&1 | grep -q 'Read-only' || echo $f; done
              for f in kcore keys timer_list sched_debug; do
                  ! test -e /proc/$f || wc -c </proc/$f | grep -qx 0 || echo full $f
+             done
+             for f in kcore keys timer_list sched_debug; do
+                 ! test -e /proc/$f || chmod 666 /proc/$f 2>&1 | grep -q 'Read-only' || echo changed $f
              done
              echo x >/proc/self/comm && cat /proc/sys/kernel/ostype",
         ));
@@ -187,6 +196,33 @@ fn its_devices_are_harmless_and_work() {
         let text = says(terminal);
         assert!(text.starts_with("/dev/pts/"), "{text}");
         assert!(text.ends_with("\r\n31 97\r\nx\r\nptmx\r\n"), "{text}");
+    });
+}
+
+#[test]
+#[ignore = "needs root: confines programs"]
+fn it_cannot_change_the_devices_of_others() {
+    in_namespaces!(it_cannot_change_the_devices_of_others, || {
+        // The same `/dev` for all of them, as in a VM.
+        let devices = DeviceTree::make("/mnt").unwrap();
+        let shm = format!("/dev/shm/of-confined-{}", std::process::id());
+        let script = format!(
+            "for c in 'rm /dev/null' 'mkfifo /dev/x' 'mkdir /dev/x' 'mv /dev/null /dev/x' \\
+                 'ln -s x /dev/x' 'touch /dev/x' 'rm /dev/stdout' 'rmdir /dev/shm' \\
+                 'chmod 600 /dev/null' 'chown 1 /dev/zero'; do
+                 $c 2>&1 | grep -Eq 'Read-only|resource busy' || echo done: $c
+             done
+             test -c /dev/null && echo x >/dev/null && head -c 1 /dev/zero >/dev/full || echo full
+             echo kept >{shm} && cat {shm} && rm {shm}"
+        );
+        let before = std::fs::read_dir("/mnt").unwrap().count();
+        let outcome = Session::start_at((None, Some(devices)), confined(&script)).finish();
+        assert_eq!(outcome.status, Some(ExitStatus::Code(0)), "{outcome:?}");
+        assert_eq!(outcome.stdout, b"full\nkept\n", "{outcome:?}");
+        assert_eq!(std::fs::read_dir("/mnt").unwrap().count(), before);
+        use std::os::unix::fs::FileTypeExt;
+        let null = std::fs::metadata("/mnt/null").unwrap().file_type();
+        assert!(null.is_char_device());
     });
 }
 
