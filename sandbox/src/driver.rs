@@ -25,6 +25,7 @@ use crate::control::{Channel, Packet, Received};
 use crate::disk::{DiskRole, FullDisk};
 use crate::events::Hub;
 use crate::exit::{Exit, ExitReason, GuestWord, LastWord, classify};
+use crate::host_cgroup::HostCgroup;
 use crate::spawn::{Child, ChildStatus, KILLED_WITHIN};
 use crate::timeline::{Timeline, now_ns};
 use crate::vmm_process::VmmProcess;
@@ -211,6 +212,8 @@ pub(crate) struct DriverHandle {
 
 pub(crate) struct Driver {
     child: Child,
+    /// Removed after the process has ended.
+    _held: Option<HostCgroup>,
     control: Option<Channel>,
     stderr: Option<pipe::Receiver>,
     stderr_tail: Tail,
@@ -258,6 +261,7 @@ impl Driver {
         let (console_tap, console_tap_done) = tap.map(|tap| (tap.sender, tap.done)).unzip();
         let driver = Self {
             child: vmm.child,
+            _held: vmm.held,
             control: Some(vmm.control),
             stderr: Some(vmm.stderr),
             stderr_tail: Tail::default(),

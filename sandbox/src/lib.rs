@@ -60,6 +60,7 @@ mod forward_tcp;
 mod forward_udp;
 mod frames;
 mod guest_limits;
+mod host_cgroup;
 pub mod launch;
 mod locate;
 mod log;

@@ -24,6 +24,7 @@ use crate::config::SandboxBuilder;
 use crate::control::{Channel, Packet};
 use crate::disk::Upper;
 use crate::error::{Error, Result};
+use crate::host_cgroup::HostCgroup;
 use crate::locate;
 use crate::spawn::Child;
 
@@ -35,6 +36,8 @@ const DIE_WITH_PARENT: &CStr = c"--die-with-parent";
 #[derive(Debug)]
 pub(crate) struct VmmProcess {
     pub(crate) child: Child,
+    /// What the host holds it to, where it can.
+    pub(crate) held: Option<HostCgroup>,
     pub(crate) control: Channel,
     pub(crate) stderr: pipe::Receiver,
     pub(crate) console: Option<pipe::Receiver>,
@@ -69,6 +72,9 @@ impl VmmProcess {
             source,
         })?;
         drop((theirs, stderr_writer));
+        // Before it is told what to build.
+        let quota = config.cpu_quota();
+        let held = quota.and_then(|share| HostCgroup::hold(child.pid(), share));
 
         let mut fds = vec![kernel(&config.kernel)?, initramfs(config)?];
         let console = match spec.console {
@@ -97,6 +103,7 @@ impl VmmProcess {
         ];
         Ok(Self {
             child,
+            held,
             control,
             stderr: receiver(stderr)?,
             console,

@@ -285,6 +285,41 @@ async fn programs_together_get_a_fraction_of_a_processor() {
 }
 
 #[test]
+fn the_host_holds_a_vm_to_its_fraction_where_it_may() {
+    let home = Home::new();
+    // Here this is for the test to say: in the lab it is root.
+    std::fs::write("/sys/fs/cgroup/cgroup.subtree_control", "+cpu").unwrap();
+    let groups = || {
+        let entries = std::fs::read_dir("/sys/fs/cgroup").unwrap().flatten();
+        let names = entries.map(|entry| entry.file_name().into_string().unwrap());
+        names
+            .filter(|name| name.starts_with("flashpan-vmm-"))
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(groups(), [""; 0]);
+    let mut run = Flashpan::run(
+        &home,
+        ["--cpus", "0.5", "-i"],
+        ["sh", "-c", "echo ready; cat"],
+    )
+    .hold_input()
+    .start();
+    run.wait_for_stdout("ready\n");
+    let [group] = &groups()[..] else {
+        panic!("{:?}", groups())
+    };
+    let read = |file: &str| std::fs::read_to_string(format!("/sys/fs/cgroup/{group}/{file}"));
+    assert_eq!(read("cpu.max").unwrap(), "50000 100000\n");
+    // Threads of the kernel that work for it are there as well.
+    let processes = read("cgroup.procs").unwrap();
+    let vmm = group.strip_prefix("flashpan-vmm-");
+    assert!(processes.lines().any(|pid| Some(pid) == vmm), "{processes}");
+    run.close_input();
+    run.finish().expect_status(0);
+    assert_eq!(groups(), [""; 0]);
+}
+
+#[test]
 fn a_fork_bomb_has_as_many_processes_as_it_may() {
     let home = Home::new();
     let script = "f() { sleep 1000 & }; n=0; while [ $n -lt 100 ] && f; do n=$((n + 1)); done; \
