@@ -80,10 +80,12 @@ impl ReachArgs {
         if self.volumes.is_empty() {
             return Ok(());
         }
-        let workspace = self
-            .workspace
-            .as_deref()
-            .ok_or_else(|| Failure::new("--workspace is required when using --volume"))?;
+        let workspace = self.workspace.as_deref().ok_or_else(|| {
+            Failure::new(
+                "--volume: guests see no files of the host in this version; use --disk, or \
+                 `flashpan cp` into a VM that stays",
+            )
+        })?;
         let vfs = config.vfs.get_or_insert_default();
         workspace.clone_into(&mut vfs.workspace);
         for text in &self.volumes {

@@ -47,7 +47,7 @@ Examples:
   flashpan run --rootfs root.erofs --cpus 4 -m 2G -e LANG=C -- make -j4
   tar c src | flashpan run -i -- sh -c 'cd /tmp && tar x && ls'
   flashpan run -d --name web --image nginx           a VM that stays: exec, logs, stop
-  flashpan run --disk-size 10G --rootfs ./debian -- apt-get install -y gcc
+  flashpan run --disk-size 10G --rootfs ./debian -- make -C /src
   flashpan run --disk @cache:/root/.cache --disk data.ext4:/data:ro -- ls /data
   flashpan run -p 8080:80 --image nginx              http://127.0.0.1:8080/
   flashpan run -f sandbox.toml -e DEBUG=1 -- pytest
@@ -65,8 +65,8 @@ itself failed.
 The command is confined as in a container (docs/privilege.md): root without the
 capabilities by which the guest is administered. --privileged and its like lift that.
 
-The guest's writes to its root file system are lost at the end; what it writes to
-a --disk is kept. Signals are passed on to the command; the third interrupt ends the VM.
+Guests have no network in this version. What a guest writes to its root file system is
+lost at the end, unless the VM stays (-d, --rm=false); what it writes to a --disk is kept. Signals are passed on to the command; the third interrupt ends the VM.
 With -it every key goes to the command, but Ctrl-] three times within one second ends
 the VM at once, whatever the guest is doing; exit status 130.
 

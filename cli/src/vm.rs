@@ -101,9 +101,9 @@ pub(crate) struct VmArgs {
     platform: Option<Platform>,
 
     /// Take the guest's writes to its root on a disk of this size, e.g. 512M or
-    /// 10G; a plain number is MiB. It is sparse, and is gone at the end. Without
+    /// 10G; a plain number is MiB. It is sparse, and is gone with the VM. Without
     /// this option and the next two it has $FLASHPAN_DISK_SIZE, or 5 GiB with an
-    /// image; otherwise writes go to the guest's memory.
+    /// image and where the VM stays; otherwise writes go to the guest's memory.
     #[arg(long, value_name = "SIZE", value_parser = parse::disk_size_mib,
           conflicts_with_all = ["ephemeral", "read_only"])]
     disk_size: Option<u64>,

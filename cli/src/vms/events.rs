@@ -21,7 +21,8 @@ Examples:
   flashpan events -f --tail 0 web       from now on, until it ends
   flashpan events --json web | jq -r 'select(.type == \"exec\") | .exec.command'
 
-Every start and end of a program is an event, and everything that a VM does: starting,
+Every start and end of a program that somebody runs in a VM (not of those that it starts
+itself) is an event, and everything that a VM does: starting,
 running, paused, stopping, stopped. A VM keeps its last 8 to 16 MiB of them, until it is
 removed. What programs are called is what the guest says.";
 

@@ -18,7 +18,8 @@ use crate::vms::{attach, find, of};
 
 const EXAMPLES: &str = "\
 Examples:
-  flashpan exec web -- ps aux
+  flashpan exec web -- cat /etc/hostname
+  flashpan exec --pid vm web -- kill 55              a process that `flashpan ps` shows
   flashpan exec -it web sh
   flashpan exec --privileged web -- mount -t tmpfs none /mnt
   flashpan exec -e LANG=C -w /src build make -j4
@@ -26,7 +27,7 @@ Examples:
   flashpan exec -d web sh -c 'sleep 60; touch /tmp/later'
 
 Variables, directory, user and what the program may do are those of the VM (its image
-and `flashpan run`) unless set here. Exit status: that of the program, 128 plus the signal that ended it, 127 if
+and `flashpan run`) unless set here. It sees its own processes only, unless --pid vm is given. Exit status: that of the program, 128 plus the signal that ended it, 127 if
 it was not found, 126 if it cannot be executed, 125 if flashpan itself failed.";
 
 /// Runs a program in a VM that runs, and exits as it does
@@ -47,9 +48,6 @@ pub(crate) struct ExecArgs {
     #[arg(long, short, value_name = "NAME|UID[:GROUP|GID]")]
     user: Option<String>,
 
-    #[command(flatten)]
-    privilege: PrivilegeArgs,
-
     /// Pass standard input on; otherwise the program reads /dev/null.
     #[arg(long, short)]
     interactive: bool,
@@ -69,6 +67,9 @@ pub(crate) struct ExecArgs {
     /// The program and its arguments.
     #[arg(trailing_var_arg = true, value_name = "COMMAND", required = true)]
     command: Vec<OsString>,
+
+    #[command(flatten)]
+    privilege: PrivilegeArgs,
 }
 
 /// Runs `flashpan exec`.

@@ -42,12 +42,17 @@ pub(crate) fn port_forward(args: &PortForwardArgs) -> Result<u8, Failure> {
         let published = args.ports.start(&sandbox).await;
         let published = published.map_err(|error| of(&vm, error))?;
         let ended = tokio::select! {
-            signal = signals.ending() => Failure::signalled(signal),
-            exit = sandbox.wait() => {
-                Failure::new(format!("the VM {} has ended: {}", vm.id(), exit.reason))
-            }
+            signal = signals.ending() => Err(Failure::signalled(signal)),
+            exit = sandbox.wait() => match exit.reason.is_orderly() {
+                true => Ok(0),
+                false => Err(Failure::new(format!(
+                    "the VM {} has ended: {}",
+                    vm.id(),
+                    exit.reason
+                ))),
+            },
         };
         published.report();
-        Err(ended)
+        ended
     })
 }

@@ -50,8 +50,8 @@ Examples:
   test $(flashpan wait build) = 0 && flashpan logs build
 
 Waits for the end of the VM's command, and of the VM where it has none, and prints
-the command's exit status: 128 plus the signal if one ended it, 0 if there was no
-command, 125 if nobody knows.";
+the command's exit status: 128 plus the signal if one ended it, 124 if the VM's time was
+up first, 0 if there was no command, 125 if nobody knows.";
 
 const PAUSE_EXAMPLES: &str = "\
 Examples:
@@ -284,6 +284,9 @@ pub(crate) fn kill(args: &KillArgs) -> Result<u8, Failure> {
     Ok(0)
 }
 
+/// What is printed where the VM's time was up.
+const TIMED_OUT: u8 = 124;
+
 /// What is printed where nobody knows how a command ended.
 const UNKNOWN: u8 = 125;
 
@@ -307,7 +310,6 @@ fn code_of(vm: &Vm) -> Result<u8, Failure> {
         })?;
         match waited {
             Some(Ok(Some(status))) => return Ok(status.shell_code()),
-            Some(Ok(None)) if !has_command(vm) => return Ok(0),
             // The supervisor went away, unless it has not.
             Some(Err(error)) => gone(vm).map_err(|_| of(vm, error))?,
             // The VM before its command: the files say how.
@@ -316,6 +318,7 @@ fn code_of(vm: &Vm) -> Result<u8, Failure> {
         return match vms.find(vm.id()) {
             Ok(vm) => Ok(last_code(&vm)),
             // Removed at its end.
+            Err(_) if !has_command(vm) => Ok(0),
             Err(_) => Ok(UNKNOWN),
         };
     }
@@ -336,6 +339,7 @@ fn last_code(vm: &Vm) -> u8 {
     match vm.exit() {
         Some(exit) => match exit.command {
             Some(command) => command.code,
+            None if exit.timed_out => TIMED_OUT,
             None if !has_command(vm) => 0,
             None => UNKNOWN,
         },

@@ -14,9 +14,10 @@ Examples:
   flashpan ls --running -q
   flashpan ls --format '{{.ID}} {{.Status}}'
   flashpan ls --format 'table {{.Name}}\\t{{.Image}}'
-  flashpan rm $(flashpan ls -q)
+  flashpan ls -q | xargs -r flashpan rm -f            all of them away
 
-A VM is created, starting, running, paused, stopping, stopped or crashed. Fields of
+A VM is created, starting, running, paused, stopping, stopped (however it ended: `inspect`
+has the reason) or crashed (nobody knows how). Exit is the command's, once the VM has ended. Fields of
 --format: ID, Name, Status, Image, Created, Command, Exit, Size, Ports; {{json .}} for
 all.";
 

@@ -18,7 +18,8 @@ Examples:
 
 VMs are listed by `flashpan ls`. Fields of --format: PID, PPID, UID, State, Time,
 Memory, Command; {{json .}} for all. The guest's agent reads its /proc, so the guest
-needs no `ps` of its own.";
+needs no `ps` of its own. `flashpan exec` shows a program its own processes only, unless
+--pid vm is given: `flashpan exec --pid vm web -- kill 55`.";
 
 /// Lists the programs in a VM
 #[derive(Debug, Args)]
