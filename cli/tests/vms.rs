@@ -39,6 +39,11 @@ fn a_vm_runs_stops_runs_again_and_is_removed() {
     }
     assert_eq!(vms.ok(&["wait", "web"]), "0\n");
     assert_eq!(vms.ok(&["logs", "web"]).len(), "outerr".len());
+    // Known while the VM goes on.
+    assert_eq!(
+        vms.ok(&["ls", "--format", "{{.Status}} {{.Exit}}"]),
+        "running 0\n"
+    );
 
     let refused = vms.refused(&["rm", "web"]);
     assert!(refused.contains("is running; stop it first"), "{refused}");

@@ -17,7 +17,7 @@ Examples:
   flashpan ls -q | xargs -r flashpan rm -f            all of them away
 
 A VM is created, starting, running, paused, stopping, stopped (however it ended: `inspect`
-has the reason) or crashed (nobody knows how). Exit is the command's, once the VM has ended. Fields of
+has the reason) or crashed (nobody knows how). Exit is the command's, which the VM outlives. Fields of
 --format: ID, Name, Status, Image, Created, Command, Exit, Size, Ports; {{json .}} for
 all.";
 
@@ -61,7 +61,8 @@ pub(super) struct Listed {
 impl From<&Vm> for Listed {
     fn from(vm: &Vm) -> Self {
         let record = vm.record();
-        let command = vm.exit().and_then(|exit| exit.command);
+        let in_run = vm.run().and_then(|run| run.command);
+        let command = vm.exit().and_then(|exit| exit.command).or(in_run);
         Self {
             id: vm.id().to_owned(),
             name: record.name.clone(),

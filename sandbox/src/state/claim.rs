@@ -4,7 +4,7 @@ use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use flashpan_protocol::supervisor::{Activity, MAX_DOCUMENT};
 use nix::fcntl::posix_fallocate;
@@ -13,7 +13,7 @@ use crate::attach::SOCKET;
 use crate::forward::ForwardBinding;
 use crate::state::error::failed;
 use crate::state::lock::LifeLock;
-use crate::state::record::{self, ExitRecord, Record, Run, VERSION};
+use crate::state::record::{self, CommandEnd, ExitRecord, Record, Run, VERSION};
 use crate::state::{Result, Vm, Vms, gone};
 
 /// What only a supervisor may do with a VM. Dropped without [`Claim::end`], the VM
@@ -22,7 +22,7 @@ use crate::state::{Result, Vm, Vms, gone};
 pub(crate) struct Claim {
     vms: Vms,
     vm: Vm,
-    run: Run,
+    run: Mutex<Run>,
     /// `None` once it was let go.
     life: Mutex<Option<LifeLock>>,
     /// Room for the last document, on a disk that may be full when it is written.
@@ -53,6 +53,7 @@ impl Vms {
             number,
             started_at: std::time::SystemTime::now().into(),
             attended,
+            command: None,
             ports: Vec::new(),
         };
         let directory = vm.directory().to_owned();
@@ -65,7 +66,7 @@ impl Vms {
         Ok(Claim {
             vms: self.clone(),
             vm,
-            run,
+            run: Mutex::new(run),
             life: Mutex::new(Some(life)),
             room,
         })
@@ -82,16 +83,25 @@ impl Claim {
     }
 
     pub(crate) fn run(&self) -> u64 {
-        self.run.number
+        self.last_run().number
+    }
+
+    fn last_run(&self) -> MutexGuard<'_, Run> {
+        self.run.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Writes down where ports of the guest are reachable.
     pub(crate) fn published(&self, ports: &[ForwardBinding]) -> Result<()> {
-        let run = Run {
-            ports: ports.to_vec(),
-            ..self.run.clone()
-        };
-        record::write(&self.directory().join("run.json"), &run)
+        let mut run = self.last_run();
+        run.ports = ports.to_vec();
+        record::write(&self.directory().join("run.json"), &*run)
+    }
+
+    /// Writes down how the VM's command ended.
+    pub(crate) fn command_ended(&self, command: CommandEnd) -> Result<()> {
+        let mut run = self.last_run();
+        run.command = Some(command);
+        record::write(&self.directory().join("run.json"), &*run)
     }
 
     /// Says what the VM does, to who lists VMs.

@@ -152,6 +152,9 @@ pub struct Run {
     /// Whether somebody else runs the VM's command, whose end is then not known here.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub attended: bool,
+    /// How the VM's command ended, which the VM outlives.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub command: Option<CommandEnd>,
     /// Where ports of the guest are reachable, with the real ones.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub ports: Vec<ForwardBinding>,

@@ -437,6 +437,8 @@ async fn run(
                     if let Some(command) = command.take() {
                         command.written().await;
                     }
+                    // Before it is told. On a full disk the end of the VM says it.
+                    let _ = shared.claim.command_ended(ended.into());
                     shared.command.send_replace(status);
                     if record.remove {
                         shared.stop(grace, WITHIN);
