@@ -124,6 +124,10 @@ impl ExecEnded {
 }
 
 impl VmEvent {
+    pub(crate) fn lost(count: u64) -> Self {
+        Self::now(VmEventKind::Lost(count))
+    }
+
     fn now(kind: VmEventKind) -> Self {
         Self {
             at: SystemTime::now().into(),

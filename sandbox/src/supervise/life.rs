@@ -14,6 +14,7 @@ use tokio::sync::{oneshot, watch};
 use tokio::time::timeout;
 
 use crate::error::{Error, Result};
+use crate::events::VmEvent;
 use crate::exit::Exit;
 use crate::forward::{ForwardOptions, PortForwarding};
 use crate::pump::Task;
@@ -25,6 +26,7 @@ use crate::supervise::command::OwnCommand;
 use crate::supervise::detach::{Channel, Starter};
 use crate::supervise::server::{Clients, listen};
 use crate::supervise::start::{NotStarted, Order};
+use crate::supervise::tell::tell;
 
 /// How long programs may take to end when the supervisor is told to by a signal, or
 /// the VM's time is up.
@@ -103,6 +105,11 @@ impl Shared {
 
     pub(super) fn uptime_ns(&self) -> u64 {
         u64::try_from(self.begun.elapsed().as_nanos()).unwrap_or(u64::MAX)
+    }
+
+    /// Writes down what happened in the guest.
+    pub(super) fn tell(&self, event: &VmEvent) {
+        self.events.program(event);
     }
 
     /// Shuts the VM down. It goes on whoever asked, and the shortest time of all who ask
@@ -295,7 +302,8 @@ where
     let boot = async {
         let sandbox = Arc::new(launch(launching).await?);
         let _ = shared.sandbox.set(Arc::clone(&sandbox));
-        tell_of_programs(&sandbox, &shared)?;
+        let told = tell(sandbox.events()?, Arc::clone(&shared))?;
+        *shared.told.lock().unwrap_or_else(PoisonError::into_inner) = Some(told);
         // Before its command, which may call for whoever is there.
         let ports = publish(&record, &sandbox, &shared.claim).await?;
         let command = match order.run_command.then(|| record.programs.own_command()) {
@@ -337,26 +345,6 @@ where
     let exit = run(&shared, &record, &sandbox, command, &mut ending).await;
     let remove = record.remove || (order.remove_unless_ready && !wanted);
     finish(&shared, &clients, server, &exit, remove).await;
-}
-
-/// Writes down what happens in the guest, by a thread of its own: a disk may be slow.
-fn tell_of_programs(sandbox: &Sandbox, shared: &Arc<Shared>) -> Result<()> {
-    let mut events = sandbox.events()?;
-    let (teller, told) = oneshot::channel();
-    *shared.told.lock().unwrap_or_else(PoisonError::into_inner) = Some(told);
-    let shared = Arc::clone(shared);
-    let runtime = tokio::runtime::Handle::current();
-    std::thread::Builder::new()
-        .name("events".to_owned())
-        .spawn(move || {
-            while let Some(event) = runtime.block_on(events.next()) {
-                shared.events.program(&event);
-            }
-            // Nobody waits any more when it took too long.
-            let _ = teller.send(());
-        })
-        .map(drop)
-        .map_err(Error::host("start a thread for the VM's events"))
 }
 
 /// Makes the VM's ports reachable.

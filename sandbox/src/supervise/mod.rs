@@ -14,6 +14,7 @@ mod detach;
 mod life;
 mod server;
 mod start;
+mod tell;
 
 pub use detach::Starter;
 pub use life::{Launching, supervise};
