@@ -60,7 +60,8 @@ done
 exit $failed"#;
 
 /// What a test says that failed because of the emulator, or may have.
-const SYMPTOMS: &str = "triple fault|it takes longer than";
+const SYMPTOMS: &str =
+    "triple fault|it takes longer than|did not start the program within|was not ready within";
 
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Choice {
