@@ -2,7 +2,6 @@
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -74,7 +73,6 @@ pub(super) struct Shared {
     sandbox: OnceLock<Arc<Sandbox>>,
     /// Whether the VM is not wanted any more although it is not there yet.
     abort: watch::Sender<bool>,
-    stopping: AtomicBool,
     /// How the VM is to be shut down: the time for its programs, and then for the rest.
     stop: watch::Sender<Option<(Duration, Duration)>>,
     command: watch::Sender<Option<ExitStatus>>,
@@ -120,8 +118,12 @@ impl Shared {
             self.abort.send_replace(true);
             return;
         };
-        if !self.stopping.swap(true, Ordering::SeqCst) {
-            self.stop.send_replace(Some((grace, within)));
+        let is_first = self.stop.send_if_modified(|order| {
+            let is_first = order.is_none();
+            order.get_or_insert((grace, within));
+            is_first
+        });
+        if is_first {
             return;
         }
         // The guest is told again: it keeps to the shortest time of all.
@@ -266,7 +268,6 @@ fn begin(order: &Order, vms: &Vms) -> Result<Begun, NotStarted> {
         activity: Mutex::new(Activity::Starting),
         sandbox: OnceLock::new(),
         abort: watch::Sender::new(false),
-        stopping: AtomicBool::new(false),
         stop: watch::Sender::new(None),
         command: watch::Sender::new(None),
         finished: watch::Sender::new(None),
@@ -320,6 +321,13 @@ where
         // What is not wanted any more is not said to be there.
         biased;
         () = shared.aborted() => Err(NotStarted::new("the VM was ended while it started")),
+        // Its guest is there already, and its command is not waited for.
+        (grace, within) = shared.to_stop() => {
+            if let Some(sandbox) = shared.sandbox.get() {
+                sandbox.shutdown_within(grace, within).await;
+            }
+            Err(NotStarted::new("the VM was ended while it started"))
+        }
         () = channel.gone() => Err(NotStarted::new("the command that started the VM ended")),
         () = ending.next() => Err(NotStarted::new("the VM's supervisor was ended by a signal")),
         booted = boot => booted,
@@ -419,29 +427,21 @@ async fn run(
                 timed_out = true;
                 shared.say(Activity::Stopping);
             }
-            ended = command_end(&mut command), if status.is_none() => match ended {
-                Ok(ended) => {
+            ended = command_end(&mut command) => {
+                if let Some(command) = command.take() {
+                    command.written().await;
+                }
+                // Otherwise it ended with the VM, or its agent, and nobody knows how.
+                if let Ok(ended) = ended {
                     status = Some(ended);
-                    if let Some(command) = command.take() {
-                        command.written().await;
-                    }
                     // Before it is told. On a full disk the end of the VM says it.
                     let _ = shared.claim.command_ended(ended.into());
                     shared.command.send_replace(status);
-                    if record.remove {
-                        shared.stop(grace, WITHIN);
-                    }
                 }
-                // With the VM, or its agent: then nobody knows.
-                Err(_) => {
-                    if let Some(command) = command.take() {
-                        command.written().await;
-                    }
-                    if record.remove {
-                        shared.stop(grace, WITHIN);
-                    }
+                if record.remove {
+                    shared.stop(grace, WITHIN);
                 }
-            },
+            }
         }
     };
     if let Some(command) = command {
@@ -461,8 +461,6 @@ async fn command_end(command: &mut Option<OwnCommand>) -> Result<ExitStatus> {
 /// they do next must find it so.
 async fn finish(shared: &Shared, clients: &Clients, server: Task, exit: &ExitRecord, remove: bool) {
     drop(server);
-    // Nobody is left to tell why it could not be written; without it the VM has
-    // crashed, which is how it looks.
     let told = shared
         .told
         .lock()
@@ -473,6 +471,8 @@ async fn finish(shared: &Shared, clients: &Clients, server: Task, exit: &ExitRec
     }
     // What comes later would be another run's.
     shared.events.end(&exit.message);
+    // Nobody is left to tell why it could not be written; without it the VM has
+    // crashed, which is how it looks.
     let _ = shared.claim.end(exit, remove);
     shared.finished.send_replace(Some(exit.document().into()));
     clients.farewell().await;
