@@ -21,7 +21,7 @@ use tokio::sync::oneshot;
 use tokio::time::timeout;
 
 use crate::failure::{Failure, say};
-use crate::{full, parse, pin, publish, vms};
+use crate::{full, parse, pin, publish};
 
 /// The file in a VM's directory that takes the writes to its root.
 const UPPER: &str = "upper.ext4";
@@ -200,9 +200,7 @@ async fn launch(mut launching: Launching) -> Result<Sandbox, NotStarted> {
     let mut builder = launch.builder()?;
     if launch.keeps_something() {
         // As `flashpan stop` would.
-        let grace = launching.record().grace_ms;
-        let grace = grace.map_or(vms::GRACE, Duration::from_millis);
-        builder = builder.time_limit_end(grace, vms::WITHIN);
+        builder = builder.time_limit_end(launching.record().grace(), supervise::WITHIN);
     }
     if let Some(sink) = launching.take_console() {
         builder = builder.console_sink(sink);

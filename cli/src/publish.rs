@@ -7,7 +7,7 @@ use std::os::fd::AsFd;
 use clap::Args;
 use flashpan::api::PortForwardError;
 use flashpan::state::Publish;
-use flashpan::{Forward, ForwardBinding, ForwardOptions, PortForwarding, Sandbox, Transport};
+use flashpan::{Forward, ForwardBinding, PortForwarding, Sandbox, Transport};
 
 use crate::failure::say;
 use crate::stdio::Patient;
@@ -58,7 +58,7 @@ impl PublishArgs {
         if self.publish.is_empty() {
             return Ok(Published(None));
         }
-        start(sandbox, &self.publish, &self.address).await
+        start(sandbox, &self.kept()).await
     }
 }
 
@@ -79,18 +79,16 @@ pub(crate) struct PortArgs {
 impl PortArgs {
     /// Listens, and says where.
     pub(crate) async fn start(&self, sandbox: &Sandbox) -> flashpan::Result<Published> {
-        start(sandbox, &self.ports, &self.address).await
+        let ports = Publish {
+            ports: self.ports.clone(),
+            addresses: self.address.clone(),
+        };
+        start(sandbox, &ports).await
     }
 }
 
-async fn start(
-    sandbox: &Sandbox,
-    ports: &[Forward],
-    addresses: &[IpAddr],
-) -> flashpan::Result<Published> {
-    let listen = addresses.iter();
-    let options = listen.fold(ForwardOptions::new(), |all, address| all.address(*address));
-    let forwarding = sandbox.port_forward(ports, options).await?;
+async fn start(sandbox: &Sandbox, ports: &Publish) -> flashpan::Result<Published> {
+    let forwarding = ports.open(sandbox).await?;
     tell(forwarding.bindings());
     Ok(Published(Some(forwarding)))
 }

@@ -12,8 +12,6 @@ mod programs;
 mod remove;
 mod stats;
 
-use std::time::Duration;
-
 use flashpan::Sandbox;
 use flashpan::state::{Status, Vm, Vms};
 
@@ -33,13 +31,6 @@ pub(crate) use logs::{LogsArgs, logs};
 pub(crate) use programs::{PsArgs, ps};
 pub(crate) use remove::{PruneArgs, RmArgs, prune, rm};
 pub(crate) use stats::{StatsArgs, stats};
-
-/// How long programs may take to end when their VM is stopped, unless somebody says
-/// otherwise.
-pub(crate) const GRACE: Duration = Duration::from_secs(10);
-
-/// How long a guest may write its disks after its programs have ended.
-pub(crate) const WITHIN: Duration = Duration::from_secs(300);
 
 /// The VM that a user names.
 pub(crate) fn find(text: &str) -> Result<Vm, Failure> {

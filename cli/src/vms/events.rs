@@ -175,8 +175,15 @@ type Sink = mpsc::Sender<Result<LoggedEvent, Failure>>;
 /// Tells the events of a VM until it has ended.
 async fn follow(vm: Vm, mut reader: EventReader, sink: Sink) {
     let sandbox = match vm.status().is_alive() {
-        // One that ended since is not there to attach to.
-        true => Sandbox::attach(&vm).await.ok(),
+        true => match Sandbox::attach(&vm).await {
+            Ok(sandbox) => Some(sandbox),
+            // It has ended since.
+            Err(flashpan::Error::NotRunning) => None,
+            Err(error) => {
+                let _ = sink.send(Err(error.into())).await;
+                return;
+            }
+        },
         false => None,
     };
     loop {

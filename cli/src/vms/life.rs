@@ -4,14 +4,14 @@ use std::time::Duration;
 
 use clap::Args;
 use flashpan::state::{Status, Vm, Vms};
-use flashpan::supervise::StartOptions;
+use flashpan::supervise::{StartOptions, WITHIN};
 use flashpan::{Exit, ExitReason, Sandbox};
 
 use crate::detached;
 use crate::failure::{Failure, each, print, say};
 use crate::parse;
 use crate::runtime;
-use crate::vms::{GRACE, WITHIN, alive, attach, find, of};
+use crate::vms::{alive, attach, find, of};
 
 /// How long it may do so before the user is told what is waited for.
 const LONG: Duration = Duration::from_secs(10);
@@ -181,7 +181,7 @@ fn each_with_code(
 pub(crate) fn stop(args: &StopArgs) -> Result<u8, Failure> {
     each(&args.vms, |text| {
         let vm = find(text)?;
-        let exit = shut_down(&vm, args.time.unwrap_or_else(|| usual_grace(&vm)))?;
+        let exit = shut_down(&vm, args.time.unwrap_or_else(|| vm.record().grace()))?;
         // Of one that was still starting nothing can be lost.
         let came_up =
             |exit: &std::sync::Arc<Exit>| !matches!(exit.reason, ExitReason::Other { .. });
@@ -197,11 +197,6 @@ pub(crate) fn stop(args: &StopArgs) -> Result<u8, Failure> {
         print(&format!("Stopped {}\n", vm.id()))
     })?;
     Ok(0)
-}
-
-/// How long its programs may take to end unless the user says it.
-fn usual_grace(vm: &Vm) -> Duration {
-    vm.record().grace_ms.map_or(GRACE, Duration::from_millis)
 }
 
 /// `None` if it did not run, which is as good.

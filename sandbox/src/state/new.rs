@@ -4,6 +4,7 @@ use std::fs::{self, DirBuilder};
 use std::io;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use rustix::fs::{CWD, RenameFlags, renameat_with};
 
@@ -12,6 +13,9 @@ use crate::state::error::{StateError, failed};
 use crate::state::lock::LifeLock;
 use crate::state::record::{self, Record, VERSION, check_name};
 use crate::state::{MAKING, Result, Vm, Vms, random};
+
+/// How long programs may take to end unless somebody says otherwise.
+const GRACE: Duration = Duration::from_secs(10);
 
 /// How often another id is tried when one is taken.
 const ATTEMPTS: u32 = 16;
@@ -139,6 +143,12 @@ impl Record {
             programs: super::Programs::default(),
             launch,
         }
+    }
+
+    /// How long its programs may take to end unless whoever stops it says otherwise.
+    #[must_use]
+    pub fn grace(&self) -> Duration {
+        self.grace_ms.map_or(GRACE, Duration::from_millis)
     }
 
     /// The record as one of this user's VMs.

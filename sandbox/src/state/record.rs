@@ -14,7 +14,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::api::Timestamp;
 use crate::exit::{Exit, ExitReason};
-use crate::forward::{Forward, ForwardBinding};
+use crate::forward::{Forward, ForwardBinding, ForwardOptions, PortForwarding};
+use crate::sandbox::Sandbox;
 use crate::state::error::{StateError, failed};
 use crate::state::programs::Programs;
 use crate::text::one_line;
@@ -133,6 +134,16 @@ pub struct Publish {
 }
 
 impl Publish {
+    /// Makes them reachable in a VM, until the result is dropped.
+    ///
+    /// # Errors
+    /// As [`Sandbox::port_forward`].
+    pub async fn open(&self, sandbox: &Sandbox) -> crate::error::Result<PortForwarding> {
+        let listen = self.addresses.iter();
+        let options = listen.fold(ForwardOptions::new(), |all, address| all.address(*address));
+        sandbox.port_forward(&self.ports, options).await
+    }
+
     /// Whether no port is.
     #[must_use]
     pub fn is_empty(&self) -> bool {

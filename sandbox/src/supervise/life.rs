@@ -15,11 +15,11 @@ use tokio::time::timeout;
 use crate::error::{Error, Result};
 use crate::events::VmEvent;
 use crate::exit::Exit;
-use crate::forward::{ForwardOptions, PortForwarding};
+use crate::forward::PortForwarding;
 use crate::pump::Task;
 use crate::sandbox::Sandbox;
 use crate::state::{
-    Claim, CommandEnd, EventLog, ExitRecord, LogFile, LogStream, Publish, Record, Status, Vms,
+    Claim, CommandEnd, EventLog, ExitRecord, LogFile, LogStream, Record, Status, Vms,
 };
 use crate::supervise::command::OwnCommand;
 use crate::supervise::detach::{Channel, Starter};
@@ -27,12 +27,9 @@ use crate::supervise::server::{Clients, listen};
 use crate::supervise::start::{NotStarted, Order};
 use crate::supervise::tell::tell;
 
-/// How long programs may take to end when the supervisor is told to by a signal, or
-/// the VM's time is up.
-const GRACE: Duration = Duration::from_secs(10);
-
-/// How long the guest may take to write its disks after that.
-const WITHIN: Duration = Duration::from_secs(300);
+/// How long a guest may write its disks after its programs have ended, when its VM is
+/// stopped or its time is up.
+pub const WITHIN: Duration = Duration::from_secs(300);
 
 /// How long the last events may take to be written down.
 const TOLD_WITHIN: Duration = Duration::from_secs(5);
@@ -361,13 +358,10 @@ async fn publish(
     sandbox: &Sandbox,
     claim: &Claim,
 ) -> std::result::Result<Option<PortForwarding>, NotStarted> {
-    let Publish { ports, addresses } = &record.publish;
-    if ports.is_empty() {
+    if record.publish.is_empty() {
         return Ok(None);
     }
-    let listen = addresses.iter();
-    let options = listen.fold(ForwardOptions::new(), |all, address| all.address(*address));
-    let forwarding = sandbox.port_forward(ports, options).await?;
+    let forwarding = record.publish.open(sandbox).await?;
     claim.published(forwarding.bindings())?;
     Ok(Some(forwarding))
 }
@@ -398,7 +392,7 @@ async fn run(
     mut command: Option<OwnCommand>,
     ending: &mut Ending,
 ) -> ExitRecord {
-    let grace = record.grace_ms.map_or(GRACE, Duration::from_millis);
+    let grace = record.grace();
     let mut stopping = false;
     let (mut timed_out, mut signals) = (false, 0_u32);
     let mut status = None;

@@ -17,5 +17,5 @@ mod start;
 mod tell;
 
 pub use detach::Starter;
-pub use life::{Launching, supervise};
+pub use life::{Launching, WITHIN, supervise};
 pub use start::{NotStarted, StartOptions, Started, start};
