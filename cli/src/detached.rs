@@ -1,8 +1,7 @@
 //! VMs that outlive the command that makes them: what is kept of a command line, and
 //! the process that such a VM lives in.
 
-use std::fs::{File, OpenOptions};
-use std::os::unix::fs::OpenOptionsExt;
+use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
@@ -120,17 +119,10 @@ fn settled(launch: &Launch) -> Result<Asked, Failure> {
 }
 
 fn make_disk(new: &NewVm, size: u64) -> Result<(), Failure> {
-    let path = new.directory().join(UPPER);
     let cache = Cache::user().map_err(Failure::new)?;
-    let file = OpenOptions::new()
-        .read(true)
-        .write(true)
-        .create_new(true)
-        .mode(0o600)
-        .open(&path)
-        .map_err(|e| Failure::new(format!("cannot make {}: {e}", path.display())))?;
+    let made = disk::kept(&new.directory().join(UPPER), size, &cache);
     let places = [new.directory(), cache.path()];
-    disk::create(&file, size, &cache).map_err(|e| full::failure(&e, &places, None))
+    made.map(drop).map_err(|e| full::failure(&e, &places, None))
 }
 
 /// Starts a VM that is in the list, and waits until it is ready.
