@@ -14,13 +14,13 @@ use anyhow::{Context, Result};
 pub mod agent;
 mod cpio;
 mod image;
+mod mend;
 pub mod packages;
 mod qemu;
 mod reap;
 mod scratch;
 mod session;
 mod terminal;
-mod vmrun;
 mod wire;
 
 /// Where the scratch disk is mounted in the lab. The variable `FLASHPAN_LAB`
@@ -99,7 +99,7 @@ pub fn run(options: &Options) -> Result<u8> {
     let kernel = image::Kernel::find_or_fetch(&cache)?;
     let scratch = scratch::Scratch::take(&cache, options.scratch)?;
     let agent = env::current_exe().context("cannot find this program")?;
-    let plugin = vmrun::plugin(&cache)?;
+    let plugin = mend::plugin(&cache)?;
     let machine = qemu::Machine::start(options, &kernel, &agent, &scratch.path, &plugin)?;
     session::run(machine, options)
 }

@@ -1,4 +1,4 @@
-//! The plugin that mends QEMU's emulation of VMRUN (`vmrun.c` says what is wrong).
+//! The plugin that mends QEMU's emulation of a host with KVM (`mend.c` says what is wrong).
 
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::path::{Path, PathBuf};
@@ -9,13 +9,13 @@ use anyhow::{Context, Result};
 
 use crate::packages;
 
-const SOURCE: &str = include_str!("vmrun.c");
+const SOURCE: &str = include_str!("mend.c");
 
 /// The plugin's file, compiled if it is not in the cache yet.
 pub(crate) fn plugin(cache: &Path) -> Result<PathBuf> {
     let mut hasher = DefaultHasher::new();
     SOURCE.hash(&mut hasher);
-    let name = format!("vmrun-{:016x}", hasher.finish());
+    let name = format!("mend-{:016x}", hasher.finish());
     let plugin = cache.join(&name).with_extension("so");
     if !plugin.exists() {
         // Beside its place first: another lab may be about to start.
