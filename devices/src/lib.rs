@@ -23,8 +23,10 @@ pub mod block;
 pub mod bus;
 pub mod legacy;
 pub mod rate_limit;
+mod reactor;
 pub mod ring;
 pub mod rng;
+mod sock;
 pub mod state;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;

@@ -18,13 +18,13 @@ use std::time::{Duration, Instant};
 use super::connection::{Connection, Control, Phase};
 use super::metrics::Metrics;
 use super::packet::{HOST_CID, Header, Op, TYPE_STREAM};
-use super::reactor::{Reactor, Ready};
 use super::rings::{Rings, TransportReset};
-use super::table::Table;
+use super::table::{Entry, Table};
 use super::{
     BYTES_PER_RUN, Deadlines, MAX_CONNECTIONS, MAX_PENDING_RSTS, PACKETS_PER_RUN, VsockError,
     VsockEvent, VsockState,
 };
+use crate::reactor::{Reactor, Ready};
 use crate::ring::RingError;
 use crate::virtio::GuestRam;
 
@@ -83,7 +83,7 @@ impl Handler {
             resets: VecDeque::new(),
             transport_reset: TransportReset::Idle,
             transport_reset_deadline: None,
-            reactor: Reactor::new()?,
+            reactor: Reactor::new().map_err(|(what, error)| VsockError::Host { what, error })?,
             touched: Vec::new(),
             events: Vec::new(),
             metrics: Metrics::default(),
@@ -203,7 +203,7 @@ impl Handler {
     pub(super) fn poll(&mut self) {
         for ready in self.reactor.poll() {
             match ready {
-                Ready::Stream {
+                Ready::Socket {
                     id,
                     input,
                     output,
@@ -279,8 +279,13 @@ impl Handler {
         self.queue_touched();
         let mut touched = std::mem::take(&mut self.touched);
         for id in touched.drain(..) {
-            let failed = (self.table.get_mut(id))
-                .is_some_and(|entry| self.reactor.watch(id, entry).is_err());
+            let failed = self.table.get_mut(id).is_some_and(|entry| {
+                let interest = entry.interest();
+                let Entry {
+                    stream, watched, ..
+                } = entry;
+                self.reactor.watch(id, stream, watched, interest).is_err()
+            });
             if failed {
                 // Cannot be waited for: not a socket, or no memory for it.
                 self.end(id);
@@ -372,7 +377,7 @@ impl Handler {
         let Some(mut entry) = self.table.remove(id) else {
             return;
         };
-        self.reactor.forget(&mut entry);
+        self.reactor.forget(&entry.stream, &mut entry.watched);
         match (entry.connection.phase(), entry.host_id) {
             (Phase::Connecting, Some(host_id)) => self.refused(host_id),
             (Phase::Asked | Phase::Abandoned, _) => self.metrics.refused += 1,

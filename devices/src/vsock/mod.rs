@@ -12,10 +12,8 @@
 //!
 //! * `packet` – the header; `connection` – the state machine and the credit of
 //!   one connection, without I/O; `table` – all connections, by id and ports;
-//! * `rings` – the three queues as sources and sinks of packets; `sock` – socket
-//!   calls on guest memory;
-//! * `handler` – moves packets between rings and connections; `reactor` – what
-//!   it waits for besides kicks;
+//! * `rings` – the three queues as sources and sinks of packets;
+//! * `handler` – moves packets between rings and connections;
 //! * `device` and `subscriber` – the faces towards transport and event loop.
 //!
 //! # Back-pressure
@@ -31,9 +29,7 @@ mod device;
 mod handler;
 mod metrics;
 mod packet;
-mod reactor;
 mod rings;
-mod sock;
 mod subscriber;
 mod table;
 #[cfg(test)]

@@ -5,13 +5,14 @@ use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
 use std::time::Instant;
 
+use super::super::VsockEvent;
 use super::super::connection::{Connection, Phase, Reaction};
 use super::super::packet::{HEADER_LEN, HOST_CID, Header, MAX_PAYLOAD, Op, TYPE_STREAM};
 use super::super::rings::{Rings, gather};
 use super::super::table::Entry;
-use super::super::{VsockEvent, sock};
 use super::{Budget, Handler};
 use crate::ring::{Chain, RingError};
+use crate::sock;
 use crate::virtio::GuestRam;
 
 impl Handler {

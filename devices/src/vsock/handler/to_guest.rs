@@ -3,13 +3,14 @@
 use std::io;
 use std::time::Instant;
 
+use super::super::BYTES_PER_TURN;
 use super::super::connection::{Control, Phase};
 use super::super::packet::{HEADER_LEN, MAX_PAYLOAD, Op};
 use super::super::rings::{Rings, gather};
 use super::super::table::Entry;
-use super::super::{BYTES_PER_TURN, sock};
 use super::{Budget, Handler};
 use crate::ring::{Chain, RingError};
+use crate::sock;
 use crate::virtio::GuestRam;
 
 /// Buffers tried in one read of a stream. Grows by eight while they are filled:

@@ -1,7 +1,7 @@
-//! What the device waits for besides kicks: host streams and deadlines.
+//! What a device waits for besides kicks: sockets of the host, and deadlines.
 //!
 //! All of it is behind one epoll descriptor, which is itself watched by the
-//! event loop: streams come and go without the loop knowing.
+//! event loop: sockets come and go without the loop knowing.
 
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
@@ -12,10 +12,7 @@ use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 use vmm_sys_util::timerfd::TimerFd;
 
-use super::VsockError;
-use super::table::Entry;
-
-/// Tokens that are not ids of connections, which count up from 1.
+/// Tokens that are not ids of sockets, which count up from 1.
 const TIMER: u64 = u64::MAX;
 const WAKE: u64 = u64::MAX - 1;
 
@@ -24,9 +21,9 @@ const MAX_REPORTS: usize = 64;
 
 /// Something that is ready.
 #[derive(Debug, Clone, Copy)]
-pub(super) enum Ready {
-    /// A host stream can be read or written, or both its directions are shut.
-    Stream {
+pub(crate) enum Ready {
+    /// A socket can be read or written, or both its directions are shut.
+    Socket {
         id: u64,
         input: bool,
         output: bool,
@@ -37,7 +34,7 @@ pub(super) enum Ready {
 }
 
 /// See the [module](self).
-pub(super) struct Reactor {
+pub(crate) struct Reactor {
     epoll: Epoll,
     timer: TimerFd,
     /// When the timer goes off.
@@ -55,8 +52,9 @@ impl std::fmt::Debug for Reactor {
 }
 
 impl Reactor {
-    pub(super) fn new() -> Result<Self, VsockError> {
-        let failed = |what| move |error| VsockError::Host { what, error };
+    /// What was tried comes with the error if the host refuses.
+    pub(crate) fn new() -> Result<Self, (&'static str, io::Error)> {
+        let failed = |what| move |error| (what, error);
         let epoll = Epoll::new().map_err(failed("create an epoll descriptor"))?;
         let timer = (TimerFd::new().map_err(io::Error::from)).map_err(failed("create a timer"))?;
         let wake = EventFd::new(EFD_NONBLOCK).map_err(failed("create an event descriptor"))?;
@@ -77,13 +75,13 @@ impl Reactor {
     }
 
     /// Makes the event loop run the device soon.
-    pub(super) fn wake(&self) {
+    pub(crate) fn wake(&self) {
         // Fails only if the counter is full, after 2⁶⁴ writes.
         let _ = self.wake.write(1);
     }
 
     /// What is ready now.
-    pub(super) fn poll(&mut self) -> Vec<Ready> {
+    pub(crate) fn poll(&mut self) -> Vec<Ready> {
         let mut events = [EpollEvent::default(); MAX_REPORTS];
         // Fails only if interrupted by a signal: it will be reported again.
         let count = self.epoll.wait(0, &mut events).unwrap_or(0);
@@ -92,7 +90,7 @@ impl Reactor {
             .filter_map(|event| match event.data() {
                 WAKE => None,
                 TIMER => Some(Ready::Timer),
-                id => Some(Ready::Stream {
+                id => Some(Ready::Socket {
                     id,
                     input: has(event, EventSet::IN | EventSet::READ_HANG_UP),
                     output: has(event, EventSet::OUT),
@@ -102,28 +100,34 @@ impl Reactor {
             .collect()
     }
 
-    /// Watches a stream for what its entry is interested in.
-    pub(super) fn watch(&self, id: u64, entry: &mut Entry) -> io::Result<()> {
-        let interest = entry.interest();
-        if interest == entry.watched {
+    /// Watches socket `id` for `interest`; `watched` is what it was watched for
+    /// up to now, and is brought up to date.
+    pub(crate) fn watch(
+        &self,
+        id: u64,
+        socket: &impl AsRawFd,
+        watched: &mut Option<EventSet>,
+        interest: Option<EventSet>,
+    ) -> io::Result<()> {
+        if interest == *watched {
             return Ok(());
         }
-        let operation = match (entry.watched, interest) {
+        let operation = match (*watched, interest) {
             (None, _) => ControlOperation::Add,
             (Some(_), Some(_)) => ControlOperation::Modify,
             (Some(_), None) => ControlOperation::Delete,
         };
         let event = EpollEvent::new(interest.unwrap_or(EventSet::empty()), id);
-        self.epoll.ctl(operation, entry.stream.as_raw_fd(), event)?;
-        entry.watched = interest;
+        self.epoll.ctl(operation, socket.as_raw_fd(), event)?;
+        *watched = interest;
         Ok(())
     }
 
-    /// Watches a stream no more. Closing it is not enough: whoever has handed
+    /// Watches a socket no more. Closing it is not enough: whoever has handed
     /// it in may keep a copy of the descriptor.
-    pub(super) fn forget(&self, entry: &mut Entry) {
-        if entry.watched.take().is_some() {
-            let fd = entry.stream.as_raw_fd();
+    pub(crate) fn forget(&self, socket: &impl AsRawFd, watched: &mut Option<EventSet>) {
+        if watched.take().is_some() {
+            let fd = socket.as_raw_fd();
             let _ = self
                 .epoll
                 .ctl(ControlOperation::Delete, fd, EpollEvent::default());
@@ -131,7 +135,7 @@ impl Reactor {
     }
 
     /// Sets the timer to the next deadline, if that has changed.
-    pub(super) fn set_timer(&mut self, deadline: Option<Instant>) {
+    pub(crate) fn set_timer(&mut self, deadline: Option<Instant>) {
         if self.armed == deadline {
             return;
         }
@@ -151,7 +155,7 @@ impl Reactor {
     }
 
     /// The timer went off: it has to be set again even to the same deadline.
-    pub(super) fn timer_expired(&mut self) {
+    pub(crate) fn timer_expired(&mut self) {
         let _ = self.timer.clear();
         self.armed = None;
     }
