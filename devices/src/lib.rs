@@ -22,6 +22,7 @@
 pub mod block;
 pub mod bus;
 pub mod legacy;
+pub mod net;
 pub mod rate_limit;
 mod reactor;
 pub mod ring;

@@ -8,7 +8,6 @@
 use std::io;
 use std::mem;
 use std::os::fd::AsRawFd;
-use std::os::unix::net::UnixStream;
 
 use vm_memory::VolatileSlice;
 
@@ -20,7 +19,7 @@ const MAX_IOV: usize = 1024;
 ///
 /// # Errors
 /// `WouldBlock` if nothing is there; otherwise the stream is of no more use.
-pub(crate) fn receive(stream: &UnixStream, slices: &[VolatileSlice<'_>]) -> io::Result<usize> {
+pub(crate) fn receive(stream: &impl AsRawFd, slices: &[VolatileSlice<'_>]) -> io::Result<usize> {
     let guards: Vec<_> = (slices.iter().take(MAX_IOV))
         .map(VolatileSlice::ptr_guard_mut)
         .collect();
@@ -44,7 +43,7 @@ pub(crate) fn receive(stream: &UnixStream, slices: &[VolatileSlice<'_>]) -> io::
 ///
 /// # Errors
 /// `WouldBlock` if the stream is full; otherwise the peer reads no more.
-pub(crate) fn send(stream: &UnixStream, slices: &[VolatileSlice<'_>]) -> io::Result<usize> {
+pub(crate) fn send(stream: &impl AsRawFd, slices: &[VolatileSlice<'_>]) -> io::Result<usize> {
     let guards: Vec<_> = (slices.iter().take(MAX_IOV))
         .map(VolatileSlice::ptr_guard)
         .collect();
@@ -65,7 +64,7 @@ pub(crate) fn send(stream: &UnixStream, slices: &[VolatileSlice<'_>]) -> io::Res
 ///
 /// # Errors
 /// As [`send`].
-pub(crate) fn send_halves(stream: &UnixStream, halves: (&[u8], &[u8])) -> io::Result<usize> {
+pub(crate) fn send_halves(stream: &impl AsRawFd, halves: (&[u8], &[u8])) -> io::Result<usize> {
     let iovec = |half: &[u8]| libc::iovec {
         iov_base: half.as_ptr().cast_mut().cast(),
         iov_len: half.len(),
@@ -77,7 +76,7 @@ pub(crate) fn send_halves(stream: &UnixStream, halves: (&[u8], &[u8])) -> io::Re
 
 /// # Safety
 /// Every element of `iov` must be readable during the call.
-unsafe fn send_iov(stream: &UnixStream, iov: &mut [libc::iovec]) -> io::Result<usize> {
+unsafe fn send_iov(stream: &impl AsRawFd, iov: &mut [libc::iovec]) -> io::Result<usize> {
     let message = message(iov);
     let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
     retry(|| {

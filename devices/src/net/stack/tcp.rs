@@ -1,0 +1,240 @@
+//! One TCP connection: a socket of the stack on the guest's side, a stream on the host's.
+
+use std::io::{self, ErrorKind};
+use std::net::Shutdown;
+use std::os::unix::net::UnixStream;
+
+use event_manager::EventSet;
+use smoltcp::iface::{Interface, PollIngressSingleResult, PollResult, SocketHandle, SocketSet};
+use smoltcp::socket::tcp::{CongestionControl, Socket, SocketBuffer, State};
+use smoltcp::time::Instant;
+use smoltcp::wire::{EthernetAddress, IpListenEndpoint};
+use vm_memory::VolatileSlice;
+
+use super::output::{Output, Phy};
+use super::packet::Tuple;
+use crate::net::End;
+use crate::sock;
+
+/// A connection that was accepted.
+pub(super) struct TcpFlow {
+    pub(super) stream: UnixStream,
+    /// What the stream is watched for.
+    pub(super) watched: Option<EventSet>,
+    sockets: SocketSet<'static>,
+    handle: SocketHandle,
+    /// The packet that asked for it, until the stack has seen it.
+    syn: Option<Vec<u8>>,
+    /// The stream may have something to read that was not read yet.
+    readable: bool,
+    /// The stream may have room.
+    writable: bool,
+    /// Both directions of the stream are shut: it need not be watched any more.
+    hung_up: bool,
+    /// The host sends no more.
+    host_done: bool,
+    /// The guest sends no more, and the host was told so.
+    guest_done: bool,
+}
+
+/// What became of a connection when it was looked after.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Pumped {
+    /// Nothing is left to do for now.
+    Idle,
+    /// There is more, as soon as there is room for frames.
+    Held,
+    /// It is over.
+    Ended(End),
+}
+
+impl std::fmt::Debug for TcpFlow {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("TcpFlow")
+            .field("state", &self.socket().state())
+            .finish_non_exhaustive()
+    }
+}
+
+impl TcpFlow {
+    /// A connection with buffers of so many bytes in each direction, whose handshake
+    /// is made when `syn` is pumped in. Buffers cost memory as far as they are used.
+    pub(super) fn new(tuple: &Tuple, syn: Vec<u8>, stream: UnixStream, buffer: usize) -> Self {
+        let memory = || SocketBuffer::new(vec![0; buffer]);
+        let mut socket = Socket::new(memory(), memory());
+        // The link loses nothing, and its ends answer at once.
+        socket.set_congestion_control(CongestionControl::None);
+        socket.set_nagle_enabled(false);
+        socket.set_ack_delay(None);
+        let endpoint = IpListenEndpoint {
+            addr: Some(tuple.destination.ip().into()),
+            port: tuple.destination.port(),
+        };
+        // Fails only for port 0, with which there is no tuple.
+        let _ = socket.listen(endpoint);
+        let mut sockets = SocketSet::new(Vec::with_capacity(1));
+        let handle = sockets.add(socket);
+        Self {
+            stream,
+            watched: None,
+            sockets,
+            handle,
+            syn: Some(syn),
+            readable: true,
+            writable: true,
+            hung_up: false,
+            host_done: false,
+            guest_done: false,
+        }
+    }
+
+    fn socket(&self) -> &Socket<'static> {
+        self.sockets.get(self.handle)
+    }
+
+    /// What the stream has to be watched for.
+    pub(super) fn interest(&self) -> Option<EventSet> {
+        if self.hung_up {
+            return None;
+        }
+        let mut interest = EventSet::empty();
+        if !self.readable && !self.host_done {
+            interest |= EventSet::IN | EventSet::READ_HANG_UP;
+        }
+        if !self.writable {
+            interest |= EventSet::OUT;
+        }
+        Some(interest)
+    }
+
+    /// The stream is ready for this.
+    pub(super) fn ready(&mut self, input: bool, output: bool, gone: bool) {
+        self.readable |= input || gone;
+        self.writable |= output || gone;
+        self.hung_up |= gone;
+    }
+
+    /// A segment of the guest. There must be room for a frame.
+    pub(super) fn segment(
+        &mut self,
+        interface: &mut Interface,
+        output: &mut Output,
+        peer: EthernetAddress,
+        packet: &[u8],
+        now: Instant,
+    ) {
+        let mut phy = Phy {
+            packet: Some(packet),
+            peer,
+            output,
+        };
+        let _: PollIngressSingleResult =
+            interface.poll_ingress_single(now, &mut phy, &mut self.sockets);
+    }
+
+    /// Moves what can be moved, both ways.
+    pub(super) fn pump(
+        &mut self,
+        interface: &mut Interface,
+        output: &mut Output,
+        peer: EthernetAddress,
+        now: Instant,
+    ) -> Pumped {
+        if let Some(syn) = self.syn.take() {
+            if !output.has_room() {
+                self.syn = Some(syn);
+                return Pumped::Held;
+            }
+            self.segment(interface, output, peer, &syn, now);
+        }
+        if self.feed_host().is_err() || self.feed_guest().is_err() {
+            // Its reset goes out with the frames.
+            self.sockets.get_mut::<Socket<'_>>(self.handle).abort();
+        }
+        let mut phy = Phy {
+            packet: None,
+            peer,
+            output,
+        };
+        loop {
+            if !phy.output.has_room() {
+                return Pumped::Held;
+            }
+            if interface.poll_egress(now, &mut phy, &mut self.sockets) == PollResult::None {
+                break;
+            }
+        }
+        match self.socket().state() {
+            // The link loses nothing: an old segment cannot turn up later.
+            State::TimeWait => Pumped::Ended(End::Closed),
+            State::Closed if self.host_done && self.guest_done => Pumped::Ended(End::Closed),
+            State::Closed => Pumped::Ended(End::Reset),
+            _ => Pumped::Idle,
+        }
+    }
+
+    /// When it has to be pumped although nothing happened.
+    pub(super) fn due(&self, interface: &mut Interface, now: Instant) -> Option<Instant> {
+        interface.poll_at(now, &self.sockets)
+    }
+
+    /// Ends it with a reset, at the next pump.
+    pub(super) fn abort(&mut self) {
+        self.sockets.get_mut::<Socket<'_>>(self.handle).abort();
+    }
+
+    /// From the guest to the host. An error: the host takes no more.
+    fn feed_host(&mut self) -> io::Result<()> {
+        let socket = self.sockets.get_mut::<Socket<'_>>(self.handle);
+        while self.writable && socket.can_recv() {
+            let stream = &self.stream;
+            let sent = socket.recv(|data| match sock::send_halves(stream, (data, &[])) {
+                Ok(count) => (count, Ok(())),
+                Err(error) => (0, Err(error)),
+            });
+            match sent {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) if error.kind() == ErrorKind::WouldBlock => self.writable = false,
+                Ok(Err(error)) => return Err(error),
+                Err(_) => break,
+            }
+        }
+        if !self.guest_done && !socket.can_recv() && has_sent_all(socket.state()) {
+            self.guest_done = true;
+            // Fails only if the host has closed its end.
+            let _ = self.stream.shutdown(Shutdown::Write);
+        }
+        Ok(())
+    }
+
+    /// From the host to the guest. An error: the host's end is of no more use.
+    fn feed_guest(&mut self) -> io::Result<()> {
+        let socket = self.sockets.get_mut::<Socket<'_>>(self.handle);
+        while self.readable && !self.host_done && socket.can_send() {
+            let stream = &self.stream;
+            let received = socket.send(|room| {
+                let received = sock::receive(stream, &[VolatileSlice::from(room)]);
+                (*received.as_ref().unwrap_or(&0), received)
+            });
+            match received {
+                Ok(Ok(0)) => {
+                    self.host_done = true;
+                    socket.close();
+                }
+                Ok(Ok(_)) => {}
+                Ok(Err(error)) if error.kind() == ErrorKind::WouldBlock => self.readable = false,
+                Ok(Err(error)) => return Err(error),
+                Err(_) => break,
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Whether the guest has said that it sends no more.
+fn has_sent_all(state: State) -> bool {
+    matches!(
+        state,
+        State::CloseWait | State::LastAck | State::Closing | State::TimeWait
+    )
+}

@@ -1,0 +1,158 @@
+//! A guest that keeps to no rule.
+
+use proptest::prelude::*;
+use smoltcp::wire::{EthernetFrame, Ipv4Packet};
+
+use super::datagrams::datagram;
+use super::guest::Link;
+use crate::net::stack::Offload;
+use crate::net::{MAX_ASKED, NetEvent};
+
+/// The frame of a SYN from this port.
+fn syn(port: u16) -> Vec<u8> {
+    let mut frame = datagram("198.18.0.2:1", "1.1.1.1:80", &[0; 12]);
+    frame[23] = 6;
+    let mut tcp = [0; 20];
+    tcp[..2].copy_from_slice(&port.to_be_bytes());
+    tcp[2..4].copy_from_slice(&80_u16.to_be_bytes());
+    tcp[12] = 5 << 4;
+    tcp[13] = 2;
+    frame[34..54].copy_from_slice(&tcp);
+    fix(&mut frame);
+    frame
+}
+
+/// Makes the checksum of the IP header again, if it has one.
+fn fix(frame: &mut [u8]) {
+    let mut ethernet = EthernetFrame::new_unchecked(frame);
+    let packet = ethernet.payload_mut();
+    let header = usize::from(packet[0] & 15) * 4;
+    if (20..=packet.len()).contains(&header) {
+        Ipv4Packet::new_unchecked(packet).fill_checksum();
+    }
+}
+
+fn link() -> Link {
+    Link::new(Offload::default())
+}
+
+#[test]
+fn a_flood_of_connections_is_asked_for_in_part() {
+    let mut link = link();
+    link.card.sent.extend((1..=60_000).map(syn));
+    link.settle();
+    assert_eq!(link.events.len(), MAX_ASKED);
+    let metrics = *link.stack.metrics();
+    assert_eq!(metrics.asked, MAX_ASKED as u64);
+    assert_eq!(metrics.crowded, 60_000 - MAX_ASKED as u64);
+    // Another one has its turn as soon as one was answered.
+    let Some(NetEvent::Asked { id, .. }) = link.events.pop_front() else {
+        panic!("nothing was asked for");
+    };
+    link.stack.refuse(id, crate::net::Refusal::Silence);
+    link.card.sent.push_back(syn(60_001));
+    link.settle();
+    assert_eq!(link.stack.metrics().asked, MAX_ASKED as u64 + 1);
+}
+
+#[test]
+fn a_segment_of_no_connection_is_reset_and_a_reset_is_not() {
+    let mut link = link();
+    link.listening = false;
+    let mut ack = syn(9);
+    ack[14 + 20 + 13] = 0x10;
+    link.stack.input(&ack);
+    // RST, from there to here.
+    let bytes = &link.stack.frame().unwrap().bytes;
+    assert_eq!(bytes[14 + 20 + 13] & 4, 4);
+    link.stack.frame_done();
+    let mut reset = syn(9);
+    reset[14 + 20 + 13] = 4;
+    link.stack.input(&reset);
+    assert!(link.stack.frame().is_none());
+}
+
+#[test]
+fn what_must_not_be_a_flow_is_none() {
+    let change = |change: fn(&mut [u8])| {
+        let mut frame = datagram("198.18.0.2:5000", "1.1.1.1:99", b"payload");
+        change(&mut frame);
+        fix(&mut frame);
+        frame
+    };
+    for (what, frame) in [
+        ("a fragment", change(|frame| frame[20] |= 0x20)),
+        ("a later fragment", change(|frame| frame[21] = 1)),
+        ("another protocol", change(|frame| frame[23] = 47)),
+        ("for another card", change(|frame| frame[5] = 9)),
+        ("from a group", change(|frame| frame[6] = 1)),
+        ("to a group", change(|frame| frame[30] = 224)),
+        ("from nowhere", change(|frame| frame[26..30].fill(0))),
+        ("to itself", change(|frame| frame.copy_within(26..30, 30))),
+        ("to port 0", change(|frame| frame[36..38].fill(0))),
+        ("longer than it is", change(|frame| frame[17] = 200)),
+        (
+            "a datagram longer than its packet",
+            change(|frame| frame[39] = 99),
+        ),
+        ("version 5", change(|frame| frame[14] = 0x55)),
+        ("too short", vec![0; 13]),
+        ("nothing", Vec::new()),
+    ] {
+        let mut link = link();
+        link.stack.input(&frame);
+        link.settle();
+        assert!(link.events.is_empty(), "{what}: {:?}", link.events);
+        let metrics = link.stack.metrics();
+        let dropped = metrics.malformed + metrics.fragments + metrics.protocols + metrics.receivers;
+        assert_eq!(dropped, 1, "{what}");
+    }
+    let mut broken = datagram("198.18.0.2:5000", "1.1.1.1:99", b"payload");
+    broken[24] ^= 1;
+    let mut link = link();
+    link.stack.input(&broken);
+    assert_eq!(link.stack.metrics().malformed, 1);
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(2000))]
+
+    /// Whatever comes, the stack stands and answers no more than is asked.
+    #[test]
+    fn any_bytes(frames in proptest::collection::vec(
+        proptest::collection::vec(any::<u8>(), 0..200), 0..8,
+    )) {
+        let mut link = link();
+        for frame in &frames {
+            link.stack.input(frame);
+        }
+        link.stack.run();
+        prop_assert!(link.stack.metrics().frames_in == frames.len() as u64);
+    }
+
+    /// The same for frames that look like some.
+    #[test]
+    fn changed_frames(
+        port in 1_u16..4,
+        flags in any::<u8>(),
+        changes in proptest::collection::vec((0_usize..54, any::<u8>()), 0..6),
+        accept in any::<bool>(),
+    ) {
+        let mut link = link();
+        link.card.sent.push_back(syn(port));
+        let (id, ..) = link.asked();
+        if accept {
+            link.stack.accept(id);
+        }
+        let mut frame = syn(port);
+        frame[14 + 20 + 13] = flags;
+        for (at, value) in changes {
+            frame[at] = value;
+        }
+        for _ in 0..4 {
+            link.stack.input(&frame);
+            fix(&mut frame);
+        }
+        link.settle();
+    }
+}
