@@ -16,6 +16,8 @@ pub enum DeviceState {
     Block(BlockState),
     /// An entropy device, which has none.
     Entropy,
+    /// A network device, whose flows do not outlive it.
+    Net,
     /// A socket device.
     Vsock(crate::vsock::VsockState),
 }
@@ -27,6 +29,7 @@ impl DeviceState {
         match self {
             Self::Block(_) => "block",
             Self::Entropy => "entropy",
+            Self::Net => "net",
             Self::Vsock(_) => "vsock",
         }
     }

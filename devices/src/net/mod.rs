@@ -5,14 +5,20 @@
 //! exists, and then is one of the two ends of a socket pair. The process that runs the
 //! device may neither `socket()` nor `connect()`.
 //!
-//! * `header` – what precedes a frame in a ring;
+//! * `device` – the faces towards transport and event loop; `rings` – the queues as a
+//!   source and a sink of frames; `header` – what precedes a frame in a
+//!   ring;
 //! * `stack` – frames to flows and back, without a ring: a test or a benchmark can put
 //!   it behind anything that carries frames.
 //!
 //! `docs/network.md` says what holds for a flow.
 
+mod device;
 pub mod header;
+mod rings;
 pub mod stack;
+#[cfg(test)]
+mod tests;
 
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr};
@@ -20,7 +26,14 @@ use std::os::fd::OwnedFd;
 
 use thiserror::Error;
 
+pub use device::{Net, RingMetrics};
 pub use stack::{Frame, Metrics, Offload, Stack, Tuple};
+
+/// Device type 1 (virtio 1.2 §5.1.1).
+pub const DEVICE_TYPE: u32 = 1;
+
+/// Sizes of the rx and the tx queue, in descriptors.
+pub const QUEUE_SIZES: [u16; 2] = [256, 256];
 
 /// Flows that may exist at once, those that are being asked for included.
 pub const MAX_FLOWS: usize = 12_000;

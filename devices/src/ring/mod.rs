@@ -11,7 +11,7 @@ mod buffers;
 mod chain;
 mod kick;
 
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{Ordering, fence};
 
 use thiserror::Error;
 use virtio_bindings::virtio_ring::{VIRTIO_RING_F_INDIRECT_DESC, VRING_AVAIL_F_NO_INTERRUPT};
@@ -127,6 +127,8 @@ pub enum Progress {
 pub struct Ring {
     queue: Queue,
     indirect: bool,
+    /// Chains given back since the driver's wish for interrupts was last looked up.
+    added: u16,
 }
 
 impl Ring {
@@ -137,6 +139,7 @@ impl Ring {
         Self {
             queue,
             indirect: features & 1 << VIRTIO_RING_F_INDIRECT_DESC != 0,
+            added: 0,
         }
     }
 
@@ -202,7 +205,42 @@ impl Ring {
     pub fn complete(&mut self, memory: &GuestRam, head: u16, len: u32) -> Result<(), RingError> {
         self.queue
             .add_used(memory, head, len)
-            .map_err(|_| RingError::Inaccessible)
+            .map_err(|_| RingError::Inaccessible)?;
+        self.added = self.added.wrapping_add(1);
+        Ok(())
+    }
+
+    /// The same for several chains at once: the driver finds all of them or none. Each
+    /// is named by its head, in the order in which they were taken.
+    ///
+    /// # Errors
+    /// If the used ring cannot be written.
+    pub fn complete_together(
+        &mut self,
+        memory: &GuestRam,
+        chains: &[(u16, u32)],
+    ) -> Result<(), RingError> {
+        let Some((&(last, last_len), first)) = chains.split_last() else {
+            return Ok(());
+        };
+        // struct virtq_used: flags, idx, ring[] of id and len (virtio 1.2 §2.7.8).
+        let mut position = self.queue.next_used();
+        for &(head, len) in first {
+            let entry = position
+                .checked_rem(self.queue.size())
+                .and_then(|slot| (self.queue.used_ring()).checked_add(4 + 8 * u64::from(slot)))
+                .ok_or(RingError::Inaccessible)?;
+            let [a, b, c, d] = u32::from(head).to_le_bytes();
+            let [e, f, g, h] = len.to_le_bytes();
+            memory
+                .write_slice(&[a, b, c, d, e, f, g, h], GuestAddress(entry))
+                .map_err(|_| RingError::Inaccessible)?;
+            position = position.wrapping_add(1);
+            self.added = self.added.wrapping_add(1);
+        }
+        // The last one moves the index past all of them.
+        self.queue.set_next_used(position);
+        self.complete(memory, last, last_len)
     }
 
     /// Asks the driver not to kick: its chains will be found.
@@ -232,18 +270,23 @@ impl Ring {
     /// # Errors
     /// If the available ring cannot be read.
     pub fn wants_interrupt(&mut self, memory: &GuestRam) -> Result<bool, RingError> {
-        let wanted = self
-            .queue
-            .needs_notification(memory)
-            .map_err(|_| RingError::Inaccessible)?;
-        // Without EVENT_IDX virtio-queue always says yes: the flag is ours.
-        if !wanted || self.queue.event_idx_enabled() {
-            return Ok(wanted);
+        // What was given back must be seen before the driver's wish is looked up
+        // (virtio 1.2 §2.7.10.1).
+        fence(Ordering::SeqCst);
+        let added = std::mem::take(&mut self.added);
+        let load = |offset: u64| {
+            (self.queue.avail_ring().checked_add(offset))
+                .and_then(|at| memory.load::<u16>(GuestAddress(at), Ordering::Relaxed).ok())
+                .map(u16::from_le)
+                .ok_or(RingError::Inaccessible)
+        };
+        if self.queue.event_idx_enabled() {
+            // struct virtq_avail ends with used_event (virtio 1.2 §2.7.6).
+            let event = load(4 + 2 * u64::from(self.queue.size()))?;
+            let since = (self.queue.next_used().wrapping_sub(event)).wrapping_sub(1);
+            return Ok(since < added);
         }
-        let flags = memory
-            .load::<u16>(GuestAddress(self.queue.avail_ring()), Ordering::Relaxed)
-            .map_err(|_| RingError::Inaccessible)?;
-        Ok(u32::from(u16::from_le(flags)) & VRING_AVAIL_F_NO_INTERRUPT == 0)
+        Ok(u32::from(load(0)?) & VRING_AVAIL_F_NO_INTERRUPT == 0)
     }
 
     /// Serves available chains until there are none, `budget` is spent, or
