@@ -1,6 +1,7 @@
 //! The flashpan command: arguments in, text and exit codes out. What it does is
 //! in the libraries.
 
+mod archive_stdio;
 mod bench;
 mod config_file;
 mod detached;

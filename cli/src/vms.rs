@@ -53,9 +53,9 @@ fn of(vm: &Vm, error: flashpan::Error) -> Failure {
         )),
         Error::NotPaused => Failure::new(format!("the VM {id} is not paused")),
         Error::Starting => Failure::new(format!("the VM {id} is still starting; wait a moment")),
-        // Between the look and the call.
+        // Between the look and the call: in the words of one that had before.
         Error::NotRunning => Failure::new(format!(
-            "the VM {id} has just ended; start it with `flashpan start`"
+            "the VM {id} is stopped; start it with `flashpan start`"
         )),
         error => error.into(),
     }

@@ -18,8 +18,9 @@ use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
-use std::process::Stdio;
+use std::process::{Output, Stdio};
 
+use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
 use nix::sys::signal::Signal;
 use vms::Vms;
 
@@ -84,15 +85,48 @@ fn what_cannot_be_copied_is_said_in_one_line() {
     let guest = |path: &str| format!("web:{place}/{path}");
     vms.create(&["--name", "asleep"], &["sleep"]);
     for (source, target, says) in [
-        ("/nowhere/file", &*guest("x"), "/nowhere/file"),
-        (&*guest("missing"), "/tmp", "missing"),
-        (there, &*guest("no/such/place"), "no/such"),
+        (
+            "/nowhere/file",
+            &*guest("x"),
+            "cannot copy /nowhere/file: there is no such file or directory",
+        ),
+        (
+            "/nowhere/..",
+            &*guest("x"),
+            "cannot copy /nowhere/..: there is no such file or directory",
+        ),
+        (
+            &*guest("missing"),
+            "/tmp",
+            "/guest/missing in the guest: there is no such file or directory",
+        ),
+        (
+            there,
+            &*guest("no/such/place"),
+            "in the guest: there is no such directory to put it into",
+        ),
+        (
+            there,
+            &*guest("missing/"),
+            "in the guest: there is no such directory to put it into",
+        ),
+        (
+            &*guest(""),
+            "/nowhere/x",
+            "cannot copy /nowhere/x: there is no such directory to put it into",
+        ),
         (there, "nobody:/tmp", "no VM has the id or name"),
         (there, "asleep:/tmp", "is created; start it"),
         (there, "./x:y", "neither is in a VM"),
         (&*guest("a"), "asleep:/tmp", "both are in VMs"),
-        ("-", "web:/tmp", "archives on standard input"),
-        ("web:/etc", "-", "archives on standard input"),
+        ("-", "-", "both are archives"),
+        ("-", "./x", "an archive goes into a VM or comes out of one"),
+        ("./x", "-", "an archive goes into a VM or comes out of one"),
+        (
+            &*guest("missing"),
+            "-",
+            "there is no such file or directory",
+        ),
         (&*guest(""), "/proc/nothing/x", "/proc/nothing"),
     ] {
         let line = vms.refused(&["cp", source, target]);
@@ -101,6 +135,158 @@ fn what_cannot_be_copied_is_said_in_one_line() {
     vms.ok(&["pause", "web"]);
     let line = vms.refused(&["cp", there, &guest("x")]);
     assert!(line.contains("is paused"), "{line}");
+}
+
+/// `flashpan cp` with an archive on its standard input.
+fn unpack(vms: &Vms, place: &str, archive: &[u8]) -> Output {
+    let mut cp = vms
+        .0
+        .flashpan(&["cp", "-", place])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut stdin = cp.stdin.take().unwrap();
+    // It need not want all of it.
+    let _ = stdin.write_all(archive);
+    drop(stdin);
+    cp.wait_with_output().unwrap()
+}
+
+#[test]
+fn an_archive_comes_out_on_standard_output_and_goes_in_on_standard_input() {
+    let (vms, place) = vm_with_place();
+    let tree = vms.0.path("guest/tree");
+    fs::create_dir_all(tree.join("sub")).unwrap();
+    fs::write(tree.join("sub/long"), vec![7; 1 << 20]).unwrap();
+    fs::set_permissions(tree.join("sub/long"), fs::Permissions::from_mode(0o4751)).unwrap();
+    symlink("long", tree.join("sub/link")).unwrap();
+    let output = vms.output(&["cp", &format!("web:{place}/tree"), "-"]);
+    assert!(output.status.success(), "{output:?}");
+    let told = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(told, "Copied 4 entries, 1.0 MB\n");
+    let archive = output.stdout;
+    fs::create_dir(vms.0.path("guest/again")).unwrap();
+    let again = format!("web:{place}/again");
+    let output = unpack(&vms, &again, &archive);
+    assert!(output.status.success(), "{output:?}");
+    assert_eq!(output.stdout, b"");
+    let told = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(told, "Copied 4 entries, 1.0 MB\n");
+    for path in ["tree", "tree/sub", "tree/sub/long"] {
+        let [was, is] = ["", "again/"].map(|above| {
+            let path = vms.0.path(&format!("guest/{above}{path}"));
+            let meta = fs::metadata(path).unwrap();
+            (
+                meta.mode(),
+                meta.uid(),
+                meta.gid(),
+                meta.mtime(),
+                meta.mtime_nsec(),
+            )
+        });
+        assert_eq!(is, was, "{path}");
+    }
+    let long = fs::read(vms.0.path("guest/again/tree/sub/long")).unwrap();
+    assert_eq!(long, vec![7; 1 << 20]);
+    let link = fs::read_link(vms.0.path("guest/again/tree/sub/link")).unwrap();
+    assert_eq!(link.to_str(), Some("long"));
+
+    // What is no archive, or half of one, and no place for one.
+    let half = &archive[..archive.len() / 2];
+    for (place, archive, says) in [
+        (&*again, &b"no archive"[..], "it is not a tar archive"),
+        (&*again, half, "the tar is truncated"),
+        (&*again, b"", "not one byte came"),
+        (&*format!("{again}/none"), &*archive, "no such file"),
+        (
+            &*format!("{again}/tree/sub/long"),
+            &*archive,
+            "it is not a directory",
+        ),
+    ] {
+        let output = unpack(&vms, place, archive);
+        assert_eq!(output.status.code(), Some(125), "{output:?}");
+        let line = fake::complaint(&output);
+        assert!(line.contains(says), "{says}: {line}");
+    }
+}
+
+#[test]
+fn an_archive_for_nobody_and_one_that_does_not_end_leave_nothing_waiting() {
+    let (vms, place) = vm_with_place();
+    fs::write(vms.0.path("guest/long"), vec![7; 4 << 20]).unwrap();
+    let source = format!("web:{place}/long");
+    // Whoever reads has had enough.
+    let mut cp = vms
+        .0
+        .flashpan(&["cp", &source, "-"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut stdout = cp.stdout.take().unwrap();
+    stdout.read_exact(&mut [0; 4096]).unwrap();
+    drop(stdout);
+    let output = cp.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(141), "{output:?}");
+    assert_eq!(output.stderr, b"");
+    // Neither who takes nothing nor who gives nothing holds a signal back.
+    let mut cp = vms
+        .0
+        .flashpan(&["cp", &source, "-"])
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    cp.stdout.as_mut().unwrap().read_exact(&mut [0]).unwrap();
+    fake::signal(&cp, Signal::SIGINT);
+    assert_eq!(cp.wait().unwrap().code(), Some(130));
+    let changes = Inotify::init(InitFlags::IN_CLOEXEC).unwrap();
+    let guest = vms.0.path("guest");
+    changes.add_watch(&guest, AddWatchFlags::IN_CREATE).unwrap();
+    let mut cp = vms
+        .0
+        .flashpan(&["cp", "-", &format!("web:{place}")])
+        .stdin(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut header = [0; 512];
+    header[..5].copy_from_slice(b"begun");
+    header[100..107].copy_from_slice(b"0000644");
+    header[124..135].copy_from_slice(b"00000010000");
+    header[148..156].copy_from_slice(b"        ");
+    let sum: u32 = header.iter().map(|byte| u32::from(*byte)).sum();
+    header[148..155].copy_from_slice(format!("{sum:07o}").as_bytes());
+    cp.stdin.as_mut().unwrap().write_all(&header).unwrap();
+    // The guest has begun to write what will not come.
+    changes.read_events().unwrap();
+    fake::signal(&cp, Signal::SIGINT);
+    assert_eq!(cp.wait().unwrap().code(), Some(130));
+}
+
+#[test]
+fn an_archive_is_not_for_a_terminal() {
+    let (vms, place) = vm_with_place();
+    let terminal = nix::pty::openpty(None, None).unwrap();
+    let output = vms
+        .0
+        .flashpan(&["cp", &format!("web:{place}"), "-"])
+        .stdout(terminal.slave.try_clone().unwrap())
+        .output()
+        .unwrap();
+    assert_eq!(output.status.code(), Some(125));
+    let line = fake::complaint(&output);
+    assert!(line.contains("standard output is a terminal"), "{line}");
+    let output = vms
+        .0
+        .flashpan(&["cp", "-", &format!("web:{place}")])
+        .stdin(terminal.slave)
+        .output()
+        .unwrap();
+    assert_eq!(output.status.code(), Some(125));
+    let line = fake::complaint(&output);
+    assert!(line.contains("standard input is a terminal"), "{line}");
 }
 
 #[test]

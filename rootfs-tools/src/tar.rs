@@ -1,6 +1,7 @@
-//! A reader of tar archives that is pushed: bytes in, entries and data out.
+//! A reader of tar archives that is pushed: bytes in, entries and data out; and the
+//! headers of archives that are written ([`Member`]).
 //!
-//! It reads what tar programs have written since 1979: v7, ustar, GNU (long
+//! The reader reads what tar programs have written since 1979: v7, ustar, GNU (long
 //! names and links, base-256 numbers, sparse files), and PAX (all records that
 //! say something about a file, GNU's three ways of writing sparse files,
 //! extended attributes as star and libarchive write them). It does no I/O and
@@ -17,10 +18,12 @@ mod header;
 mod pax;
 mod reader;
 mod sparse;
+mod writer;
 
 use crate::tree::Timestamp;
 
 pub use reader::Reader;
+pub use writer::{END, Member, MemberKind, padding};
 
 /// What an entry of an archive is.
 #[derive(Clone, Debug, PartialEq, Eq)]

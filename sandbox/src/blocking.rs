@@ -29,7 +29,7 @@ use std::task::{Context, Poll};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use tokio::io::{AsyncRead, AsyncReadExt, ReadBuf};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
 use tokio::runtime::{Builder, Handle};
 use tokio::sync::oneshot;
 
@@ -246,6 +246,28 @@ impl Sandbox {
         self.run(self.inner.copy_out(from, to, options))
     }
 
+    /// [`crate::Sandbox::tar_in`].
+    pub fn tar_in(
+        &self,
+        from: &mut (impl Read + Unpin),
+        to: impl AsRef<Path>,
+        options: CopyOptions,
+    ) -> Result<Copied> {
+        let mut from = Source(from);
+        self.run(self.inner.tar_in(&mut from, to, options))
+    }
+
+    /// [`crate::Sandbox::tar_out`].
+    pub fn tar_out(
+        &self,
+        from: impl AsRef<Path>,
+        to: &mut (impl Write + Unpin),
+        options: CopyOptions,
+    ) -> Result<Copied> {
+        let mut to = Sink(to);
+        self.run(self.inner.tar_out(from, &mut to, options))
+    }
+
     /// [`crate::Sandbox::watch`].
     pub fn watch(&self, path: impl AsRef<Path>, options: WatchOptions) -> Result<Watch> {
         let inner = self.run(self.inner.watch(path, options))?;
@@ -424,5 +446,31 @@ impl<R: Read + Unpin> AsyncRead for Source<'_, R> {
         };
         buffer.advance(read);
         Poll::Ready(Ok(()))
+    }
+}
+
+/// What the caller writes to, on the caller's thread.
+struct Sink<'a, W>(&'a mut W);
+
+impl<W: Write + Unpin> AsyncWrite for Sink<'_, W> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        loop {
+            match self.0.write(bytes) {
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                written => return Poll::Ready(written),
+            }
+        }
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(self.0.flush())
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.poll_flush(context)
     }
 }

@@ -7,10 +7,12 @@ use std::path::{Path, PathBuf};
 
 use flashpan_protocol::agent::MAX_DATA;
 use flashpan_protocol::file::{
-    FileInput, FileOutput, FileRequest, MAX_FILE_FRAME, MAX_TREE_ENTRIES, TreeEntry, TreeInRequest,
+    FileFailureKind, FileInput, FileOutput, FileRequest, MAX_FILE_FRAME, MAX_TREE_ENTRIES,
+    TreeEntry, TreeInRequest,
 };
 use flashpan_protocol::frame;
 use flashpan_tree_copy::{Failure, Options, Owner, Reader, Step, Why, Writer};
+use nix::errno::Errno;
 use nix::fcntl::OFlag;
 use nix::sys::stat::Mode;
 use tokio::sync::mpsc;
@@ -33,7 +35,7 @@ const SKIPPED_KEPT: usize = 256;
 
 /// How a tree is copied.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-#[must_use = "options do nothing until `Sandbox::copy_in` or `Sandbox::copy_out`"]
+#[must_use = "options do nothing until a method of `Sandbox` that copies has them"]
 pub struct CopyOptions {
     archive: bool,
     follow_link: bool,
@@ -70,6 +72,11 @@ impl CopyOptions {
         self
     }
 
+    /// Of what comes into the guest, unless the tree says it.
+    pub(crate) fn owner_given(&self) -> Option<(u32, u32)> {
+        self.owner
+    }
+
     /// Most bytes of content that are taken out of the guest, which can have
     /// files without end. None otherwise: this machine's disk is the limit.
     pub fn limit(mut self, bytes: u64) -> Self {
@@ -102,14 +109,14 @@ pub struct Copied {
 }
 
 impl Copied {
-    fn skip(&mut self, path: &[u8]) {
+    pub(crate) fn skip(&mut self, path: &[u8]) {
         self.skipped_count = self.skipped_count.saturating_add(1);
         if self.skipped.len() < SKIPPED_KEPT {
             self.skipped.push(path_from(path));
         }
     }
 
-    fn content(&mut self, length: usize) {
+    pub(crate) fn content(&mut self, length: usize) {
         let length = u64::try_from(length).unwrap_or(u64::MAX);
         self.bytes = self.bytes.saturating_add(length);
     }
@@ -209,6 +216,25 @@ impl Sandbox {
         options: CopyOptions,
     ) -> Result<Copied> {
         let (from, to) = (from.as_ref(), to.as_ref());
+        let Outgoing {
+            root,
+            mut link,
+            first,
+        } = self.begin_out(from, options).await?;
+        let (steps, incoming) = mpsc::channel(FRAMES);
+        let place = to.to_owned();
+        let writing = tokio::task::spawn_blocking(move || {
+            write(&place, &root, &first, options.archive, incoming)
+        });
+        let received = receive(&mut link, from, options, steps).await;
+        // What is not complete is removed when this is done.
+        let written = ended(writing).await;
+        received?;
+        written
+    }
+
+    /// Has the guest send a tree, of which the root has come.
+    pub(crate) async fn begin_out(&self, from: &Path, options: CopyOptions) -> Result<Outgoing> {
         let root = Root::of_guest(from)?;
         let request = FileRequest::TreeOut {
             path: guest_path(from)?,
@@ -222,32 +248,26 @@ impl Sandbox {
             let why = "it sent a symbolic link instead of what it points to";
             return Err(broken(why.to_owned()));
         }
-        let (steps, incoming) = mpsc::channel(FRAMES);
-        let place = to.to_owned();
-        let writing = tokio::task::spawn_blocking(move || {
-            write(&place, &root, &first, options.archive, incoming)
-        });
-        let received = receive(&mut link, from, options, steps).await;
-        // What is not complete is removed when this is done.
-        let written = ended(writing).await;
-        received?;
-        written
+        Ok(Outgoing { root, link, first })
     }
 }
 
+/// A tree that comes out of the guest.
+#[derive(Debug)]
+pub(crate) struct Outgoing {
+    pub(crate) root: Root,
+    pub(crate) link: FileLink,
+    pub(crate) first: TreeEntry,
+}
+
 /// Takes a tree from the guest, whose root has come, to the thread that writes it.
-/// Each step either counts against a limit or ends something that did.
 async fn receive(
     link: &mut FileLink,
     from: &Path,
     options: CopyOptions,
     steps: mpsc::Sender<FileOutput>,
 ) -> Result<()> {
-    let limit = options.limit.unwrap_or(u64::MAX);
-    let entry_limit = options.entry_limit.unwrap_or(u64::MAX);
-    let entry_limit = entry_limit.min(MAX_TREE_ENTRIES);
-    let mut left = limit;
-    let mut entries_left = entry_limit.saturating_sub(1);
+    let mut budget = Budget::new(from, options);
     loop {
         let step = tokio::select! {
             biased;
@@ -255,7 +275,42 @@ async fn receive(
             () = steps.closed() => return Ok(()),
             step = link.output.next_within(ANSWER_WITHIN) => step?,
         };
-        match &step {
+        budget.take(&step, link)?;
+        let last = step == FileOutput::Done;
+        if steps.send(step).await.is_err() || last {
+            return Ok(());
+        }
+    }
+}
+
+/// How much a guest may send yet. Each step either counts against a limit or ends
+/// something that did.
+pub(crate) struct Budget<'a> {
+    from: &'a Path,
+    limit: u64,
+    left: u64,
+    entry_limit: u64,
+    entries_left: u64,
+}
+
+impl<'a> Budget<'a> {
+    /// After the root.
+    pub(crate) fn new(from: &'a Path, options: CopyOptions) -> Self {
+        let limit = options.limit.unwrap_or(u64::MAX);
+        let entry_limit = options.entry_limit.unwrap_or(u64::MAX);
+        let entry_limit = entry_limit.min(MAX_TREE_ENTRIES);
+        Self {
+            from,
+            limit,
+            left: limit,
+            entry_limit,
+            entries_left: entry_limit.saturating_sub(1),
+        }
+    }
+
+    /// `Ok` if the next step fits, and may be one at all.
+    pub(crate) fn take(&mut self, step: &FileOutput, link: &FileLink) -> Result<()> {
+        match step {
             FileOutput::Data(bytes) if bytes.len() > MAX_DATA => {
                 return Err(broken(format!("{} bytes in one message", bytes.len())));
             }
@@ -264,27 +319,24 @@ async fn receive(
             }
             FileOutput::Data(bytes) => {
                 let length = u64::try_from(bytes.len()).unwrap_or(u64::MAX);
-                left = left.checked_sub(length).ok_or_else(|| Error::CopyTooLong {
-                    path: from.to_owned(),
-                    limit,
+                let left = self.left.checked_sub(length);
+                self.left = left.ok_or_else(|| Error::CopyTooLong {
+                    path: self.from.to_owned(),
+                    limit: self.limit,
                 })?;
             }
             FileOutput::Entry(_) | FileOutput::Skipped(_) => {
-                entries_left = entries_left
-                    .checked_sub(1)
-                    .ok_or_else(|| Error::CopyTooMany {
-                        path: from.to_owned(),
-                        limit: entry_limit,
-                    })?;
+                let left = self.entries_left.checked_sub(1);
+                self.entries_left = left.ok_or_else(|| Error::CopyTooMany {
+                    path: self.from.to_owned(),
+                    limit: self.entry_limit,
+                })?;
             }
             // The writer refuses an end of nothing.
             FileOutput::Close | FileOutput::Done => {}
             other => return Err(link.output.unexpected(other)),
         }
-        let last = step == FileOutput::Done;
-        if steps.send(step).await.is_err() || last {
-            return Ok(());
-        }
+        Ok(())
     }
 }
 
@@ -295,11 +347,11 @@ async fn ended(thread: JoinHandle<Result<Copied>>) -> Result<Copied> {
 
 /// The root of a tree by its path.
 #[derive(Debug)]
-struct Root {
+pub(crate) struct Root {
     /// What it is called where it keeps its name.
-    name: Vec<u8>,
+    pub(crate) name: Vec<u8>,
     /// Whether only what is in it is copied.
-    contents: bool,
+    pub(crate) contents: bool,
 }
 
 impl Root {
@@ -313,10 +365,9 @@ impl Root {
             Some(root) => Ok(root),
             // `..` and the like: by what is there.
             None => {
-                let there = path.canonicalize().map_err(|source| Error::HostFile {
-                    what: "find it",
-                    path: path.to_owned(),
-                    source,
+                let there = path.canonicalize().map_err(|error| {
+                    let errno = Errno::from_raw(error.raw_os_error().unwrap_or(0));
+                    of_host(path, &Failure::opening(errno))
                 })?;
                 let root = Self::of(there.as_os_str().as_bytes());
                 root.ok_or_else(|| Error::config("path to copy from", "does not end in a name"))
@@ -324,7 +375,7 @@ impl Root {
         }
     }
 
-    fn of_guest(path: &Path) -> Result<Self> {
+    pub(crate) fn of_guest(path: &Path) -> Result<Self> {
         let root = Self::of(path.as_os_str().as_bytes());
         root.ok_or_else(|| Error::config("path in the guest", "does not end in a name"))
     }
@@ -353,7 +404,7 @@ fn open(path: &[u8], flags: OFlag) -> nix::Result<OwnedFd> {
     nix::fcntl::open(std::ffi::OsStr::from_bytes(path), flags, Mode::empty())
 }
 
-fn path_from(bytes: &[u8]) -> PathBuf {
+pub(crate) fn path_from(bytes: &[u8]) -> PathBuf {
     PathBuf::from(std::ffi::OsStr::from_bytes(bytes))
 }
 
@@ -459,6 +510,9 @@ fn write(
 fn of_host(root: &Path, failure: &Failure) -> Error {
     let source = match failure.why {
         Why::System(errno) => errno.into(),
+        Why::Refused(FileFailureKind::NotFound, why) => {
+            io::Error::new(io::ErrorKind::NotFound, why)
+        }
         Why::Refused(_, why) => io::Error::other(why),
         Why::Protocol(how) => return broken(format!("it sent {how}")),
     };

@@ -301,6 +301,12 @@ pub enum Error {
         /// Why not.
         source: io::Error,
     },
+    /// A tar archive was not unpacked, or not all of it.
+    #[error("cannot unpack the archive: {why}")]
+    Archive {
+        /// What is wrong with it.
+        why: String,
+    },
     /// A port of this machine cannot be listened on.
     #[error("cannot listen on {address} ({}): {source}{}", transport_name(*transport), listen_hint(source))]
     Listen {
@@ -369,7 +375,9 @@ impl Error {
             Self::ProgramNotFound { .. } | Self::Spawn { .. } | Self::Incompatible { .. } => {
                 ErrorCode::Installation
             }
-            Self::Open { .. } | Self::HostFile { .. } => ErrorCode::FileUnusable,
+            Self::Open { .. } | Self::HostFile { .. } | Self::Archive { .. } => {
+                ErrorCode::FileUnusable
+            }
             Self::Listen { .. } | Self::Forward { .. } => ErrorCode::ForwardFailed,
             Self::Host { .. } => ErrorCode::Host,
             Self::BootFailed { .. } | Self::GuestSetup { .. } | Self::GaveUp { .. } => {
@@ -412,6 +420,11 @@ impl Error {
     #[must_use]
     pub fn is_timeout(&self) -> bool {
         self.code() == ErrorCode::Timeout
+    }
+
+    /// An [`Error::Archive`].
+    pub(crate) fn archive(why: impl Into<String>) -> Self {
+        Self::Archive { why: why.into() }
     }
 
     /// An [`Error::InvalidConfig`].

@@ -19,8 +19,8 @@
 //!
 //! Files go in and out of a running guest by [`Sandbox::write_file`],
 //! [`Sandbox::open_file`], [`Sandbox::list_files`] and their like, whole trees by
-//! [`Sandbox::copy_in`] and [`Sandbox::copy_out`]; [`Sandbox::watch`] tells what
-//! changes. [`Sandbox::port_forward`] makes ports of the guest reachable.
+//! [`Sandbox::copy_in`] and [`Sandbox::copy_out`], and as tar archives by
+//! [`Sandbox::tar_in`] and [`Sandbox::tar_out`]; [`Sandbox::watch`] tells what changes. [`Sandbox::port_forward`] makes ports of the guest reachable.
 //!
 //! All of it is asynchronous, on tokio; [`blocking`] is for programs without.
 //!
@@ -75,6 +75,8 @@ pub mod state;
 mod stdio;
 pub mod supervise;
 mod supervised;
+mod tar_in;
+mod tar_out;
 mod text;
 pub mod timeline;
 mod usage;

@@ -93,6 +93,17 @@ fn files_trees_changes_and_ports_work() {
         .unwrap();
     assert_eq!(copied.entries, 2);
     assert_eq!(fs::read(world.path("out/file")).unwrap(), b"content");
+    let mut archive = Vec::new();
+    let copied = sandbox
+        .tar_out(&file, &mut archive, CopyOptions::new())
+        .unwrap();
+    assert_eq!(copied.entries, 1);
+    fs::remove_file(world.path("out/file")).unwrap();
+    let mut archive = archive.as_slice();
+    sandbox
+        .tar_in(&mut archive, world.path("out"), CopyOptions::new())
+        .unwrap();
+    assert_eq!(fs::read(world.path("out/file")).unwrap(), b"content");
 
     let server = TcpListener::bind("127.0.0.1:0").unwrap();
     let ports = PortForward {

@@ -99,6 +99,55 @@ async fn a_tree_with_odd_names_goes_in_and_comes_back() {
 }
 
 #[tokio::test]
+async fn a_tree_comes_out_as_an_archive_and_goes_in_again_as_it_was() {
+    let _home = Home::new();
+    let sandbox = builder().boot().await.unwrap();
+    let made = "mkdir -p /srv/tree/a/b /srv/again && cd /srv/tree && echo x > a/file && \
+                chmod 4751 a/file && chown 12:34 a/file && touch -d @1000000000 a/file a && \
+                ln -s /etc/shadow a/b/link && chmod 700 a/b && : > empty";
+    script(&sandbox, made).await;
+    let mut archive = Vec::new();
+    let out = sandbox.tar_out("/srv/tree", &mut archive, CopyOptions::new());
+    let copied = timeout(PATIENCE, out).await.unwrap().unwrap();
+    assert_eq!((copied.entries, copied.bytes), (6, 2));
+    let mut reader = archive.as_slice();
+    let back = sandbox.tar_in(&mut reader, "/srv/again", CopyOptions::new());
+    let copied = timeout(PATIENCE, back).await.unwrap().unwrap();
+    assert_eq!((copied.entries, copied.bytes), (6, 2));
+    let look = |place: &str| {
+        format!(
+            "cd {place} && for f in . a a/b a/b/link a/file empty; do \
+             stat -c '%n %f %u %g %s %Y' $f; done && cat a/file && readlink a/b/link"
+        )
+    };
+    let was = script(&sandbox, &look("/srv/tree")).await;
+    assert!(was.contains("a/file 89e9 12 34 2 1000000000"), "{was}");
+    assert_eq!(script(&sandbox, &look("/srv/again/tree")).await, was);
+
+    // The tar of the guest makes and reads the same.
+    let theirs = script(
+        &sandbox,
+        "tar -cf /srv/theirs -C /srv tree && wc -c < /srv/theirs",
+    )
+    .await;
+    let length = theirs.trim().parse().unwrap();
+    let theirs = sandbox.read_file("/srv/theirs", length).await.unwrap();
+    script(&sandbox, "rm -r /srv/again/tree").await;
+    let mut reader = theirs.as_slice();
+    let back = sandbox.tar_in(&mut reader, "/srv/again", CopyOptions::new());
+    timeout(PATIENCE, back).await.unwrap().unwrap();
+    assert_eq!(script(&sandbox, &look("/srv/again/tree")).await, was);
+    sandbox
+        .write_file("/srv/ours", &archive, flashpan::WriteOptions::new())
+        .await
+        .unwrap();
+    let unpack = "rm -r /srv/again/tree && tar -xpf /srv/ours -C /srv/again";
+    script(&sandbox, unpack).await;
+    assert_eq!(script(&sandbox, &look("/srv/again/tree")).await, was);
+    sandbox.kill().await;
+}
+
+#[tokio::test]
 async fn a_long_file_goes_in_and_out_with_equal_hashes() {
     let _home = Home::new();
     let place = tempfile::tempdir().unwrap();

@@ -36,6 +36,24 @@ impl Failure {
         }
     }
 
+    /// Of what was named by whoever asked: without the attempt if there is nothing.
+    #[must_use]
+    pub fn opening(errno: Errno) -> Self {
+        match errno {
+            Errno::ENOENT => {
+                let why = "there is no such file or directory";
+                Self::refused(FileFailureKind::NotFound, why)
+            }
+            errno => Self::system("open it")(errno),
+        }
+    }
+
+    /// There is no directory that a tree could go into.
+    pub(crate) fn no_directory() -> Self {
+        let why = "there is no such directory to put it into";
+        Self::refused(FileFailureKind::NotFound, why)
+    }
+
     pub(crate) fn refused(kind: FileFailureKind, why: &'static str) -> Self {
         Self {
             path: Vec::new(),

@@ -71,10 +71,7 @@ pub(crate) fn land(
             }
         }
         Err(Errno::ENOENT) if is_directory || !names_directory(path) => {}
-        Err(Errno::ENOENT) => {
-            let why = "there is no such directory to put it into";
-            return Err(Failure::refused(FileFailureKind::NotFound, why));
-        }
+        Err(Errno::ENOENT) => return Err(Failure::no_directory()),
         Err(errno) => return Err(Failure::system("open it")(errno)),
     }
     final_place(open, path, is_directory, follow)
@@ -102,8 +99,10 @@ fn final_place(
     let mut path = path.to_vec();
     for _ in 0..LINKS_MAX {
         let (above, name) = split(&path)?;
-        let directory =
-            open(above, DIRECTORY).map_err(Failure::system("open the directory above it"))?;
+        let directory = open(above, DIRECTORY).map_err(|errno| match errno {
+            Errno::ENOENT => Failure::no_directory(),
+            errno => Failure::system("open the directory above it")(errno),
+        })?;
         let target = match fstatat(
             &directory,
             OsStr::from_bytes(name),

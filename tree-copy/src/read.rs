@@ -99,7 +99,7 @@ impl Reader {
         };
         // Looked at before it is opened: opening alone makes some devices act.
         let flags = OFlag::O_PATH | OFlag::O_CLOEXEC | link_itself;
-        let there = open(path, flags).map_err(Failure::system("open it"))?;
+        let there = open(path, flags).map_err(Failure::opening)?;
         let mut stat = fstat(&there).map_err(Failure::system("look at it"))?;
         let mut target = Vec::new();
         let mut fd = None;
@@ -114,7 +114,7 @@ impl Reader {
             }
             SFlag::S_IFREG => {
                 let flags = READ.difference(OFlag::O_NOFOLLOW) | link_itself;
-                let file = open(path, flags).map_err(Failure::system("open it"))?;
+                let file = open(path, flags).map_err(Failure::opening)?;
                 stat = fstat(&file).map_err(Failure::system("look at it"))?;
                 if kind(stat.st_mode) != SFlag::S_IFREG {
                     return Err(not_copied());

@@ -7,8 +7,10 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use clap::Args;
-use flashpan::{Copied, CopyOptions};
+use flashpan::state::Vm;
+use flashpan::{Copied, CopyOptions, Sandbox};
 
+use crate::archive_stdio::{Input, Output};
 use crate::failure::{Failure, plain, say};
 use crate::runtime;
 use crate::signals::Signals;
@@ -21,11 +23,19 @@ Examples:
   flashpan cp ./project/. dev:/srv          what is in it
   flashpan cp dev:/root/project/out ./out
   flashpan cp -a dev:/etc ./etc             with users and groups, as root
+  flashpan cp dev:/etc - > etc.tar          as a tar archive
+  tar -c . | flashpan cp - dev:/srv         unpacked into a directory
+  flashpan cp one:/srv - | flashpan cp - two:/
 
 As docker's: a place that is a directory takes the copy under its own name, one that is
 not there becomes the copy; a slash at the end says that it must be a directory. A path
 of this machine with a colon in it is written with ./ before it. What comes into a VM
 belongs to its root, what comes out to you, unless -a is given.
+
+A - stands for a tar archive, on standard output or input: not compressed, with the
+owners that it says, -a or not. The first name in one that comes out is the last of the
+path; /. at the path's end leaves it out. One that goes in needs a directory that is
+there, and nothing in it may lead out of that.
 
 What comes out of a VM is what its guest wants it to be: look before you run it. It
 goes in the place of a symbolic link of this machine, to which a directory is refused,
@@ -50,11 +60,11 @@ pub(crate) struct CpArgs {
     #[arg(long, short)]
     quiet: bool,
 
-    /// What to copy: VM:PATH, or a path of this machine.
+    /// What to copy: VM:PATH, a path of this machine, or - for an archive.
     #[arg(value_name = "[VM:]SOURCE")]
     source: OsString,
 
-    /// Where to: VM:PATH, or a path of this machine.
+    /// Where to: VM:PATH, a path of this machine, or - for an archive.
     #[arg(value_name = "[VM:]PLACE")]
     place: OsString,
 }
@@ -64,11 +74,16 @@ pub(crate) struct CpArgs {
 enum Side<'a> {
     Host(&'a Path),
     Guest(&'a str, &'a Path),
+    /// An archive on standard input or output.
+    Archive,
 }
 
 impl<'a> Side<'a> {
     fn of(word: &'a OsStr) -> Self {
         let bytes = word.as_bytes();
+        if bytes == b"-" {
+            return Self::Archive;
+        }
         let colon = bytes.iter().position(|byte| *byte == b':');
         let slash = bytes.iter().position(|byte| *byte == b'/');
         let vm = match (colon, slash) {
@@ -89,25 +104,29 @@ impl<'a> Side<'a> {
 }
 
 /// What goes where.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Way<'a> {
     In { from: &'a Path, to: &'a Path },
     Out { from: &'a Path, to: &'a Path },
+    Unpack { to: &'a Path },
+    Pack { from: &'a Path },
 }
 
 impl<'a> Way<'a> {
     /// With the name of the VM.
     fn between(source: &'a OsStr, place: &'a OsStr) -> Result<(&'a str, Self), Failure> {
-        let stream = Side::Host(Path::new("-"));
         match (Side::of(source), Side::of(place)) {
-            (Side::Guest(vm, _), side) | (side, Side::Guest(vm, _)) if side == stream => {
-                Err(Failure::new(format!(
-                    "archives on standard input and output are not taken; use `flashpan exec -i \
-                     {vm} tar …`, or ./- for a file of that name"
-                )))
-            }
             (Side::Host(from), Side::Guest(vm, to)) => Ok((vm, Self::In { from, to })),
             (Side::Guest(vm, from), Side::Host(to)) => Ok((vm, Self::Out { from, to })),
+            (Side::Archive, Side::Guest(vm, to)) => Ok((vm, Self::Unpack { to })),
+            (Side::Guest(vm, from), Side::Archive) => Ok((vm, Self::Pack { from })),
+            (Side::Archive, Side::Archive) => Err(Failure::new(
+                "both are archives on standard input and output; write VM:PATH for one",
+            )),
+            (Side::Archive, Side::Host(_)) | (Side::Host(_), Side::Archive) => Err(Failure::new(
+                "an archive goes into a VM or comes out of one; write VM:PATH for the other \
+                     side, or ./- for a file of that name",
+            )),
             (Side::Host(_), Side::Host(_)) => Err(Failure::new(
                 "neither is in a VM; write VM:PATH for the one that is",
             )),
@@ -118,6 +137,59 @@ impl<'a> Way<'a> {
     }
 }
 
+/// A [`Way`] whose standard stream may be used.
+enum Open<'a> {
+    In { from: &'a Path, to: &'a Path },
+    Out { from: &'a Path, to: &'a Path },
+    Unpack { stdin: Input, to: &'a Path },
+    Pack { from: &'a Path, stdout: Output },
+}
+
+impl<'a> Open<'a> {
+    fn of(way: Way<'a>) -> Result<Self, Failure> {
+        Ok(match way {
+            Way::In { from, to } => Self::In { from, to },
+            Way::Out { from, to } => Self::Out { from, to },
+            Way::Unpack { to } => Self::Unpack {
+                stdin: Input::stdin()?,
+                to,
+            },
+            Way::Pack { from } => Self::Pack {
+                from,
+                stdout: Output::stdout()?,
+            },
+        })
+    }
+
+    async fn copy(
+        self,
+        sandbox: &Sandbox,
+        options: CopyOptions,
+    ) -> Result<Copied, flashpan::Error> {
+        match self {
+            Self::In { from, to } => sandbox.copy_in(from, absolute(to), options).await,
+            Self::Out { from, to } => sandbox.copy_out(absolute(from), to, options).await,
+            Self::Unpack { mut stdin, to } => {
+                sandbox.tar_in(&mut stdin, absolute(to), options).await
+            }
+            Self::Pack { from, mut stdout } => {
+                sandbox.tar_out(absolute(from), &mut stdout, options).await
+            }
+        }
+    }
+}
+
+/// Why a copy failed.
+fn of_copy(vm: &Vm, error: flashpan::Error) -> Failure {
+    match error {
+        // As of every command whose reader has had enough.
+        flashpan::Error::Host { source, .. } if source.kind() == io::ErrorKind::BrokenPipe => {
+            Failure::signalled(nix::libc::SIGPIPE)
+        }
+        error => of(vm, error),
+    }
+}
+
 /// Runs `flashpan cp`.
 pub(crate) fn cp(args: &CpArgs) -> Result<u8, Failure> {
     let options = CopyOptions::new()
@@ -125,18 +197,14 @@ pub(crate) fn cp(args: &CpArgs) -> Result<u8, Failure> {
         .follow_link(args.follow_link);
     let (name, way) = Way::between(&args.source, &args.place)?;
     let vm = find(name)?;
+    // Before anything that takes time.
+    let way = Open::of(way)?;
     let copied = runtime(async {
         let mut signals =
             Signals::watch().map_err(|e| Failure::new(format!("cannot watch signals: {e}")))?;
         let sandbox = attach(&vm).await?;
-        let copy = async {
-            match way {
-                Way::In { from, to } => sandbox.copy_in(from, absolute(to), options).await,
-                Way::Out { from, to } => sandbox.copy_out(absolute(from), to, options).await,
-            }
-        };
         tokio::select! {
-            copied = copy => copied.map_err(|error| of(&vm, error)),
+            copied = way.copy(&sandbox, options) => copied.map_err(|error| of_copy(&vm, error)),
             signal = signals.ending() => Err(Failure::signalled(signal)),
         }
     })?;
@@ -192,7 +260,8 @@ mod tests {
             ("..:b", host("..:b")),
             (":b", host(":b")),
             ("plain", host("plain")),
-            ("-", host("-")),
+            ("./-", host("./-")),
+            ("-", Side::Archive),
         ] {
             assert_eq!(Side::of(OsStr::new(word)), side, "{word}");
         }

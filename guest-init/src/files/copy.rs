@@ -3,8 +3,11 @@
 use std::os::fd::OwnedFd;
 
 use flashpan_protocol::agent::MAX_DATA;
-use flashpan_protocol::file::{FileFailure, FileInput, FileOutput, MAX_TREE_DEPTH, TreeInRequest};
+use flashpan_protocol::file::{
+    FileFailure, FileFailureKind, FileInput, FileOutput, MAX_TREE_DEPTH, TreeInRequest,
+};
 use flashpan_tree_copy::{Failure, Options, Owner, Reader, Step, Why, Writer};
+use nix::errno::Errno;
 use nix::fcntl::OFlag;
 
 use super::link::{Link, Stop, kind};
@@ -72,6 +75,7 @@ pub(super) fn send(link: &mut Link, root: &OwnedFd, path: &[u8], follow: bool) -
 fn told(failure: Failure) -> Stop {
     let (kind, errno) = match failure.why {
         Why::System(errno) => (kind(errno), errno as i32),
+        Why::Refused(kind @ FileFailureKind::NotFound, _) => (kind, Errno::ENOENT as i32),
         Why::Refused(kind, _) => (kind, 0),
         // Nobody who obeys it waits for an answer.
         Why::Protocol(_) => return Stop::Gone,
