@@ -353,7 +353,9 @@ impl Sandbox {
         }
     }
 
-    /// What happens in the VM from now on: every program that starts and that ends. An
+    /// What happens in the VM from now on: every program that starts and that ends. Of a
+    /// VM that was launched with its image's own command, whoever asks first is also told
+    /// what happened since, at most 16 events of it. An
     /// attached handle reads what the VM's supervisor writes down
     /// ([`crate::state::EventReader`]), and needs a tokio runtime for it.
     ///
