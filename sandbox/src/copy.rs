@@ -4,6 +4,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use flashpan_protocol::agent::MAX_DATA;
 use flashpan_protocol::file::{
@@ -15,6 +16,7 @@ use nix::fcntl::OFlag;
 use nix::sys::stat::Mode;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
+use tokio::time::{Instant, sleep_until};
 
 use crate::error::{Error, Result};
 use crate::file_link::{ANSWER_WITHIN, FileLink, guest_path};
@@ -40,6 +42,7 @@ pub struct CopyOptions {
     owner: Option<(u32, u32)>,
     limit: Option<u64>,
     entry_limit: Option<u64>,
+    timeout: Option<Duration>,
 }
 
 impl CopyOptions {
@@ -82,6 +85,15 @@ impl CopyOptions {
     /// as well. 4,194,304 otherwise, and at most.
     pub fn entry_limit(mut self, entries: u64) -> Self {
         self.entry_limit = Some(entries);
+        self
+    }
+
+    /// How long the whole copy may take; then it is given up, with
+    /// [`Error::Timeout`]. As long as it likes otherwise: a guest that is silent for
+    /// a minute when it is its turn is given up, but one that means ill can send a byte
+    /// at a time. Only this, or the end of its VM, is the end of such a copy.
+    pub fn timeout(mut self, timeout: Duration) -> Self {
+        self.timeout = Some(timeout);
         self
     }
 }
@@ -129,6 +141,10 @@ impl Copied {
 /// file of its own, a file with holes one without. What the copied files hold is
 /// complete under their names or not there; a copy that fails or is dropped
 /// leaves what was complete by then.
+///
+/// When the time of the VM is up ([`crate::SandboxBuilder::time_limit`]), so is that of
+/// its copies: they fail with [`Error::VmTimeout`]. An attached handle does not hear of
+/// that before the VM has ended.
 impl Sandbox {
     /// Copies a file, or a directory with all that is in it, from this machine
     /// into the guest.
@@ -146,6 +162,11 @@ impl Sandbox {
         options: CopyOptions,
     ) -> Result<Copied> {
         let (from, to) = (from.as_ref(), to.as_ref());
+        let time = Time::of(self, options);
+        time.limit(self.send_tree(from, to, options)).await
+    }
+
+    async fn send_tree(&self, from: &Path, to: &Path, options: CopyOptions) -> Result<Copied> {
         let root = Root::of_host(from)?;
         let request = FileRequest::TreeIn(TreeInRequest {
             path: guest_path(to)?,
@@ -210,12 +231,17 @@ impl Sandbox {
     ) -> Result<Copied> {
         let (from, to) = (from.as_ref(), to.as_ref());
         let root = Root::of_guest(from)?;
+        let time = Time::of(self, options);
         let request = FileRequest::TreeOut {
             path: guest_path(from)?,
             follow: options.follow_link,
         };
-        let mut link = FileLink::start(self, from, request).await?;
-        let FileOutput::Entry(first) = link.output.next_within(ANSWER_WITHIN).await? else {
+        let begin = async {
+            let mut link = FileLink::start(self, from, request).await?;
+            let first = link.output.next_within(ANSWER_WITHIN).await?;
+            Ok((link, first))
+        };
+        let (mut link, FileOutput::Entry(first)) = time.limit(begin).await? else {
             return Err(broken("it sent a tree without a root".to_owned()));
         };
         if options.follow_link && first.stat.is_symlink() {
@@ -227,11 +253,49 @@ impl Sandbox {
         let writing = tokio::task::spawn_blocking(move || {
             write(&place, &root, &first, options.archive, incoming)
         });
-        let received = receive(&mut link, from, options, steps).await;
+        let received = time.limit(receive(&mut link, from, options, steps)).await;
         // What is not complete is removed when this is done.
         let written = ended(writing).await;
         received?;
         written
+    }
+}
+
+/// The time that a copy has.
+struct Time<'a> {
+    sandbox: &'a Sandbox,
+    /// How long, and until when; `None` if there is no limit, or one beyond the clock.
+    own: Option<(Duration, Instant)>,
+}
+
+impl<'a> Time<'a> {
+    /// From now on.
+    fn of(sandbox: &'a Sandbox, options: CopyOptions) -> Self {
+        let until = |after| Some((after, Instant::now().checked_add(after)?));
+        Self {
+            sandbox,
+            own: options.timeout.and_then(until),
+        }
+    }
+
+    /// Does something unless the time is up before it is done.
+    async fn limit<T>(&self, work: impl Future<Output = Result<T>>) -> Result<T> {
+        let own = async {
+            match self.own {
+                Some((after, until)) => {
+                    sleep_until(until).await;
+                    after
+                }
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            // The limits first: a guest that always has more to send is always ready.
+            biased;
+            after = self.sandbox.time_is_up() => Err(Error::VmTimeout { after }),
+            after = own => Err(Error::Timeout { what: "finish the copy", after }),
+            done = work => done,
+        }
     }
 }
 
