@@ -14,12 +14,14 @@ mod fake;
 mod vms;
 
 use std::fs;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, AsRawFd};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 
+use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, socket};
 use nix::sys::stat::Mode;
 use nix::unistd::{Pid, mkfifo};
 use vms::Vms;
@@ -230,6 +232,27 @@ fn a_supervisor_that_is_killed_takes_its_vm_along_and_is_said_to_have_crashed() 
     assert_eq!(vms.ok(&["exec", "web", "both"]), "out");
     vms.kill(vms.supervisor(&id));
     assert_eq!(vms.ok(&["prune"]), format!("Pruned {id}\nPruned 1 VM\n"));
+    vms.assert_nothing_left();
+}
+
+#[test]
+fn a_supervisor_that_is_stuck_with_no_room_for_another_client_is_ended_with_its_vm() {
+    let vms = Vms::new("normal");
+    let id = vms.run(&[], &["sleep"]);
+    let supervisor = vms.supervisor(&id);
+    nix::sys::signal::kill(supervisor, nix::sys::signal::Signal::SIGSTOP).unwrap();
+    // Connections wait for it although who made them is gone, until it has no room.
+    let address = UnixAddr::new(&vms.state().join("vms").join(&id).join("control.sock")).unwrap();
+    let full = std::iter::repeat_with(|| {
+        let flags = SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC;
+        let client = socket(AddressFamily::Unix, SockType::Stream, flags, None).unwrap();
+        connect(client.as_raw_fd(), &address)
+    });
+    let refused = full.take(1 << 20).find_map(Result::err);
+    assert_eq!(refused, Some(Errno::EAGAIN));
+    assert_eq!(vms.ok(&["kill", &id]), format!("Killed {id}\n"));
+    assert_eq!(vms.status(&id), "crashed");
+    vms.ok(&["rm", &id]);
     vms.assert_nothing_left();
 }
 

@@ -20,7 +20,7 @@ use crate::driver::Ended;
 use crate::error::{Error, Result};
 use crate::events::Events;
 use crate::exit::{Exit, ExitReason};
-use crate::state::{EventReader, ExitRecord, StateError, Vm};
+use crate::state::{EventReader, ExitRecord, StateError, Vm, marked};
 use crate::text::one_line;
 
 /// How long a supervisor may take for an answer that it has at once.
@@ -144,32 +144,65 @@ impl Attachment {
         }
     }
 
-    /// SIGKILL to the process that listens on the socket. Its id is the kernel's word on
-    /// the connection, and while that is open it is no other's.
+    /// SIGKILL to the supervisor, however busy it is.
     async fn kill_supervisor(&self) -> Result<()> {
-        let stream = match self.connect().await {
-            Err(Error::NotRunning) => return Ok(()),
-            stream => stream?,
-        };
-        let failed = || Error::host::<rustix::io::Errno>("end the VM's supervisor");
-        let pid = stream.peer_cred().ok().and_then(|peer| peer.pid());
-        let Some(pid) = pid.and_then(rustix::process::Pid::from_raw) else {
-            return Err(failed()(rustix::io::Errno::SRCH));
-        };
-        let pidfd = rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty());
-        let pidfd = match pidfd {
-            Err(rustix::io::Errno::SRCH) => return Ok(()),
-            pidfd => pidfd.map_err(failed())?,
-        };
-        if has_hung_up(&stream) {
-            return Ok(());
-        }
-        match rustix::process::pidfd_send_signal(pidfd, rustix::process::Signal::KILL) {
-            Ok(()) | Err(rustix::io::Errno::SRCH) => Ok(()),
-            Err(errno) => Err(failed()(errno)),
+        match self.connect().await {
+            Ok(stream) => kill_listener(&stream),
+            Err(Error::NotRunning) => Ok(()),
+            // So many wait for it already that there is no room for another.
+            Err(Error::Host { source, .. }) if source.kind() == io::ErrorKind::WouldBlock => {
+                self.kill_marked()
+            }
+            Err(error) => Err(error),
         }
     }
 
+    /// SIGKILL to the process that has marked itself as the supervisor.
+    fn kill_marked(&self) -> Result<()> {
+        let look = || marked(&self.directory).map_err(Error::host("find the VM's supervisor"));
+        let Some(pid) = look()? else {
+            return Err(Error::Supervisor {
+                message: "it takes no connection, and which process it is cannot be told; \
+                          end it by `kill -9`"
+                    .to_owned(),
+            });
+        };
+        // Still marked after it was opened, it is the one that was.
+        kill_process(pid, || Ok(look()? == Some(pid)))
+    }
+}
+
+/// SIGKILL to the process that listens on the socket. Its id is the kernel's word on
+/// the connection, and while that is open it is no other's.
+fn kill_listener(stream: &UnixStream) -> Result<()> {
+    let pid = stream.peer_cred().ok().and_then(|peer| peer.pid());
+    let pid = pid.ok_or_else(|| kill_failed(rustix::io::Errno::SRCH))?;
+    kill_process(pid, || Ok(!has_hung_up(stream)))
+}
+
+fn kill_failed(errno: rustix::io::Errno) -> Error {
+    Error::host("end the VM's supervisor")(errno)
+}
+
+/// SIGKILL to a process, if `is_it` says so once it is held.
+fn kill_process(pid: i32, is_it: impl FnOnce() -> Result<bool>) -> Result<()> {
+    use rustix::io::Errno;
+    use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+    let pid = Pid::from_raw(pid).ok_or_else(|| kill_failed(Errno::SRCH))?;
+    let pidfd = match pidfd_open(pid, PidfdFlags::empty()) {
+        Err(Errno::SRCH) => return Ok(()),
+        pidfd => pidfd.map_err(kill_failed)?,
+    };
+    if !is_it()? {
+        return Ok(());
+    }
+    match pidfd_send_signal(pidfd, Signal::KILL) {
+        Ok(()) | Err(Errno::SRCH) => Ok(()),
+        Err(errno) => Err(kill_failed(errno)),
+    }
+}
+
+impl Attachment {
     /// Listens for the end of the VM from now on.
     pub(crate) async fn watch(
         &self,

@@ -4,6 +4,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use flashpan_protocol::agent::MAX_DATA;
 use flashpan_protocol::file::{
@@ -17,6 +18,7 @@ use nix::fcntl::OFlag;
 use nix::sys::stat::Mode;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
+use tokio::time::{Instant, sleep_until};
 
 use crate::error::{Error, Result};
 use crate::file_link::{ANSWER_WITHIN, FileLink, guest_path};
@@ -42,6 +44,7 @@ pub struct CopyOptions {
     owner: Option<(u32, u32)>,
     limit: Option<u64>,
     entry_limit: Option<u64>,
+    timeout: Option<Duration>,
 }
 
 impl CopyOptions {
@@ -91,6 +94,15 @@ impl CopyOptions {
         self.entry_limit = Some(entries);
         self
     }
+
+    /// How long the whole copy may take; then it is given up, with
+    /// [`Error::Timeout`]. As long as it likes otherwise: a guest that is silent for
+    /// a minute when it is its turn is given up, but one that means ill can send a byte
+    /// at a time. Only this, or the end of its VM, is the end of such a copy.
+    pub fn timeout(mut self, timeout: Duration) -> Self {
+        self.timeout = Some(timeout);
+        self
+    }
 }
 
 /// What was copied.
@@ -136,6 +148,10 @@ impl Copied {
 /// file of its own, a file with holes one without. What the copied files hold is
 /// complete under their names or not there; a copy that fails or is dropped
 /// leaves what was complete by then.
+///
+/// When the time of the VM is up ([`crate::SandboxBuilder::time_limit`]), so is that of
+/// its copies: they fail with [`Error::VmTimeout`]. An attached handle does not hear of
+/// that before the VM has ended.
 impl Sandbox {
     /// Copies a file, or a directory with all that is in it, from this machine
     /// into the guest.
@@ -153,6 +169,11 @@ impl Sandbox {
         options: CopyOptions,
     ) -> Result<Copied> {
         let (from, to) = (from.as_ref(), to.as_ref());
+        let time = Time::of(self, options);
+        time.limit(self.send_tree(from, to, options)).await
+    }
+
+    async fn send_tree(&self, from: &Path, to: &Path, options: CopyOptions) -> Result<Copied> {
         let root = Root::of_host(from)?;
         let request = FileRequest::TreeIn(TreeInRequest {
             path: guest_path(to)?,
@@ -216,17 +237,18 @@ impl Sandbox {
         options: CopyOptions,
     ) -> Result<Copied> {
         let (from, to) = (from.as_ref(), to.as_ref());
+        let time = Time::of(self, options);
         let Outgoing {
             root,
             mut link,
             first,
-        } = self.begin_out(from, options).await?;
+        } = time.limit(self.begin_out(from, options)).await?;
         let (steps, incoming) = mpsc::channel(FRAMES);
         let place = to.to_owned();
         let writing = tokio::task::spawn_blocking(move || {
             write(&place, &root, &first, options.archive, incoming)
         });
-        let received = receive(&mut link, from, options, steps).await;
+        let received = time.limit(receive(&mut link, from, options, steps)).await;
         // What is not complete is removed when this is done.
         let written = ended(writing).await;
         received?;
@@ -258,6 +280,44 @@ pub(crate) struct Outgoing {
     pub(crate) root: Root,
     pub(crate) link: FileLink,
     pub(crate) first: TreeEntry,
+}
+
+/// The time that a copy has.
+pub(crate) struct Time<'a> {
+    sandbox: &'a Sandbox,
+    /// How long, and until when; `None` if there is no limit, or one beyond the clock.
+    own: Option<(Duration, Instant)>,
+}
+
+impl<'a> Time<'a> {
+    /// From now on.
+    pub(crate) fn of(sandbox: &'a Sandbox, options: CopyOptions) -> Self {
+        let until = |after| Some((after, Instant::now().checked_add(after)?));
+        Self {
+            sandbox,
+            own: options.timeout.and_then(until),
+        }
+    }
+
+    /// Does something unless the time is up before it is done.
+    pub(crate) async fn limit<T>(&self, work: impl Future<Output = Result<T>>) -> Result<T> {
+        let own = async {
+            match self.own {
+                Some((after, until)) => {
+                    sleep_until(until).await;
+                    after
+                }
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            // The limits first: a guest that always has more to send is always ready.
+            biased;
+            after = self.sandbox.time_is_up() => Err(Error::VmTimeout { after }),
+            after = own => Err(Error::Timeout { what: "finish the copy", after }),
+            done = work => done,
+        }
+    }
 }
 
 /// Takes a tree from the guest, whose root has come, to the thread that writes it.

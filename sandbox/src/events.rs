@@ -1,6 +1,6 @@
 //! What happens in a VM, as a stream.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStringExt;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -18,6 +18,9 @@ use crate::state::{EventReader, LoggedEvent, LoggedKind};
 
 /// How many events wait for whoever reads slowly.
 const WAITING: usize = 1024;
+
+/// How many events before anybody listens are kept for who does first.
+const EARLY: usize = 16;
 
 /// Most programs whose ends are awaited, for their names: more than an agent runs.
 const PROGRAMS: usize = 512;
@@ -152,8 +155,8 @@ pub struct Events(Source);
 
 #[derive(Debug)]
 enum Source {
-    /// Those of a VM of this process.
-    Heard(broadcast::Receiver<VmEvent>),
+    /// Those of a VM of this process, and before them what was kept.
+    Heard(VecDeque<VmEvent>, broadcast::Receiver<VmEvent>),
     /// Those of a VM of another's.
     Written(Box<Written>),
     None,
@@ -180,10 +183,13 @@ impl Events {
     /// Cancel safe.
     pub async fn next(&mut self) -> Option<VmEvent> {
         let event = match &mut self.0 {
-            Source::Heard(events) => match events.recv().await {
-                Ok(event) => Some(event),
-                Err(RecvError::Lagged(lost)) => Some(VmEvent::now(VmEventKind::Lost(lost))),
-                Err(RecvError::Closed) => None,
+            Source::Heard(early, events) => match early.pop_front() {
+                Some(event) => Some(event),
+                None => match events.recv().await {
+                    Ok(event) => Some(event),
+                    Err(RecvError::Lagged(lost)) => Some(VmEvent::lost(lost)),
+                    Err(RecvError::Closed) => None,
+                },
             },
             Source::Written(events) => events.next().await,
             Source::None => None,
@@ -288,6 +294,30 @@ impl Running {
     }
 }
 
+/// What happened before anybody listened.
+#[derive(Debug, Default)]
+struct Early {
+    events: VecDeque<VmEvent>,
+    /// How many more there were.
+    lost: u64,
+}
+
+impl Early {
+    fn add(&mut self, event: VmEvent) {
+        match self.events.len() < EARLY {
+            true => self.events.push_back(event),
+            false => self.lost = self.lost.saturating_add(1),
+        }
+    }
+
+    fn into_events(mut self) -> VecDeque<VmEvent> {
+        if self.lost > 0 {
+            self.events.push_back(VmEvent::lost(self.lost));
+        }
+        self.events
+    }
+}
+
 /// Where events go.
 #[derive(Debug, Default)]
 pub(crate) struct Hub(Mutex<State>);
@@ -296,6 +326,8 @@ pub(crate) struct Hub(Mutex<State>);
 struct State {
     /// Since somebody first asked.
     sender: Option<broadcast::Sender<VmEvent>>,
+    /// What is kept for who asks first, if something is.
+    early: Option<Early>,
     running: Running,
     closed: bool,
 }
@@ -312,10 +344,20 @@ impl Hub {
         if state.closed {
             return Events(Source::None);
         }
+        let early = state.early.take().unwrap_or_default().into_events();
         let sender = state
             .sender
             .get_or_insert_with(|| broadcast::channel(WAITING).0);
-        Events(Source::Heard(sender.subscribe()))
+        Events(Source::Heard(early, sender.subscribe()))
+    }
+
+    /// Keeps what happens from now on for who subscribes first: something is started
+    /// before anybody can.
+    pub(crate) fn keep(&self) {
+        let mut state = self.state();
+        if state.sender.is_none() && !state.closed {
+            state.early.get_or_insert_default();
+        }
     }
 
     pub(crate) fn started(&self, program: ProgramStarted) {
@@ -374,10 +416,13 @@ impl Hub {
 }
 
 impl State {
-    fn tell(&self, kind: VmEventKind) {
-        if let Some(sender) = &self.sender {
+    fn tell(&mut self, kind: VmEventKind) {
+        let event = VmEvent::now(kind);
+        if let Some(early) = &mut self.early {
+            early.add(event);
+        } else if let Some(sender) = &self.sender {
             // It fails only if nobody listens.
-            let _ = sender.send(VmEvent::now(kind));
+            let _ = sender.send(event);
         }
     }
 }
@@ -459,6 +504,33 @@ mod tests {
         hub.lost(8);
         let event = fresh.next().await.unwrap();
         assert!(matches!(event.kind, VmEventKind::Lost(8)), "{event:?}");
+    }
+
+    #[tokio::test]
+    async fn what_is_started_before_anybody_can_listen_is_told_to_the_first_who_does() {
+        let hub = Hub::default();
+        hub.keep();
+        hub.started(started(1, &["entry"]));
+        for id in 2..EARLY as u64 + 4 {
+            hub.ended(ended(id, ExitStatus::Code(0)));
+        }
+        let (mut first, mut second) = (hub.subscribe(), hub.subscribe());
+        hub.lost(100);
+        let event = first.next().await.unwrap();
+        assert!(
+            matches!(event.kind, VmEventKind::ExecStarted(_)),
+            "{event:?}"
+        );
+        for _ in 1..EARLY {
+            let event = first.next().await.unwrap();
+            assert!(matches!(event.kind, VmEventKind::ExecEnded(_)), "{event:?}");
+        }
+        let event = first.next().await.unwrap();
+        assert!(matches!(event.kind, VmEventKind::Lost(3)), "{event:?}");
+        for events in [&mut first, &mut second] {
+            let event = events.next().await.unwrap();
+            assert!(matches!(event.kind, VmEventKind::Lost(100)), "{event:?}");
+        }
     }
 
     #[tokio::test]

@@ -39,6 +39,7 @@ mod agent;
 pub mod api;
 mod attach;
 pub mod blocking;
+mod boot;
 mod config;
 mod console;
 mod control;

@@ -2,12 +2,12 @@
 
 use std::io;
 use std::os::fd::OwnedFd;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
-use flashpan_protocol::agent::{EXEC_PORT, ExecOutput, GuestConfig, HostMessage, MAX_FRAME};
-use flashpan_protocol::control::{BootFailureKind, Stats};
+use flashpan_protocol::agent::{EXEC_PORT, ExecOutput, HostMessage, MAX_FRAME};
+use flashpan_protocol::control::Stats;
 use flashpan_protocol::frame::{self, FrameError};
 use flashpan_protocol::phase::Phase;
 use flashpan_protocol::supervisor::Request;
@@ -16,13 +16,11 @@ use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::{Mutex, mpsc, oneshot};
 use tokio::time::{Instant, timeout};
 
-use crate::agent::BootLink;
 use crate::api::Config;
 use crate::attach::{Attachment, KILL_WITHIN};
-use crate::config::{ConsoleSink, Root, SandboxBuilder};
-use crate::console;
+use crate::config::{Root, SandboxBuilder};
 use crate::dial::Dialer;
-use crate::driver::{Command, ConsoleTap, Driver, DriverHandle, Ended, Shared};
+use crate::driver::{Command, Ended, Shared};
 use crate::error::{Error, Result};
 use crate::events::Events;
 use crate::exec::ExecOptions;
@@ -31,8 +29,7 @@ use crate::frames::FrameReader;
 use crate::process::Process;
 use crate::pump::{MAX_OUTPUT_FRAME, Task, broken, lost};
 use crate::text::one_line;
-use crate::timeline::{Report, now_ns};
-use crate::vmm_process::VmmProcess;
+use crate::timeline::Report;
 
 /// How long the guest may take to start a program.
 pub(crate) const START_TIMEOUT: Duration = Duration::from_secs(60);
@@ -49,9 +46,6 @@ pub(crate) const POWER_OFF_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// How long programs may take to end when the time of their VM is up.
 pub(crate) const LIMIT_GRACE: Duration = Duration::from_secs(5);
-
-/// Chunks of console output that wait for a slow sink.
-const CONSOLE_CHUNKS: usize = 4;
 
 /// A running micro-VM. Dropping it kills the VM, unless another process supervises it
 /// ([`Sandbox::attach`]).
@@ -353,7 +347,9 @@ impl Sandbox {
         }
     }
 
-    /// What happens in the VM from now on: every program that starts and that ends. An
+    /// What happens in the VM from now on: every program that starts and that ends. Of a
+    /// VM that was launched with its image's own command, whoever asks first is also told
+    /// what happened since, at most 16 events of it. An
     /// attached handle reads what the VM's supervisor writes down
     /// ([`crate::state::EventReader`]), and needs a tokio runtime for it.
     ///
@@ -385,121 +381,6 @@ impl Sandbox {
     }
 }
 
-impl SandboxBuilder {
-    /// Boots the VM and waits until its guest can run programs. If the future
-    /// is dropped the VM is killed.
-    ///
-    /// A kernel that is a bzImage is unpacked first, on the calling thread; that
-    /// takes up to a second. An uncompressed ELF kernel is passed on as it is.
-    ///
-    /// # Errors
-    /// [`Error::InvalidConfig`], or what prevented the guest from coming up.
-    pub async fn boot(mut self) -> Result<Sandbox> {
-        let start = self.process_start_ns.unwrap_or_else(now_ns);
-        let spec = self.vm_spec()?;
-        let shared = Arc::clone(&self.shared);
-        shared.timeline().mark(Phase::ProcessStart, start);
-        let vcpus = spec.vcpus;
-        let guest = self.guest_config();
-        shared.set_disks(self.disk_roles());
-        let vmm = VmmProcess::start(&mut self, spec)?;
-        let tap = self.console_sink.take().map(console_thread).transpose()?;
-        let driver = Driver::start(vmm, Arc::clone(&shared), tap);
-        // The files alone: of the builder, which has a sink, the future could not be
-        // sent to another thread.
-        let about = About {
-            kernel: &self.kernel,
-            root: &self.root.path,
-            vcpus: u32::from(vcpus),
-            memory_mib: self.memory_mib,
-            time_limit: self.time_limit,
-            time_limit_end: self.time_limit_end,
-            described_by: self.described_by.clone(),
-        };
-        match timeout(self.boot_timeout, come_up(about, guest, driver, &shared)).await {
-            Ok(result) => result,
-            Err(_) => Err(Error::BootTimeout {
-                after: self.boot_timeout,
-                reached: shared
-                    .timeline()
-                    .latest()
-                    .filter(|phase| *phase > Phase::ProcessStart),
-                console: console::last_line(&shared.console()),
-            }),
-        }
-    }
-}
-
-/// What of a builder is still needed when it has become a VMM.
-struct About<'a> {
-    kernel: &'a Path,
-    root: &'a Path,
-    vcpus: u32,
-    memory_mib: u64,
-    time_limit: Option<Duration>,
-    time_limit_end: (Duration, Duration),
-    described_by: Option<Arc<Config>>,
-}
-
-/// Waits for the guest's PID 1 and gets it ready.
-async fn come_up(
-    about: About<'_>,
-    guest: GuestConfig,
-    driver: DriverHandle,
-    shared: &Arc<Shared>,
-) -> Result<Sandbox> {
-    let DriverHandle {
-        commands,
-        kill,
-        ended,
-        boot,
-        pid,
-    } = driver;
-    let establish = async {
-        // The driver drops its end when the VM ends before PID 1 called.
-        let Ok(stream) = boot.await else {
-            return Ok(None);
-        };
-        BootLink::establish(stream, guest, Arc::clone(shared)).await
-    };
-    let link = tokio::select! {
-        biased;
-        link = establish => match link? {
-            Some(link) => link,
-            None => {
-                let exit = wait(ended).await;
-                return Err(boot_failure(&about, shared, &exit));
-            }
-        },
-        exit = wait(ended.clone()) => return Err(boot_failure(&about, shared, &exit)),
-    };
-    let (writer, listen) = link.serve();
-    let boot_writer = Arc::new(Mutex::new(writer));
-    let time_limit = about.time_limit.map(|after| {
-        let (writer, shared) = (Arc::clone(&boot_writer), Arc::clone(shared));
-        // Not handles that keep the VM alive.
-        let (commands, kill) = (commands.downgrade(), kill.downgrade());
-        let end = about.time_limit_end;
-        Task::spawn(end_after(after, end, writer, shared, commands, kill))
-    });
-    Ok(Sandbox {
-        way: Way::Own {
-            commands,
-            kill,
-            boot_writer,
-            pid,
-            vcpus: about.vcpus,
-            memory_mib: about.memory_mib,
-        },
-        ended,
-        shared: Arc::clone(shared),
-        config: about.described_by,
-        kept: std::sync::Mutex::default(),
-        _listener: Task::spawn(listen),
-        _time_limit: time_limit,
-    })
-}
-
 /// Asks PID 1 to end the guest in order.
 async fn ask_to_end(boot_writer: &Mutex<OwnedWriteHalf>, grace: Duration) {
     let grace_ms = u32::try_from(grace.as_millis()).unwrap_or(u32::MAX);
@@ -510,7 +391,7 @@ async fn ask_to_end(boot_writer: &Mutex<OwnedWriteHalf>, grace: Duration) {
 }
 
 /// Ends a VM when its time is up, in order if its guest cares to.
-async fn end_after(
+pub(crate) async fn end_after(
     after: Duration,
     (grace, within): (Duration, Duration),
     boot_writer: Arc<Mutex<OwnedWriteHalf>>,
@@ -541,38 +422,11 @@ async fn end_after(
     }
 }
 
-/// Why there is no guest. Names the file that the VMM, which was given a
-/// descriptor, knows nothing of; and what a guest that shut itself down left on
-/// its console.
-fn boot_failure(&About { kernel, root, .. }: &About<'_>, shared: &Shared, exit: &Exit) -> Error {
-    let (class, message) = match &exit.reason {
-        ExitReason::BootFailed { class, message } => (class, message),
-        ExitReason::PowerOff | ExitReason::Reboot => {
-            return Error::GaveUp {
-                message: console::init_message(&exit.console),
-                console: console::last_line(&exit.console),
-                connected: shared.timeline().has(Phase::AgentConnected),
-            };
-        }
-        reason => return Error::ended(reason.clone()),
-    };
-    let file = match *class {
-        BootFailureKind::Kernel => Some(("kernel", kernel)),
-        BootFailureKind::Disk => Some(("root image", root)),
-        _ => None,
-    };
-    let message = match file {
-        Some((what, path)) => format!("{what} {}: {message}", path.display()),
-        None => message.clone(),
-    };
-    Error::BootFailed { message }
-}
-
 fn milliseconds(duration: Duration) -> u32 {
     u32::try_from(duration.as_millis()).unwrap_or(u32::MAX)
 }
 
-async fn wait(mut ended: Ended) -> Arc<Exit> {
+pub(crate) async fn wait(mut ended: Ended) -> Arc<Exit> {
     let exit = match ended.wait_for(Option::is_some).await {
         Ok(exit) => exit.clone(),
         Err(_) => None,
@@ -591,22 +445,4 @@ async fn wait(mut ended: Ended) -> Arc<Exit> {
 /// Waits for the end of the VM.
 pub(crate) async fn reason_of_end(ended: Ended) -> ExitReason {
     wait(ended).await.reason.clone()
-}
-
-/// Starts the thread that writes console output to a sink.
-fn console_thread(mut sink: ConsoleSink) -> Result<ConsoleTap> {
-    let (sender, mut chunks) = mpsc::channel::<Vec<u8>>(CONSOLE_CHUNKS);
-    let (done_sender, done) = oneshot::channel();
-    std::thread::Builder::new()
-        .name("console".to_owned())
-        .spawn(move || {
-            while let Some(chunk) = chunks.blocking_recv() {
-                if sink.write_all(&chunk).and_then(|()| sink.flush()).is_err() {
-                    break;
-                }
-            }
-            let _ = done_sender.send(());
-        })
-        .map_err(Error::host("start the console's thread"))?;
-    Ok(ConsoleTap { sender, done })
 }

@@ -60,20 +60,13 @@ impl Sandbox {
     }
 
     /// Ends a VM that another process supervises, whatever that is doing: asks it to,
-    /// and ends the supervisor itself, and with it the VM, if it has not in 10 seconds.
-    /// That its files say so is for [`Vm::wait_until_ended`].
+    /// and ends the supervisor itself, and with it the VM, if it has not in 10 seconds,
+    /// or has no room for another client. The VM's files need not be understood. That
+    /// they say that it has ended is for [`Vms::wait_until_ended`].
     ///
     /// # Errors
-    /// [`Error::Host`] if the supervisor cannot be ended.
-    pub async fn end(vm: &Vm) -> Result<()> {
-        Attachment::to(vm).kill().await
-    }
-
-    /// As [`Sandbox::end`], of a VM whose files may not be understood.
-    ///
-    /// # Errors
-    /// As [`Sandbox::end`].
-    pub async fn end_by_id(vms: &Vms, id: &str) -> Result<()> {
+    /// [`Error::Host`] or [`Error::Supervisor`] if the supervisor cannot be ended.
+    pub async fn end(vms: &Vms, id: &str) -> Result<()> {
         Attachment::at(id, vms.directory(id)).kill().await
     }
 

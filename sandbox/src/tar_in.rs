@@ -13,7 +13,7 @@ use flashpan_protocol::frame;
 use flashpan_rootfs::tar::{self, Event, Kind, Reader, Segment};
 use tokio::io::{AsyncRead, AsyncReadExt};
 
-use crate::copy::{Copied, CopyOptions};
+use crate::copy::{Copied, CopyOptions, Time};
 use crate::error::{Error, Result};
 use crate::file_link::{ANSWER_WITHIN, FileLink, FileSender, guest_path};
 use crate::sandbox::Sandbox;
@@ -56,7 +56,16 @@ impl Sandbox {
         to: impl AsRef<Path>,
         options: CopyOptions,
     ) -> Result<Copied> {
-        let to = to.as_ref();
+        let time = Time::of(self, options);
+        time.limit(self.unpack(from, to.as_ref(), options)).await
+    }
+
+    async fn unpack(
+        &self,
+        from: &mut (impl AsyncRead + Unpin + ?Sized),
+        to: &Path,
+        options: CopyOptions,
+    ) -> Result<Copied> {
         let request = FileRequest::TreeIn(TreeInRequest {
             path: guest_path(to)?,
             contents: true,

@@ -10,7 +10,7 @@ use flashpan_rootfs::tar::{END, Member, MemberKind, padding};
 use flashpan_rootfs::tree::Timestamp;
 use tokio::io::{AsyncWrite, AsyncWriteExt};
 
-use crate::copy::{Budget, Copied, CopyOptions, Outgoing, Root, path_from};
+use crate::copy::{Budget, Copied, CopyOptions, Outgoing, Root, Time, path_from};
 use crate::error::{Error, Result};
 use crate::file_link::ANSWER_WITHIN;
 use crate::pump::broken;
@@ -45,7 +45,16 @@ impl Sandbox {
         to: &mut (impl AsyncWrite + Unpin + ?Sized),
         options: CopyOptions,
     ) -> Result<Copied> {
-        let from = from.as_ref();
+        let time = Time::of(self, options);
+        time.limit(self.pack(from.as_ref(), to, options)).await
+    }
+
+    async fn pack(
+        &self,
+        from: &Path,
+        to: &mut (impl AsyncWrite + Unpin + ?Sized),
+        options: CopyOptions,
+    ) -> Result<Copied> {
         let Outgoing {
             root,
             mut link,

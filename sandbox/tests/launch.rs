@@ -133,6 +133,23 @@ async fn the_image_s_own_command_is_started_if_that_is_asked_for() {
 }
 
 #[tokio::test]
+async fn the_start_of_the_image_s_own_command_is_an_event() {
+    let world = World::new("normal");
+    let json = r#"{"launch_entrypoint":true,"image_config":{"entrypoint":["tells","entry"]}}"#;
+    let sandbox = Sandbox::create(config(json), options(&world, "normal"))
+        .await
+        .unwrap();
+    let mut events = sandbox.events().unwrap();
+    let first = timeout(LONG, events.next()).await.unwrap().unwrap();
+    let flashpan::VmEventKind::ExecStarted(started) = first.kind else {
+        panic!("{first:?}")
+    };
+    assert_eq!(started.argv(), ["tells", "entry"]);
+    drop(sandbox);
+    world.vmm_is_gone().await;
+}
+
+#[tokio::test]
 async fn a_kept_upper_disk_is_its_vm_s_as_long_as_that_lives() {
     let world = World::new("normal");
     ext4(&world, "upper.ext4");

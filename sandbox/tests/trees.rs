@@ -18,7 +18,9 @@ use std::io::Write;
 use std::os::unix::ffi::OsStringExt;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
+use flashpan::api::ErrorCode;
 use flashpan::{CopyOptions, Error, FileFailureKind, Sandbox};
 use tokio::time::timeout;
 use world::{LONG, World};
@@ -453,6 +455,49 @@ async fn as_many_files_as_are_allowed_are_copied() {
             Err(error) => panic!("{error}"),
         }
     }
+}
+
+#[tokio::test]
+async fn a_copy_that_does_not_come_to_an_end_has_its_own_and_that_of_the_vm() {
+    const SHORT: Duration = Duration::from_millis(300);
+    let world = World::new("normal");
+    let sandbox = world.boot().await;
+    fs::write(world.path("file"), "content").unwrap();
+    let limited = options().timeout(SHORT);
+    // Also of a guest that always has more.
+    for trick in ["stalled", "endless", "endless-entries"] {
+        let (from, to) = (format!("/fake/tree:{trick}"), world.path(trick));
+        let error = sandbox.copy_out(from, &to, limited).await.unwrap_err();
+        assert!(
+            matches!(error, Error::Timeout { after: SHORT, .. }),
+            "{trick}: {error}"
+        );
+        assert_eq!(error.code(), ErrorCode::Timeout);
+        // What is not complete is gone by then.
+        assert!(!to.is_file(), "{trick}");
+    }
+    let error = sandbox
+        .copy_in(world.path("file"), "/fake/deaf", limited)
+        .await
+        .unwrap_err();
+    assert!(
+        matches!(error, Error::Timeout { after: SHORT, .. }),
+        "{error}"
+    );
+    let enough = options().timeout(LONG);
+    let copied = sandbox.copy_in(world.path("file"), world.path("in"), enough);
+    assert_eq!(copied.await.unwrap().bytes, 7);
+    let copied = sandbox.copy_out(world.path("in"), world.path("out"), enough);
+    assert_eq!(copied.await.unwrap().bytes, 7);
+    drop(sandbox);
+
+    let sandbox = world.builder().time_limit(SHORT).boot().await.unwrap();
+    let copy = sandbox.copy_out("/fake/tree:stalled", world.path("late"), options());
+    let error = timeout(LONG, copy).await.unwrap().unwrap_err();
+    assert!(
+        matches!(error, Error::VmTimeout { after: SHORT }),
+        "{error}"
+    );
 }
 
 #[tokio::test]

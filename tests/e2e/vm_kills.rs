@@ -10,6 +10,9 @@ use std::time::{Duration, Instant};
 use flashpan_tests::{Flashpan, Home};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
+use rustix::process::{PidfdFlags, pidfd_open};
 
 /// At how many moments something is killed, unless `FLASHPAN_TEST_MOMENTS` says otherwise.
 const MOMENTS: u32 = 8;
@@ -87,6 +90,23 @@ fn vmms() -> Vec<Pid> {
     })
 }
 
+/// Waits until a process has ended; whether that was `within` this time.
+fn has_ended(pid: Pid, within: Duration) -> bool {
+    let raw = rustix::process::Pid::from_raw(pid.as_raw()).unwrap();
+    let process = match pidfd_open(raw, PidfdFlags::empty()) {
+        Err(Errno::SRCH) => return true,
+        process => process.unwrap(),
+    };
+    let within = Timespec::try_from(within).unwrap();
+    let mut fds = [PollFd::new(&process, PollFlags::IN)];
+    loop {
+        match poll(&mut fds, Some(&within)) {
+            Err(Errno::INTR) => {}
+            ended => return ended.unwrap() > 0,
+        }
+    }
+}
+
 /// Another VM, which nothing of all this is about.
 struct Bystander<'a> {
     home: &'a Home,
@@ -122,9 +142,10 @@ impl<'a> Bystander<'a> {
             if others.is_empty() {
                 return;
             }
-            assert!(Instant::now() < deadline, "left behind: {others:?}");
-            // There is no event for the end of a process that is not ours.
-            thread::sleep(Duration::from_millis(20));
+            for pid in &others {
+                let left = deadline.saturating_duration_since(Instant::now());
+                assert!(has_ended(*pid, left), "left behind: {others:?}");
+            }
         }
     }
 

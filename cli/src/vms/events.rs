@@ -106,7 +106,7 @@ impl EventsArgs {
         let mut followers = JoinSet::new();
         for vm in vms {
             if let Some(reader) = open(&vm, self.tail)? {
-                followers.spawn(follow(vm, reader, sender.clone()));
+                followers.spawn(follow(reader, ended(vm, sender.clone()), sender.clone()));
             }
         }
         drop(sender);
@@ -129,9 +129,11 @@ impl EventsArgs {
                     continue;
                 }
                 if let Some(reader) = open(&vm, tail)? {
-                    let (alive, gone) = oneshot::channel();
+                    let (alive, gone) = oneshot::channel::<()>();
                     known.insert(vm.id().to_owned(), alive);
-                    followers.spawn(follow_on(reader, gone, sender.clone()));
+                    // Until it is removed, however often it ends and starts again.
+                    let removed = async { drop(gone.await) };
+                    followers.spawn(follow(reader, removed, sender.clone()));
                 }
             }
             // All of what is new is new.
@@ -172,50 +174,35 @@ impl EventsArgs {
 
 type Sink = mpsc::Sender<Result<LoggedEvent, Failure>>;
 
-/// Tells the events of a VM until it has ended.
-async fn follow(vm: Vm, mut reader: EventReader, sink: Sink) {
-    let sandbox = match vm.status().is_alive() {
-        true => match Sandbox::attach(&vm).await {
-            Ok(sandbox) => Some(sandbox),
-            // It has ended since.
-            Err(flashpan::Error::NotRunning) => None,
-            Err(error) => {
-                let _ = sink.send(Err(error.into())).await;
-                return;
-            }
-        },
-        false => None,
-    };
+/// Tells the events of a VM until that is over.
+async fn follow(mut reader: EventReader, over: impl Future<Output = ()>, sink: Sink) {
+    let mut over = std::pin::pin!(over);
+    let mut is_over = false;
     loop {
-        let over = sandbox.as_ref().is_none_or(|it| it.exit().is_some());
-        if !drain(&mut reader, &sink).await || over {
+        // What there was when it was over as well.
+        if !drain(&mut reader, &sink).await || is_over {
             return;
         }
-        let Some(sandbox) = &sandbox else { return };
         tokio::select! {
             changed = reader.changed() => if let Err(error) = changed {
                 let _ = sink.send(Err(Failure::new(error))).await;
                 return;
             },
-            _ = sandbox.wait() => {}
+            () = &mut over => is_over = true,
         }
     }
 }
 
-/// Tells the events of a VM until it is removed, however often it ends and starts again.
-async fn follow_on(mut reader: EventReader, mut gone: oneshot::Receiver<()>, sink: Sink) {
-    let mut over = false;
-    loop {
-        if !drain(&mut reader, &sink).await || over {
-            return;
-        }
-        tokio::select! {
-            changed = reader.changed() => if let Err(error) = changed {
-                let _ = sink.send(Err(Failure::new(error))).await;
-                return;
-            },
-            _ = &mut gone => over = true,
-        }
+/// Returns when a VM has ended.
+async fn ended(vm: Vm, sink: Sink) {
+    if !vm.status().is_alive() {
+        return;
+    }
+    match Sandbox::attach(&vm).await {
+        Ok(sandbox) => drop(sandbox.wait().await),
+        // It has ended since.
+        Err(flashpan::Error::NotRunning) => {}
+        Err(error) => drop(sink.send(Err(error.into())).await),
     }
 }
 

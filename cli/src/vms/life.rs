@@ -221,7 +221,7 @@ fn shut_down(vm: &Vm, grace: Duration) -> Result<Option<std::sync::Arc<Exit>>, F
         }
         Ok(ended.await)
     })?;
-    gone(vm)?;
+    gone(vm.id())?;
     Ok(Some(exit))
 }
 
@@ -232,35 +232,22 @@ fn vm_must_live(vm: &Vm) -> Failure {
     }
 }
 
-/// Ends a VM whatever it is doing.
-pub(super) fn end(vm: &Vm) -> Result<(), Failure> {
-    runtime(async { Ok(Sandbox::end(vm).await?) })?;
-    gone(vm)
-}
-
 /// Ends a VM whatever it is doing, also if its files cannot be understood.
-pub(super) fn end_damaged(vms: &Vms, id: &str) -> Result<(), Failure> {
-    runtime(async { Ok(Sandbox::end_by_id(vms, id).await?) })?;
-    match vms
-        .wait_until_ended(id, GONE_WITHIN)
-        .map_err(Failure::new)?
-    {
-        true => Ok(()),
-        false => Err(has_not_ended(id)),
-    }
-}
-
-fn has_not_ended(id: &str) -> Failure {
-    Failure::new(format!(
-        "the VM {id} has been told to end and has not in {GONE_WITHIN:?}"
-    ))
+pub(super) fn end(id: &str) -> Result<(), Failure> {
+    let vms = Vms::user().map_err(Failure::new)?;
+    runtime(async { Ok(Sandbox::end(&vms, id).await?) })?;
+    gone(id)
 }
 
 /// Returns when a VM that was told to end has no supervisor any more.
-fn gone(vm: &Vm) -> Result<(), Failure> {
-    match vm.wait_until_ended(GONE_WITHIN).map_err(Failure::new)? {
-        true => Ok(()),
-        false => Err(has_not_ended(vm.id())),
+fn gone(id: &str) -> Result<(), Failure> {
+    let vms = Vms::user().map_err(Failure::new)?;
+    match vms.wait_until_ended(id, GONE_WITHIN) {
+        Ok(true) => Ok(()),
+        Ok(false) => Err(Failure::new(format!(
+            "the VM {id} has been told to end and has not in {GONE_WITHIN:?}"
+        ))),
+        Err(error) => Err(Failure::new(error)),
     }
 }
 
@@ -269,7 +256,7 @@ pub(crate) fn kill(args: &KillArgs) -> Result<u8, Failure> {
         if !vm.status().is_alive() {
             return Err(vm_must_live(vm));
         }
-        end(vm)?;
+        end(vm.id())?;
         print(&format!("Killed {}\n", vm.id()))
     };
     match args.all {
@@ -306,9 +293,9 @@ fn code_of(vm: &Vm) -> Result<u8, Failure> {
         match waited {
             Some(Ok(Some(status))) => return Ok(status.shell_code()),
             // The supervisor went away, unless it has not.
-            Some(Err(error)) => gone(vm).map_err(|_| of(vm, error))?,
+            Some(Err(error)) => gone(vm.id()).map_err(|_| of(vm, error))?,
             // The VM before its command: the files say how.
-            Some(Ok(None)) | None => gone(vm)?,
+            Some(Ok(None)) | None => gone(vm.id())?,
         }
         return match vms.find(vm.id()) {
             Ok(vm) => Ok(last_code(&vm)),

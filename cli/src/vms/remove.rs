@@ -5,7 +5,7 @@ use flashpan::state::{StateError, Status, Vms};
 
 use crate::failure::{Failure, each, print};
 use crate::pin;
-use crate::vms::life::{end, end_damaged};
+use crate::vms::life::end;
 
 const RM_EXAMPLES: &str = "\
 Examples:
@@ -67,14 +67,14 @@ fn remove(vms: &Vms, id: &str, force: bool) -> Result<(), Failure> {
         Ok(vm) if vm.status().is_alive() => Some(vm),
         Ok(_) => None,
         Err(StateError::Damaged { .. } | StateError::Newer { .. }) if force => {
-            end_damaged(vms, id)?;
+            end(id)?;
             None
         }
         Err(StateError::Damaged { .. } | StateError::Newer { .. }) => None,
         Err(error) => return Err(Failure::new(error)),
     };
     if let Some(vm) = alive.filter(|_| force) {
-        end(&vm)?;
+        end(id)?;
         let removes_itself = vm.record().remove && vm.status() != Status::Created;
         return match vms.remove(id) {
             Err(StateError::NotFound(_)) if removes_itself => Ok(()),

@@ -12,7 +12,7 @@ use nix::fcntl::posix_fallocate;
 use crate::attach::SOCKET;
 use crate::forward::ForwardBinding;
 use crate::state::error::failed;
-use crate::state::lock::LifeLock;
+use crate::state::lock::{LifeLock, Mark};
 use crate::state::record::{self, CommandEnd, ExitRecord, Record, Run, VERSION};
 use crate::state::{Result, Vm, Vms, gone};
 
@@ -27,6 +27,7 @@ pub(crate) struct Claim {
     life: Mutex<Option<LifeLock>>,
     /// Room for the last document, on a disk that may be full when it is written.
     room: Option<File>,
+    _mark: Option<Mark>,
 }
 
 impl Vms {
@@ -45,9 +46,13 @@ impl Vms {
             return Err(self.load(id)?.unsuitable("it has been started already"));
         };
         drop(lock);
-        life.say(Activity::Starting)
-            .map_err(failed("write", &file))?;
-        let number = vm.run().map_or(0, |run| run.number).saturating_add(1);
+        let directory = vm.directory().to_owned();
+        // Without it the VM runs as well; one that hangs is then harder to end.
+        let mark = Mark::leave(&directory).ok();
+        let run_file = directory.join("run.json");
+        // Nobody else writes it any more.
+        let last: Option<Run> = record::read(&run_file)?;
+        let number = last.map_or(0, |run| run.number).saturating_add(1);
         let run = Run {
             version: VERSION,
             number,
@@ -56,19 +61,22 @@ impl Vms {
             command: None,
             ports: Vec::new(),
         };
-        let directory = vm.directory().to_owned();
         let room = keep_room(&room_file(&directory)).ok();
-        record::write(&directory.join("run.json"), &run)?;
+        record::write(&run_file, &run)?;
         let exit = directory.join("exit.json");
         fs::remove_file(&exit)
             .or_else(gone)
             .map_err(failed("remove", &exit))?;
+        // Now what is there is of this run.
+        life.say(Activity::Starting)
+            .map_err(failed("write", &file))?;
         Ok(Claim {
             vms: self.clone(),
             vm,
             run: Mutex::new(run),
             life: Mutex::new(Some(life)),
             room,
+            _mark: mark,
         })
     }
 }

@@ -8,6 +8,14 @@
 //! looks like a supervisor and is never in the way of one.
 //!
 //! Supervisors have it exclusively. Who waits for the end of one waits for a share.
+//! The first byte of the file says what the VM does. Before a supervisor takes the lock
+//! it puts there that a run begins, and until it says something else `run.json` is that
+//! of the run before.
+//!
+//! **The mark of a supervisor** is a lock of the file `supervisor` beside it, by which
+//! the kernel tells the process id of who has it. So a supervisor that answers nobody
+//! can be found and ended. This one is of the process and not of the open file, and
+//! lost when the process closes the file: nothing else in a supervisor opens it.
 //!
 //! **The lock of the list** is a flock(2) of the directory of VMs itself, so it needs
 //! no file. It is held for the moments in which directories appear, disappear and
@@ -30,6 +38,9 @@ use crate::state::error::{StateError, failed};
 /// How long a command waits for the lock of the list.
 const LIST_WITHIN: Duration = Duration::from_secs(30);
 
+/// Name of the file of the mark.
+const MARK: &str = "supervisor";
+
 /// Who has the lock of a life.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Holder {
@@ -38,6 +49,9 @@ pub(crate) enum Holder {
     Waiter,
     Supervisor,
 }
+
+/// What the file says before the first word of a supervisor.
+const BEGINS: u8 = b'b';
 
 /// The lock of a life, held.
 #[derive(Debug)]
@@ -68,13 +82,13 @@ impl LifeLock {
             .truncate(false)
             .mode(0o600)
             .open(path)?;
-        if !set(&file, libc::F_WRLCK, false)? {
-            if query(&file)? == Holder::Supervisor {
-                return Ok(None);
-            }
-            // Who waited for a share lets go of it at once.
-            set(&file, libc::F_WRLCK, true)?;
+        if query(&file)? == Holder::Supervisor {
+            return Ok(None);
         }
+        // What the supervisor before said last is said of no other run.
+        file.write_all_at(&[BEGINS], 0)?;
+        // Who waited for a share lets go of it at once.
+        set(&file, libc::F_WRLCK, true)?;
         Ok(Some(Self(file)))
     }
 
@@ -91,7 +105,7 @@ impl LifeLock {
 }
 
 /// Who has the lock of the life that `path` is the file of, and what the supervisor
-/// says that the VM does.
+/// says that the VM does; `None` as long as `run.json` may be that of the run before.
 pub(crate) fn look(path: &Path) -> io::Result<(Holder, Option<Activity>)> {
     let file = match File::open(path) {
         Ok(file) => file,
@@ -120,6 +134,41 @@ pub(crate) fn wait_until_free(path: &Path, within: Duration) -> io::Result<bool>
     }
     let waited = in_time(within, move || set(&file, libc::F_RDLCK, true))?;
     waited.unwrap_or(Ok(false))
+}
+
+/// The mark of a supervisor, as long as the process lives.
+#[derive(Debug)]
+pub(crate) struct Mark {
+    _file: File,
+}
+
+impl Mark {
+    /// Marks this process as the supervisor of the VM in a directory. The caller has the
+    /// lock of its life.
+    pub(crate) fn leave(directory: &Path) -> io::Result<Self> {
+        let file = OpenOptions::new()
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(0o600)
+            .open(directory.join(MARK))?;
+        fcntl(&file, FcntlArg::F_SETLK(&whole_file(libc::F_WRLCK)))?;
+        Ok(Self { _file: file })
+    }
+}
+
+/// The process that supervises the VM in a directory, by the kernel's word; `None` if
+/// there is none, or none that this process could name.
+pub(crate) fn marked(directory: &Path) -> io::Result<Option<i32>> {
+    let file = match File::open(directory.join(MARK)) {
+        Ok(file) => file,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(error),
+    };
+    let mut lock = whole_file(libc::F_WRLCK);
+    fcntl(&file, FcntlArg::F_GETLK(&mut lock))?;
+    let held = libc::c_int::from(lock.l_type) != libc::F_UNLCK;
+    Ok(Some(lock.l_pid).filter(|pid| held && *pid > 0))
 }
 
 fn letter(activity: Activity) -> u8 {

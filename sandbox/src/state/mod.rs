@@ -11,7 +11,7 @@
 //!   leads nowhere, or to a VM that calls itself otherwise, is stale.
 //! * It is removed by renaming it to `.rm-ID-N`, and then file by file.
 //! * A supervisor takes the lock of the life, writes `run.json` with the next number,
-//!   removes `exit.json`; at the end it writes `exit.json` with that number and lets go
+//!   removes `exit.json` and says that the VM starts; at the end it writes `exit.json` with that number and lets go
 //!   of the lock. So a free lock with a `run.json` that has no `exit.json` of its number
 //!   is a crash.
 //!
@@ -49,6 +49,7 @@ pub use vm::Vm;
 
 pub(crate) use claim::Claim;
 pub(crate) use event_log::EventLog;
+pub(crate) use lock::marked;
 pub(crate) use log_file::LogFile;
 
 use error::failed;
@@ -277,7 +278,8 @@ impl Vms {
     /// # Errors
     /// Its lock cannot be looked at.
     pub fn wait_until_ended(&self, id: &str, within: Duration) -> Result<bool> {
-        vm::wait_until_ended(&self.directory(id), within)
+        let file = self.directory(id).join("lock");
+        lock::wait_until_free(&file, within).map_err(failed("wait for", &file))
     }
 
     /// Removes all VMs that have stopped or crashed; their ids, and what could not be

@@ -314,3 +314,47 @@ fn what_takes_room_is_counted() {
     fs::write(vm.directory().join("upper.ext4"), vec![1; 1 << 20]).unwrap();
     assert!(vm.disk_bytes().unwrap() >= before + (1 << 20));
 }
+
+/// Whatever a reader has read when the VM is started again: nothing that it is told is
+/// of the run before.
+#[test]
+fn a_vm_that_starts_again_is_never_seen_with_the_end_of_its_last_run() {
+    let fixture = Fixture::new();
+    let id = fixture.create(None);
+    let directory = fixture.vms.directory(&id);
+    let claim = fixture.vms.claim(&id, false).unwrap();
+    let command = CommandEnd {
+        code: 7,
+        signal: None,
+    };
+    claim.say(Activity::Stopping);
+    claim.command_ended(command).unwrap();
+    let exit = ExitRecord::new(claim.run(), Err("told so"), Some(command));
+    claim.end(&exit, false).unwrap();
+    let vm = fixture.vms.find(&id).unwrap();
+    assert_eq!(vm.run().unwrap().command, Some(command));
+
+    // Its supervisor has taken the lock, and written nothing yet.
+    let life = lock::LifeLock::take(&directory.join("lock"))
+        .unwrap()
+        .unwrap();
+    let vm = fixture.vms.find(&id).unwrap();
+    assert_eq!(vm.status(), Status::Starting);
+    assert_eq!((vm.run(), vm.exit()), (None, None));
+    drop(life);
+    // It was killed there: nothing has begun.
+    let vm = fixture.vms.find(&id).unwrap();
+    assert_eq!(vm.status(), Status::Stopped);
+    assert_eq!(vm.exit(), Some(&exit));
+
+    // It is started when a reader has read what was there.
+    let mut claim = None;
+    let (status, run, exit) = vm::look_between(&directory, || {
+        claim = fixture.vms.claim(&id, false).ok();
+    })
+    .unwrap();
+    let run = run.unwrap();
+    assert_eq!((status, run.number), (Status::Starting, 2));
+    assert_eq!((run.command, exit), (None, None));
+    assert!(claim.is_some());
+}

@@ -4,7 +4,6 @@ use std::fs;
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use flashpan_protocol::supervisor::Activity;
 use serde::Serialize;
@@ -90,7 +89,8 @@ impl Vm {
         self.status
     }
 
-    /// When it was last started, if ever.
+    /// When it was last started, if ever. Not known for a moment when it begins to start
+    /// again: then this is `None` as well.
     #[must_use]
     pub fn run(&self) -> Option<&Run> {
         self.run.as_ref()
@@ -145,31 +145,32 @@ impl Vm {
             advice,
         }
     }
-
-    /// Waits until it has no supervisor; whether that was `within` this time. Blocks.
-    ///
-    /// # Errors
-    /// Its lock cannot be looked at.
-    pub fn wait_until_ended(&self, within: Duration) -> Result<bool> {
-        wait_until_ended(&self.directory, within)
-    }
 }
 
-pub(super) fn wait_until_ended(directory: &Path, within: Duration) -> Result<bool> {
-    let file = directory.join("lock");
-    lock::wait_until_free(&file, within).map_err(failed("wait for", &file))
+fn look(directory: &Path) -> Result<(Status, Option<Run>, Option<ExitRecord>)> {
+    look_between(directory, || {})
 }
 
 /// What a VM does. The order of the looks makes it true whatever a supervisor does
-/// meanwhile: it writes `run.json` after it took the lock, and `exit.json` before it
-/// lets go.
-fn look(directory: &Path) -> Result<(Status, Option<Run>, Option<ExitRecord>)> {
+/// meanwhile: with the lock it says that a run begins, then writes `run.json`, and only
+/// then says what the VM does; it writes `exit.json` before it lets go. `between` is
+/// what happens after the first look.
+pub(super) fn look_between(
+    directory: &Path,
+    between: impl FnOnce(),
+) -> Result<(Status, Option<Run>, Option<ExitRecord>)> {
     let (run_file, file) = (directory.join("run.json"), directory.join("lock"));
     let mut before: Option<Run> = record::read(&run_file)?;
+    between();
     for _ in 0..LOOKS {
         let (holder, activity) = lock::look(&file).map_err(failed("look at", &file))?;
         if holder == Holder::Supervisor {
-            return Ok((status_of(activity), before, None));
+            let run = match activity {
+                // What was read before may be of the run before.
+                Some(_) => record::read(&run_file)?,
+                None => None,
+            };
+            return Ok((status_of(activity), run, None));
         }
         let exit: Option<ExitRecord> = record::read(&directory.join("exit.json"))?;
         let after: Option<Run> = record::read(&run_file)?;
@@ -185,5 +186,5 @@ fn look(directory: &Path) -> Result<(Status, Option<Run>, Option<ExitRecord>)> {
         }
         before = after;
     }
-    Ok((Status::Starting, before, None))
+    Ok((Status::Starting, None, None))
 }

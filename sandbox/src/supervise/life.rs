@@ -102,6 +102,11 @@ impl Shared {
         u64::try_from(self.begun.elapsed().as_nanos()).unwrap_or(u64::MAX)
     }
 
+    /// Waits until what the VM did so far is written down, unless that takes long.
+    pub(super) async fn written(&self) {
+        self.events.written().await;
+    }
+
     /// Writes down what happened in the guest.
     pub(super) fn tell(&self, event: &VmEvent) {
         self.events.program(event);
@@ -300,7 +305,7 @@ where
     let boot = async {
         let sandbox = Arc::new(launch(launching).await?);
         let _ = shared.sandbox.set(Arc::clone(&sandbox));
-        let told = tell(sandbox.events()?, Arc::clone(&shared))?;
+        let told = tell(sandbox.events()?, Arc::clone(&shared));
         *shared.told.lock().unwrap_or_else(PoisonError::into_inner) = Some(told);
         // Before its command, which may call for whoever is there.
         let ports = publish(&record, &sandbox, &shared.claim).await?;
@@ -343,6 +348,8 @@ where
         }
     };
     shared.say(Activity::Running);
+    // Whoever started it looks for that.
+    shared.events.written().await;
     let wanted = channel.ready(sandbox.take_warnings()).await;
     if !wanted {
         shared.kill();
@@ -463,8 +470,7 @@ async fn finish(shared: &Shared, clients: &Clients, server: Task, exit: &ExitRec
     if let Some(told) = told {
         let _ = timeout(TOLD_WITHIN, told).await;
     }
-    // What comes later would be another run's.
-    shared.events.end(&exit.message);
+    shared.events.end(&exit.message).await;
     // Nobody is left to tell why it could not be written; without it the VM has
     // crashed, which is how it looks.
     let _ = shared.claim.end(exit, remove);

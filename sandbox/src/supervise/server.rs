@@ -244,6 +244,7 @@ fn running(shared: &Shared) -> Result<&Arc<Sandbox>, Error> {
 async fn pause(shared: &Arc<Shared>) -> Result<(), Error> {
     running(shared)?.pause().await?;
     shared.say(Activity::Paused);
+    shared.written().await;
     Ok(())
 }
 
@@ -255,6 +256,7 @@ async fn resume(shared: &Arc<Shared>) -> Result<(), Error> {
     };
     sandbox.resume().await?;
     shared.say(Activity::Running);
+    shared.written().await;
     Ok(())
 }
 

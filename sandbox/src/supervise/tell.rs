@@ -6,7 +6,6 @@ use std::time::{Duration, Instant};
 use tokio::sync::oneshot;
 use tokio::time::timeout;
 
-use crate::error::{Error, Result};
 use crate::events::{Events, VmEvent};
 use crate::supervise::life::Shared;
 
@@ -17,41 +16,36 @@ const PER_SECOND: u32 = 400;
 /// The time in which so many count.
 const SECOND: Duration = Duration::from_secs(1);
 
-/// Writes down what happens in the guest, by a thread of its own: a disk may be slow.
-/// Tells when all is written.
-pub(super) fn tell(mut events: Events, shared: Arc<Shared>) -> Result<oneshot::Receiver<()>> {
+/// Passes what happens in the guest to who writes it down. Tells when that was all.
+pub(super) fn tell(mut events: Events, shared: Arc<Shared>) -> oneshot::Receiver<()> {
     let (teller, told) = oneshot::channel();
-    let runtime = tokio::runtime::Handle::current();
-    std::thread::Builder::new()
-        .name("events".to_owned())
-        .spawn(move || {
-            let mut quota = Quota::new(Instant::now());
-            loop {
-                let next = match quota.lost {
-                    0 => Ok(runtime.block_on(events.next())),
-                    // What is lost is told soon, also if nothing follows.
-                    _ => runtime.block_on(async { timeout(SECOND, events.next()).await }),
-                };
-                let event = match next {
-                    Ok(Some(event)) => Some(event),
-                    Ok(None) => break,
-                    Err(_) => None,
-                };
-                if let Some(lost) = quota.renewed(Instant::now()) {
-                    shared.tell(&VmEvent::lost(lost));
-                }
-                if let Some(event) = event.filter(|_| quota.admits()) {
-                    shared.tell(&event);
-                }
+    tokio::spawn(async move {
+        let mut quota = Quota::new(Instant::now());
+        loop {
+            let next = match quota.lost {
+                0 => Ok(events.next().await),
+                // What is lost is told soon, also if nothing follows.
+                _ => timeout(SECOND, events.next()).await,
+            };
+            let event = match next {
+                Ok(Some(event)) => Some(event),
+                Ok(None) => break,
+                Err(_) => None,
+            };
+            if let Some(lost) = quota.renewed(Instant::now()) {
+                shared.tell(&VmEvent::lost(lost));
             }
-            if quota.lost > 0 {
-                shared.tell(&VmEvent::lost(quota.lost));
+            if let Some(event) = event.filter(|_| quota.admits()) {
+                shared.tell(&event);
             }
-            // Nobody waits any more when it took too long.
-            let _ = teller.send(());
-        })
-        .map_err(Error::host("start a thread for the VM's events"))?;
-    Ok(told)
+        }
+        if quota.lost > 0 {
+            shared.tell(&VmEvent::lost(quota.lost));
+        }
+        // Nobody waits any more when it took too long.
+        let _ = teller.send(());
+    });
+    told
 }
 
 /// How many events may still be written down.

@@ -2,8 +2,11 @@
 //! beside ssh into the same VM.
 
 use std::fs;
+use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
+use std::sync::mpsc;
+use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
@@ -18,8 +21,8 @@ pub(crate) const EXEC: &str = "exec/";
 /// The port of this machine that leads to the guest's sshd.
 const PORT: &str = "2222";
 
-/// Most tries to reach sshd before it is given up.
-const TRIES: u32 = 300;
+/// What sshd says when it listens.
+const LISTENS: &str = "Server listening";
 
 /// What `exec` is given.
 #[derive(Debug, Default)]
@@ -144,27 +147,43 @@ impl<'a> Vm<'a> {
             "-c",
             &script,
         ])?;
-        // Nothing tells when sshd listens but that it answers.
-        for _ in 0..TRIES {
-            if vm.ssh(&["true"]).is_ok() {
-                return Ok(vm);
-            }
-        }
-        let logs = vm.output(&["logs", "bench"])?;
-        bail!(
-            "sshd in the guest does not answer: {}",
-            String::from_utf8_lossy(&logs.stdout)
-        );
+        vm.wait_for_sshd()?;
+        Ok(vm)
     }
 
-    fn output(&self, words: &[&str]) -> Result<Output> {
+    /// Returns when sshd has said that it listens.
+    fn wait_for_sshd(&self) -> Result<()> {
+        let mut logs = self.command(&["logs", "-f", "bench"]);
+        let mut logs = logs
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .spawn()
+            .context("follow the guest's log")?;
+        let output = logs.stdout.take().context("the log has no pipe")?;
+        let (sender, lines) = mpsc::channel();
+        // It ends with the pipe.
+        thread::spawn(move || {
+            for line in BufReader::new(output).lines().map_while(Result::ok) {
+                if sender.send(line).is_err() {
+                    break;
+                }
+            }
+        });
+        let listens = listens(&lines);
+        // It may have ended by itself, if the VM has.
+        let _ = logs.kill();
+        logs.wait().context("wait for the guest's log")?;
+        listens
+    }
+
+    fn command(&self, words: &[&str]) -> Command {
         let mut command = Command::new(self.flashpan);
         command.args(words).env("XDG_STATE_HOME", self.home);
-        finish(&mut command)
+        command
     }
 
     fn flashpan(&self, words: &[&str]) -> Result<()> {
-        self.output(words).map(drop)
+        finish(&mut self.command(words)).map(drop)
     }
 
     fn client(&self) -> Command {
@@ -201,6 +220,23 @@ impl Drop for Vm<'_> {
     }
 }
 
+/// Waits for the line of a log by which sshd says that it listens.
+fn listens(lines: &mpsc::Receiver<String>) -> Result<()> {
+    let deadline = Instant::now() + DEADLINE;
+    let mut said = Vec::new();
+    loop {
+        let left = deadline.saturating_duration_since(Instant::now());
+        match lines.recv_timeout(left) {
+            Ok(line) if line.contains(LISTENS) => return Ok(()),
+            Ok(line) => said.push(line),
+            Err(why) => bail!(
+                "sshd in the guest does not listen ({why}): {}",
+                said.join("\n")
+            ),
+        }
+    }
+}
+
 /// Runs a program that has to succeed.
 fn finish(command: &mut Command) -> Result<Output> {
     command.stdin(Stdio::null());
@@ -214,4 +250,24 @@ fn finish(command: &mut Command) -> Result<Output> {
         );
     }
     Ok(output)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sshd_listens_when_it_says_so_and_not_before() {
+        let (sender, lines) = mpsc::channel();
+        for line in ["a key", "Server listening on 127.0.0.1 port 22.", "later"] {
+            sender.send(line.to_owned()).unwrap();
+        }
+        listens(&lines).unwrap();
+        assert_eq!(lines.recv().unwrap(), "later");
+        // It has ended instead.
+        sender.send("no hostkeys available".to_owned()).unwrap();
+        drop(sender);
+        let error = listens(&lines).unwrap_err().to_string();
+        assert!(error.contains("no hostkeys available"), "{error}");
+    }
 }

@@ -3,7 +3,8 @@
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 
-use super::driver::{Guest, Socket, Task, pattern};
+use super::driver::{Guest, Task, pattern};
+use super::socket::Socket;
 
 const LEN: usize = 16 << 20;
 

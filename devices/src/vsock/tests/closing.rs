@@ -7,7 +7,8 @@ use std::time::Duration;
 
 use super::super::packet::{Op, SHUTDOWN_BOTH, SHUTDOWN_RECEIVE, SHUTDOWN_SEND};
 use super::super::{Deadlines, VsockEvent};
-use super::driver::{Guest, RX, Socket, header, pattern};
+use super::driver::{Guest, RX, pattern};
+use super::socket::{Socket, header};
 use crate::virtio::VirtioDevice;
 
 const KIB_256: u32 = 256 * 1024;

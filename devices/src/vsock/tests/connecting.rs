@@ -6,7 +6,8 @@ use std::time::{Duration, Instant};
 
 use super::super::packet::{Header, Op};
 use super::super::{Deadlines, MAX_CONNECTIONS, VsockError, VsockEvent};
-use super::driver::{FEATURES, GUEST_CID, Guest, LINUX_RX_BUFFER, Socket, header, pair};
+use super::driver::{FEATURES, GUEST_CID, Guest, LINUX_RX_BUFFER, pair};
+use super::socket::{Socket, header};
 use crate::virtio::VirtioDevice;
 use crate::vsock::Vsock;
 

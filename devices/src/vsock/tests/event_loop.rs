@@ -8,7 +8,8 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::super::packet::Op;
 use super::super::{Deadlines, Vsock, VsockSubscriber};
-use super::driver::{FEATURES, Guest, LINUX_RX_BUFFER, TX, header, pair};
+use super::driver::{FEATURES, Guest, LINUX_RX_BUFFER, TX, pair};
+use super::socket::header;
 use crate::virtio::{Activation, VirtioDevice};
 
 #[test]

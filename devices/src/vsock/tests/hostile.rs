@@ -8,8 +8,9 @@ use super::super::packet::{HEADER_LEN, Header, Op};
 use super::super::{Deadlines, MAX_CONNECTIONS, MAX_PENDING_RSTS, VsockEvent};
 use super::driver::{
     EVENT, FEATURES, GUEST_CID, Guest, INDIRECT, LINUX_RX_BUFFER, MEMORY, NEXT, RX, TX, WRITE,
-    data, header, pattern, write_descriptor,
+    data, pattern, write_descriptor,
 };
+use super::socket::header;
 use crate::virtio::VirtioDevice;
 
 /// Sends a packet that belongs to a connection if `connected`.

@@ -16,3 +16,4 @@ mod event_loop;
 mod hostile;
 mod random;
 mod snapshot;
+mod socket;
