@@ -56,6 +56,7 @@ mod file_reader;
 mod files;
 mod forward;
 mod forward_link;
+mod forward_spec;
 mod forward_tcp;
 mod forward_udp;
 mod frames;
@@ -100,8 +101,9 @@ pub use flashpan_protocol::forward::{ForwardFailureKind, Transport};
 pub use flashpan_protocol::phase::Phase;
 pub use flashpan_protocol::supervisor::{Activity, Usage};
 pub use forward::{
-    Forward, ForwardBinding, ForwardCounts, ForwardError, ForwardOptions, PortForwarding,
+    BoundPorts, ForwardBinding, ForwardCounts, ForwardError, ForwardOptions, PortForwarding,
 };
+pub use forward_spec::Forward;
 pub use launch::{HostOptions, Launch};
 pub use locate::{guest_init_program, vmm_program};
 pub use log::VmLog;

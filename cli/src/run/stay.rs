@@ -51,6 +51,8 @@ pub(super) fn stay(args: &RunArgs) -> Result<u8, Failure> {
             "--timeline is of a VM that ends with its command; leave it out, or -d and --rm=false",
         ));
     }
+    // Its supervisor finds out too, but after an image was pulled.
+    args.publish.check()?;
     let vm = args.make(args.rm.unwrap_or(false))?;
     // One that is not ready when this command ends is not wanted.
     let options = StartOptions {
