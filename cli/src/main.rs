@@ -10,6 +10,7 @@ mod failure;
 mod format;
 mod full;
 mod generate;
+mod given;
 mod image;
 mod kernel;
 mod parse;

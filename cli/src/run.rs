@@ -17,6 +17,7 @@ use flashpan::{Console, ExecOptions, ExitReason, Launch, Sandbox, SandboxBuilder
 use flashpan_rootfs::image_config::ComposeError;
 
 use crate::failure::{Failure, say};
+use crate::given::Given;
 use crate::parse::{self, Variable};
 use crate::privilege::PrivilegeArgs;
 use crate::program::{Attended, time_is_up, time_up};
@@ -265,6 +266,7 @@ impl RunArgs {
     /// The VM, as far as that is known before anything is looked at.
     fn wanted(&self) -> Result<Wanted, Failure> {
         let mut wanted = self.vm.wanted(self.config()?, self.timeout, self.stays())?;
+        wanted.given = wanted.given.and(self.given());
         wanted.options.console = match self.console {
             true => Console::Full,
             false => Console::Panic,
@@ -352,8 +354,19 @@ impl RunArgs {
             }
             exec = exec.terminal(terminal::size());
         }
-        exec.validate()?;
+        exec.validate()
+            .map_err(|error| self.given().failure(error))?;
         Ok(exec)
+    }
+
+    /// The options of the command that were given, by what they set.
+    fn given(&self) -> Given {
+        let mut given = Given::default();
+        given.add(!self.env.is_empty(), "--env");
+        given.add(self.user.is_some(), "--user");
+        given.add(self.workdir.is_some(), "--workdir");
+        given.add(self.entrypoint.is_some(), "--entrypoint");
+        given
     }
 
     fn builder(&self, launch: &Launch, started_ns: u64) -> Result<SandboxBuilder, Failure> {

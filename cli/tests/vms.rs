@@ -601,7 +601,7 @@ fn what_cannot_be_is_refused_before_anything_is_made() {
         (&["-d", "--name", "vm-12345678"], "invalid name"),
         (
             &["-d", "--disk-size", "1M"],
-            "disk_size_mb: 1 MiB is too little",
+            "error: --disk-size: 1 MiB is too little",
         ),
         (&["-d", "-w", "relative"], "absolute path"),
     ] {

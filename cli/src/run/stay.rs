@@ -153,7 +153,8 @@ impl RunArgs {
         };
         let privilege = self.privilege.privilege(defaults.privilege());
         let command = command.privilege(privilege);
-        command.validate()?;
+        let valid = command.validate();
+        valid.map_err(|error| self.given().failure(error))?;
         let mut programs = Programs::of(&command).map_err(Failure::new)?;
         if !has_command {
             programs.command.clear();
