@@ -47,7 +47,7 @@ fn a_vm_runs_stops_runs_again_and_is_removed() {
 
     let refused = vms.refused(&["rm", "web"]);
     assert!(refused.contains("is running; stop it first"), "{refused}");
-    assert_eq!(vms.ok(&["stop", "web"]), format!("Stopped {id}\n"));
+    assert_eq!(vms.ok(&["stop", "web"]), "web\n");
     assert_eq!(vms.status(&id), "stopped");
     let stopped = vms.inspect("web");
     assert_eq!(stopped["exit"]["reason"]["kind"], "power_off");
@@ -65,7 +65,7 @@ fn a_vm_runs_stops_runs_again_and_is_removed() {
     let twice = vms.refused(&["start", "web"]);
     assert!(twice.contains("started already"), "{twice}");
 
-    assert_eq!(vms.ok(&["rm", "-f", "web"]), format!("Removed {id}\n"));
+    assert_eq!(vms.ok(&["rm", "-f", "web"]), "web\n");
     let gone = vms.refused(&["inspect", "web"]);
     assert!(gone.contains("no VM has the id or name \"web\""), "{gone}");
     vms.assert_nothing_left();
@@ -78,18 +78,24 @@ fn a_vm_that_was_created_waits_to_be_started() {
     assert_eq!(vms.status(&id), "created");
     for early in [
         &["exec", "later", "both"][..],
-        &["stop", "later"],
         &["wait", "later"],
+        &["ps", "later"],
     ] {
         let refused = vms.refused(early);
         assert!(refused.contains("is created; start it"), "{refused}");
+    }
+    // Whom a start would not help is not told to.
+    for early in ["stop", "kill", "pause", "unpause"] {
+        let refused = vms.refused(&[early, "later"]);
+        let says = format!("the VM {id} does not run: it is created");
+        assert!(refused.ends_with(&says), "{refused}");
     }
     vms.ok(&["start", "later"]);
     assert_eq!(vms.ok(&["wait", "later"]), "7\n");
     vms.ok(&["stop", "later"]);
     assert_eq!(vms.ok(&["wait", "later"]), "7\n");
     assert_eq!(vms.ok(&["ls", "--format", "{{.Exit}}"]), "7\n");
-    assert_eq!(vms.ok(&["prune"]), format!("Pruned {id}\nPruned 1 VM\n"));
+    assert_eq!(vms.ok(&["prune"]), format!("{id}\nPruned 1 VM\n"));
     vms.assert_nothing_left();
 }
 
@@ -172,7 +178,7 @@ fn a_paused_vm_runs_nothing_and_says_so_at_once() {
     let id = vms.run(&["--name", "web"], &["sleep"]);
     let refused = vms.refused(&["unpause", "web"]);
     assert!(refused.contains("is not paused"), "{refused}");
-    assert_eq!(vms.ok(&["pause", "web"]), format!("Paused {id}\n"));
+    assert_eq!(vms.ok(&["pause", "web"]), "web\n");
     assert_eq!(vms.status(&id), "paused");
     let begun = Instant::now();
     for command in [
@@ -185,7 +191,7 @@ fn a_paused_vm_runs_nothing_and_says_so_at_once() {
         assert!(refused.contains(&format!("{id} is paused")), "{refused}");
     }
     assert!(begun.elapsed() < LONG, "it waited for the guest");
-    assert_eq!(vms.ok(&["unpause", "web"]), format!("Unpaused {id}\n"));
+    assert_eq!(vms.ok(&["unpause", &id]), format!("{id}\n"));
     assert_eq!(vms.ok(&["exec", "web", "both"]), "out");
     // One that is paused can be ended in order.
     vms.ok(&["pause", "web"]);
@@ -384,7 +390,7 @@ fn lists_are_printed_as_they_are_asked_for() {
     let wrong = vms.refused(&["ls", "--format", "{{.Pid}}"]);
     assert!(wrong.contains("there is no field Pid"), "{wrong}");
     let renamed = vms.ok(&["rename", "one", "two"]);
-    assert_eq!(renamed, format!("Renamed {id} to two\n"));
+    assert_eq!(renamed, "");
     assert_eq!(vms.ok(&["inspect", "--format", "{{.Name}}", &id]), "two\n");
 }
 
@@ -621,5 +627,57 @@ fn what_cannot_be_is_refused_before_anything_is_made() {
         let line = vms.refused(unknown);
         assert!(line.contains("no VM has the id or name"), "{line}");
     }
+    vms.assert_nothing_left();
+}
+
+#[test]
+fn a_restart_is_a_stop_and_a_start() {
+    let vms = Vms::new("normal");
+    let id = vms.run(&["--name", "web"], &["sleep"]);
+    assert_eq!(vms.ok(&["restart", "-t", "1", "web"]), "web\n");
+    assert_eq!(vms.status(&id), "running");
+    assert_eq!(vms.inspect(&id)["run"]["number"], 2);
+    // One that does not run is started.
+    vms.ok(&["stop", "web"]);
+    assert_eq!(vms.ok(&["restart", "web"]), "web\n");
+    assert_eq!(vms.inspect(&id)["run"]["number"], 3);
+    vms.ok(&["rm", "-f", "web"]);
+    // One that would be gone goes on.
+    let once = vms.run(&["--rm"], &["sleep"]);
+    let refused = vms.refused(&["restart", &once]);
+    assert!(refused.contains("removed when it ends (--rm)"), "{refused}");
+    assert_eq!(vms.status(&once), "running");
+}
+
+#[test]
+fn a_command_names_what_it_has_done_something_to_as_its_user_did() {
+    let vms = Vms::new("normal");
+    let id = vms.run(&["--name", "web"], &["sleep"]);
+    let digits = id.strip_prefix("vm-").unwrap();
+    for words in [
+        ["pause", "web"],
+        ["unpause", digits],
+        ["stop", "web"],
+        ["start", &id],
+        ["restart", digits],
+        ["kill", "web"],
+        ["rm", digits],
+    ] {
+        assert_eq!(vms.ok(&words), format!("{}\n", words[1]), "{words:?}");
+    }
+    let id = vms.run(&[], &["sleep"]);
+    assert_eq!(vms.ok(&["rename", &id, "new"]), "");
+    assert_eq!(vms.ok(&["kill", "--all"]), format!("{id}\n"));
+    // It is as it was to be; why nothing was done is told.
+    let again = vms.output(&["stop", "new"]);
+    assert_eq!(again.stdout, b"new\n", "{again:?}");
+    let note = String::from_utf8(again.stderr).unwrap();
+    assert!(note.ends_with(" does not run: it is stopped\n"), "{note}");
+    let refused = vms.refused(&["kill", "new"]);
+    assert!(
+        refused.ends_with(" does not run: it is stopped"),
+        "{refused}"
+    );
+    assert_eq!(vms.ok(&["rm", "--stopped"]), format!("{id}\n"));
     vms.assert_nothing_left();
 }
