@@ -76,7 +76,7 @@ pub mod state;
 mod stdio;
 pub mod supervise;
 mod supervised;
-mod text;
+pub mod text;
 pub mod timeline;
 mod usage;
 mod vmm_process;
