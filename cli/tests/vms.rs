@@ -11,13 +11,9 @@
 
 #[path = "support/fake.rs"]
 mod fake;
-#[path = "support/registry.rs"]
-mod registry;
 #[path = "support/vms.rs"]
 mod vms;
 
-use std::io::{Read, Write};
-use std::process::Stdio;
 use std::time::Instant;
 
 use nix::sys::signal::{Signal, kill};
@@ -97,79 +93,6 @@ fn a_vm_that_was_created_waits_to_be_started() {
     assert_eq!(vms.ok(&["ls", "--format", "{{.Exit}}"]), "7\n");
     assert_eq!(vms.ok(&["prune"]), format!("{id}\nPruned 1 VM\n"));
     vms.assert_nothing_left();
-}
-
-#[test]
-fn streams_and_signals_of_a_program_are_those_of_exec() {
-    let vms = Vms::new("normal");
-    vms.run(&["--name", "web"], &["sleep"]);
-    let output = vms.output(&["exec", "web", "both"]);
-    assert_eq!(
-        (&output.stdout[..], &output.stderr[..]),
-        (&b"out"[..], &b"err"[..])
-    );
-
-    let mut exec = vms.0.flashpan(&["exec", "-i", "web", "cat"]);
-    let mut child = exec.stdin(Stdio::piped()).spawn().unwrap();
-    let data: Vec<u8> = (0..6_000_000_u32)
-        .map(|n| n.to_le_bytes()[(n % 3) as usize])
-        .collect();
-    let mut stdin = child.stdin.take().unwrap();
-    let sent = data.clone();
-    let writer = std::thread::spawn(move || stdin.write_all(&sent).unwrap());
-    let output = child.wait_with_output().unwrap();
-    writer.join().unwrap();
-    assert!(output.stdout == data, "{} bytes", output.stdout.len());
-
-    let mut child = vms
-        .0
-        .flashpan(&["exec", "web", "announce-and-sleep"])
-        .spawn()
-        .unwrap();
-    fake::wait_until_ready(&mut child);
-    fake::signal(&child, Signal::SIGTERM);
-    assert_eq!(child.wait().unwrap().code(), Some(128 + 15));
-
-    // Whoever goes takes its own program along, and nothing else.
-    let note = vms.0.path("note");
-    nix::unistd::mkfifo(&note, nix::sys::stat::Mode::S_IRWXU).unwrap();
-    let mut flood = vms
-        .0
-        .flashpan(&["exec", "web", "flood", note.to_str().unwrap()]);
-    let mut child = flood.spawn().unwrap();
-    let mut flooded = child.stdout.take().unwrap();
-    flooded.read_exact(&mut [0]).unwrap();
-    child.kill().unwrap();
-    child.wait().unwrap();
-    assert_eq!(std::fs::read_to_string(note).unwrap(), "cancelled");
-    assert_eq!(
-        vms.output(&["exec", "web", "exit", "5"]).status.code(),
-        Some(5)
-    );
-
-    // Nobody listens to this one, nor ends it by going.
-    vms.ok(&["exec", "-d", "web", "sleep"]);
-    let missing = vms.output(&["exec", "-d", "web", "missing"]);
-    assert_eq!(missing.status.code(), Some(127));
-    vms.ok(&["rm", "-f", "web"]);
-    vms.assert_nothing_left();
-}
-
-#[test]
-fn fifty_programs_at_once() {
-    let vms = Vms::new("normal");
-    vms.run(&["--name", "web"], &["sleep"]);
-    let children: Vec<_> = (0..50)
-        .map(|code: u32| {
-            let code = code.to_string();
-            let mut exec = vms.0.flashpan(&["exec", "web", "exit", &code]);
-            (code, exec.spawn().unwrap())
-        })
-        .collect();
-    for (code, child) in children {
-        let output = child.wait_with_output().unwrap();
-        assert_eq!(output.status.code(), code.parse().ok(), "{output:?}");
-    }
 }
 
 #[test]
@@ -260,28 +183,6 @@ fn a_vm_that_does_not_come_up_says_why_and_is_gone() {
 }
 
 #[test]
-fn logs_are_followed_until_the_vm_ends() {
-    let vms = Vms::new("normal");
-    vms.run(&["--name", "web"], &["both"]);
-    let mut follow = vms.0.flashpan(&["logs", "-f", "web"]).spawn().unwrap();
-    let mut six = [0; 6];
-    follow
-        .stdout
-        .as_mut()
-        .unwrap()
-        .read_exact(&mut six)
-        .unwrap();
-    let mut six: Vec<_> = six.to_vec();
-    six.sort_unstable();
-    assert_eq!(six, b"eorrtu");
-    vms.ok(&["stop", "web"]);
-    let rest = follow.wait_with_output().unwrap();
-    assert!(rest.status.success() && rest.stdout.is_empty(), "{rest:?}");
-    assert_eq!(vms.ok(&["logs", "-f", "--tail", "1", "web"]).len(), 6);
-    assert_eq!(vms.ok(&["logs", "--tail", "0", "web"]), "");
-}
-
-#[test]
 fn waiting_is_for_the_command_or_for_the_vm() {
     let vms = Vms::new("normal");
     vms.run(&["--name", "web"], &["sleep"]);
@@ -340,161 +241,6 @@ fn a_supervisor_that_is_stuck_is_ended_with_its_vm() {
 }
 
 #[test]
-fn programs_and_their_use_are_listed() {
-    let vms = Vms::new("normal");
-    let id = vms.run(&["--name", "web"], &["sleep"]);
-    // The fake guest has the files of this machine.
-    let programs = vms.ok(&["ps", "--format", "{{.PID}} {{.Command}}", "web"]);
-    let own = programs
-        .lines()
-        .find(|line| line.ends_with("flashpan supervise"))
-        .unwrap_or_else(|| panic!("{programs}"));
-    assert!(own.split_once(' ').unwrap().0.parse::<u32>().is_ok());
-    let stats = vms.ok(&["stats", "--no-stream", "--json", "web"]);
-    let stats: serde_json::Value = serde_json::from_str(&stats).unwrap();
-    assert_eq!(stats[0]["id"], id.as_str());
-    assert_eq!(stats[0]["memory_bytes"], 256 << 20);
-    assert!(stats[0]["resident_bytes"].as_u64().unwrap() > 0, "{stats}");
-    assert!(stats[0]["uptime_ns"].as_u64().unwrap() > 0, "{stats}");
-    let all = vms.ok(&["stats", "--no-stream", "--format", "{{.Name}}"]);
-    assert_eq!(all, "web\n");
-}
-
-#[test]
-fn lists_are_printed_as_they_are_asked_for() {
-    let vms = Vms::new("normal");
-    let id = vms.create(&["--name", "one"], &["exit", "0"]);
-    assert_eq!(vms.ok(&["ls", "-q"]), format!("{id}\n"));
-    assert_eq!(vms.ok(&["ls", "--running", "-q"]), "");
-    let table = vms.ok(&["ls"]);
-    let mut lines = table.lines();
-    let titles: Vec<_> = lines.next().unwrap().split_whitespace().collect();
-    assert_eq!(
-        titles,
-        ["ID", "STATUS", "IMAGE", "CREATED", "PORTS", "NAME"]
-    );
-    assert!(
-        lines
-            .next()
-            .unwrap()
-            .starts_with(&format!("{id}  created  -"))
-    );
-    assert_eq!(
-        vms.ok(&["ls", "--format", "table {{.Name}}\\t{{.Command}}"]),
-        "NAME  COMMAND\none   exit 0\n"
-    );
-    let json: serde_json::Value = serde_json::from_str(&vms.ok(&["ls", "--json"])).unwrap();
-    assert_eq!(json[0]["status"], "created");
-    let words = vms.ok(&["__complete"]);
-    assert_eq!(words, format!("one\n{id}\n"));
-    let wrong = vms.refused(&["ls", "--format", "{{.Pid}}"]);
-    assert!(wrong.contains("there is no field Pid"), "{wrong}");
-    let renamed = vms.ok(&["rename", "one", "two"]);
-    assert_eq!(renamed, "");
-    assert_eq!(vms.ok(&["inspect", "--format", "{{.Name}}", &id]), "two\n");
-}
-
-#[test]
-fn a_shell_completes_names_of_vms() {
-    let vms = Vms::new("normal");
-    let id = vms.create(&["--name", "web-server"], &["both"]);
-    let program = std::path::Path::new(env!("CARGO_BIN_EXE_flashpan"));
-    let complete = |words: &str| {
-        let mut bash = std::process::Command::new("bash");
-        for (name, value) in vms.0.flashpan(&[]).get_envs() {
-            bash.env(name, value.unwrap());
-        }
-        let script = format!(
-            "PATH={}:$PATH; eval \"$(flashpan completion bash)\"; COMP_WORDS=({words}); \
-             COMP_CWORD=$((${{#COMP_WORDS[@]}} - 1)); _flashpan_or_vm flashpan; \
-             printf '%s ' \"${{COMPREPLY[@]}}\"",
-            program.parent().unwrap().display()
-        );
-        let output = bash.args(["-c", &script]).output().unwrap();
-        String::from_utf8(output.stdout).unwrap().trim().to_owned()
-    };
-    assert_eq!(complete("flashpan stop w"), "web-server");
-    assert_eq!(complete("flashpan stop vm-"), id);
-    assert!(complete("flashpan stop --t").contains("--time"));
-    assert!(complete("flashpan sto").contains("stop"));
-}
-
-#[test]
-fn a_vm_keeps_to_the_image_that_it_was_made_from() {
-    let vms = Vms::new("normal");
-    let root = vms.0.path("image");
-    std::fs::create_dir_all(root.join("bin")).unwrap();
-    let import = |content: &str| {
-        std::fs::write(root.join("file"), content).unwrap();
-        vms.ok(&["image", "import", "app", root.to_str().unwrap()]);
-    };
-    import("one");
-    let make = [
-        "run",
-        "-d",
-        "--hostname",
-        "fake",
-        "--image",
-        "app",
-        "--name",
-        "web",
-    ];
-    let begin = |end: &[&str]| vms.ok(&[&make[..], end].concat());
-    // The image has no command, so the VM has none.
-    begin(&[]);
-    assert_eq!(
-        vms.ok(&["ls", "--format", "{{.Image}} {{.Command}}"]),
-        "app \n"
-    );
-    let pinned = vms.inspect("web")["launch"]["config"]["image"].clone();
-    assert!(pinned.as_str().unwrap().starts_with("sha256:"), "{pinned}");
-    let kept = vms.inspect("web");
-    assert_eq!(kept["launch"]["config"]["id"], kept["id"], "{kept}");
-    vms.ok(&["stop", "web"]);
-    vms.ok(&["start", "web"]);
-    vms.ok(&["stop", "web"]);
-    // Another image of that name is another image, and the VM keeps its own.
-    import("two");
-    vms.ok(&["image", "gc"]);
-    let id = vms.inspect("web")["id"].as_str().unwrap().to_owned();
-    let images = vms.ok(&["image", "ls"]);
-    assert!(images.contains(&format!("flashpan.vm/{id}")), "{images}");
-    vms.ok(&["start", "web"]);
-    vms.ok(&["stop", "web"]);
-    // Unless somebody takes it away.
-    vms.ok(&["image", "rm", "-f", &format!("flashpan.vm/{id}")]);
-    let gone = vms.refused(&["start", "web"]);
-    assert!(gone.contains("not in the store any more"), "{gone}");
-    assert_eq!(vms.status(&id), "stopped");
-    vms.ok(&["rm", "web"]);
-    begin(&["--", "exit", "4"]);
-    assert_eq!(vms.ok(&["wait", "web"]), "4\n");
-    assert_eq!(
-        vms.output(&["exec", "web", "exit", "5"]).status.code(),
-        Some(5)
-    );
-    vms.ok(&["rm", "-f", "web"]);
-    assert_eq!(vms.ok(&["image", "ls"]).lines().count(), 2);
-}
-
-#[test]
-fn the_command_is_stopped_by_the_signal_that_its_image_wants() {
-    let vms = Vms::new("normal");
-    let (root, layer, layout) = (vms.0.path("r"), vms.0.path("l.tar"), vms.0.path("layout"));
-    std::fs::create_dir_all(root.join("bin")).unwrap();
-    registry::tar(&root, &layer);
-    let config = ["--config.cmd", "sleep", "--config.stopsignal", "SIGQUIT"];
-    registry::make_layout(&layout, "app", &[layer], &config);
-    vms.ok(&["image", "import", "app", layout.to_str().unwrap()]);
-    let options = ["--hostname", "fake", "--name", "web", "--image", "app"];
-    vms.ok(&[&["run", "-d"][..], &options].concat());
-    vms.ok(&["stop", "web"]);
-    let stopped = vms.inspect("web");
-    assert_eq!(stopped["exit"]["command"]["signal"], 3, "{stopped}");
-    assert_eq!(stopped["exit"]["orderly"], true, "{stopped}");
-}
-
-#[test]
 fn a_vm_whose_time_is_up_ends_in_order_also_if_it_is_paused() {
     let vms = Vms::new("normal");
     let id = vms.run(&["--timeout", "1s"], &["sleep"]);
@@ -507,58 +253,6 @@ fn a_vm_whose_time_is_up_ends_in_order_also_if_it_is_paused() {
     let options = ["--rm=false", "--timeout", "1s"];
     let output = vms.making(&["run"], &options, &["sleep"]).output().unwrap();
     assert_eq!(output.status.code(), Some(124), "{output:?}");
-}
-
-#[test]
-fn ports_are_reachable_while_the_vm_runs_and_are_listed() {
-    let vms = Vms::new("normal");
-    // It was free a moment ago.
-    let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    let ports = format!("{}:80", free.local_addr().unwrap().port());
-    drop(free);
-    let started = vms
-        .making(&["run", "-d"], &["--name", "web", "-p", &ports], &["sleep"])
-        .output()
-        .unwrap();
-    let told = String::from_utf8(started.stderr).unwrap();
-    let listed = vms.ok(&["ls", "--format", "{{.Ports}}"]);
-    let address = listed.trim().strip_suffix("->80/tcp").unwrap();
-    let line = format!("Forwarding {address} -> sandbox:80\n");
-    assert!(told.ends_with(&line), "{told}");
-    std::net::TcpStream::connect(address).unwrap();
-    vms.ok(&["stop", "web"]);
-    assert_eq!(vms.ok(&["ls", "--format", "{{.Ports}}"]), "\n");
-    std::net::TcpStream::connect(address).unwrap_err();
-    // What is taken is told, and nothing is left.
-    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    let port = format!("{}:80", taken.local_addr().unwrap().port());
-    let output = vms
-        .making(&["run", "-d"], &["-p", &port], &["sleep"])
-        .output();
-    let output = output.unwrap();
-    assert_eq!(output.status.code(), Some(125), "{output:?}");
-    assert!(fake::complaint(&output).contains("in use"), "{output:?}");
-    assert_eq!(vms.ok(&["ls", "--format", "{{.Name}}"]), "web\n");
-}
-
-#[test]
-fn a_command_at_a_terminal_is_waited_for_there_and_not_by_others() {
-    let vms = Vms::new("normal");
-    let run = vms.making(&["run"], &["--rm=false", "--name", "web"], &["exit", "4"]);
-    let output = { run }.output().unwrap();
-    assert_eq!(output.status.code(), Some(4), "{output:?}");
-    let wait = vms
-        .0
-        .flashpan(&["wait", "web"])
-        .stdout(Stdio::piped())
-        .spawn();
-    vms.ok(&["stop", "web"]);
-    // What is left to wait for is the VM.
-    let waited = wait.unwrap().wait_with_output().unwrap();
-    assert_eq!(waited.stdout, b"0\n", "{waited:?}");
-    // Started again, the command is the VM's own.
-    vms.ok(&["start", "web"]);
-    assert_eq!(vms.ok(&["wait", "web"]), "4\n");
 }
 
 #[test]
