@@ -198,7 +198,8 @@ fn waiting_is_for_the_command_or_for_the_vm() {
 #[test]
 fn the_time_of_a_vm_is_limited() {
     let vms = Vms::new("normal");
-    let id = vms.run(&["--timeout", "1ms"], &["sleep"]);
+    // Long enough for the command to start.
+    let id = vms.run(&["--timeout", "500ms"], &["sleep"]);
     vms.ok(&["wait", &id]);
     let exit = vms.inspect(&id)["exit"].clone();
     assert_eq!(
