@@ -135,7 +135,8 @@ pub struct Publish {
 }
 
 impl Publish {
-    /// Holds them, before there is a VM: [`Sandbox::forward_bound`] makes them lead into
+    /// Holds them, before there is a VM:
+    /// [`Sandbox::forward_bound`](crate::Sandbox::forward_bound) makes them lead into
     /// one.
     ///
     /// # Errors
