@@ -331,8 +331,7 @@ where
         () = ending.next() => Err(NotStarted::new("the VM's supervisor was ended by a signal")),
         booted = boot => booted,
     };
-    // The ports are there as long as the VM is.
-    let (sandbox, command, _ports) = match booted {
+    let (sandbox, command, ports) = match booted {
         Ok(booted) => booted,
         Err(why) => {
             if let Some(sandbox) = shared.sandbox.get() {
@@ -350,6 +349,8 @@ where
         shared.kill();
     }
     let exit = run(&shared, &record, &sandbox, command, &mut ending).await;
+    // The ports are there as long as the VM is: free when it is said to have ended.
+    drop(ports);
     let remove = record.remove || (order.remove_unless_ready && !wanted);
     finish(&shared, &clients, server, &exit, remove).await;
 }
