@@ -4,6 +4,7 @@ use std::fmt::Display;
 use std::io::{self, Write};
 use std::os::fd::AsFd;
 
+pub(crate) use flashpan::text::plain;
 use flashpan::{Error, StartFailureKind};
 
 use crate::stdio::Patient;
@@ -133,18 +134,6 @@ impl From<Error> for Failure {
             at_once: false,
         }
     }
-}
-
-/// A guest's words on one line of a terminal: without what steers it, or turns the
-/// direction of text.
-pub(crate) fn plain(text: &str) -> String {
-    let steers = |c: char| {
-        c.is_control()
-            || matches!(c, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
-    };
-    text.chars()
-        .map(|c| if steers(c) { '?' } else { c })
-        .collect()
 }
 
 /// Tells the user something on standard error.

@@ -17,10 +17,44 @@ pub(crate) struct Template {
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Part {
     Text(String),
-    /// `{{.Field}}`
-    Field(String),
-    /// `{{json .}}`
-    Json,
+    Value(Path),
+}
+
+/// What stands between `{{` and `}}`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Path {
+    /// `{{.Field.Sub}}`; empty for all, which only is JSON.
+    pub(crate) names: Vec<String>,
+    /// `{{json .Field}}`
+    pub(crate) json: bool,
+}
+
+impl Path {
+    fn parse(text: &str) -> Option<Self> {
+        let words: Vec<_> = text.split_whitespace().collect();
+        let (json, path) = match words.as_slice() {
+            ["json", path] => (true, *path),
+            [path] => (false, *path),
+            _ => return None,
+        };
+        let names = path.strip_prefix('.')?;
+        if names.is_empty() {
+            return json.then_some(Self {
+                names: Vec::new(),
+                json,
+            });
+        }
+        let names: Vec<_> = names.split('.').map(str::to_owned).collect();
+        let in_names = |b: u8| b.is_ascii_alphanumeric() || b == b'_';
+        let good = |name: &String| !name.is_empty() && name.bytes().all(in_names);
+        names.iter().all(good).then_some(Self { names, json })
+    }
+}
+
+impl std::fmt::Display for Path {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.names.join("."))
+    }
 }
 
 impl FromStr for Template {
@@ -39,21 +73,12 @@ impl FromStr for Template {
             let Some((inside, behind)) = after.split_once("}}") else {
                 return Err("a `{{` has no `}}`".to_owned());
             };
-            parts.push(match inside.trim() {
-                "json ." => Part::Json,
-                field => {
-                    let name = field.strip_prefix('.').unwrap_or_default();
-                    let good = !name.is_empty() && name.bytes().all(|b| b.is_ascii_alphanumeric());
-                    match good {
-                        true => Part::Field(name.to_owned()),
-                        false => {
-                            return Err(format!(
-                                "`{{{{{inside}}}}}` is not understood; write {{{{.Field}}}} or {{{{json .}}}}"
-                            ));
-                        }
-                    }
-                }
-            });
+            let path = Path::parse(inside).ok_or_else(|| {
+                format!(
+                    "`{{{{{inside}}}}}` is not understood; write {{{{.Field}}}} or {{{{json .}}}}"
+                )
+            })?;
+            parts.push(Part::Value(path));
             rest = behind;
         }
         if !rest.is_empty() {
@@ -75,6 +100,55 @@ pub(crate) trait Row: Serialize {
 
     /// Their values, in the same order.
     fn values(&self) -> Vec<String>;
+}
+
+/// A thing that a template is filled from.
+pub(crate) trait Source {
+    /// What is at a path; an error says that nothing is.
+    fn text(&self, path: &Path) -> Result<String, Failure>;
+
+    /// The title of a column for it.
+    fn title(path: &Path) -> Result<String, Failure>;
+}
+
+impl<R: Row> Source for R {
+    fn text(&self, path: &Path) -> Result<String, Failure> {
+        if path.names.is_empty() {
+            return json(self);
+        }
+        let at = position::<R>(path)?;
+        let value = self.values().into_iter().nth(at).unwrap_or_default();
+        match path.json {
+            true => json(&value),
+            false => Ok(value),
+        }
+    }
+
+    fn title(path: &Path) -> Result<String, Failure> {
+        if path.names.is_empty() {
+            return Ok(String::new());
+        }
+        let field = R::FIELDS.get(position::<R>(path)?);
+        Ok(field.map(|field| field.1.to_owned()).unwrap_or_default())
+    }
+}
+
+/// Which of the fields of rows it is.
+fn position<R: Row>(path: &Path) -> Result<usize, Failure> {
+    let name = path.to_string();
+    let at = R::FIELDS.iter().position(|(field, _)| *field == name);
+    at.ok_or_else(|| {
+        let known: Vec<_> = R::FIELDS.iter().map(|(field, _)| *field).collect();
+        Failure::new(format!(
+            "--format: there is no field {name}; there are {}",
+            known.join(", ")
+        ))
+    })
+}
+
+/// A value as JSON on one line.
+pub(crate) fn json(value: &impl Serialize) -> Result<String, Failure> {
+    serde_json::to_string(value).map_err(|e| Failure::new(format!("cannot write JSON: {e}")))
 }
 
 /// What an option says of how a list is printed.
@@ -113,60 +187,31 @@ pub(crate) fn table<R: Row>(rows: &[R], fields: &[&str]) -> String {
     aligned(&lines)
 }
 
-fn render<R: Row>(rows: &[R], template: &Template) -> Result<String, Failure> {
-    for part in &template.parts {
-        if let Part::Field(name) = part
-            && !R::FIELDS.iter().any(|(field, _)| field == name)
-        {
-            let known: Vec<_> = R::FIELDS.iter().map(|(field, _)| *field).collect();
-            return Err(Failure::new(format!(
-                "--format: there is no field {name}; there are {}",
-                known.join(", ")
-            )));
-        }
+/// A template filled from each of several things, a line for each.
+pub(crate) fn render<S: Source>(things: &[S], template: &Template) -> Result<String, Failure> {
+    // Also for a list of nothing: a field that there is not is a mistake.
+    let titles = line(template, S::title)?;
+    let lines = things
+        .iter()
+        .map(|thing| line(template, |path| thing.text(path)));
+    let mut lines: Vec<_> = lines.collect::<Result<_, _>>()?;
+    if !template.table {
+        return Ok(lines.iter().map(|line| format!("{line}\n")).collect());
     }
-    let mut lines = Vec::new();
-    if template.table {
-        lines.push(line(template, R::FIELDS.iter().map(|f| f.1), R::FIELDS, ""));
-    }
-    for row in rows {
-        let json = serde_json::to_string(row)
-            .map_err(|e| Failure::new(format!("cannot write JSON: {e}")))?;
-        let values = row.values();
-        lines.push(line(
-            template,
-            values.iter().map(String::as_str),
-            R::FIELDS,
-            &json,
-        ));
-    }
-    if template.table {
-        let cells = lines
-            .iter()
-            .map(|line| line.split('\t').map(str::to_owned).collect())
-            .collect::<Vec<_>>();
-        return Ok(aligned(&cells));
-    }
-    Ok(lines.iter().map(|line| format!("{line}\n")).collect())
+    lines.insert(0, titles);
+    let cells = lines
+        .iter()
+        .map(|line| line.split('\t').map(str::to_owned).collect());
+    Ok(aligned(&cells.collect::<Vec<_>>()))
 }
 
-fn line<'a>(
+fn line(
     template: &Template,
-    values: impl Iterator<Item = &'a str>,
-    fields: &[(&str, &str)],
-    json: &str,
-) -> String {
-    let values: Vec<_> = values.collect();
-    let value = |name: &String| {
-        let at = fields.iter().position(|(field, _)| field == name);
-        at.and_then(|at| values.get(at))
-            .copied()
-            .unwrap_or_default()
-    };
+    value: impl Fn(&Path) -> Result<String, Failure>,
+) -> Result<String, Failure> {
     let text = |part: &Part| match part {
-        Part::Text(text) => text.clone(),
-        Part::Field(name) => value(name).to_owned(),
-        Part::Json => json.to_owned(),
+        Part::Text(text) => Ok(text.clone()),
+        Part::Value(path) => value(path),
     };
     template.parts.iter().map(text).collect()
 }
@@ -233,6 +278,7 @@ mod tests {
             rendered("{{json .}}").unwrap(),
             "{\"one\":1,\"two\":\"a\"}\n{\"one\":22222,\"two\":\"b\"}\n"
         );
+        assert_eq!(rendered("{{json .Two}}").unwrap(), "\"a\"\n\"b\"\n");
         assert_eq!(
             rendered(r"table {{.One}}\t{{.Two}}").unwrap(),
             "ONE    TWO\n1      a\n22222  b\n"
@@ -242,7 +288,9 @@ mod tests {
             ("{{One}}", "is not understood"),
             ("{{range .}}", "is not understood"),
             ("{{.}}", "is not understood"),
+            ("{{.One..Two}}", "is not understood"),
             ("{{.Three}}", "there are One, Two"),
+            ("{{.One.Two}}", "there is no field One.Two"),
         ] {
             let error = rendered(wrong).unwrap_err();
             assert!(error.contains(says), "{error}");

@@ -11,6 +11,7 @@ mod failure;
 mod format;
 mod full;
 mod generate;
+mod given;
 mod image;
 mod kernel;
 mod parse;
@@ -77,6 +78,7 @@ enum Command {
     Pause(vms::PauseArgs),
     Unpause(vms::UnpauseArgs),
     Stop(vms::StopArgs),
+    Restart(vms::RestartArgs),
     Kill(vms::KillArgs),
     Rename(vms::RenameArgs),
     Rm(vms::RmArgs),
@@ -151,6 +153,7 @@ fn dispatch(command: Command, started_ns: u64) -> Result<u8, Failure> {
         Command::Pause(args) => vms::pause(&args),
         Command::Unpause(args) => vms::unpause(&args),
         Command::Stop(args) => vms::stop(&args),
+        Command::Restart(args) => vms::restart(&args),
         Command::Kill(args) => vms::kill(&args),
         Command::Rename(args) => vms::rename(&args),
         Command::Rm(args) => vms::rm(&args),

@@ -5,9 +5,8 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::os::fd::AsFd;
 
 use clap::Args;
-use flashpan::api::PortForwardError;
 use flashpan::state::Publish;
-use flashpan::{Forward, ForwardBinding, PortForwarding, Sandbox, Transport};
+use flashpan::{BoundPorts, Forward, ForwardBinding, PortForwarding, Sandbox, Transport};
 
 use crate::failure::say;
 use crate::stdio::Patient;
@@ -16,12 +15,13 @@ use crate::stdio::Patient;
 #[derive(Debug, Args)]
 pub(crate) struct PublishArgs {
     /// Make a TCP or UDP port of the guest reachable on a port of this machine,
-    /// the same if only one is given; may be repeated.
-    #[arg(long, short, value_name = "[LOCAL:]REMOTE[/udp]", value_parser = forward)]
+    /// the same if only one is given; may be repeated. An IPv6 address is in brackets:
+    /// [::1]:8080:80.
+    #[arg(long, short, value_name = FORMS, value_parser = forward)]
     publish: Vec<Forward>,
 
-    /// Address of this machine on which --publish listens; may be repeated.
-    /// Otherwise 127.0.0.1, which only this machine can reach.
+    /// Address of this machine on which each --publish without one listens; may be
+    /// repeated. Otherwise 127.0.0.1, which only this machine can reach.
     #[arg(
         long,
         value_name = "ADDRESS",
@@ -31,8 +31,14 @@ pub(crate) struct PublishArgs {
     address: Vec<IpAddr>,
 }
 
-fn forward(text: &str) -> Result<Forward, PortForwardError> {
-    text.parse()
+/// How a port is written.
+const FORMS: &str = "[[ADDRESS:]LOCAL:]REMOTE[/udp]";
+
+fn forward(text: &str) -> Result<Forward, String> {
+    let parsed = text.parse::<Forward>();
+    parsed.map_err(|error| {
+        format!("{error}; write e.g. 80, 8080:80, 5353:53/udp, 127.0.0.1:8080:80 or [::1]:8080:80")
+    })
 }
 
 fn address(text: &str) -> Result<IpAddr, String> {
@@ -53,12 +59,28 @@ impl PublishArgs {
         }
     }
 
-    /// Listens, and says where.
-    pub(crate) async fn start(&self, sandbox: &Sandbox) -> flashpan::Result<Published> {
-        if self.publish.is_empty() {
-            return Ok(Published(None));
+    /// Says what could not be listened on, before anything that takes time.
+    pub(crate) fn check(&self) -> flashpan::Result<()> {
+        self.hold().map(drop)
+    }
+
+    /// Holds the ports until there is a guest.
+    pub(crate) fn hold(&self) -> flashpan::Result<Held> {
+        let wanted = Some(self.kept()).filter(|ports| !ports.is_empty());
+        Ok(Held(wanted.map(|ports| ports.bind()).transpose()?))
+    }
+}
+
+/// Ports that do not lead anywhere yet.
+pub(crate) struct Held(Option<BoundPorts>);
+
+impl Held {
+    /// Makes them lead into the guest, and says where they are.
+    pub(crate) async fn start(self, sandbox: &Sandbox) -> flashpan::Result<Published> {
+        match self.0 {
+            Some(bound) => start(sandbox, bound).await,
+            None => Ok(Published(None)),
         }
-        start(sandbox, &self.kept()).await
     }
 }
 
@@ -66,12 +88,12 @@ impl PublishArgs {
 #[derive(Debug, Args)]
 pub(crate) struct PortArgs {
     /// TCP or UDP ports of the guest, and where on this machine they are reachable:
-    /// on the same port if only one is given.
-    #[arg(value_name = "[LOCAL:]REMOTE[/udp]", required = true, value_parser = forward)]
+    /// on the same port if only one is given. An IPv6 address is in brackets.
+    #[arg(value_name = FORMS, required = true, value_parser = forward)]
     ports: Vec<Forward>,
 
-    /// Address of this machine to listen on; may be repeated. Otherwise 127.0.0.1,
-    /// which only this machine can reach.
+    /// Address of this machine to listen on for each port without one; may be repeated.
+    /// Otherwise 127.0.0.1, which only this machine can reach.
     #[arg(long, value_name = "ADDRESS", value_parser = address)]
     address: Vec<IpAddr>,
 }
@@ -83,12 +105,12 @@ impl PortArgs {
             ports: self.ports.clone(),
             addresses: self.address.clone(),
         };
-        start(sandbox, &ports).await
+        start(sandbox, ports.bind()?).await
     }
 }
 
-async fn start(sandbox: &Sandbox, ports: &Publish) -> flashpan::Result<Published> {
-    let forwarding = ports.open(sandbox).await?;
+async fn start(sandbox: &Sandbox, bound: BoundPorts) -> flashpan::Result<Published> {
+    let forwarding = sandbox.forward_bound(bound).await?;
     tell(forwarding.bindings());
     Ok(Published(Some(forwarding)))
 }

@@ -6,6 +6,7 @@ use clap::Args;
 use flashpan::api::{Config, HostIpMapping, NamedSecret, VolumeMountSpec};
 
 use crate::failure::Failure;
+use crate::given::Given;
 
 /// Options that become fields of a configuration, whether this version obeys these
 /// or refuses them. Hidden is what it refuses.
@@ -62,6 +63,25 @@ pub(crate) struct ReachArgs {
 }
 
 impl ReachArgs {
+    /// Those that were given.
+    pub(crate) fn given(&self) -> Given {
+        let mut given = Given::default();
+        for (is_given, option) in [
+            (self.no_network, "--no-network"),
+            (!self.allow_hosts.is_empty(), "--allow-host"),
+            (!self.add_hosts.is_empty(), "--add-host"),
+            (!self.secrets.is_empty(), "--secret"),
+            (!self.dns_servers.is_empty(), "--dns-servers"),
+            (self.mtu.is_some(), "--mtu"),
+            (self.network_intercept, "--network-intercept"),
+            (!self.volumes.is_empty(), "--volume"),
+            (self.workspace.is_some(), "--workspace"),
+        ] {
+            given.add(is_given, option);
+        }
+        given
+    }
+
     /// Sets what was asked for.
     pub(crate) fn apply_to(&self, config: &mut Config) -> Result<(), Failure> {
         let network = config.network.get_or_insert_default();

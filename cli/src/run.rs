@@ -17,10 +17,11 @@ use flashpan::{Console, ExecOptions, ExitReason, Launch, Sandbox, SandboxBuilder
 use flashpan_rootfs::image_config::ComposeError;
 
 use crate::failure::{Failure, say};
+use crate::given::Given;
 use crate::parse::{self, Variable};
 use crate::privilege::PrivilegeArgs;
 use crate::program::{Attended, time_is_up, time_up};
-use crate::publish::PublishArgs;
+use crate::publish::{Held, PublishArgs};
 use crate::signals::{Asked, Signals};
 use crate::stdio::Patient;
 use crate::timeline_file::TimelineFile;
@@ -50,6 +51,7 @@ Examples:
   flashpan run --disk-size 10G --rootfs ./debian -- make -C /src
   flashpan run --disk @cache:/root/.cache --disk data.ext4:/data:ro -- ls /data
   flashpan run -p 8080:80 --image nginx              http://127.0.0.1:8080/
+  flashpan run -p 0.0.0.0:8080:80 --image nginx      the same for other machines too
   flashpan run -f sandbox.toml -e DEBUG=1 -- pytest
   flashpan run --cpus 0.5 --pids-limit 100 -- ./untrusted
   flashpan run --cap-add NET_ADMIN -- ip link add dummy0 type dummy
@@ -200,6 +202,7 @@ pub(crate) fn run(args: &RunArgs, started_ns: u64) -> Result<u8, Failure> {
     // Making an image of a directory happens here, where signals still end
     // this process at once; a pull ends in order.
     let has_image = wanted.has_image();
+    args.publish.check()?;
     let launch = args.vm.resolve(wanted)?;
     let exec = args.exec_options(launch.exec_defaults(), has_image)?;
     runtime(async {
@@ -207,10 +210,12 @@ pub(crate) fn run(args: &RunArgs, started_ns: u64) -> Result<u8, Failure> {
             Signals::watch().map_err(|e| Failure::new(format!("cannot watch signals: {e}")))?;
         let builder = args.builder(&launch, started_ns)?;
         let log = builder.log();
+        let ports = args.publish.hold()?;
         let boot = args.boot(builder, &mut signals);
         let result = match boot.await {
             Ok(sandbox) => {
-                let result = args.published(&launch, &sandbox, exec, &mut signals).await;
+                let published = args.published(&launch, &sandbox, ports, exec, &mut signals);
+                let result = published.await;
                 // The third interrupt means now.
                 let at_once = result.as_ref().is_err_and(Failure::is_at_once);
                 if let Some(end) = args.end(&launch)
@@ -261,6 +266,7 @@ impl RunArgs {
     /// The VM, as far as that is known before anything is looked at.
     fn wanted(&self) -> Result<Wanted, Failure> {
         let mut wanted = self.vm.wanted(self.config()?, self.timeout, self.stays())?;
+        wanted.given = wanted.given.and(self.given());
         wanted.options.console = match self.console {
             true => Console::Full,
             false => Console::Panic,
@@ -348,8 +354,19 @@ impl RunArgs {
             }
             exec = exec.terminal(terminal::size());
         }
-        exec.validate()?;
+        exec.validate()
+            .map_err(|error| self.given().failure(error))?;
         Ok(exec)
+    }
+
+    /// The options of the command that were given, by what they set.
+    fn given(&self) -> Given {
+        let mut given = Given::default();
+        given.add(!self.env.is_empty(), "--env");
+        given.add(self.user.is_some(), "--user");
+        given.add(self.workdir.is_some(), "--workdir");
+        given.add(self.entrypoint.is_some(), "--entrypoint");
+        given
     }
 
     fn builder(&self, launch: &Launch, started_ns: u64) -> Result<SandboxBuilder, Failure> {
@@ -397,10 +414,11 @@ impl RunArgs {
         &self,
         launch: &Launch,
         sandbox: &Sandbox,
+        ports: Held,
         exec: ExecOptions,
         signals: &mut Signals,
     ) -> Result<u8, Failure> {
-        let published = self.publish.start(sandbox).await?;
+        let published = ports.start(sandbox).await?;
         let result = self.programs(launch, sandbox, exec, signals).await;
         published.report();
         result

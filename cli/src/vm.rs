@@ -14,6 +14,7 @@ use flashpan::launch::{
 use flashpan::{BootProtocol, DiskMount, DiskSource, Error, FullDisk, Launch, RateLimit};
 
 use crate::failure::{Failure, say};
+use crate::given::Given;
 use crate::image::{self, ImageProgress, PullPolicy, RegistryArgs};
 use crate::progress::Progress;
 use crate::reach::ReachArgs;
@@ -204,6 +205,7 @@ enum Entry {
 pub(crate) struct Wanted {
     pub(crate) config: Config,
     pub(crate) options: HostOptions,
+    pub(crate) given: Given,
 }
 
 impl Wanted {
@@ -286,7 +288,35 @@ impl VmArgs {
         options.disk_rate = self.disk_rate();
         // The runtime of every command stays on its main thread.
         options.end_with_thread = true;
-        Ok(Wanted { config, options })
+        let mut given = self.given();
+        given.add(disk_size.is_some(), "--disk-size");
+        given.add(time_limit.is_some(), "--timeout");
+        Ok(Wanted {
+            config,
+            options,
+            given,
+        })
+    }
+
+    /// The options that were given, by what they set.
+    fn given(&self) -> Given {
+        let mut given = self.reach.given();
+        for (is_given, option) in [
+            (self.cpus.is_some(), "--cpus"),
+            (self.memory.is_some(), "--memory"),
+            (self.hostname.is_some(), "--hostname"),
+            (self.image.is_some(), "--image"),
+            (!self.disks.is_empty(), "--disk"),
+            (self.disk_bps.is_some(), "--disk-bps"),
+            (self.disk_iops.is_some(), "--disk-iops"),
+            (self.pids_limit.is_some(), "--pids-limit"),
+            (!self.kernel_args.is_empty(), "--kernel-arg"),
+            // No file says it.
+            (true, "--boot-timeout"),
+        ] {
+            given.add(is_given, option);
+        }
+        given
     }
 
     /// The limit of each disk, if there is one.
@@ -377,12 +407,17 @@ impl VmArgs {
         let Wanted {
             config,
             mut options,
+            given,
         } = wanted;
         let named = Some(options.kernel.as_path()).filter(|name| !name.as_os_str().is_empty());
         options.kernel = kernel::resolve(named)?;
         let shown = Arc::new(Shown::default());
         let watch: Arc<dyn Watch> = shown.clone();
-        let mut checked = Launch::check(config, options, watch).map_err(|e| failed(e, None))?;
+        let checked = Launch::check(config, options, watch);
+        let mut checked = checked.map_err(|error| match error {
+            error @ Error::Launch(_) => failed(error, None),
+            error => given.failure(error),
+        })?;
         if checked.is_to_pull() {
             let cancel = Cancel::default();
             let pull = checked.pull(&cancel);

@@ -23,8 +23,8 @@ pub(crate) use exec::{ExecArgs, attend, exec};
 pub(crate) use forward::{PortForwardArgs, port_forward};
 pub(crate) use inspect::{InspectArgs, inspect};
 pub(crate) use life::{
-    KillArgs, PauseArgs, RenameArgs, StartArgs, StopArgs, UnpauseArgs, WaitArgs, kill, pause,
-    rename, start, stop, unpause, wait,
+    KillArgs, PauseArgs, RenameArgs, RestartArgs, StartArgs, StopArgs, UnpauseArgs, WaitArgs, kill,
+    pause, rename, restart, start, stop, unpause, wait,
 };
 pub(crate) use list::{LsArgs, ls};
 pub(crate) use logs::{LogsArgs, logs};

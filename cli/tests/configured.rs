@@ -148,23 +148,20 @@ fn the_time_limit_of_the_file_counts_and_that_of_the_option_before_it() {
 }
 
 #[test]
-fn what_needs_a_network_or_mounts_is_refused_by_the_name_of_its_field() {
+fn what_needs_a_network_or_mounts_is_refused_by_the_name_of_its_option() {
     let world = World::new("normal");
-    for (options, field) in [
-        (
-            &["--allow-host", "a.com,b.com"][..],
-            "network.allowed_hosts",
-        ),
-        (&["--secret", "K=hunter2@a.com,b.com"], "network.secrets"),
-        (&["--dns-servers", "1.1.1.1"], "network.dns_servers"),
-        (&["--mtu", "1400"], "network.mtu"),
-        (&["--network-intercept"], "network.intercept"),
-        (&["-v", "/:src", "--workspace", "/w"], "vfs.workspace"),
+    for (options, option) in [
+        (&["--allow-host", "a.com,b.com"][..], "--allow-host"),
+        (&["--secret", "K=hunter2@a.com,b.com"], "--secret"),
+        (&["--dns-servers", "1.1.1.1"], "--dns-servers"),
+        (&["--mtu", "1400"], "--mtu"),
+        (&["--network-intercept"], "--network-intercept"),
+        (&["-v", "/:src", "--workspace", "/w"], "--workspace"),
     ] {
         let output = world.output(options, &["true"]);
         assert_eq!(output.status.code(), Some(125), "{output:?}");
         let complaint = complaint(&output);
-        let expected = format!("error: {field}: not supported by this version");
+        let expected = format!("error: {option}: not supported by this version");
         assert!(complaint.contains(&expected), "{complaint}");
         assert!(!complaint.contains("hunter2"), "{complaint}");
         assert!(!world.path("cache").exists(), "{options:?}");
@@ -283,4 +280,42 @@ fn a_graceful_shutdown_takes_no_longer_than_it_may() {
     world.assert_nothing_left();
     let output = world.output(&["--graceful-shutdown", "0"], &["exit", "4"]);
     assert_eq!(output.status.code(), Some(4), "{output:?}");
+}
+
+#[test]
+fn a_message_names_the_option_or_the_field_that_was_written() {
+    let world = World::new("normal");
+    for (option, value, says) in [
+        ("--cpus", "33", "--cpus: 33 is more than 32"),
+        (
+            "--memory",
+            "99999999M",
+            "--memory: 99999999 MiB is more than",
+        ),
+        ("--pids-limit", "0", "--pids-limit: 0 leaves no room"),
+        ("--disk-iops", "0", "--disk-iops: 0 is not from 1"),
+        ("--mtu", "1400", "--mtu: not supported by this version"),
+    ] {
+        let output = world.output(&[option, value], &["exit", "0"]);
+        let line = complaint(&output);
+        let begin = format!("flashpan: error: {says}");
+        assert!(line.starts_with(&begin), "{line}");
+        // Nothing is said of a field that its user did not write.
+        assert!(
+            !line.contains("resources.") && !line.contains("network."),
+            "{line}"
+        );
+    }
+    let file = "resources = { cpus = 33 }\n";
+    let line = complaint(&with_file(&world, "s.toml", file, &[], &["exit", "0"]));
+    assert!(
+        line.contains("resources.cpus: 33 is more than 32"),
+        "{line}"
+    );
+    let options = ["--cpus", "34"];
+    let line = complaint(&with_file(&world, "s.toml", file, &options, &["exit", "0"]));
+    assert!(
+        line.starts_with("flashpan: error: --cpus: 34 is more"),
+        "{line}"
+    );
 }

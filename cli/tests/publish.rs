@@ -11,6 +11,8 @@
 
 #[path = "support/fake.rs"]
 mod fake;
+#[path = "support/vms.rs"]
+mod vms;
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream, UdpSocket};
@@ -18,6 +20,7 @@ use std::time::Duration;
 
 use fake::{World, complaint, signal};
 use nix::sys::signal::Signal;
+use vms::Vms;
 
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -115,7 +118,9 @@ fn a_port_that_is_taken_or_none_is_one_line_and_125() {
     world.assert_nothing_left();
     for (options, expected) in [
         (&["-p", "0"][..], "must be in range 1-65535"),
-        (&["-p", "1:2:3"], "expected [LOCAL_PORT:]REMOTE_PORT"),
+        (&["-p", "1:2:3"], "invalid address \"1\""),
+        (&["-p", "::1:8080:80"], "127.0.0.1:8080:80 or [::1]:8080:80"),
+        (&["-p", "127.0.0.1:80"], "needs both ports; write e.g. 80"),
         (&["-p", "80/sctp"], "must be tcp or udp"),
         (
             &["-p", "80", "--address", "example.org"],
@@ -128,4 +133,65 @@ fn a_port_that_is_taken_or_none_is_one_line_and_125() {
         let complaint = complaint(&output);
         assert!(complaint.contains(expected), "{complaint}");
     }
+}
+
+#[test]
+fn a_port_may_have_an_address_of_its_own() {
+    let world = World::new("normal");
+    let server = TcpListener::bind("127.0.0.1:0").unwrap();
+    let remote = server.local_addr().unwrap().port();
+    let (first, second) = (free_port(), free_port());
+    let specs = [
+        format!("127.0.0.2:{first}:{remote}"),
+        format!("{second}:{remote}"),
+    ];
+    let options = ["-p", &specs[0], "-p", &specs[1], "--address", "127.0.0.3"];
+    let mut child = world
+        .run(&options, &["announce-and-sleep"])
+        .spawn()
+        .unwrap();
+    let mut stderr = BufReader::new(child.stderr.take().unwrap()).lines();
+    let said: Vec<_> = stderr.by_ref().take(2).map(Result::unwrap).collect();
+    assert_eq!(
+        said,
+        [
+            format!("Forwarding 127.0.0.2:{first} -> sandbox:{remote}"),
+            format!("Forwarding 127.0.0.3:{second} -> sandbox:{remote}"),
+        ]
+    );
+    let mut client = TcpStream::connect(("127.0.0.2", first)).unwrap();
+    let (mut accepted, _) = server.accept().unwrap();
+    accepted.write_all(b"answer").unwrap();
+    drop(accepted);
+    let mut answer = String::new();
+    client.read_to_string(&mut answer).unwrap();
+    assert_eq!(answer, "answer");
+    TcpStream::connect(("127.0.0.3", first)).unwrap_err();
+    fake::wait_until_ready(&mut child);
+    signal(&child, Signal::SIGTERM);
+    child.wait().unwrap();
+}
+
+#[test]
+fn a_port_that_is_taken_is_known_before_the_boot() {
+    // This VMM would not come up.
+    let vms = Vms::new("boot-failed");
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = taken.local_addr().unwrap().port();
+    let spec = format!("{port}:80");
+    let says = format!("cannot listen on 127.0.0.1:{port} (tcp): Address already in use");
+    let output = vms.0.output(&["-p", &spec], &["exit", "0"]);
+    assert!(complaint(&output).contains(&says), "{output:?}");
+    for mode in [&["run", "-d"][..], &["run", "--rm=false"]] {
+        let output = vms.making(mode, &["-p", &spec], &["sleep"]).output();
+        let output = output.unwrap();
+        assert_eq!(output.status.code(), Some(125), "{output:?}");
+        assert!(complaint(&output).contains(&says), "{output:?}");
+        vms.assert_nothing_left();
+    }
+    // Taken when it is started.
+    let id = vms.create(&["-p", &spec], &["sleep"]);
+    let refused = vms.refused(&["start", &id]);
+    assert!(refused.contains(&says), "{refused}");
+    assert_eq!(vms.status(&id), "stopped");
 }

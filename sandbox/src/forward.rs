@@ -2,9 +2,9 @@
 
 use std::collections::VecDeque;
 use std::fmt;
+use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::str::FromStr;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -14,13 +14,14 @@ use nix::sys::socket::sockopt::{Ipv6V6Only, ReuseAddr};
 use nix::sys::socket::{
     AddressFamily, Backlog, SockFlag, SockType, SockaddrStorage, bind, listen, setsockopt, socket,
 };
-use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use serde::{Deserialize, Serialize};
 use tokio::net::{TcpListener, UdpSocket};
 use tokio::sync::Semaphore;
 
-use crate::api::{PortForward, PortForwardBinding, PortForwardError};
+use crate::api::PortForwardBinding;
 use crate::dial::Dialer;
 use crate::error::{Error, Result, transport_name};
+use crate::forward_spec::Forward;
 use crate::pump::Task;
 use crate::sandbox::Sandbox;
 use crate::{forward_tcp, forward_udp};
@@ -36,86 +37,6 @@ const BACKLOG: i32 = 1024;
 
 /// Most errors that are kept.
 const ERRORS_KEPT: usize = 64;
-
-/// A port of this machine that is to lead to a port of the guest.
-///
-/// Read from `[LOCAL_PORT:]REMOTE_PORT[/tcp|/udp]`.
-///
-/// ```
-/// use flashpan::{Forward, Transport};
-///
-/// let dns: Forward = "5353:53/udp".parse()?;
-/// assert_eq!(dns.transport, Transport::Udp);
-/// assert_eq!(dns.to_string(), "5353:53/udp");
-/// # Ok::<(), flashpan::api::PortForwardError>(())
-/// ```
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub struct Forward {
-    /// TCP or UDP.
-    pub transport: Transport,
-    /// The two ports; of this machine, 0 is any free one.
-    pub ports: PortForward,
-}
-
-impl Forward {
-    /// Of TCP.
-    #[must_use]
-    pub fn tcp(ports: PortForward) -> Self {
-        Self {
-            transport: Transport::Tcp,
-            ports,
-        }
-    }
-
-    /// Of UDP.
-    #[must_use]
-    pub fn udp(ports: PortForward) -> Self {
-        Self {
-            transport: Transport::Udp,
-            ports,
-        }
-    }
-}
-
-impl FromStr for Forward {
-    type Err = PortForwardError;
-
-    fn from_str(spec: &str) -> Result<Self, PortForwardError> {
-        let (ports, transport) = match spec.trim().rsplit_once('/') {
-            None => (spec, Transport::Tcp),
-            Some((ports, "tcp")) => (ports, Transport::Tcp),
-            Some((ports, "udp")) => (ports, Transport::Udp),
-            Some((_, other)) => return Err(PortForwardError::Transport(other.to_owned())),
-        };
-        Ok(Self {
-            transport,
-            ports: ports.parse()?,
-        })
-    }
-}
-
-impl Serialize for Forward {
-    /// As it is read.
-    fn serialize<S: Serializer>(&self, to: S) -> std::result::Result<S::Ok, S::Error> {
-        to.collect_str(self)
-    }
-}
-
-impl<'de> Deserialize<'de> for Forward {
-    fn deserialize<D: Deserializer<'de>>(from: D) -> std::result::Result<Self, D::Error> {
-        let text = String::deserialize(from)?;
-        text.parse().map_err(serde::de::Error::custom)
-    }
-}
-
-impl fmt::Display for Forward {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.transport {
-            Transport::Tcp => write!(f, "{}", self.ports),
-            Transport::Udp => write!(f, "{}/udp", self.ports),
-        }
-    }
-}
 
 /// How ports are forwarded.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -372,29 +293,26 @@ impl Sandbox {
         if let Some(exit) = self.exit() {
             return Err(Error::VmEnded(exit.reason.clone()));
         }
-        if forwards
-            .iter()
-            .any(|forward| forward.ports.remote_port == 0)
-        {
-            return Err(Error::config("port of the guest", "0 is none"));
+        self.forward_bound(BoundPorts::bind(forwards, options)?)
+            .await
+    }
+
+    /// As [`Sandbox::port_forward`], with ports that are bound already: whoever has
+    /// connected meanwhile is served.
+    ///
+    /// # Errors
+    /// [`Error::VmEnded`] if there is no guest; [`Error::Listen`] if this thread's
+    /// runtime cannot watch a socket.
+    #[allow(clippy::unused_async)]
+    pub async fn forward_bound(&self, ports: BoundPorts) -> Result<PortForwarding> {
+        if let Some(exit) = self.exit() {
+            return Err(Error::VmEnded(exit.reason.clone()));
         }
-        if !(1..=CONNECTIONS_MAX).contains(&options.connections) {
-            let why = format!(
-                "{} is not in range 1-{CONNECTIONS_MAX}",
-                options.connections
-            );
-            return Err(Error::config("connections to forward", why));
-        }
-        let addresses = match options.addresses.as_slice() {
-            [] => &[IpAddr::V4(Ipv4Addr::LOCALHOST)],
-            addresses => addresses,
-        };
-        let mut listeners = Vec::new();
-        for forward in forwards {
-            for address in addresses {
-                listeners.push(Listener::open(*forward, *address)?);
-            }
-        }
+        let BoundPorts { options, sockets } = ports;
+        let listeners = sockets
+            .into_iter()
+            .map(|(binding, socket)| Listener::of(binding, socket));
+        let listeners: Vec<_> = listeners.collect::<Result<_>>()?;
         let state = Arc::new(State {
             dialer: self.dialer(),
             guest_address: options.guest_address,
@@ -427,6 +345,75 @@ impl Sandbox {
     }
 }
 
+/// Ports of this machine that are held, and do not lead anywhere yet: so that one that
+/// is taken is known before there is a guest. Dropping it lets go of them.
+#[derive(Debug)]
+#[must_use = "the ports are held as long as this is"]
+pub struct BoundPorts {
+    options: ForwardOptions,
+    sockets: Vec<(ForwardBinding, OwnedFd)>,
+}
+
+impl BoundPorts {
+    /// Holds the ports.
+    ///
+    /// # Errors
+    /// [`Error::Listen`] for the first address and port that cannot be listened
+    /// on; none is held then. [`Error::InvalidConfig`] for a port 0 of the guest or a
+    /// number of connections out of range.
+    pub fn bind(forwards: &[Forward], options: ForwardOptions) -> Result<Self> {
+        if forwards
+            .iter()
+            .any(|forward| forward.ports.remote_port == 0)
+        {
+            return Err(Error::config("port of the guest", "0 is none"));
+        }
+        if !(1..=CONNECTIONS_MAX).contains(&options.connections) {
+            let why = format!(
+                "{} is not in range 1-{CONNECTIONS_MAX}",
+                options.connections
+            );
+            return Err(Error::config("connections to forward", why));
+        }
+        let mut sockets = Vec::new();
+        for forward in forwards {
+            let addresses = match (&forward.address, options.addresses.as_slice()) {
+                (Some(address), _) => std::slice::from_ref(address),
+                (None, []) => &[IpAddr::V4(Ipv4Addr::LOCALHOST)],
+                (None, addresses) => addresses,
+            };
+            for address in addresses {
+                sockets.push(bind_one(*forward, *address)?);
+            }
+        }
+        Ok(Self { options, sockets })
+    }
+}
+
+fn bind_one(forward: Forward, address: IpAddr) -> Result<(ForwardBinding, OwnedFd)> {
+    let transport = forward.transport;
+    let wanted = SocketAddr::new(address, forward.ports.local_port);
+    let opened = open(transport, wanted).map_err(io::Error::from);
+    let opened = opened.and_then(|socket| Ok((local_address(&socket)?, socket)));
+    let (address, socket) = opened.map_err(|source| Error::Listen {
+        address: wanted,
+        transport,
+        source,
+    })?;
+    let binding = ForwardBinding {
+        transport,
+        address,
+        remote_port: forward.ports.remote_port,
+    };
+    Ok((binding, socket))
+}
+
+/// Where a socket is bound, with its real port.
+fn local_address(socket: &OwnedFd) -> io::Result<SocketAddr> {
+    // Of every kind of socket: what is asked is the same.
+    std::net::UdpSocket::from(socket.try_clone()?).local_addr()
+}
+
 #[derive(Debug)]
 enum Listener {
     Tcp(TcpListener),
@@ -434,33 +421,19 @@ enum Listener {
 }
 
 impl Listener {
-    fn open(forward: Forward, address: IpAddr) -> Result<(ForwardBinding, Self)> {
-        let transport = forward.transport;
-        let wanted = SocketAddr::new(address, forward.ports.local_port);
-        let opened = open(transport, wanted).map_err(std::io::Error::from);
-        let opened = opened.and_then(|socket| {
-            Ok(match transport {
-                Transport::Tcp => {
-                    let listener = TcpListener::from_std(socket.into())?;
-                    (listener.local_addr()?, Self::Tcp(listener))
-                }
-                Transport::Udp => {
-                    let socket = UdpSocket::from_std(socket.into())?;
-                    (socket.local_addr()?, Self::Udp(socket))
-                }
-            })
-        });
-        let (address, listener) = opened.map_err(|source| Error::Listen {
-            address: wanted,
-            transport,
-            source,
-        })?;
-        let binding = ForwardBinding {
-            transport,
-            address,
-            remote_port: forward.ports.remote_port,
+    fn of(binding: ForwardBinding, socket: OwnedFd) -> Result<(ForwardBinding, Self)> {
+        let watched = match binding.transport {
+            Transport::Tcp => TcpListener::from_std(socket.into()).map(Self::Tcp),
+            Transport::Udp => UdpSocket::from_std(socket.into()).map(Self::Udp),
         };
-        Ok((binding, listener))
+        match watched {
+            Ok(listener) => Ok((binding, listener)),
+            Err(source) => Err(Error::Listen {
+                address: binding.address,
+                transport: binding.transport,
+                source,
+            }),
+        }
     }
 }
 
@@ -489,30 +462,4 @@ fn open(transport: Transport, address: SocketAddr) -> nix::Result<OwnedFd> {
         listen(&socket, Backlog::new(BACKLOG)?)?;
     }
     Ok(socket)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_transport_may_follow_the_ports() {
-        for (spec, transport, ports) in [
-            ("80", Transport::Tcp, "80:80"),
-            ("8080:80/tcp", Transport::Tcp, "8080:80"),
-            (" 53/udp ", Transport::Udp, "53:53"),
-        ] {
-            let forward: Forward = spec.parse().unwrap();
-            assert_eq!(forward.transport, transport, "{spec}");
-            assert_eq!(forward.ports.to_string(), ports, "{spec}");
-        }
-        for (spec, error) in [
-            ("80/sctp", "invalid transport \"sctp\": must be tcp or udp"),
-            ("80/", "invalid transport \"\": must be tcp or udp"),
-            ("/udp", "invalid port-forward spec format: empty spec"),
-            ("0/udp", "invalid port 0: must be in range 1-65535"),
-        ] {
-            assert_eq!(spec.parse::<Forward>().unwrap_err().to_string(), error);
-        }
-    }
 }

@@ -57,6 +57,7 @@ mod file_reader;
 mod files;
 mod forward;
 mod forward_link;
+mod forward_spec;
 mod forward_tcp;
 mod forward_udp;
 mod frames;
@@ -78,7 +79,7 @@ pub mod supervise;
 mod supervised;
 mod tar_in;
 mod tar_out;
-mod text;
+pub mod text;
 pub mod timeline;
 mod usage;
 mod vmm_process;
@@ -103,8 +104,9 @@ pub use flashpan_protocol::forward::{ForwardFailureKind, Transport};
 pub use flashpan_protocol::phase::Phase;
 pub use flashpan_protocol::supervisor::{Activity, Usage};
 pub use forward::{
-    Forward, ForwardBinding, ForwardCounts, ForwardError, ForwardOptions, PortForwarding,
+    BoundPorts, ForwardBinding, ForwardCounts, ForwardError, ForwardOptions, PortForwarding,
 };
+pub use forward_spec::Forward;
 pub use launch::{HostOptions, Launch};
 pub use locate::{guest_init_program, vmm_program};
 pub use log::VmLog;

@@ -51,6 +51,8 @@ pub(super) fn stay(args: &RunArgs) -> Result<u8, Failure> {
             "--timeline is of a VM that ends with its command; leave it out, or -d and --rm=false",
         ));
     }
+    // Its supervisor finds out too, but after an image was pulled.
+    args.publish.check()?;
     let vm = args.make(args.rm.unwrap_or(false))?;
     // One that is not ready when this command ends is not wanted.
     let options = StartOptions {
@@ -151,7 +153,8 @@ impl RunArgs {
         };
         let privilege = self.privilege.privilege(defaults.privilege());
         let command = command.privilege(privilege);
-        command.validate()?;
+        let valid = command.validate();
+        valid.map_err(|error| self.given().failure(error))?;
         let mut programs = Programs::of(&command).map_err(Failure::new)?;
         if !has_command {
             programs.command.clear();

@@ -8,6 +8,7 @@ use flashpan::state::Vm;
 use flashpan::{ExecOptions, Sandbox};
 
 use crate::failure::Failure;
+use crate::given::Given;
 use crate::parse::{self, Variable};
 use crate::privilege::PrivilegeArgs;
 use crate::program::Attended;
@@ -136,7 +137,11 @@ impl ExecArgs {
         options = options
             .stdin(self.interactive)
             .privilege(self.privilege.privilege(otherwise));
-        options.validate()?;
+        let mut given = Given::default();
+        given.add(!self.env.is_empty(), "--env");
+        given.add(self.user.is_some(), "--user");
+        given.add(self.workdir.is_some(), "--workdir");
+        options.validate().map_err(|error| given.failure(error))?;
         Ok(options)
     }
 }

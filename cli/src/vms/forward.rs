@@ -12,7 +12,8 @@ const EXAMPLES: &str = "\
 Examples:
   flashpan port-forward web 8080:80
   flashpan port-forward web 5432 5353:53/udp
-  flashpan port-forward --address 0.0.0.0 web 8080:80      for other machines too
+  flashpan port-forward web 0.0.0.0:8080:80                for other machines too
+  flashpan port-forward --address ::1 web 8080:80 9090     each on [::1]
 
 Ports lead into the VM until this is interrupted or the VM ends. `flashpan run -p` does
 the same for as long as the VM runs.";

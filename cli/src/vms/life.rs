@@ -11,7 +11,7 @@ use crate::detached;
 use crate::failure::{Failure, each, print, say};
 use crate::parse;
 use crate::runtime;
-use crate::vms::{alive, attach, find, of};
+use crate::vms::{alive, find, of};
 
 /// How long it may do so before the user is told what is waited for.
 const LONG: Duration = Duration::from_secs(10);
@@ -35,6 +35,14 @@ Examples:
 The VM's command gets the signal that its image wants for that (StopSignal), all programs
 get SIGTERM, and SIGKILL when --time is over; then the guest writes its disks and powers
 off. `flashpan start` starts it again.";
+
+const RESTART_EXAMPLES: &str = "\
+Examples:
+  flashpan restart web
+  flashpan restart -t 60s web db
+
+Shuts each VM down as `flashpan stop` does and starts it again; one that does not run is
+just started.";
 
 const KILL_EXAMPLES: &str = "\
 Examples:
@@ -85,6 +93,19 @@ pub(crate) struct StopArgs {
 
     /// How long programs may take to end, e.g. 10s; a plain number is seconds. As
     /// `run --graceful-shutdown` said otherwise, or 10s.
+    #[arg(long, short, value_name = "DURATION", value_parser = grace)]
+    time: Option<Duration>,
+}
+
+/// Shuts VMs down in order and starts them again
+#[derive(Debug, Args)]
+#[command(after_help = RESTART_EXAMPLES)]
+pub(crate) struct RestartArgs {
+    /// Ids, their beginnings, or names.
+    #[arg(value_name = "VM", required = true)]
+    vms: Vec<String>,
+
+    /// How long programs may take to end, as for `stop`.
     #[arg(long, short, value_name = "DURATION", value_parser = grace)]
     time: Option<Duration>,
 }
@@ -156,13 +177,46 @@ fn grace(text: &str) -> Result<Duration, String> {
 
 pub(crate) fn start(args: &StartArgs) -> Result<u8, Failure> {
     each_with_code(&args.vms, |text| {
+        start_again(&find(text)?)?;
+        done(text)
+    })
+}
+
+fn start_again(vm: &Vm) -> Result<(), Failure> {
+    let options = StartOptions {
+        run_command: true,
+        remove_unless_ready: false,
+    };
+    detached::start(vm, options)
+}
+
+/// What was asked of a VM is done: as with docker, its name is printed as it was given,
+/// and nothing else.
+pub(super) fn done(text: &str) -> Result<(), Failure> {
+    print(&format!("{text}\n"))
+}
+
+pub(crate) fn restart(args: &RestartArgs) -> Result<u8, Failure> {
+    each_with_code(&args.vms, |text| {
         let vm = find(text)?;
-        let options = StartOptions {
-            run_command: true,
-            remove_unless_ready: false,
-        };
-        detached::start(&vm, options)?;
-        print(&format!("{text}\n"))
+        if vm.status().is_alive() {
+            if vm.record().remove {
+                return Err(Failure::new(format!(
+                    "the VM {} is removed when it ends (--rm), so it cannot be started again",
+                    vm.id()
+                )));
+            }
+            // One that has ended, however that went, can be started.
+            stop_in_order(&vm, args.time).or_else(|failure| match find(vm.id()) {
+                Ok(now) if !now.status().is_alive() => {
+                    say("warning", failure.message());
+                    Ok(())
+                }
+                _ => Err(failure),
+            })?;
+        }
+        start_again(&vm)?;
+        done(text)
     })
 }
 
@@ -181,34 +235,35 @@ fn each_with_code(
 pub(crate) fn stop(args: &StopArgs) -> Result<u8, Failure> {
     each(&args.vms, |text| {
         let vm = find(text)?;
-        let exit = shut_down(&vm, args.time.unwrap_or_else(|| vm.record().grace()))?;
-        // Of one that was still starting nothing can be lost.
-        let came_up =
-            |exit: &std::sync::Arc<Exit>| !matches!(exit.reason, ExitReason::Other { .. });
-        if let Some(exit) = exit.filter(came_up)
-            && !exit.reason.is_orderly()
-        {
-            return Err(Failure::new(format!(
-                "the VM {} did not shut down in order ({}); what it wrote last may be lost",
-                vm.id(),
-                exit.reason
-            )));
+        match vm.status() {
+            Status::Created => return Err(does_not_run(&vm)),
+            status if status.is_alive() => stop_in_order(&vm, args.time)?,
+            // That is as good.
+            _ => say("note", does_not_run(&vm).message()),
         }
-        print(&format!("Stopped {}\n", vm.id()))
+        done(text)
     })?;
     Ok(0)
 }
 
-/// `None` if it did not run, which is as good.
-fn shut_down(vm: &Vm, grace: Duration) -> Result<Option<std::sync::Arc<Exit>>, Failure> {
-    if !vm.status().is_alive() {
-        return match vm.status() {
-            Status::Created => Err(vm_must_live(vm)),
-            _ => Ok(None),
-        };
+/// Shuts down a VM that runs.
+fn stop_in_order(vm: &Vm, time: Option<Duration>) -> Result<(), Failure> {
+    let exit = shut_down(vm, time.unwrap_or_else(|| vm.record().grace()))?;
+    // Of one that was still starting nothing can be lost.
+    let came_up = !matches!(exit.reason, ExitReason::Other { .. });
+    if came_up && !exit.reason.is_orderly() {
+        return Err(Failure::new(format!(
+            "the VM {} did not shut down in order ({}); what it wrote last may be lost",
+            vm.id(),
+            exit.reason
+        )));
     }
+    Ok(())
+}
+
+fn shut_down(vm: &Vm, grace: Duration) -> Result<std::sync::Arc<Exit>, Failure> {
     let exit = runtime(async {
-        let sandbox = attach(vm).await?;
+        let sandbox = attach_running(vm).await?;
         let ended = sandbox.shutdown_within(grace, WITHIN);
         let mut ended = std::pin::pin!(ended);
         let patience = tokio::time::sleep(grace.saturating_add(LONG));
@@ -222,13 +277,28 @@ fn shut_down(vm: &Vm, grace: Duration) -> Result<Option<std::sync::Arc<Exit>>, F
         Ok(ended.await)
     })?;
     gone(vm.id())?;
-    Ok(Some(exit))
+    Ok(exit)
 }
 
-fn vm_must_live(vm: &Vm) -> Failure {
-    match vm.must_live() {
-        Ok(()) => Failure::new(format!("the VM {} runs", vm.id())),
-        Err(error) => Failure::new(error),
+/// That there is nothing to end or to pause: to start it would not help whoever asks.
+fn does_not_run(vm: &Vm) -> Failure {
+    let (id, status) = (vm.id(), vm.status());
+    Failure::new(format!("the VM {id} does not run: it is {status}"))
+}
+
+/// A handle to a VM for what is no use to one that does not run.
+async fn attach_running(vm: &Vm) -> Result<Sandbox, Failure> {
+    match Sandbox::attach(vm).await {
+        Ok(sandbox) => Ok(sandbox),
+        Err(error) => Err(of_running(vm, error)),
+    }
+}
+
+fn of_running(vm: &Vm, error: flashpan::Error) -> Failure {
+    match error {
+        flashpan::Error::State(_) if !vm.status().is_alive() => does_not_run(vm),
+        flashpan::Error::NotRunning => Failure::new(format!("the VM {} has just ended", vm.id())),
+        error => of(vm, error),
     }
 }
 
@@ -252,16 +322,16 @@ fn gone(id: &str) -> Result<(), Failure> {
 }
 
 pub(crate) fn kill(args: &KillArgs) -> Result<u8, Failure> {
-    let killed = |vm: &Vm| {
+    let killed = |vm: &Vm, text: &str| {
         if !vm.status().is_alive() {
-            return Err(vm_must_live(vm));
+            return Err(does_not_run(vm));
         }
         end(vm.id())?;
-        print(&format!("Killed {}\n", vm.id()))
+        done(text)
     };
     match args.all {
-        true => each(&alive()?, killed)?,
-        false => each(&args.vms, |text| killed(&find(text)?))?,
+        true => each(&alive()?, |vm| killed(vm, vm.id()))?,
+        false => each(&args.vms, |text| killed(&find(text)?, text))?,
     }
     Ok(0)
 }
@@ -305,7 +375,9 @@ fn code_of(vm: &Vm) -> Result<u8, Failure> {
         };
     }
     match vm.status() {
-        Status::Created => Err(vm_must_live(vm)),
+        Status::Created => Err(vm
+            .must_live()
+            .map_or_else(Failure::new, |()| does_not_run(vm))),
         _ => Ok(last_code(vm)),
     }
 }
@@ -333,10 +405,11 @@ pub(crate) fn pause(args: &PauseArgs) -> Result<u8, Failure> {
     each(&args.vms, |text| {
         let vm = find(text)?;
         runtime(async {
-            let sandbox = attach(&vm).await?;
-            sandbox.pause().await.map_err(|error| of(&vm, error))
+            let sandbox = attach_running(&vm).await?;
+            let done = sandbox.pause().await;
+            done.map_err(|error| of_running(&vm, error))
         })?;
-        print(&format!("Paused {}\n", vm.id()))
+        done(text)
     })?;
     Ok(0)
 }
@@ -345,10 +418,11 @@ pub(crate) fn unpause(args: &UnpauseArgs) -> Result<u8, Failure> {
     each(&args.vms, |text| {
         let vm = find(text)?;
         runtime(async {
-            let sandbox = attach(&vm).await?;
-            sandbox.resume().await.map_err(|error| of(&vm, error))
+            let sandbox = attach_running(&vm).await?;
+            let done = sandbox.resume().await;
+            done.map_err(|error| of_running(&vm, error))
         })?;
-        print(&format!("Unpaused {}\n", vm.id()))
+        done(text)
     })?;
     Ok(0)
 }
@@ -356,8 +430,8 @@ pub(crate) fn unpause(args: &UnpauseArgs) -> Result<u8, Failure> {
 pub(crate) fn rename(args: &RenameArgs) -> Result<u8, Failure> {
     let vms = Vms::user().map_err(Failure::new)?;
     let id = vms.resolve(&args.vm).map_err(Failure::new)?;
+    // Nothing is printed, as by docker.
     vms.rename(&id, &args.name).map_err(Failure::new)?;
-    print(&format!("Renamed {id} to {}\n", args.name))?;
     Ok(0)
 }
 

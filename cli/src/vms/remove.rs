@@ -5,7 +5,7 @@ use flashpan::state::{StateError, Status, Vms};
 
 use crate::failure::{Failure, each, print};
 use crate::pin;
-use crate::vms::life::end;
+use crate::vms::life::{done, end};
 
 const RM_EXAMPLES: &str = "\
 Examples:
@@ -50,13 +50,13 @@ pub(crate) struct PruneArgs {}
 pub(crate) fn rm(args: &RmArgs) -> Result<u8, Failure> {
     let vms = Vms::user().map_err(Failure::new)?;
     if args.stopped {
-        return prune_all(&vms, "Removed").map(|_| 0);
+        return prune_all(&vms).map(|_| 0);
     }
     each(&args.vms, |text| {
         let id = vms.resolve(text).map_err(Failure::new)?;
         remove(&vms, &id, args.force)?;
         pin::release(&id);
-        print(&format!("Removed {id}\n"))
+        done(text)
     })?;
     Ok(0)
 }
@@ -86,17 +86,17 @@ fn remove(vms: &Vms, id: &str, force: bool) -> Result<(), Failure> {
 
 pub(crate) fn prune(_args: &PruneArgs) -> Result<u8, Failure> {
     let vms = Vms::user().map_err(Failure::new)?;
-    let number = prune_all(&vms, "Pruned")?;
+    let number = prune_all(&vms)?;
     let things = if number == 1 { "VM" } else { "VMs" };
     print(&format!("Pruned {number} {things}\n"))?;
     Ok(0)
 }
 
-fn prune_all(vms: &Vms, word: &str) -> Result<usize, Failure> {
+fn prune_all(vms: &Vms) -> Result<usize, Failure> {
     let (removed, failures) = vms.prune().map_err(Failure::new)?;
     removed.iter().for_each(|id| pin::release(id));
     for id in &removed {
-        print(&format!("{word} {id}\n"))?;
+        done(id)?;
     }
     each(&failures, |failure| Err(Failure::new(failure)))?;
     Ok(removed.len())

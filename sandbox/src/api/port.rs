@@ -34,6 +34,15 @@ pub enum PortForwardError {
     /// A port is out of range.
     #[error("invalid port {0}: must be in range 1-65535")]
     OutOfRange(String),
+    /// What stands before both ports is no address.
+    #[error(
+        "invalid address {}: must be an IP address, of IPv6 in brackets",
+        quoted(.0)
+    )]
+    Address(String),
+    /// There is an address, and not both ports.
+    #[error("invalid port-forward spec format: {} has an address and needs both ports", quoted(.0))]
+    OnePort(String),
     /// What follows the `/` is no transport.
     #[error("invalid transport {}: must be tcp or udp", quoted(.0))]
     Transport(String),
@@ -48,6 +57,8 @@ impl PortForwardError {
             | Self::Parts(_)
             | Self::EmptyLocal
             | Self::EmptyRemote
+            | Self::Address(_)
+            | Self::OnePort(_)
             | Self::Transport(_) => ErrorCode::PortForwardFormat,
             Self::NotANumber(_) | Self::OutOfRange(_) => ErrorCode::PortInvalid,
         }

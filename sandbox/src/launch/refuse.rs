@@ -24,6 +24,12 @@ impl Unsupported {
         self.fields.iter().map(|(field, _)| *field)
     }
 
+    /// The same paths, each with why it cannot be obeyed.
+    pub fn reasons(&self) -> impl Iterator<Item = (&str, String)> {
+        let why = |why: &str| format!("not supported by this version: {why}");
+        self.fields.iter().map(move |(field, of)| (*field, why(of)))
+    }
+
     /// What of a configuration cannot be obeyed.
     pub(super) fn check(config: &Config) -> Result<(), Self> {
         let mut fields = Vec::new();
@@ -76,12 +82,9 @@ fn check_vfs(vfs: &VfsConfig, refuse: &mut impl FnMut(bool, &'static str, &'stat
 
 impl fmt::Display for Unsupported {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (index, (field, why)) in self.fields.iter().enumerate() {
+        for (index, (field, why)) in self.reasons().enumerate() {
             let separator = if index == 0 { "" } else { "; " };
-            write!(
-                f,
-                "{separator}{field}: not supported by this version: {why}"
-            )?;
+            write!(f, "{separator}{field}: {why}")?;
         }
         Ok(())
     }

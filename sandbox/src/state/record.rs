@@ -14,8 +14,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::api::Timestamp;
 use crate::exit::{Exit, ExitReason};
-use crate::forward::{Forward, ForwardBinding, ForwardOptions, PortForwarding};
-use crate::sandbox::Sandbox;
+use crate::forward::{BoundPorts, ForwardBinding, ForwardOptions};
+use crate::forward_spec::Forward;
 use crate::state::error::{StateError, failed};
 use crate::state::programs::Programs;
 use crate::text::one_line;
@@ -129,19 +129,22 @@ pub struct Record {
 pub struct Publish {
     /// Which.
     pub ports: Vec<Forward>,
-    /// On which addresses of the host; 127.0.0.1 if there are none.
+    /// On which addresses of the host, but for those that have their own; 127.0.0.1 if
+    /// there are none.
     pub addresses: Vec<IpAddr>,
 }
 
 impl Publish {
-    /// Makes them reachable in a VM, until the result is dropped.
+    /// Holds them, before there is a VM:
+    /// [`Sandbox::forward_bound`](crate::Sandbox::forward_bound) makes them lead into
+    /// one.
     ///
     /// # Errors
-    /// As [`Sandbox::port_forward`].
-    pub async fn open(&self, sandbox: &Sandbox) -> crate::error::Result<PortForwarding> {
+    /// As [`BoundPorts::bind`].
+    pub fn bind(&self) -> crate::error::Result<BoundPorts> {
         let listen = self.addresses.iter();
         let options = listen.fold(ForwardOptions::new(), |all, address| all.address(*address));
-        sandbox.port_forward(&self.ports, options).await
+        BoundPorts::bind(&self.ports, options)
     }
 
     /// Whether no port is.

@@ -15,11 +15,11 @@ use tokio::time::timeout;
 use crate::error::{Error, Result};
 use crate::events::VmEvent;
 use crate::exit::Exit;
-use crate::forward::PortForwarding;
+use crate::forward::{BoundPorts, PortForwarding};
 use crate::pump::Task;
 use crate::sandbox::Sandbox;
 use crate::state::{
-    Claim, CommandEnd, EventLog, ExitRecord, LogFile, LogStream, Record, Status, Vms,
+    Claim, CommandEnd, EventLog, ExitRecord, LogFile, LogStream, Publish, Record, Status, Vms,
 };
 use crate::supervise::command::OwnCommand;
 use crate::supervise::detach::{Channel, Starter};
@@ -303,12 +303,14 @@ where
         Task::spawn(async move { clients.serve(listener, shared).await })
     };
     let boot = async {
+        // One that is taken is known before anything is booted.
+        let bound = bind(&record)?;
         let sandbox = Arc::new(launch(launching).await?);
         let _ = shared.sandbox.set(Arc::clone(&sandbox));
         let told = tell(sandbox.events()?, Arc::clone(&shared));
         *shared.told.lock().unwrap_or_else(PoisonError::into_inner) = Some(told);
         // Before its command, which may call for whoever is there.
-        let ports = publish(&record, &sandbox, &shared.claim).await?;
+        let ports = publish(bound, &sandbox, &shared.claim).await?;
         let command = match order.run_command.then(|| record.programs.own_command()) {
             Some(Some(options)) => {
                 let log = LogFile::open(output).map_err(NotStarted::new)?;
@@ -334,8 +336,7 @@ where
         () = ending.next() => Err(NotStarted::new("the VM's supervisor was ended by a signal")),
         booted = boot => booted,
     };
-    // The ports are there as long as the VM is.
-    let (sandbox, command, _ports) = match booted {
+    let (sandbox, command, ports) = match booted {
         Ok(booted) => booted,
         Err(why) => {
             if let Some(sandbox) = shared.sandbox.get() {
@@ -355,20 +356,28 @@ where
         shared.kill();
     }
     let exit = run(&shared, &record, &sandbox, command, &mut ending).await;
+    // The ports are there as long as the VM is: free when it is said to have ended.
+    drop(ports);
     let remove = record.remove || (order.remove_unless_ready && !wanted);
     finish(&shared, &clients, server, &exit, remove).await;
 }
 
+/// Holds the VM's ports, if it has any.
+fn bind(record: &Record) -> std::result::Result<Option<BoundPorts>, NotStarted> {
+    let wanted = Some(&record.publish).filter(|ports| !ports.is_empty());
+    Ok(wanted.map(Publish::bind).transpose()?)
+}
+
 /// Makes the VM's ports reachable.
 async fn publish(
-    record: &Record,
+    bound: Option<BoundPorts>,
     sandbox: &Sandbox,
     claim: &Claim,
 ) -> std::result::Result<Option<PortForwarding>, NotStarted> {
-    if record.publish.is_empty() {
+    let Some(bound) = bound else {
         return Ok(None);
-    }
-    let forwarding = record.publish.open(sandbox).await?;
+    };
+    let forwarding = sandbox.forward_bound(bound).await?;
     claim.published(forwarding.bindings())?;
     Ok(Some(forwarding))
 }

@@ -1,0 +1,156 @@
+//! What is shown of VMs that outlive the commands of a test, against the fake VMM of
+//! the library's tests. No KVM is needed.
+#![allow(
+    missing_docs,
+    unreachable_pub,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing
+)]
+
+#[path = "support/fake.rs"]
+mod fake;
+#[path = "support/vms.rs"]
+mod vms;
+
+use vms::Vms;
+
+#[test]
+fn lists_are_printed_as_they_are_asked_for() {
+    let vms = Vms::new("normal");
+    let id = vms.create(&["--name", "one"], &["exit", "0"]);
+    assert_eq!(vms.ok(&["ls", "-q"]), format!("{id}\n"));
+    assert_eq!(vms.ok(&["ls", "--running", "-q"]), "");
+    let table = vms.ok(&["ls"]);
+    let mut lines = table.lines();
+    let titles: Vec<_> = lines.next().unwrap().split_whitespace().collect();
+    assert_eq!(
+        titles,
+        ["ID", "STATUS", "IMAGE", "CREATED", "PORTS", "NAME"]
+    );
+    assert!(
+        lines
+            .next()
+            .unwrap()
+            .starts_with(&format!("{id}  created  -"))
+    );
+    assert_eq!(
+        vms.ok(&["ls", "--format", "table {{.Name}}\\t{{.Command}}"]),
+        "NAME  COMMAND\none   exit 0\n"
+    );
+    let json: serde_json::Value = serde_json::from_str(&vms.ok(&["ls", "--json"])).unwrap();
+    assert_eq!(json[0]["status"], "created");
+    let words = vms.ok(&["__complete"]);
+    assert_eq!(words, format!("one\n{id}\n"));
+    let wrong = vms.refused(&["ls", "--format", "{{.Pid}}"]);
+    assert!(wrong.contains("there is no field Pid"), "{wrong}");
+    let renamed = vms.ok(&["rename", "one", "two"]);
+    assert_eq!(renamed, "");
+    assert_eq!(vms.ok(&["inspect", "--format", "{{.Name}}", &id]), "two\n");
+}
+
+#[test]
+fn a_shell_completes_names_of_vms() {
+    let vms = Vms::new("normal");
+    let id = vms.create(&["--name", "web-server"], &["both"]);
+    let program = std::path::Path::new(env!("CARGO_BIN_EXE_flashpan"));
+    let complete = |words: &str| {
+        let mut bash = std::process::Command::new("bash");
+        for (name, value) in vms.0.flashpan(&[]).get_envs() {
+            bash.env(name, value.unwrap());
+        }
+        let script = format!(
+            "PATH={}:$PATH; eval \"$(flashpan completion bash)\"; COMP_WORDS=({words}); \
+             COMP_CWORD=$((${{#COMP_WORDS[@]}} - 1)); _flashpan_or_vm flashpan; \
+             printf '%s ' \"${{COMPREPLY[@]}}\"",
+            program.parent().unwrap().display()
+        );
+        let output = bash.args(["-c", &script]).output().unwrap();
+        String::from_utf8(output.stdout).unwrap().trim().to_owned()
+    };
+    assert_eq!(complete("flashpan stop w"), "web-server");
+    assert_eq!(complete("flashpan stop vm-"), id);
+    assert!(complete("flashpan stop --t").contains("--time"));
+    assert!(complete("flashpan sto").contains("stop"));
+}
+
+#[test]
+fn ports_are_reachable_while_the_vm_runs_and_are_listed() {
+    let vms = Vms::new("normal");
+    // It was free a moment ago.
+    let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let ports = format!("{}:80", free.local_addr().unwrap().port());
+    drop(free);
+    let started = vms
+        .making(&["run", "-d"], &["--name", "web", "-p", &ports], &["sleep"])
+        .output()
+        .unwrap();
+    let told = String::from_utf8(started.stderr).unwrap();
+    let listed = vms.ok(&["ls", "--format", "{{.Ports}}"]);
+    let address = listed.trim().strip_suffix("->80/tcp").unwrap();
+    let line = format!("Forwarding {address} -> sandbox:80\n");
+    assert!(told.ends_with(&line), "{told}");
+    std::net::TcpStream::connect(address).unwrap();
+    vms.ok(&["stop", "web"]);
+    assert_eq!(vms.ok(&["ls", "--format", "{{.Ports}}"]), "\n");
+    std::net::TcpStream::connect(address).unwrap_err();
+    // What is taken is told, and nothing is left.
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = format!("{}:80", taken.local_addr().unwrap().port());
+    let output = vms
+        .making(&["run", "-d"], &["-p", &port], &["sleep"])
+        .output();
+    let output = output.unwrap();
+    assert_eq!(output.status.code(), Some(125), "{output:?}");
+    assert!(fake::complaint(&output).contains("in use"), "{output:?}");
+    assert_eq!(vms.ok(&["ls", "--format", "{{.Name}}"]), "web\n");
+}
+
+#[test]
+fn a_template_reaches_everything_that_inspect_prints() {
+    let vms = Vms::new("normal");
+    let id = vms.create(&["--name", "web", "--memory", "300M"], &["exit", "0"]);
+    let shown = |template: &str| vms.ok(&["inspect", "--format", template, "web"]);
+    let all = vms.inspect("web");
+    for (template, says) in [
+        ("{{.Config.Resources.MemoryMB}}", "300"),
+        ("{{.launch.config.resources.memory_mb}}", "300"),
+        ("{{.Programs.Command.1}} {{.ID}}", &format!("0 {id}")),
+        ("{{.Status}} {{.Name}}", "created web"),
+        ("{{json .Name}}", "\"web\""),
+        // What there is not yet.
+        ("{{.Exit.Reason.Kind}}", "-"),
+        (
+            r"table {{.Name}}\t{{.Config.Resources.MemoryMB}}",
+            "NAME  MEMORYMB\nweb   300",
+        ),
+    ] {
+        assert_eq!(shown(template), format!("{says}\n"), "{template}");
+    }
+    for (template, value) in [
+        ("{{json .}}", &all),
+        ("{{json .Config}}", &all["launch"]["config"]),
+        ("{{.Launch.Options}}", &all["launch"]["options"]),
+    ] {
+        let shown: serde_json::Value = serde_json::from_str(&shown(template)).unwrap();
+        assert_eq!(shown, *value, "{template}");
+    }
+    for (template, says) in [
+        (
+            "{{.Pid}}",
+            format!("there is no field Pid of {id}; there are "),
+        ),
+        (
+            "{{json .Config.Resources.Cpu.X}}",
+            format!("there is no field Config.Resources.Cpu of {id}; there are "),
+        ),
+        (
+            "{{.Programs.Command.2}}",
+            format!("there is no field Programs.Command.2 of {id}; there are 0 to 1"),
+        ),
+    ] {
+        let refused = vms.refused(&["inspect", "--format", template, "web"]);
+        assert!(refused.contains(&says), "{refused}");
+    }
+}

@@ -1,0 +1,157 @@
+//! Programs in VMs that outlive the commands of a test, and what they write, against
+//! the fake VMM of the library's tests. No KVM is needed.
+#![allow(
+    missing_docs,
+    unreachable_pub,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing
+)]
+
+#[path = "support/fake.rs"]
+mod fake;
+#[path = "support/vms.rs"]
+mod vms;
+
+use std::io::{Read, Write};
+use std::process::Stdio;
+
+use nix::sys::signal::Signal;
+use vms::Vms;
+
+#[test]
+fn streams_and_signals_of_a_program_are_those_of_exec() {
+    let vms = Vms::new("normal");
+    vms.run(&["--name", "web"], &["sleep"]);
+    let output = vms.output(&["exec", "web", "both"]);
+    assert_eq!(
+        (&output.stdout[..], &output.stderr[..]),
+        (&b"out"[..], &b"err"[..])
+    );
+
+    let mut exec = vms.0.flashpan(&["exec", "-i", "web", "cat"]);
+    let mut child = exec.stdin(Stdio::piped()).spawn().unwrap();
+    let data: Vec<u8> = (0..6_000_000_u32)
+        .map(|n| n.to_le_bytes()[(n % 3) as usize])
+        .collect();
+    let mut stdin = child.stdin.take().unwrap();
+    let sent = data.clone();
+    let writer = std::thread::spawn(move || stdin.write_all(&sent).unwrap());
+    let output = child.wait_with_output().unwrap();
+    writer.join().unwrap();
+    assert!(output.stdout == data, "{} bytes", output.stdout.len());
+
+    let mut child = vms
+        .0
+        .flashpan(&["exec", "web", "announce-and-sleep"])
+        .spawn()
+        .unwrap();
+    fake::wait_until_ready(&mut child);
+    fake::signal(&child, Signal::SIGTERM);
+    assert_eq!(child.wait().unwrap().code(), Some(128 + 15));
+
+    // Whoever goes takes its own program along, and nothing else.
+    let note = vms.0.path("note");
+    nix::unistd::mkfifo(&note, nix::sys::stat::Mode::S_IRWXU).unwrap();
+    let mut flood = vms
+        .0
+        .flashpan(&["exec", "web", "flood", note.to_str().unwrap()]);
+    let mut child = flood.spawn().unwrap();
+    let mut flooded = child.stdout.take().unwrap();
+    flooded.read_exact(&mut [0]).unwrap();
+    child.kill().unwrap();
+    child.wait().unwrap();
+    assert_eq!(std::fs::read_to_string(note).unwrap(), "cancelled");
+    assert_eq!(
+        vms.output(&["exec", "web", "exit", "5"]).status.code(),
+        Some(5)
+    );
+
+    // Nobody listens to this one, nor ends it by going.
+    vms.ok(&["exec", "-d", "web", "sleep"]);
+    let missing = vms.output(&["exec", "-d", "web", "missing"]);
+    assert_eq!(missing.status.code(), Some(127));
+    vms.ok(&["rm", "-f", "web"]);
+    vms.assert_nothing_left();
+}
+
+#[test]
+fn fifty_programs_at_once() {
+    let vms = Vms::new("normal");
+    vms.run(&["--name", "web"], &["sleep"]);
+    let children: Vec<_> = (0..50)
+        .map(|code: u32| {
+            let code = code.to_string();
+            let mut exec = vms.0.flashpan(&["exec", "web", "exit", &code]);
+            (code, exec.spawn().unwrap())
+        })
+        .collect();
+    for (code, child) in children {
+        let output = child.wait_with_output().unwrap();
+        assert_eq!(output.status.code(), code.parse().ok(), "{output:?}");
+    }
+}
+
+#[test]
+fn logs_are_followed_until_the_vm_ends() {
+    let vms = Vms::new("normal");
+    vms.run(&["--name", "web"], &["both"]);
+    let mut follow = vms.0.flashpan(&["logs", "-f", "web"]).spawn().unwrap();
+    let mut six = [0; 6];
+    follow
+        .stdout
+        .as_mut()
+        .unwrap()
+        .read_exact(&mut six)
+        .unwrap();
+    let mut six: Vec<_> = six.to_vec();
+    six.sort_unstable();
+    assert_eq!(six, b"eorrtu");
+    vms.ok(&["stop", "web"]);
+    let rest = follow.wait_with_output().unwrap();
+    assert!(rest.status.success() && rest.stdout.is_empty(), "{rest:?}");
+    assert_eq!(vms.ok(&["logs", "-f", "--tail", "1", "web"]).len(), 6);
+    assert_eq!(vms.ok(&["logs", "--tail", "0", "web"]), "");
+}
+
+#[test]
+fn programs_and_their_use_are_listed() {
+    let vms = Vms::new("normal");
+    let id = vms.run(&["--name", "web"], &["sleep"]);
+    // The fake guest has the files of this machine.
+    let programs = vms.ok(&["ps", "--format", "{{.PID}} {{.Command}}", "web"]);
+    let own = programs
+        .lines()
+        .find(|line| line.ends_with("flashpan supervise"))
+        .unwrap_or_else(|| panic!("{programs}"));
+    assert!(own.split_once(' ').unwrap().0.parse::<u32>().is_ok());
+    let stats = vms.ok(&["stats", "--no-stream", "--json", "web"]);
+    let stats: serde_json::Value = serde_json::from_str(&stats).unwrap();
+    assert_eq!(stats[0]["id"], id.as_str());
+    assert_eq!(stats[0]["memory_bytes"], 256 << 20);
+    assert!(stats[0]["resident_bytes"].as_u64().unwrap() > 0, "{stats}");
+    assert!(stats[0]["uptime_ns"].as_u64().unwrap() > 0, "{stats}");
+    let all = vms.ok(&["stats", "--no-stream", "--format", "{{.Name}}"]);
+    assert_eq!(all, "web\n");
+}
+
+#[test]
+fn a_command_at_a_terminal_is_waited_for_there_and_not_by_others() {
+    let vms = Vms::new("normal");
+    let run = vms.making(&["run"], &["--rm=false", "--name", "web"], &["exit", "4"]);
+    let output = { run }.output().unwrap();
+    assert_eq!(output.status.code(), Some(4), "{output:?}");
+    let wait = vms
+        .0
+        .flashpan(&["wait", "web"])
+        .stdout(Stdio::piped())
+        .spawn();
+    vms.ok(&["stop", "web"]);
+    // What is left to wait for is the VM.
+    let waited = wait.unwrap().wait_with_output().unwrap();
+    assert_eq!(waited.stdout, b"0\n", "{waited:?}");
+    // Started again, the command is the VM's own.
+    vms.ok(&["start", "web"]);
+    assert_eq!(vms.ok(&["wait", "web"]), "4\n");
+}
