@@ -249,6 +249,7 @@ fn an_archive_for_nobody_and_one_that_does_not_end_leave_nothing_waiting() {
         .0
         .flashpan(&["cp", "-", &format!("web:{place}")])
         .stdin(Stdio::piped())
+        .stderr(Stdio::piped())
         .spawn()
         .unwrap();
     let mut header = [0; 512];
@@ -262,7 +263,9 @@ fn an_archive_for_nobody_and_one_that_does_not_end_leave_nothing_waiting() {
     // The guest has begun to write what will not come.
     changes.read_events().unwrap();
     fake::signal(&cp, Signal::SIGINT);
-    assert_eq!(cp.wait().unwrap().code(), Some(130));
+    let _held = cp.stdin.take();
+    let output = cp.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(130), "{output:?}");
 }
 
 #[test]
