@@ -27,6 +27,7 @@ const OPTIONS: &[(&str, &[&str])] = &[
     ("--add-host", &["network.add_hosts", "add host"]),
     ("--allow-host", &["network.allowed_hosts"]),
     ("--no-network", &["network.no_network"]),
+    ("--allow-private-ips", &["network.block_private_ips"]),
     ("--network-intercept", &["network.intercept"]),
     ("--dns-servers", &["network.dns_servers"]),
     ("--mtu", &["network.mtu"]),

@@ -3,6 +3,7 @@
 use std::net::IpAddr;
 
 use clap::Args;
+use flashpan::Network;
 use flashpan::api::{Config, HostIpMapping, NamedSecret, VolumeMountSpec};
 
 use crate::failure::Failure;
@@ -13,7 +14,24 @@ use crate::given::Given;
 #[derive(Debug, Args)]
 #[command(next_help_heading = "The VM")]
 pub(crate) struct ReachArgs {
-    /// No network at all. In this version guests have none anyway.
+    /// What the guest may reach: `none` (there is no network card) or `open` (the
+    /// internet; addresses of the host and of its networks only with
+    /// --allow-private-ips).
+    #[arg(
+        long,
+        value_name = "none|open",
+        default_value_t,
+        env = "FLASHPAN_NETWORK",
+        hide_env_values = true
+    )]
+    pub(crate) network: Network,
+
+    /// Let the guest reach addresses that are not of the internet as well: those of the
+    /// host, of its networks and of cloud metadata services.
+    #[arg(long)]
+    allow_private_ips: bool,
+
+    /// No network at all, which is so anyway without --network.
     #[arg(long, conflicts_with_all = ["allow_hosts", "secrets", "network_intercept"])]
     no_network: bool,
 
@@ -39,8 +57,8 @@ pub(crate) struct ReachArgs {
     #[arg(long, value_name = "IP", value_delimiter = ',', hide = true)]
     dns_servers: Vec<IpAddr>,
 
-    /// Largest packet of the network in bytes.
-    #[arg(long, value_name = "BYTES", hide = true,
+    /// Largest packet of the network, 1280 to 65520 bytes; 1500 otherwise.
+    #[arg(long, value_name = "BYTES",
           value_parser = clap::value_parser!(u32).range(1..))]
     mtu: Option<u32>,
 
@@ -68,6 +86,7 @@ impl ReachArgs {
         let mut given = Given::default();
         for (is_given, option) in [
             (self.no_network, "--no-network"),
+            (self.allow_private_ips, "--allow-private-ips"),
             (!self.allow_hosts.is_empty(), "--allow-host"),
             (!self.add_hosts.is_empty(), "--add-host"),
             (!self.secrets.is_empty(), "--secret"),
@@ -89,6 +108,9 @@ impl ReachArgs {
         network.allowed_hosts.clone_from(&self.allow_hosts);
         network.add_hosts.clone_from(&self.add_hosts);
         network.intercept = self.network_intercept;
+        if self.allow_private_ips {
+            network.block_private_ips = Some(false);
+        }
         network.mtu = self.mtu;
         network.dns_servers = self.dns_servers.iter().map(ToString::to_string).collect();
         for text in &self.secrets {

@@ -57,6 +57,7 @@ Examples:
   flashpan run --cap-add NET_ADMIN -- ip link add dummy0 type dummy
   flashpan run --allow-new-privileges --user 1000 --image debian -- su -c id
   flashpan run --privileged -- mount -t tmpfs none /mnt
+  flashpan run --network open --image alpine -- apk add curl
   flashpan run --timeline boot.json -- true          where the time went
   flashpan run --timeline - --console -- true        the same as a picture
 
@@ -67,7 +68,8 @@ itself failed.
 The command is confined as in a container (docs/privilege.md): root without the
 capabilities by which the guest is administered. --privileged and its like lift that.
 
-Guests have no network in this version. What a guest writes to its root file system is
+Guests have no network unless --network gives them one: then the internet, but not this
+machine and its networks. What a guest writes to its root file system is
 lost at the end, unless the VM stays (-d, --rm=false); what it writes to a --disk is kept. Signals are passed on to the command; the third interrupt ends the VM.
 With -it every key goes to the command, but Ctrl-] three times within one second ends
 the VM at once, whatever the guest is doing; exit status 130.

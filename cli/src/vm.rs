@@ -286,6 +286,7 @@ impl VmArgs {
         options.boot_timeout = self.boot_timeout;
         options.pids_limit = self.pids_limit;
         options.disk_rate = self.disk_rate();
+        options.network = self.reach.network;
         // The runtime of every command stays on its main thread.
         options.end_with_thread = true;
         let mut given = self.given();

@@ -7,12 +7,31 @@
 
 use std::io;
 use std::mem;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 
 use vm_memory::VolatileSlice;
 
 /// `IOV_MAX` of Linux: more buffers than this in one call are refused.
 const MAX_IOV: usize = 1024;
+
+/// A pair of sockets for messages that keep their boundaries. Of that type
+/// (`SOCK_SEQPACKET`) since one of datagrams could be sent to any other socket of the
+/// host by name.
+///
+/// # Errors
+/// If the host has no descriptors left.
+pub(crate) fn message_pair() -> io::Result<(OwnedFd, OwnedFd)> {
+    let mut fds = [-1; 2];
+    let kind = libc::SOCK_SEQPACKET | libc::SOCK_CLOEXEC;
+    // SAFETY: `fds` has room for the two descriptors.
+    if unsafe { libc::socketpair(libc::AF_UNIX, kind, 0, fds.as_mut_ptr()) } < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the kernel has just made both for us.
+    let own = fds.map(|fd| unsafe { OwnedFd::from_raw_fd(fd) });
+    let [ours, theirs] = own;
+    Ok((ours, theirs))
+}
 
 /// Fills `slices` from `stream`. Zero is the end of the stream. Descriptors
 /// passed along (`SCM_RIGHTS`) are dropped, as no room is given for them.

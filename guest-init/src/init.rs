@@ -26,7 +26,7 @@ use crate::mounts::CGROUPS;
 use crate::poller::{Poller, Watched};
 use crate::shutdown::{self, Ending};
 use crate::spawn::Privileges;
-use crate::{mounts, network, ports, reap, root, sys, vsock};
+use crate::{link, mounts, network, ports, reap, root, sys, vsock};
 
 /// Tokens of PID 1's own descriptors, besides [`boot::TOKEN`].
 const LISTENER: u64 = 1;
@@ -125,7 +125,11 @@ fn set_up() -> Result<Init, Failure> {
     let config = boot.configuration()?;
     network::set_hostname(&config.hostname)?;
     limit(groups.as_ref(), &config)?;
-    let root = root::enter(&config.root, &config.hostname, &config.hosts)?;
+    if let Some(link) = &config.network {
+        link::set_up(link)?;
+    }
+    let resolver = config.network.map(|link| link.gateway4);
+    let root = root::enter(&config.root, &config.hostname, &config.hosts, resolver)?;
     let mut writable = disks::mount_all(&config.mounts)?;
     writable.extend(root.disk);
     let anchors = Anchors::take().during("open the root directory, /dev/null and /dev/pts")?;

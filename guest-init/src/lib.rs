@@ -29,6 +29,7 @@ mod failure;
 mod files;
 mod forward;
 mod init;
+mod link;
 mod mounts;
 mod network;
 mod plan;

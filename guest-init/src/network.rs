@@ -1,6 +1,8 @@
 //! Names and the loopback interface.
 
 use std::io::{self, Write};
+use std::net::Ipv4Addr;
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
@@ -19,13 +21,22 @@ const HOST_MAX: usize = 253;
 
 /// Raises `lo`; the kernel gives it its addresses by itself.
 pub(crate) fn loopback_up() -> nix::Result<()> {
-    let socket = socket(
+    sys::interface_up(any_socket()?, "lo")
+}
+
+/// The number of a network card.
+pub(crate) fn card(name: &str) -> nix::Result<u32> {
+    sys::interface_index(any_socket()?, name)
+}
+
+/// One to ask about interfaces by.
+fn any_socket() -> nix::Result<OwnedFd> {
+    socket(
         AddressFamily::Inet,
         SockType::Datagram,
         SockFlag::SOCK_CLOEXEC,
         None,
-    )?;
-    sys::interface_up(socket, "lo")
+    )
 }
 
 /// Sets the host name.
@@ -63,7 +74,8 @@ pub(crate) fn check_hosts(hosts: &[HostEntry], writable: bool) -> Result<(), Fai
     Ok(())
 }
 
-/// Writes `/etc/hostname` and `/etc/hosts` as docker does, into the layer
+/// Writes `/etc/hostname`, `/etc/hosts` and, if there is a `resolver`,
+/// `/etc/resolv.conf`, as docker does, into the layer
 /// `upper` of an overlay that is not mounted yet: going through the overlay
 /// would copy `/etc` up first. `lower` is the root image, `more` what `/etc/hosts`
 /// has besides, which was checked.
@@ -74,6 +86,7 @@ pub(crate) fn write_names(
     upper: &Path,
     name: &str,
     more: &[HostEntry],
+    resolver: Option<Ipv4Addr>,
 ) -> Vec<String> {
     let mut hosts = format!(
         "127.0.0.1\tlocalhost\n\
@@ -92,7 +105,10 @@ pub(crate) fn write_names(
         Ok(twin) => twin,
         Err(error) => return vec![format!("write /etc/hostname and /etc/hosts: /etc: {error}")],
     };
-    let files = [("hostname", format!("{name}\n")), ("hosts", hosts)];
+    let mut files = vec![("hostname", format!("{name}\n")), ("hosts", hosts)];
+    if let Some(resolver) = resolver {
+        files.push(("resolv.conf", format!("nameserver {resolver}\n")));
+    }
     let written = files.iter().filter_map(|(file, content)| {
         let error = replace(&etc.join(file), content.as_bytes()).err()?;
         Some(format!("write /etc/{file}: {error}"))

@@ -6,6 +6,7 @@
 //! leave (it is the kernel's `rootfs`). Nothing in the initramfs is worth
 //! freeing: its one file is this running program.
 
+use std::net::Ipv4Addr;
 use std::os::fd::OwnedFd;
 use std::path::Path;
 
@@ -40,11 +41,12 @@ pub(crate) struct Root {
 }
 
 /// Mounts what `config` describes and makes it the root of this process; a
-/// writable one learns its host name, and `hosts`.
+/// writable one learns its host name, `hosts`, and who resolves names.
 pub(crate) fn enter(
     config: &RootConfig,
     hostname: &str,
     hosts: &[HostEntry],
+    resolver: Option<Ipv4Addr>,
 ) -> Result<Root, Failure> {
     directory(NEW_ROOT).during("make the directory /newroot in the initramfs")?;
     let mut disk = None;
@@ -56,13 +58,23 @@ pub(crate) fn enter(
         disk = mount_upper(&config.upper)?;
         let layer = Twin::make(UPPER_LAYER.into(), Path::new(LOWER))
             .during("make /upper/upper on the writable disk")?;
-        warnings = network::write_names(Path::new(LOWER), Path::new(UPPER_LAYER), hostname, hosts);
+        warnings = network::write_names(
+            Path::new(LOWER),
+            Path::new(UPPER_LAYER),
+            hostname,
+            hosts,
+            resolver,
+        );
         make_mount_points()?;
         layer
             .settle()
             .during("set the times of the root directory")?;
         overlay()?;
     } else {
+        if resolver.is_some() {
+            let why = "the root file system is read-only";
+            warnings.push(format!("write /etc/resolv.conf: {why}"));
+        }
         mount_image(config, NEW_ROOT)?;
     }
     for name in MOVED {

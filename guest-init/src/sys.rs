@@ -305,14 +305,7 @@ pub(crate) fn freeze(directory: impl AsFd) -> nix::Result<()> {
 
 /// Raises the network interface `name` (at most 15 bytes).
 pub(crate) fn interface_up(socket: impl AsFd, name: &str) -> nix::Result<()> {
-    // SAFETY: ifreq is plain data, for which all zeroes is a valid value.
-    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
-    if name.len() >= request.ifr_name.len() {
-        return Err(Errno::ENODEV);
-    }
-    for (to, from) in request.ifr_name.iter_mut().zip(name.bytes()) {
-        *to = libc::c_char::from_ne_bytes([from]);
-    }
+    let mut request = interface_request(name)?;
     request.ifr_ifru.ifru_flags = 1; // IFF_UP
     // SAFETY: SIOCSIFFLAGS reads one ifreq.
     Errno::result(unsafe {
@@ -323,6 +316,35 @@ pub(crate) fn interface_up(socket: impl AsFd, name: &str) -> nix::Result<()> {
         )
     })
     .map(drop)
+}
+
+/// The number of the network interface `name` (at most 15 bytes).
+pub(crate) fn interface_index(socket: impl AsFd, name: &str) -> nix::Result<u32> {
+    let mut request = interface_request(name)?;
+    // SAFETY: SIOCGIFINDEX reads and writes one ifreq.
+    Errno::result(unsafe {
+        libc::ioctl(
+            socket.as_fd().as_raw_fd(),
+            libc::SIOCGIFINDEX,
+            &raw mut request,
+        )
+    })?;
+    // SAFETY: the call has set this one of the union.
+    let index = unsafe { request.ifr_ifru.ifru_ifindex };
+    u32::try_from(index).map_err(|_| Errno::ENODEV)
+}
+
+/// A request about the network interface `name`.
+fn interface_request(name: &str) -> nix::Result<libc::ifreq> {
+    // SAFETY: ifreq is plain data, for which all zeroes is a valid value.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    if name.len() >= request.ifr_name.len() {
+        return Err(Errno::ENODEV);
+    }
+    for (to, from) in request.ifr_name.iter_mut().zip(name.bytes()) {
+        *to = libc::c_char::from_ne_bytes([from]);
+    }
+    Ok(request)
 }
 
 /// Bytes of memory that the kernel manages.

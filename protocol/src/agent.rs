@@ -28,10 +28,11 @@ use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
 
+use crate::network::Link;
 use crate::privilege::Confinement;
 
 /// Version of this protocol; both hellos carry it and must agree.
-pub const VERSION: u32 = 4;
+pub const VERSION: u32 = 5;
 
 /// First bytes of the guest's hello, to tell a stray connection from an agent.
 pub const MAGIC: [u8; 8] = *b"flashpan";
@@ -175,6 +176,8 @@ pub struct GuestConfig {
     /// How many processes and threads all programs together may have; as many as
     /// the guest's memory allows if `None`.
     pub pids_limit: Option<u32>,
+    /// The network card's addresses; `None` if there is no card.
+    pub network: Option<Link>,
 }
 
 /// A name that the guest resolves to an address.

@@ -15,10 +15,11 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::frame::{FrameError, from_bytes};
+use crate::network::{End, Link, Protocol, Refusal, Tuple};
 use crate::phase::{ExitRequest, Phase};
 
 /// Version of this protocol; both hellos carry it and must agree.
-pub const VERSION: u32 = 3;
+pub const VERSION: u32 = 4;
 
 /// The descriptor at which the VMM process finds its control socket.
 pub const CONTROL_FD: i32 = 3;
@@ -66,6 +67,23 @@ pub enum Request {
     },
     /// Refuse a connection of the guest.
     Reject {
+        /// The VMM's number of it.
+        id: u64,
+    },
+    /// Let a flow of the guest ([`Event::FlowAsked`]) be.
+    FlowAccept {
+        /// The VMM's number of it.
+        id: u64,
+    },
+    /// Refuse a flow of the guest.
+    FlowRefuse {
+        /// The VMM's number of it.
+        id: u64,
+        /// What the guest gets instead.
+        why: Refusal,
+    },
+    /// End a flow that was accepted: a connection with a reset.
+    FlowClose {
         /// The VMM's number of it.
         id: u64,
     },
@@ -118,6 +136,24 @@ pub enum Event {
         /// The supervisor's number of it.
         id: u64,
     },
+    /// The guest wants a flow. Answer with [`Request::FlowAccept`] or
+    /// [`Request::FlowRefuse`]; the packet carries the supervisor's end.
+    FlowAsked {
+        /// The VMM's number of it.
+        id: u64,
+        /// What it is made of.
+        protocol: Protocol,
+        /// From whom to whom.
+        tuple: Tuple,
+    },
+    /// A flow that was accepted exists no more, or one that was asked for and that
+    /// the guest has given up.
+    FlowEnded {
+        /// The VMM's number of it.
+        id: u64,
+        /// How.
+        how: End,
+    },
     /// vCPUs and devices stand still.
     Paused,
     /// They go on.
@@ -158,6 +194,8 @@ pub struct VmSpec {
     pub disks: Vec<DiskSpec>,
     /// Whether a virtio-rng device is attached.
     pub rng: bool,
+    /// The guest's network card; none if it has none.
+    pub network: Option<Link>,
     /// Whether guest memory is a memfd that other processes can be given.
     pub shared_memory: bool,
 }

@@ -22,6 +22,7 @@ pub mod control;
 pub mod file;
 pub mod forward;
 pub mod frame;
+pub mod network;
 pub mod phase;
 pub mod privilege;
 pub mod supervisor;

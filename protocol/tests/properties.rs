@@ -257,6 +257,7 @@ fn spec() -> impl Strategy<Value = VmSpec> {
                 })
                 .collect(),
             rng,
+            network: None,
             shared_memory: rng,
         })
 }

@@ -17,6 +17,7 @@ use crate::console;
 use crate::driver::{ConsoleTap, Driver, DriverHandle, Shared};
 use crate::error::{Error, Result};
 use crate::exit::{Exit, ExitReason};
+use crate::network::Flows;
 use crate::pump::Task;
 use crate::sandbox::{Sandbox, Way, end_after, wait};
 use crate::timeline::now_ns;
@@ -42,9 +43,10 @@ impl SandboxBuilder {
         let vcpus = spec.vcpus;
         let guest = self.guest_config();
         shared.set_disks(self.disk_roles());
+        let flows = Flows::new(&self.network, spec.network);
         let vmm = VmmProcess::start(&mut self, spec)?;
         let tap = self.console_sink.take().map(console_thread).transpose()?;
-        let driver = Driver::start(vmm, Arc::clone(&shared), tap);
+        let driver = Driver::start(vmm, Arc::clone(&shared), tap, flows);
         // The files alone: of the builder, which has a sink, the future could not be
         // sent to another thread.
         let about = About {

@@ -17,6 +17,7 @@ use crate::disk::{Disk, DiskRole, Upper, check_guest_paths};
 use crate::driver::Shared;
 use crate::error::{Error, Result};
 use crate::log::VmLog;
+use crate::network::Settings;
 use crate::rate::RateLimit;
 use crate::sandbox::{LIMIT_GRACE, POWER_OFF_TIMEOUT};
 
@@ -99,6 +100,7 @@ pub struct SandboxBuilder {
     pub(crate) upper: Upper,
     pub(crate) disks: Vec<Disk>,
     pub(crate) disk_rate: Option<RateLimit>,
+    pub(crate) network: Settings,
     pub(crate) time_limit: Option<Duration>,
     pub(crate) time_limit_end: (Duration, Duration),
     pub(crate) described_by: Option<Arc<Config>>,
@@ -141,6 +143,7 @@ impl SandboxBuilder {
             upper: Upper::default(),
             disks: Vec::new(),
             disk_rate: None,
+            network: Settings::default(),
             time_limit: None,
             time_limit_end: (LIMIT_GRACE, POWER_OFF_TIMEOUT),
             described_by: None,
@@ -339,6 +342,7 @@ impl SandboxBuilder {
             kernel_args: self.kernel_args.clone(),
             disks,
             rng: true,
+            network: self.network.link()?,
             shared_memory: false,
         })
     }
@@ -403,6 +407,8 @@ impl SandboxBuilder {
             hosts: self.host_entries().unwrap_or_default(),
             cpu_quota: self.cpu_quota(),
             pids_limit: self.pids_limit,
+            // It was checked.
+            network: self.network.link().ok().flatten(),
         }
     }
 }

@@ -26,6 +26,7 @@ use crate::disk::{DiskRole, FullDisk};
 use crate::events::Hub;
 use crate::exit::{Exit, ExitReason, GuestWord, LastWord, classify};
 use crate::host_cgroup::HostCgroup;
+use crate::network::Flows;
 use crate::spawn::{Child, ChildStatus, KILLED_WITHIN};
 use crate::timeline::{Timeline, now_ns};
 use crate::vmm_process::VmmProcess;
@@ -230,6 +231,8 @@ pub(crate) struct Driver {
     /// Who waits to hear that the VM stands still, and that it goes on.
     pauses: VecDeque<oneshot::Sender<()>>,
     resumes: VecDeque<oneshot::Sender<()>>,
+    /// What the guest wants to reach.
+    flows: Flows,
     boot: Option<oneshot::Sender<OwnedFd>>,
     greeted: bool,
     kill_at: Option<Instant>,
@@ -252,6 +255,7 @@ impl Driver {
         vmm: VmmProcess,
         shared: Arc<Shared>,
         tap: Option<ConsoleTap>,
+        flows: Flows,
     ) -> DriverHandle {
         let (command_sender, commands) = mpsc::channel(16);
         let (kill_sender, kill) = mpsc::channel(1);
@@ -277,6 +281,7 @@ impl Driver {
             stats: VecDeque::new(),
             pauses: VecDeque::new(),
             resumes: VecDeque::new(),
+            flows,
             boot: Some(boot_sender),
             greeted: false,
             kill_at: None,
@@ -326,6 +331,9 @@ impl Driver {
                     if self.kill_at.is_none() && self.outbox.len() < MAX_OUTBOX =>
                 {
                     self.on_command(command);
+                }
+                answer = self.flows.next(), if self.outbox.len() < MAX_OUTBOX => {
+                    self.request(&answer, Vec::new());
                 }
                 read = read_console(&mut self.console, self.console_tap.as_ref(), &mut console_chunk),
                     if self.console.is_some() =>
@@ -402,6 +410,19 @@ impl Driver {
             Event::Incoming { id, port } => self.on_incoming(id, port, fds.pop()),
             Event::Connected { id } => self.on_connected(id, true),
             Event::Refused { id } => self.on_connected(id, false),
+            Event::FlowAsked {
+                id,
+                protocol,
+                tuple,
+            } => match fds.pop() {
+                Some(socket) => {
+                    if let Some(answer) = self.flows.ask(id, protocol, tuple, socket) {
+                        self.request(&answer, Vec::new());
+                    }
+                }
+                None => self.broken("a flow came without its descriptor".to_owned()),
+            },
+            Event::FlowEnded { id, .. } => self.flows.ended(id),
             Event::Stats(stats) => {
                 self.shared.timeline().set_stats((*stats).clone());
                 if let Some(reply) = self.stats.pop_front() {

@@ -246,6 +246,7 @@ pub fn parts(code: fn() -> &'static [u8], vcpus: u8, shared: bool) -> (VmSpec, R
         kernel_args: String::new(),
         disks: Vec::new(),
         rng: true,
+        network: None,
         shared_memory: shared,
     };
     let resources = Resources {

@@ -68,6 +68,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         kernel_args: arguments.join(" "),
         disks: Vec::new(),
         rng: true,
+        network: None,
         shared_memory: false,
     };
     let resources = Resources {

@@ -27,8 +27,9 @@ use vmm_sys_util::sock_ctrl_msg::ScmSocket;
 use crate::vm::{Command, Observer, Resources, VmEvent, VmHandle};
 
 /// Packets kept for a supervisor that does not read: twice what all of a guest's
-/// connections at once bring. More ends the VM: it cannot be supervised.
-const MAX_QUEUED: usize = 2 * flashpan_devices::vsock::MAX_CONNECTIONS;
+/// connections and flows at once bring. More ends the VM: it cannot be supervised.
+const MAX_QUEUED: usize =
+    2 * (flashpan_devices::vsock::MAX_CONNECTIONS + flashpan_devices::net::MAX_FLOWS);
 
 /// Packets up to which marks of the guest's own are kept, and beyond which they
 /// are dropped: a guest makes as many as it likes, and the room that is left is
@@ -299,6 +300,22 @@ impl Observer for Control {
             }
             VmEvent::Connected { id } => self.queue(&Event::Connected { id }, None, true),
             VmEvent::Refused { id } => self.queue(&Event::Refused { id }, None, true),
+            VmEvent::FlowAsked {
+                id,
+                protocol,
+                tuple,
+                socket,
+            } => {
+                let event = Event::FlowAsked {
+                    id,
+                    protocol,
+                    tuple,
+                };
+                self.queue(&event, Some(socket), true);
+            }
+            VmEvent::FlowEnded { id, how } => {
+                self.queue(&Event::FlowEnded { id, how }, None, true);
+            }
             VmEvent::Paused => self.queue(&Event::Paused, None, true),
             VmEvent::Resumed => self.queue(&Event::Resumed, None, true),
             VmEvent::Stats(stats) => self.queue(&Event::Stats(stats), None, true),
@@ -367,6 +384,9 @@ impl ControlSubscriber {
                 }
                 Request::Accept { id } => Command::Accept { id },
                 Request::Reject { id } => Command::Reject { id },
+                Request::FlowAccept { id } => Command::FlowAccept { id },
+                Request::FlowRefuse { id, why } => Command::FlowRefuse { id, why },
+                Request::FlowClose { id } => Command::FlowClose { id },
                 Request::Pause => Command::Pause,
                 Request::Resume => Command::Resume,
                 Request::Stats => Command::Stats,

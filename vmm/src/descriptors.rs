@@ -15,6 +15,14 @@ pub(crate) fn for_connections(limit: usize) -> usize {
     limit.saturating_sub(RESERVE).max(LEAST)
 }
 
+/// The same for a guest with a network card, and how many flows of it: what there is is
+/// shared.
+pub(crate) fn for_connections_and_flows(limit: usize) -> (usize, usize) {
+    let all = for_connections(limit);
+    let connections = flashpan_devices::vsock::MAX_CONNECTIONS.min(all / 2);
+    (connections, all.saturating_sub(connections))
+}
+
 /// The process's limit; `None` if it has none, or it is not to be had.
 pub(crate) fn limit() -> Option<usize> {
     let limit = get()?;

@@ -152,12 +152,15 @@ fn program(stage: Stage) -> Result<BpfProgram, JailError> {
         requests.push(when(1, SeccompCmpOp::Eq, *request)?);
     }
     rules.insert(libc::SYS_ioctl, requests);
-    // Both ends of a stream that the guest asked for; one goes to the
+    // Both ends of a connection that the guest asked for; one goes to the
     // supervisor. A datagram socket could send to any other by name.
-    let local = condition(0, SeccompCmpOp::Eq, as_u64(libc::AF_UNIX))?;
-    let stream = SeccompCmpOp::MaskedEq(SOCKET_TYPE);
-    let stream = condition(1, stream, as_u64(libc::SOCK_STREAM))?;
-    rules.insert(libc::SYS_socketpair, vec![all(vec![local, stream])?]);
+    let pair = |kind| {
+        let local = condition(0, SeccompCmpOp::Eq, as_u64(libc::AF_UNIX))?;
+        let kind = condition(1, SeccompCmpOp::MaskedEq(SOCKET_TYPE), as_u64(kind))?;
+        all(vec![local, kind])
+    };
+    let pairs = vec![pair(libc::SOCK_STREAM)?, pair(libc::SOCK_SEQPACKET)?];
+    rules.insert(libc::SYS_socketpair, pairs);
     // Along a connection only, to no address.
     let nowhere = SeccompCondition::new(4, SeccompCmpArgLen::Qword, SeccompCmpOp::Eq, 0)
         .map_err(seccompiler::Error::from)?;

@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, OnceLock};
 
 use event_manager::MutEventSubscriber;
 use flashpan_devices::block::{Block, BlockMetrics};
+use flashpan_devices::net::Net;
 use flashpan_devices::ring::{KickSubscriber, Kicked};
 use flashpan_devices::rng::Rng;
 use flashpan_devices::transport::registers::{INTERRUPT_ACK, INTERRUPT_STATUS, QUEUE_NOTIFY};
@@ -72,6 +73,7 @@ impl Attached {
         spec: &VmSpec,
         disks: Vec<File>,
         vsock: Arc<Mutex<Vsock>>,
+        net: Option<Arc<Mutex<Net>>>,
     ) -> Result<Self, BootError> {
         let mut slots = Vec::new();
         let mut metrics = Vec::new();
@@ -91,6 +93,9 @@ impl Attached {
         slots.push(Slot::new("vsock".to_owned(), vsock, |device, kicks| {
             Some(VsockSubscriber::new(device, kicks.try_into().ok()?))
         })?);
+        if let Some(net) = net {
+            slots.push(Slot::new("net".to_owned(), net, kicked)?);
+        }
         if spec.rng {
             let rng = Arc::new(Mutex::new(Rng::new()));
             slots.push(Slot::new("rng".to_owned(), rng, kicked)?);

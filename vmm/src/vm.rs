@@ -1,18 +1,21 @@
 //! A virtual machine: building it, running it, giving it orders.
 
 use std::fs::File;
+use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::sync::mpsc::{self, Receiver, Sender};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use event_manager::{EventManager, MutEventSubscriber, SubscriberId, SubscriberOps};
+use flashpan_devices::net::{Net, NetEvent};
 use flashpan_devices::vsock::{Vsock, VsockEvent};
 use flashpan_protocol::agent::GUEST_CID;
 use flashpan_protocol::control::{
     BootFailureKind, Console, ExitReason, ExitReport, MAX_DISK_ID, MAX_DISKS, Stamp, Stats, VCPUS,
     VmSpec,
 };
+use flashpan_protocol::network::{End, Link, Protocol, Refusal, Tuple};
 use flashpan_protocol::phase::Phase;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
@@ -76,6 +79,25 @@ pub enum VmEvent {
         /// Its number.
         id: u64,
     },
+    /// The guest wants a flow: answer with [`Command::FlowAccept`] or
+    /// [`Command::FlowRefuse`].
+    FlowAsked {
+        /// Its number.
+        id: u64,
+        /// What it is made of.
+        protocol: Protocol,
+        /// From whom to whom.
+        tuple: Tuple,
+        /// The host's end of it.
+        socket: OwnedFd,
+    },
+    /// A flow exists no more, or will not.
+    FlowEnded {
+        /// Its number.
+        id: u64,
+        /// How.
+        how: End,
+    },
     /// vCPUs and devices stand still.
     Paused,
     /// They go on.
@@ -110,6 +132,23 @@ pub enum Command {
     },
     /// Refuse a connection of the guest.
     Reject {
+        /// Its number.
+        id: u64,
+    },
+    /// Let a flow be.
+    FlowAccept {
+        /// Its number.
+        id: u64,
+    },
+    /// Refuse a flow.
+    FlowRefuse {
+        /// Its number.
+        id: u64,
+        /// What the guest gets instead.
+        why: Refusal,
+    },
+    /// End a flow that was accepted.
+    FlowClose {
         /// Its number.
         id: u64,
     },
@@ -183,6 +222,7 @@ pub struct Vm {
     /// Since when the machine has stood still.
     standing_since: Option<Instant>,
     vsock: Arc<Mutex<Vsock>>,
+    net: Option<Arc<Mutex<Net>>>,
     commands: Arc<Mutex<Commands>>,
     handle: VmHandle,
     machine: Arc<Machine>,
@@ -224,8 +264,11 @@ impl Vm {
         observer.event(VmEvent::Phase(stamp(Phase::MemoryReady)));
 
         let (handle, receiver, wake) = channel()?;
-        let vsock = vsock_device(Arc::clone(&observer))?;
-        let attached = Attached::new(spec, disks, Arc::clone(&vsock))?;
+        let vsock = vsock_device(Arc::clone(&observer), spec.network.is_some())?;
+        let net = (spec.network)
+            .map(|link| net_device(link, Arc::clone(&observer)))
+            .transpose()?;
+        let attached = Attached::new(spec, disks, Arc::clone(&vsock), net.clone())?;
         let cmdline = boot::cmdline::build(spec.console, attached.len(), &spec.kernel_args)?;
         let entry = boot::load(
             memory.ram(),
@@ -247,7 +290,7 @@ impl Vm {
             .into_iter()
             .map(|subscriber| events.add_subscriber(subscriber))
             .collect();
-        let commands = Commands::new(receiver, wake, Arc::clone(&vsock));
+        let commands = Commands::new(receiver, wake, Arc::clone(&vsock), net.clone());
         let commands = Arc::new(Mutex::new(commands));
         events.add_subscriber(Box::new(Arc::clone(&commands)) as Subscriber);
         events.add_subscriber(Box::new(EndSubscriber::new(
@@ -274,6 +317,7 @@ impl Vm {
             resting: Vec::new(),
             standing_since: Some(Instant::now()),
             vsock,
+            net,
             commands,
             handle,
             machine,
@@ -397,6 +441,9 @@ impl Vm {
     fn go_on(&mut self) {
         if let Some(since) = self.standing_since.take() {
             lock(&self.vsock).postpone(since.elapsed());
+            if let Some(net) = &self.net {
+                lock(net).postpone(since.elapsed());
+            }
         }
         for subscriber in self.resting.drain(..) {
             self.serving.push(self.events.add_subscriber(subscriber));
@@ -481,7 +528,10 @@ fn check(spec: &VmSpec, resources: &Resources) -> Result<(), BootError> {
 }
 
 /// The vsock device; what it reports goes to the observer.
-fn vsock_device(observer: Arc<dyn Observer>) -> Result<Arc<Mutex<Vsock>>, BootError> {
+fn vsock_device(
+    observer: Arc<dyn Observer>,
+    with_network: bool,
+) -> Result<Arc<Mutex<Vsock>>, BootError> {
     let report = move |event| {
         observer.event(match event {
             VsockEvent::Incoming { id, port, stream } => VmEvent::Incoming { id, port, stream },
@@ -492,9 +542,38 @@ fn vsock_device(observer: Arc<dyn Observer>) -> Result<Arc<Mutex<Vsock>>, BootEr
     let mut vsock = Vsock::new(u64::from(GUEST_CID), Box::new(report))
         .map_err(|e| BootError::host("make the vsock device", &std::io::Error::other(e)))?;
     if let Some(limit) = descriptors::limit() {
-        vsock.limit_connections(descriptors::for_connections(limit));
+        vsock.limit_connections(match with_network {
+            true => descriptors::for_connections_and_flows(limit).0,
+            false => descriptors::for_connections(limit),
+        });
     }
     Ok(Arc::new(Mutex::new(vsock)))
+}
+
+/// The network card; what it reports goes to the observer.
+fn net_device(link: Link, observer: Arc<dyn Observer>) -> Result<Arc<Mutex<Net>>, BootError> {
+    let report = move |event| {
+        observer.event(match event {
+            NetEvent::Asked {
+                id,
+                protocol,
+                tuple,
+                socket,
+            } => VmEvent::FlowAsked {
+                id,
+                protocol,
+                tuple,
+                socket,
+            },
+            NetEvent::Ended { id, how } => VmEvent::FlowEnded { id, how },
+        });
+    };
+    let mut net = Net::new(link, Box::new(report))
+        .map_err(|e| BootError::request(format!("the network card: {e}")))?;
+    if let Some(limit) = descriptors::limit() {
+        net.limit_flows(descriptors::for_connections_and_flows(limit).1);
+    }
+    Ok(Arc::new(Mutex::new(net)))
 }
 
 /// Locks; a poisoned lock cannot be in a process that aborts on panic.

@@ -62,9 +62,6 @@ const CASES: [(&str, Stage, bool, Deed); 22] = [
     ("datagram pair", Stage::Building, false, |_| {
         drop(UnixDatagram::pair());
     }),
-    ("packet pair", Stage::Building, false, |_| {
-        socketpair(libc::SOCK_SEQPACKET | libc::SOCK_CLOEXEC);
-    }),
     ("send to a name", Stage::Building, false, |_| {
         send_to_a_name();
     }),
@@ -114,6 +111,9 @@ const CASES: [(&str, Stage, bool, Deed); 22] = [
         File::from(OwnedFd::from(theirs))
             .read_exact(&mut [0])
             .unwrap();
+    }),
+    ("messages", Stage::Running, true, |_| {
+        socketpair(libc::SOCK_SEQPACKET | libc::SOCK_CLOEXEC);
     }),
     ("memory of many threads", Stage::Building, true, |_| {
         many_threads_allocate();

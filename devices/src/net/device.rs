@@ -4,14 +4,13 @@ use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 use std::time::Duration;
 
+use flashpan_protocol::network::{Link, Refusal};
 use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
 use virtio_queue::{Queue, QueueState, QueueT};
 
 use super::header::HEADER_LEN;
 use super::rings::{Placed, Rings};
-use super::{
-    Addresses, DEVICE_TYPE, Metrics, NetError, NetEvent, Offload, QUEUE_SIZES, Refusal, Stack,
-};
+use super::{DEVICE_TYPE, Metrics, NetError, NetEvent, Offload, QUEUE_SIZES, Stack};
 use crate::ring::{Chain, Kicked, Progress, Ring, RingError};
 use crate::state::{DeviceState, RestoreError};
 use crate::virtio::{ActivateError, Activation, GuestRam, Interrupt, VirtioDevice, read_bytes};
@@ -97,24 +96,19 @@ impl std::fmt::Debug for Net {
 }
 
 impl Net {
-    /// A device on a link with these addresses and packets of at most `mtu` bytes
-    /// ([`super::MTU`]).
+    /// A device at the guest's end of this link.
     ///
     /// `host` is called from the event loop, while the device is locked: it must not
     /// call the device.
     ///
     /// # Errors
     /// If the MTU is out of range, or the host refuses a descriptor.
-    pub fn new(
-        addresses: Addresses,
-        mtu: u16,
-        host: Box<dyn FnMut(NetEvent) + Send>,
-    ) -> Result<Self, NetError> {
-        let stack = Stack::new(addresses, mtu, Offload::default())?;
-        let [m0, m1, m2, m3, m4, m5] = addresses.guest_mac;
+    pub fn new(link: Link, host: Box<dyn FnMut(NetEvent) + Send>) -> Result<Self, NetError> {
+        let stack = Stack::new(link, Offload::default())?;
+        let [m0, m1, m2, m3, m4, m5] = link.guest_mac;
         let [s0, s1] = LINK_UP.to_le_bytes();
         let [p0, p1] = 1_u16.to_le_bytes();
-        let [u0, u1] = mtu.to_le_bytes();
+        let [u0, u1] = link.mtu.to_le_bytes();
         Ok(Self {
             config: [m0, m1, m2, m3, m4, m5, s0, s1, p0, p1, u0, u1],
             stack,

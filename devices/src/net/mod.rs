@@ -24,10 +24,11 @@ use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::os::fd::OwnedFd;
 
+use flashpan_protocol::network::{End, Link, Protocol, Tuple};
 use thiserror::Error;
 
 pub use device::{Net, RingMetrics};
-pub use stack::{Frame, Metrics, Offload, Stack, Tuple};
+pub use stack::{Frame, Metrics, Offload, Stack};
 
 /// Device type 1 (virtio 1.2 §5.1.1).
 pub const DEVICE_TYPE: u32 = 1;
@@ -41,81 +42,6 @@ pub const MAX_FLOWS: usize = 12_000;
 /// Flows that may be asked for at once. A guest that opens more has to ask again: its
 /// SYN is dropped.
 pub const MAX_ASKED: usize = 256;
-
-/// Smallest and largest packet of the link: what IPv6 needs, and what a length of 16
-/// bits can say.
-pub const MTU: std::ops::RangeInclusive<u16> = 1280..=65_520;
-
-/// Addresses of the link between the guest and its gateway.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Addresses {
-    /// Link address of the guest's card.
-    pub guest_mac: [u8; 6],
-    /// Link address of the gateway.
-    pub gateway_mac: [u8; 6],
-    /// The guest, for DHCP.
-    pub guest4: Ipv4Addr,
-    /// The gateway.
-    pub gateway4: Ipv4Addr,
-    /// Bits of the network's part of both, at most 32.
-    pub prefix4: u8,
-    /// The gateway.
-    pub gateway6: Ipv6Addr,
-}
-
-impl Addresses {
-    /// The network's part of the IPv4 addresses.
-    #[must_use]
-    pub fn mask4(&self) -> Ipv4Addr {
-        let host = 32_u32.saturating_sub(self.prefix4.into());
-        Ipv4Addr::from_bits(u32::MAX.checked_shl(host).unwrap_or(0))
-    }
-
-    /// The gateway's address on the link, made from its link address (RFC 4291
-    /// appendix A).
-    #[must_use]
-    pub fn gateway_link_local(&self) -> Ipv6Addr {
-        let [a, b, c, d, e, f] = self.gateway_mac;
-        let pair = |high, low| u16::from_be_bytes([high, low]);
-        let (first, second) = (pair(a ^ 2, b), pair(c, 0xff));
-        Ipv6Addr::new(0xfe80, 0, 0, 0, first, second, pair(0xfe, d), pair(e, f))
-    }
-}
-
-/// What a flow is made of.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Protocol {
-    /// A stream: the socket pair is of streams.
-    Tcp,
-    /// Datagrams: the socket pair is of datagrams, one for one.
-    Udp,
-}
-
-/// What the guest gets instead of a flow.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Refusal {
-    /// Nothing listens there: a reset, or "port unreachable" for UDP.
-    Reset,
-    /// "Host unreachable".
-    Host,
-    /// "Network unreachable".
-    Network,
-    /// "Administratively prohibited".
-    Prohibited,
-    /// No answer at all.
-    Silence,
-}
-
-/// How a flow ended that existed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum End {
-    /// In order, by both sides.
-    Closed,
-    /// By a reset of the guest, or because the host's end was closed in the middle.
-    Reset,
-    /// Nothing happened for too long.
-    Idle,
-}
 
 /// What the device tells the host.
 #[derive(Debug)]
@@ -155,4 +81,18 @@ pub enum NetError {
         /// Why it failed.
         error: io::Error,
     },
+}
+
+/// The mask of the network's part of the link's IPv4 addresses.
+fn mask4(link: &Link) -> Ipv4Addr {
+    let host = 32_u32.saturating_sub(link.prefix4.into());
+    Ipv4Addr::from_bits(u32::MAX.checked_shl(host).unwrap_or(0))
+}
+
+/// The gateway's address on the link, made from its link address (RFC 4291 appendix A).
+fn gateway_link_local(link: &Link) -> Ipv6Addr {
+    let [a, b, c, d, e, f] = link.gateway_mac;
+    let pair = |high, low| u16::from_be_bytes([high, low]);
+    let (first, second) = (pair(a ^ 2, b), pair(c, 0xff));
+    Ipv6Addr::new(0xfe80, 0, 0, 0, first, second, pair(0xfe, d), pair(e, f))
 }

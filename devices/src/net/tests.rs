@@ -2,25 +2,19 @@
 //! `docs/devices.md` lists the tests by class.
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic)]
 
-use std::net::{Ipv4Addr, Ipv6Addr};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, LazyLock, Mutex};
+
+use flashpan_protocol::network::{Link, Refusal};
 
 use super::header::HEADER_LEN;
-use super::{Addresses, Net, NetError, NetEvent, Refusal};
+use super::{Net, NetError, NetEvent};
 use crate::testing::{Driver, HOLE, Segment};
 use crate::transport::registers as reg;
 
 const ALL: u64 = u64::MAX;
 const MRG_RXBUF: u64 = 1 << 15;
 
-const ADDRESSES: Addresses = Addresses {
-    guest_mac: [2, 0, 0, 0, 0, 2],
-    gateway_mac: [2, 0, 0, 0, 0, 1],
-    guest4: Ipv4Addr::new(198, 18, 0, 2),
-    gateway4: Ipv4Addr::new(198, 18, 0, 1),
-    prefix4: 30,
-    gateway6: Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, 1),
-};
+static LINK: LazyLock<Link> = LazyLock::new(|| Link::standard(1500));
 
 type Events = Arc<Mutex<Vec<NetEvent>>>;
 
@@ -28,34 +22,34 @@ fn driver(features: u64) -> (Driver<Net>, Events) {
     let events = Events::default();
     let heard = Arc::clone(&events);
     let host = Box::new(move |event| heard.lock().unwrap().push(event));
-    let net = Net::new(ADDRESSES, 1500, host).unwrap();
+    let net = Net::new(*LINK, host).unwrap();
     (Driver::new(net, features), events)
 }
 
 /// Who has the gateway's address?
 fn arp() -> Vec<u8> {
     let mut frame = vec![0xff; 6];
-    frame.extend(ADDRESSES.guest_mac);
+    frame.extend(LINK.guest_mac);
     frame.extend([8, 6, 0, 1, 8, 0, 6, 4, 0, 1]);
-    frame.extend(ADDRESSES.guest_mac);
-    frame.extend(ADDRESSES.guest4.octets());
+    frame.extend(LINK.guest_mac);
+    frame.extend(LINK.guest4.octets());
     frame.extend([0; 6]);
-    frame.extend(ADDRESSES.gateway4.octets());
+    frame.extend(LINK.gateway4.octets());
     frame
 }
 
 /// The answer to it.
 fn is_answer(frame: &[u8]) -> bool {
-    frame.len() == 42 && frame[..6] == ADDRESSES.guest_mac && frame[20..22] == [0, 2]
+    frame.len() == 42 && frame[..6] == LINK.guest_mac && frame[20..22] == [0, 2]
 }
 
 /// A connection is asked for.
 fn syn() -> Vec<u8> {
-    let mut frame = ADDRESSES.gateway_mac.to_vec();
-    frame.extend(ADDRESSES.guest_mac);
+    let mut frame = LINK.gateway_mac.to_vec();
+    frame.extend(LINK.guest_mac);
     frame.extend([8, 0]);
     let mut ip = vec![0x45, 0, 0, 40, 0, 0, 0x40, 0, 64, 6, 0, 0];
-    ip.extend(ADDRESSES.guest4.octets());
+    ip.extend(LINK.guest4.octets());
     ip.extend([1, 1, 1, 1]);
     let sum: u32 = ip
         .chunks(2)
@@ -98,7 +92,7 @@ fn identification() {
     assert_eq!(driver.machine.read(reg::DEVICE_ID), 1);
     let mut config = [0; 12];
     driver.machine.transport.read(reg::CONFIG, &mut config);
-    assert_eq!(config, [2, 0, 0, 0, 0, 2, 1, 0, 1, 0, 0xdc, 5]);
+    assert_eq!(config, [2, 0xf1, 0xa5, 0, 0, 2, 1, 0, 1, 0, 0xdc, 5]);
     let offered = 1 << 32 | 1 << 29 | 1 << 28 | 0x1_99ab;
     assert_eq!(driver.features, offered);
 }
@@ -106,7 +100,7 @@ fn identification() {
 #[test]
 fn an_mtu_that_no_link_has_is_refused() {
     for mtu in [0, 1279, 65_521] {
-        let error = Net::new(ADDRESSES, mtu, Box::new(drop)).unwrap_err();
+        let error = Net::new(Link::standard(mtu), Box::new(drop)).unwrap_err();
         assert!(matches!(error, NetError::Mtu(refused) if refused == mtu));
     }
 }

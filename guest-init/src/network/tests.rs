@@ -34,7 +34,7 @@ fn the_names_are_in_the_upper_layer_and_etc_looks_as_before() {
     std::fs::create_dir(&etc).unwrap();
     std::fs::set_permissions(&etc, std::fs::Permissions::from_mode(0o751)).unwrap();
     assert_eq!(
-        write_names(&at.lower, &at.upper, "box", &[]),
+        write_names(&at.lower, &at.upper, "box", &[], None),
         Vec::<String>::new()
     );
     let read = |file: &str| std::fs::read_to_string(at.upper.join("etc").join(file)).unwrap();
@@ -64,7 +64,7 @@ fn a_disk_that_was_used_before_gets_the_new_names() {
     // A link is replaced, not followed.
     symlink(at.root.join("outside"), etc.join("hosts")).unwrap();
     assert_eq!(
-        write_names(&at.lower, &at.upper, "new", &[]),
+        write_names(&at.lower, &at.upper, "new", &[], None),
         Vec::<String>::new()
     );
     assert_eq!(
@@ -79,7 +79,7 @@ fn a_disk_that_was_used_before_gets_the_new_names() {
 fn an_image_without_a_directory_etc_is_warned_of() {
     let at = layers("link");
     symlink("/elsewhere", at.lower.join("etc")).unwrap();
-    let warnings = write_names(&at.lower, &at.upper, "box", &[]);
+    let warnings = write_names(&at.lower, &at.upper, "box", &[], None);
     assert_eq!(
         warnings,
         ["write /etc/hostname and /etc/hosts: /etc: not a directory"]
@@ -112,7 +112,7 @@ fn lines_of_the_user_come_after_our_own() {
             ..entry("müller")
         },
     ];
-    write_names(&at.lower, &at.upper, "box", &more);
+    write_names(&at.lower, &at.upper, "box", &more, None);
     let hosts = std::fs::read_to_string(at.upper.join("etc/hosts")).unwrap();
     let ours = "127.0.1.1\tbox\n2001:db8::1\tdb.internal\n10.0.0.7\tmüller\n";
     assert!(hosts.ends_with(ours), "{hosts}");

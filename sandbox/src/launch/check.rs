@@ -59,7 +59,7 @@ impl Launch {
         progress: Arc<dyn Progress>,
     ) -> Result<Checked> {
         config.validate()?;
-        Unsupported::check(&config)?;
+        Unsupported::check(&config, options.network)?;
         let image_name = image_name(&config, &options)?;
         let made = config.id_or_new().map(drop);
         let hostname = made.and_then(|()| config.hostname_or_id().map(str::to_owned));
@@ -201,6 +201,12 @@ pub(super) fn bare(
     }
     if let Some(limit) = options.disk_rate {
         builder = builder.disk_rate(limit);
+    }
+    builder = builder.network(options.network);
+    if let Some(network) = &config.network {
+        builder = builder
+            .block_private_ips(network.blocks_private_ips())
+            .network_mtu(network.mtu_or_default());
     }
     for entry in config.network.iter().flat_map(|network| &network.add_hosts) {
         builder = builder.add_host(entry.clone());

@@ -9,6 +9,7 @@ use flashpan_rootfs::platform::Platform;
 use serde::{Deserialize, Serialize};
 
 use crate::config::DEFAULT_BOOT_TIMEOUT;
+use crate::network::Network;
 use crate::rate::RateLimit;
 
 /// What a host adds to a [`crate::api::Config`]: what is none of a client's
@@ -43,6 +44,10 @@ pub struct HostOptions {
     /// much as the host does if there is none.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub disk_rate: Option<RateLimit>,
+    /// What network the VM has. With one, `network.block_private_ips` and `network.mtu`
+    /// of its configuration count.
+    #[serde(default)]
+    pub network: Network,
     /// The VMM program; looked up if there is none ([`crate::vmm_program`]).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub vmm: Option<PathBuf>,
@@ -207,6 +212,7 @@ impl Default for HostOptions {
             console: Console::default(),
             pids_limit: None,
             disk_rate: None,
+            network: Network::default(),
             vmm: None,
             guest_init: None,
             end_with_thread: false,

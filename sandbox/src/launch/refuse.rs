@@ -1,12 +1,13 @@
 //! What a configuration may ask for and this version does not have.
 //!
 //! Each field that nothing obeys yet is refused by name, unless what it asks for is
-//! the case anyway: guests have no network, so `no_network`, `block_private_ips`
-//! and the usual packet size are kept to.
+//! the case anyway: guests have no network unless the host gives them one, so
+//! `no_network`, `block_private_ips` and the usual packet size are kept to.
 
 use std::fmt;
 
 use crate::api::{Config, DEFAULT_NETWORK_MTU, NetworkConfig, VfsConfig};
+use crate::network::Network;
 
 /// Fields of a configuration that this version cannot obey: at least one.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -16,6 +17,7 @@ pub struct Unsupported {
 
 /// Why a field cannot be obeyed.
 const NO_NETWORK: &str = "guests have no network";
+const NOT_YET: &str = "a network is open, or there is none";
 const NO_MOUNTS: &str = "guests see no files of the host; use a disk";
 
 impl Unsupported {
@@ -31,7 +33,7 @@ impl Unsupported {
     }
 
     /// What of a configuration cannot be obeyed.
-    pub(super) fn check(config: &Config) -> Result<(), Self> {
+    pub(super) fn check(config: &Config, has: Network) -> Result<(), Self> {
         let mut fields = Vec::new();
         let mut refuse = |asked: bool, field, why| {
             if asked {
@@ -39,7 +41,7 @@ impl Unsupported {
             }
         };
         if let Some(network) = &config.network {
-            check_network(network, &mut refuse);
+            check_network(network, has, &mut refuse);
         }
         if let Some(vfs) = &config.vfs {
             check_vfs(vfs, &mut refuse);
@@ -53,20 +55,26 @@ impl Unsupported {
 
 fn check_network(
     network: &NetworkConfig,
+    has: Network,
     refuse: &mut impl FnMut(bool, &'static str, &'static str),
 ) {
-    let mtu = network.mtu_or_default() != DEFAULT_NETWORK_MTU;
+    let none = has == Network::None;
+    let mtu = none && network.mtu_or_default() != DEFAULT_NETWORK_MTU;
+    let private = none && !network.blocks_private_ips();
+    let why = if none { NO_NETWORK } else { NOT_YET };
     for (asked, field) in [
         (!network.allowed_hosts.is_empty(), "network.allowed_hosts"),
-        (!network.blocks_private_ips(), "network.block_private_ips"),
+        (private, "network.block_private_ips"),
         (network.intercept, "network.intercept"),
         (network.interception.is_some(), "network.interception"),
         (!network.secrets.is_empty(), "network.secrets"),
         (!network.dns_servers.is_empty(), "network.dns_servers"),
         (mtu, "network.mtu"),
     ] {
-        refuse(asked, field, NO_NETWORK);
+        refuse(asked, field, why);
     }
+    let asked = !none && network.no_network;
+    refuse(asked, "network.no_network", "the VM is to have a network");
 }
 
 fn check_vfs(vfs: &VfsConfig, refuse: &mut impl FnMut(bool, &'static str, &'static str)) {
@@ -98,7 +106,7 @@ mod tests {
 
     fn refused(json: &str) -> Vec<String> {
         let config = Config::from_json(json.as_bytes()).unwrap().config;
-        match Unsupported::check(&config) {
+        match Unsupported::check(&config, Network::None) {
             Ok(()) => Vec::new(),
             Err(refused) => refused.fields().map(str::to_owned).collect(),
         }
@@ -106,8 +114,14 @@ mod tests {
 
     #[test]
     fn defaults_however_they_are_written_pass() {
-        assert_eq!(Unsupported::check(&Config::default()), Ok(()));
-        assert_eq!(Unsupported::check(&Config::with_defaults()), Ok(()));
+        assert_eq!(
+            Unsupported::check(&Config::default(), Network::None),
+            Ok(())
+        );
+        assert_eq!(
+            Unsupported::check(&Config::with_defaults(), Network::None),
+            Ok(())
+        );
         for json in [
             r#"{"network":{},"vfs":{},"resources":{"cpus":0.5}}"#,
             r#"{"network":{"add_hosts":[{"host":"a","ip":"10.0.0.1"}]}}"#,
@@ -161,7 +175,7 @@ mod tests {
         }
         let config =
             Config::from_json(br#"{"vfs":{"interception":{}},"network":{"intercept":true}}"#);
-        let refused = Unsupported::check(&config.unwrap().config).unwrap_err();
+        let refused = Unsupported::check(&config.unwrap().config, Network::None).unwrap_err();
         assert_eq!(
             refused.to_string(),
             "network.intercept: not supported by this version: guests have no network; \

@@ -39,6 +39,7 @@ pub(crate) fn run(kernel: &Path, initramfs: &Path) -> Result<()> {
         kernel_args: String::new(),
         disks: Vec::new(),
         rng: true,
+        network: None,
         shared_memory: false,
     };
     let open = |path: &Path| File::open(path).with_context(|| format!("open {}", path.display()));

@@ -4,6 +4,7 @@ use std::sync::mpsc::{Receiver, Sender};
 use std::sync::{Arc, Mutex};
 
 use event_manager::{EventOps, Events, MutEventSubscriber};
+use flashpan_devices::net::Net;
 use flashpan_devices::vsock::Vsock;
 use flashpan_protocol::control::ExitReason;
 use vmm_sys_util::epoll::EventSet;
@@ -28,6 +29,7 @@ pub(super) struct Commands {
     receiver: Receiver<Command>,
     wake: EventFd,
     vsock: Arc<Mutex<Vsock>>,
+    net: Option<Arc<Mutex<Net>>>,
     /// For [`super::Vm::run`] to do after this round of events.
     pub(super) pending: Vec<Order>,
     pub(super) ended: Option<ExitReason>,
@@ -51,11 +53,13 @@ impl Commands {
         receiver: Receiver<Command>,
         wake: EventFd,
         vsock: Arc<Mutex<Vsock>>,
+        net: Option<Arc<Mutex<Net>>>,
     ) -> Self {
         Self {
             receiver,
             wake,
             vsock,
+            net,
             pending: Vec::new(),
             ended: None,
         }
@@ -70,12 +74,22 @@ impl Commands {
                 }
                 Command::Accept { id } => lock(&self.vsock).accept(id),
                 Command::Reject { id } => lock(&self.vsock).reject(id),
+                Command::FlowAccept { id } => self.net(|net| net.accept(id)),
+                Command::FlowRefuse { id, why } => self.net(|net| net.refuse(id, why)),
+                Command::FlowClose { id } => self.net(|net| net.close(id)),
                 Command::Pause => self.pending.push(Order::Pause),
                 Command::Resume => self.pending.push(Order::Resume),
                 Command::Stats => self.pending.push(Order::Stats),
                 Command::Save(reply) => self.pending.push(Order::Save(reply)),
                 Command::End(reason) => self.pending.push(Order::End(reason)),
             }
+        }
+    }
+
+    /// A machine without a card has no flows that an order could be about.
+    fn net(&self, order: impl FnOnce(&mut Net)) {
+        if let Some(net) = &self.net {
+            order(&mut lock(net));
         }
     }
 }

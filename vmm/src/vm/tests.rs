@@ -22,6 +22,7 @@ fn checked(ids: &[&str]) -> Result<(), BootError> {
         kernel_args: String::new(),
         disks: ids.iter().map(disk).collect(),
         rng: false,
+        network: None,
         shared_memory: false,
     };
     let resources = Resources {

@@ -2,6 +2,7 @@
 
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 
+use flashpan_protocol::network::Refusal;
 use smoltcp::phy::ChecksumCapabilities;
 use smoltcp::wire::{
     EthernetAddress, EthernetProtocol, Icmpv4DstUnreachable, Icmpv4Packet, Icmpv4Repr,
@@ -11,7 +12,6 @@ use smoltcp::wire::{
 };
 
 use super::output::Output;
-use crate::net::Refusal;
 
 const HOPS: u8 = 64;
 /// Neighbour discovery is for the link only, and says so (RFC 4861 §4).

@@ -2,6 +2,7 @@
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 
+use flashpan_protocol::network::{Link, Tuple};
 use smoltcp::phy::ChecksumCapabilities;
 use smoltcp::wire::{
     ArpOperation, ArpPacket, ArpRepr, DHCP_CLIENT_PORT, DHCP_SERVER_PORT, DhcpMessageType,
@@ -11,8 +12,8 @@ use smoltcp::wire::{
 
 use super::answer;
 use super::output::Output;
-use super::packet::{Drop, Tuple};
-use crate::net::Addresses;
+use super::packet::Drop;
+use crate::net::{gateway_link_local, mask4};
 
 /// How long a guest may keep its address: it has no other.
 const LEASE_SECONDS: u32 = 24 * 3600;
@@ -21,7 +22,7 @@ const LEASE_SECONDS: u32 = 24 * 3600;
 const MAX_ECHO: usize = 1472;
 
 /// The gateway's answer to an ARP packet.
-pub(super) fn arp(addresses: &Addresses, output: &mut Output, packet: &[u8]) -> Result<(), Drop> {
+pub(super) fn arp(link: &Link, output: &mut Output, packet: &[u8]) -> Result<(), Drop> {
     let packet = ArpPacket::new_checked(packet).map_err(|_| Drop::Malformed)?;
     let ArpRepr::EthernetIpv4 {
         operation,
@@ -33,14 +34,14 @@ pub(super) fn arp(addresses: &Addresses, output: &mut Output, packet: &[u8]) -> 
     else {
         return Err(Drop::Protocol);
     };
-    let asked = operation == ArpOperation::Request && target_protocol_addr == addresses.gateway4;
+    let asked = operation == ArpOperation::Request && target_protocol_addr == link.gateway4;
     if !asked || !source_hardware_addr.is_unicast() {
         return Err(Drop::Receiver);
     }
     let answer = ArpRepr::EthernetIpv4 {
         operation: ArpOperation::Reply,
-        source_hardware_addr: EthernetAddress(addresses.gateway_mac),
-        source_protocol_addr: addresses.gateway4,
+        source_hardware_addr: EthernetAddress(link.gateway_mac),
+        source_protocol_addr: link.gateway4,
         target_hardware_addr: source_hardware_addr,
         target_protocol_addr: source_protocol_addr,
     };
@@ -53,13 +54,13 @@ pub(super) fn arp(addresses: &Addresses, output: &mut Output, packet: &[u8]) -> 
 
 /// The gateway's answer to an ICMP message for IPv4.
 pub(super) fn icmp4(
-    addresses: &Addresses,
+    link: &Link,
     output: &mut Output,
     to: EthernetAddress,
     packet: &[u8],
 ) -> Result<(), Drop> {
     let ip = Ipv4Packet::new_checked(packet).map_err(|_| Drop::Malformed)?;
-    if ip.dst_addr() != addresses.gateway4 {
+    if ip.dst_addr() != link.gateway4 {
         return Err(Drop::Protocol);
     }
     let message = Icmpv4Packet::new_checked(ip.payload()).map_err(|_| Drop::Malformed)?;
@@ -75,7 +76,7 @@ pub(super) fn icmp4(
                 seq_no,
                 data,
             };
-            answer::icmp4(output, to, addresses.gateway4, ip.src_addr(), &echo);
+            answer::icmp4(output, to, link.gateway4, ip.src_addr(), &echo);
             Ok(())
         }
         Ok(_) => Err(Drop::Protocol),
@@ -85,7 +86,7 @@ pub(super) fn icmp4(
 
 /// The gateway's answer to an ICMP message for IPv6.
 pub(super) fn icmp6(
-    addresses: &Addresses,
+    link: &Link,
     output: &mut Output,
     to: EthernetAddress,
     packet: &[u8],
@@ -100,7 +101,7 @@ pub(super) fn icmp6(
             ident,
             seq_no,
             data,
-        } if is_gateway(addresses, destination) && data.len() <= MAX_ECHO => {
+        } if is_gateway(link, destination) && data.len() <= MAX_ECHO => {
             let echo = Icmpv6Repr::EchoReply {
                 ident,
                 seq_no,
@@ -110,7 +111,7 @@ pub(super) fn icmp6(
             Ok(())
         }
         Icmpv6Repr::Ndisc(NdiscRepr::NeighborSolicit { target_addr, .. })
-            if is_gateway(addresses, target_addr) && ip.hop_limit() == 255 =>
+            if is_gateway(link, target_addr) && ip.hop_limit() == 255 =>
         {
             // A host without an address only finds out whether it may take this one.
             let solicited = !source.is_unspecified();
@@ -122,7 +123,7 @@ pub(super) fn icmp6(
             let advert = Icmpv6Repr::Ndisc(NdiscRepr::NeighborAdvert {
                 flags: flags | NdiscNeighborFlags::ROUTER | NdiscNeighborFlags::OVERRIDE,
                 target_addr,
-                lladdr: Some(EthernetAddress(addresses.gateway_mac).into()),
+                lladdr: Some(EthernetAddress(link.gateway_mac).into()),
             });
             answer::neighbour(output, to, target_addr, to_whom, &advert);
             Ok(())
@@ -133,8 +134,8 @@ pub(super) fn icmp6(
 
 const ALL_NODES: Ipv6Addr = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 1);
 
-fn is_gateway(addresses: &Addresses, address: Ipv6Addr) -> bool {
-    address == addresses.gateway6 || address == addresses.gateway_link_local()
+fn is_gateway(link: &Link, address: Ipv6Addr) -> bool {
+    address == link.gateway6 || address == gateway_link_local(link)
 }
 
 /// Whether a datagram is one of a DHCP client.
@@ -143,15 +144,10 @@ pub(super) fn is_dhcp(tuple: &Tuple) -> bool {
 }
 
 /// The gateway's answer to a DHCP client: the guest's address, whoever asks.
-pub(super) fn dhcp(
-    addresses: &Addresses,
-    output: &mut Output,
-    payload: &[u8],
-    mtu: usize,
-) -> Result<(), Drop> {
+pub(super) fn dhcp(link: &Link, output: &mut Output, payload: &[u8]) -> Result<(), Drop> {
     let packet = DhcpPacket::new_checked(payload).map_err(|_| Drop::Malformed)?;
     let asked = DhcpRepr::parse(&packet).map_err(|_| Drop::Malformed)?;
-    let other_server = (asked.server_identifier).is_some_and(|server| server != addresses.gateway4);
+    let other_server = (asked.server_identifier).is_some_and(|server| server != link.gateway4);
     if other_server {
         return Err(Drop::Receiver);
     }
@@ -160,12 +156,12 @@ pub(super) fn dhcp(
         .or_else(|| (!asked.client_ip.is_unspecified()).then_some(asked.client_ip));
     let message_type = match asked.message_type {
         DhcpMessageType::Discover => DhcpMessageType::Offer,
-        DhcpMessageType::Request if wanted == Some(addresses.guest4) => DhcpMessageType::Ack,
+        DhcpMessageType::Request if wanted == Some(link.guest4) => DhcpMessageType::Ack,
         DhcpMessageType::Request => DhcpMessageType::Nak,
         _ => return Err(Drop::Protocol),
     };
     let granted = message_type != DhcpMessageType::Nak;
-    let servers = std::iter::once(addresses.gateway4).collect();
+    let servers = std::iter::once(link.gateway4).collect();
     let answer = DhcpRepr {
         message_type,
         transaction_id: asked.transaction_id,
@@ -173,18 +169,18 @@ pub(super) fn dhcp(
         client_hardware_address: asked.client_hardware_address,
         client_ip: Ipv4Addr::UNSPECIFIED,
         your_ip: if granted {
-            addresses.guest4
+            link.guest4
         } else {
             Ipv4Addr::UNSPECIFIED
         },
-        server_ip: addresses.gateway4,
-        router: granted.then_some(addresses.gateway4),
-        subnet_mask: granted.then(|| addresses.mask4()),
+        server_ip: link.gateway4,
+        router: granted.then_some(link.gateway4),
+        subnet_mask: granted.then(|| mask4(link)),
         relay_agent_ip: Ipv4Addr::UNSPECIFIED,
         broadcast: true,
         requested_ip: None,
         client_identifier: None,
-        server_identifier: Some(addresses.gateway4),
+        server_identifier: Some(link.gateway4),
         parameter_request_list: None,
         dns_servers: granted.then_some(servers),
         max_size: None,
@@ -196,9 +192,16 @@ pub(super) fn dhcp(
     let mut bytes = vec![0; answer.buffer_len()];
     let mut packet = DhcpPacket::new_unchecked(&mut bytes);
     answer.emit(&mut packet).map_err(|_| Drop::Malformed)?;
-    let source = (addresses.gateway4, DHCP_SERVER_PORT).into();
+    let source = (link.gateway4, DHCP_SERVER_PORT).into();
     let destination = (Ipv4Addr::BROADCAST, DHCP_CLIENT_PORT).into();
     let everybody = EthernetAddress::BROADCAST;
-    answer::udp(output, everybody, source, destination, &bytes, mtu);
+    answer::udp(
+        output,
+        everybody,
+        source,
+        destination,
+        &bytes,
+        link.mtu.into(),
+    );
     Ok(())
 }

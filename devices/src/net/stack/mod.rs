@@ -30,9 +30,10 @@ mod tests;
 mod udp;
 
 use std::os::fd::{AsRawFd, RawFd};
-use std::os::unix::net::{UnixDatagram, UnixStream};
+use std::os::unix::net::UnixStream;
 use std::time::{Duration as StdDuration, Instant as StdInstant};
 
+use flashpan_protocol::network::{End, Link, MTU, Protocol, Refusal, Tuple};
 use smoltcp::iface::{Config, Interface};
 use smoltcp::time::{Duration, Instant};
 use smoltcp::wire::{EthernetAddress, HardwareAddress, IpCidr};
@@ -42,12 +43,12 @@ use self::packet::{Drop, Packet};
 use self::table::{Asked, Flow, State, Table};
 use self::tcp::{Pumped, TcpFlow};
 use self::udp::UdpFlow;
-use super::{Addresses, End, MTU, NetError, NetEvent, Protocol, Refusal};
+use super::{NetError, NetEvent};
 use crate::reactor::{Reactor, Ready};
+use crate::sock;
 
 pub use metrics::Metrics;
 pub use output::{Frame, Offload};
-pub use packet::Tuple;
 
 /// How long the host may take for an answer: longer than a connection takes that nobody
 /// answers.
@@ -69,8 +70,7 @@ const BUFFERS: [(usize, usize); 3] = [
 /// be called whenever the descriptor of [`AsRawFd`] is readable, and [`Self::run`] after
 /// that, after frames went in, and after frames were taken out.
 pub struct Stack {
-    addresses: Addresses,
-    mtu: u16,
+    link: Link,
     interface: Interface,
     output: Output,
     table: Table,
@@ -87,7 +87,7 @@ pub struct Stack {
 impl std::fmt::Debug for Stack {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Stack")
-            .field("addresses", &self.addresses)
+            .field("link", &self.link)
             .field("flows", &self.table.len())
             .field("metrics", &self.metrics)
             .finish_non_exhaustive()
@@ -95,20 +95,18 @@ impl std::fmt::Debug for Stack {
 }
 
 impl Stack {
-    /// A stack for a link with packets of at most `mtu` bytes ([`MTU`]), to a guest
-    /// that can take `offload`.
+    /// A stack at the end of this link, to a guest that can take `offload`.
     ///
     /// # Errors
     /// If the MTU is out of range, or the host refuses a descriptor.
-    pub fn new(addresses: Addresses, mtu: u16, offload: Offload) -> Result<Self, NetError> {
-        if !MTU.contains(&mtu) {
-            return Err(NetError::Mtu(mtu));
+    pub fn new(link: Link, offload: Offload) -> Result<Self, NetError> {
+        if !MTU.contains(&link.mtu) {
+            return Err(NetError::Mtu(link.mtu));
         }
         let reactor = Reactor::new().map_err(|(what, error)| NetError::Host { what, error })?;
-        let (output, interface) = link(&addresses, mtu, offload);
+        let (output, interface) = empty(&link, offload);
         Ok(Self {
-            addresses,
-            mtu,
+            link,
             interface,
             output,
             table: Table::new(),
@@ -127,7 +125,7 @@ impl Stack {
         for (id, flow) in self.table.drain() {
             self.finish(id, flow, End::Reset);
         }
-        (self.output, self.interface) = link(&self.addresses, self.mtu, offload);
+        (self.output, self.interface) = empty(&self.link, offload);
     }
 
     /// Lets there be at most so many flows, for a process that may not have more
@@ -177,7 +175,7 @@ impl Stack {
     pub fn input(&mut self, frame: &[u8]) {
         self.metrics.frames_in += 1;
         self.metrics.bytes_in += u64::try_from(frame.len()).unwrap_or(u64::MAX);
-        let gateway = EthernetAddress(self.addresses.gateway_mac);
+        let gateway = EthernetAddress(self.link.gateway_mac);
         let taken =
             packet::parse(frame, gateway).and_then(|(peer, packet)| self.take(peer, packet));
         match taken {
@@ -190,15 +188,13 @@ impl Stack {
     }
 
     fn take(&mut self, peer: EthernetAddress, packet: Packet<'_>) -> Result<(), Drop> {
-        let Self {
-            addresses, output, ..
-        } = self;
+        let Self { link, output, .. } = self;
         match packet {
-            Packet::Arp(packet) => gateway::arp(addresses, output, packet),
-            Packet::Icmp4(packet) => gateway::icmp4(addresses, output, peer, packet),
-            Packet::Icmp6(packet) => gateway::icmp6(addresses, output, peer, packet),
+            Packet::Arp(packet) => gateway::arp(link, output, packet),
+            Packet::Icmp4(packet) => gateway::icmp4(link, output, peer, packet),
+            Packet::Icmp6(packet) => gateway::icmp6(link, output, peer, packet),
             Packet::Udp { tuple, payload, .. } if gateway::is_dhcp(&tuple) => {
-                gateway::dhcp(addresses, output, payload, self.mtu.into())
+                gateway::dhcp(link, output, payload)
             }
             Packet::Udp { tuple, payload, ip } => {
                 self.datagram(peer, tuple, payload, ip);
@@ -274,7 +270,7 @@ impl Stack {
         let pair = match protocol {
             _ if !self.table.has_room() => None,
             Protocol::Tcp => (UnixStream::pair().ok()).map(|(a, b)| (a.into(), b.into())),
-            Protocol::Udp => (UnixDatagram::pair().ok()).map(|(a, b)| (a.into(), b.into())),
+            Protocol::Udp => sock::message_pair().ok(),
         };
         let Some((ours, theirs)) = pair else {
             self.metrics.crowded += 1;
@@ -314,8 +310,7 @@ impl Stack {
                 }
                 Protocol::Udp => {
                     due = Some(now + from_std(udp::patience(tuple)));
-                    let socket = UnixDatagram::from(asked.socket);
-                    State::Udp(UdpFlow::new(socket, asked.waiting))
+                    State::Udp(UdpFlow::new(asked.socket, asked.waiting))
                 }
             }
         });
@@ -373,7 +368,7 @@ impl Stack {
                 } => {
                     match self.table.get_mut(id).map(|flow| &mut flow.state) {
                         Some(State::Tcp(tcp)) => tcp.ready(input, output, gone),
-                        Some(State::Udp(udp)) => udp.ready(),
+                        Some(State::Udp(udp)) => udp.ready(gone),
                         Some(State::Asked(_)) | None => continue,
                     }
                     self.table.queue(id);
@@ -434,7 +429,7 @@ impl Stack {
             },
             State::Udp(udp) => {
                 let (peer, tuple) = (flow.peer, flow.tuple);
-                let mtu = self.mtu.into();
+                let mtu = self.link.mtu.into();
                 let Ok(turn) = udp.pump(output, peer, &tuple, &mut self.scratch, mtu) else {
                     self.end(id, End::Closed);
                     return;
@@ -511,9 +506,9 @@ impl AsRawFd for Stack {
 }
 
 /// The guest's link, without a frame on it.
-fn link(addresses: &Addresses, mtu: u16, offload: Offload) -> (Output, Interface) {
-    let gateway = EthernetAddress(addresses.gateway_mac);
-    let mut output = Output::new(gateway, offload, mtu.into());
+fn empty(link: &Link, offload: Offload) -> (Output, Interface) {
+    let gateway = EthernetAddress(link.gateway_mac);
+    let mut output = Output::new(gateway, offload, link.mtu.into());
     let mut phy = Phy {
         packet: None,
         peer: gateway,
@@ -524,8 +519,8 @@ fn link(addresses: &Addresses, mtu: u16, offload: Offload) -> (Output, Interface
     let mut interface = Interface::new(config, &mut phy, Instant::ZERO);
     interface.update_ip_addrs(|own| {
         // There is room for two.
-        let _ = own.push(IpCidr::new(addresses.gateway4.into(), 32));
-        let _ = own.push(IpCidr::new(addresses.gateway6.into(), 128));
+        let _ = own.push(IpCidr::new(link.gateway4.into(), 32));
+        let _ = own.push(IpCidr::new(link.gateway6.into(), 128));
     });
     // Whoever the guest wants to reach is played by the stack.
     interface.set_any_ip(true);

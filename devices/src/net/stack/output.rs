@@ -209,7 +209,7 @@ impl TxToken for Sending<'_> {
 
 /// Makes the checksum of a TCP packet, or as much of it as the guest wants.
 fn finish(packet: &mut [u8], offload: Offload, segment: Option<u16>) -> Header {
-    let Some((source, destination, ip_len)) = tcp_addresses(packet) else {
+    let Some((source, destination, ip_len)) = tcp_link(packet) else {
         return Header::default();
     };
     let Some(segment_bytes) = packet.get_mut(ip_len..) else {
@@ -249,8 +249,8 @@ fn finish(packet: &mut [u8], offload: Offload, segment: Option<u16>) -> Header {
     }
 }
 
-/// The addresses of a TCP packet that was made here, and where TCP begins.
-fn tcp_addresses(packet: &[u8]) -> Option<(IpAddress, IpAddress, usize)> {
+/// The link of a TCP packet that was made here, and where TCP begins.
+fn tcp_link(packet: &[u8]) -> Option<(IpAddress, IpAddress, usize)> {
     match IpVersion::of_packet(packet).ok()? {
         IpVersion::Ipv4 => {
             let ip = Ipv4Packet::new_checked(packet).ok()?;

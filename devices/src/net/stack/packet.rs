@@ -5,24 +5,16 @@
 
 use std::net::{IpAddr, SocketAddr};
 
+use flashpan_protocol::network::Tuple;
 use smoltcp::wire::{
     EthernetAddress, EthernetFrame, EthernetProtocol, IpProtocol, Ipv4Packet, Ipv6Packet,
     TcpPacket, UdpPacket,
 };
 
-/// Who talks to whom, as the guest sees it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub struct Tuple {
-    /// The guest's side.
-    pub source: SocketAddr,
-    /// What it wants to reach.
-    pub destination: SocketAddr,
-}
-
 /// Why a frame was dropped.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Drop {
-    /// Lengths that do not fit, or addresses that nobody can have.
+    /// Lengths that do not fit, or link that nobody can have.
     Malformed,
     /// Part of a packet.
     Fragment,
@@ -90,7 +82,7 @@ pub(super) fn parse(
     Ok((sender, packet))
 }
 
-/// Addresses that a flow can have. DHCP is the one that may come from nowhere and go
+/// Link that a flow can have. DHCP is the one that may come from nowhere and go
 /// to everybody.
 fn check(tuple: &Tuple, udp: bool) -> Result<(), Drop> {
     let Tuple {

@@ -2,13 +2,13 @@
 
 use std::collections::{BTreeSet, HashMap, VecDeque};
 
+use flashpan_protocol::network::{Protocol, Tuple};
 use smoltcp::time::Instant;
 use smoltcp::wire::EthernetAddress;
 
-use super::packet::Tuple;
 use super::tcp::TcpFlow;
 use super::udp::UdpFlow;
-use crate::net::{MAX_ASKED, MAX_FLOWS, Protocol};
+use crate::net::{MAX_ASKED, MAX_FLOWS};
 
 /// A flow, or what is to become one.
 #[derive(Debug)]

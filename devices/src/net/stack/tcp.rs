@@ -5,6 +5,7 @@ use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
 
 use event_manager::EventSet;
+use flashpan_protocol::network::{End, Tuple};
 use smoltcp::iface::{Interface, PollIngressSingleResult, PollResult, SocketHandle, SocketSet};
 use smoltcp::socket::tcp::{CongestionControl, Socket, SocketBuffer, State};
 use smoltcp::time::Instant;
@@ -12,8 +13,6 @@ use smoltcp::wire::{EthernetAddress, IpListenEndpoint};
 use vm_memory::VolatileSlice;
 
 use super::output::{Output, Phy};
-use super::packet::Tuple;
-use crate::net::End;
 use crate::sock;
 
 /// A connection that was accepted.

@@ -2,16 +2,16 @@
 
 use std::collections::VecDeque;
 use std::io::{self, ErrorKind};
-use std::os::unix::net::UnixDatagram;
+use std::os::fd::OwnedFd;
 use std::time::Duration;
 
 use event_manager::EventSet;
+use flashpan_protocol::network::Tuple;
 use smoltcp::wire::EthernetAddress;
 use vm_memory::VolatileSlice;
 
 use super::answer;
 use super::output::Output;
-use super::packet::Tuple;
 use crate::sock;
 
 /// How long a conversation lasts in which nothing is said (RFC 4787 §4.3 wants two
@@ -35,10 +35,12 @@ const MAX_DATAGRAM: usize = 65_535;
 /// A conversation that was accepted.
 #[derive(Debug)]
 pub(super) struct UdpFlow {
-    pub(super) socket: UnixDatagram,
+    pub(super) socket: OwnedFd,
     /// What the socket is watched for.
     pub(super) watched: Option<EventSet>,
     readable: bool,
+    /// The host has closed its end.
+    hung_up: bool,
 }
 
 /// How a turn ended.
@@ -63,11 +65,12 @@ pub(super) fn patience(tuple: &Tuple) -> Duration {
 
 impl UdpFlow {
     /// A conversation whose first datagrams are these.
-    pub(super) fn new(socket: UnixDatagram, waiting: VecDeque<Vec<u8>>) -> Self {
+    pub(super) fn new(socket: OwnedFd, waiting: VecDeque<Vec<u8>>) -> Self {
         let flow = Self {
             socket,
             watched: None,
             readable: true,
+            hung_up: false,
         };
         for datagram in waiting {
             flow.datagram(&datagram);
@@ -77,16 +80,17 @@ impl UdpFlow {
 
     /// What the socket has to be watched for.
     pub(super) fn interest(&self) -> Option<EventSet> {
-        Some(if self.readable {
+        (!self.hung_up).then_some(if self.readable {
             EventSet::empty()
         } else {
             EventSet::IN
         })
     }
 
-    /// The socket has something to read.
-    pub(super) fn ready(&mut self) {
+    /// The socket has something to read, if only that the host has closed its end.
+    pub(super) fn ready(&mut self, gone: bool) {
         self.readable = true;
+        self.hung_up |= gone;
     }
 
     /// A datagram of the guest; false if the host did not take it, and it is lost.
@@ -114,6 +118,8 @@ impl UdpFlow {
             }
             let slice = VolatileSlice::from(scratch.as_mut_slice());
             let count = match sock::receive(&self.socket, &[slice]) {
+                // An empty datagram looks like the end.
+                Ok(0) if self.hung_up => return Err(ErrorKind::UnexpectedEof.into()),
                 Ok(count) => count,
                 Err(error) if error.kind() == ErrorKind::WouldBlock => {
                     self.readable = false;

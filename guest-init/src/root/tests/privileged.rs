@@ -108,7 +108,7 @@ fn writes_go_to_the_disk_and_no_part_of_the_root_stays_visible() {
     let disks = Disks::new("disk", &["etc", "dev", "proc", "sys"]);
     let config = disks.config(disks.upper());
     let seen = in_initramfs(move || {
-        let Root { disk, warnings } = enter(&config, "box", &[]).unwrap();
+        let Root { disk, warnings } = enter(&config, "box", &[], None).unwrap();
         assert_eq!(warnings, Vec::<String>::new());
         assert_eq!(fs::read_to_string("/marker").unwrap(), "of the image");
         fs::write("/written", "kept").unwrap();
@@ -163,7 +163,7 @@ fn a_writable_root_gets_the_mount_points_that_it_lacks() {
     let disks = Disks::new("lacking", &["etc"]);
     let config = disks.config(Upper::Tmpfs);
     let seen = in_initramfs(move || {
-        let root = enter(&config, "box", &[]).unwrap();
+        let root = enter(&config, "box", &[], None).unwrap();
         assert!(root.disk.is_none() && root.warnings.is_empty(), "{root:?}");
         ["/dev/null", "/proc/self", "/sys/kernel"].map(|path| fs::metadata(path).is_ok())
     });
@@ -175,7 +175,7 @@ fn a_writable_root_gets_the_mount_points_that_it_lacks() {
 fn a_read_only_root_without_mount_points_is_refused_by_name() {
     let disks = Disks::new("read-only", &["dev", "sys"]);
     let config = disks.config(Upper::None);
-    let failure = in_initramfs(move || enter(&config, "box", &[]).map(drop).unwrap_err());
+    let failure = in_initramfs(move || enter(&config, "box", &[], None).map(drop).unwrap_err());
     assert_eq!(failure.what, "mount /proc in the root file system");
     assert!(
         failure
@@ -199,7 +199,12 @@ fn what_is_not_a_file_system_or_not_there_is_named() {
     let (spoiled, missing) = (disks.config(Upper::None).device, "vdz");
     let configs = [config(&spoiled), config(missing)];
     let failures = in_initramfs(move || {
-        configs.map(|c| enter(&c, "box", &[]).map(drop).unwrap_err().to_string())
+        configs.map(|c| {
+            enter(&c, "box", &[], None)
+                .map(drop)
+                .unwrap_err()
+                .to_string()
+        })
     });
     assert!(
         failures[0].contains("(ext4): Invalid argument (it is not a whole"),

@@ -3,11 +3,12 @@
 use std::io::Write;
 use std::net::Shutdown;
 
+use flashpan_protocol::network::{End, Refusal};
 use smoltcp::socket::tcp::State;
 
-use super::guest::{Link, read_now};
+use super::guest::{Wire, read_now};
+use crate::net::NetEvent;
 use crate::net::stack::Offload;
-use crate::net::{End, NetEvent, Refusal};
 
 const ALL: Offload = Offload {
     checksum: true,
@@ -22,7 +23,7 @@ fn pattern(len: usize) -> Vec<u8> {
     (0..len).map(|i| (i % 251) as u8).collect()
 }
 
-fn ended(link: &mut Link) -> Vec<End> {
+fn ended(link: &mut Wire) -> Vec<End> {
     link.settle();
     (link.events.drain(..))
         .filter_map(|event| match event {
@@ -34,7 +35,7 @@ fn ended(link: &mut Link) -> Vec<End> {
 
 #[test]
 fn a_connection_is_made_only_when_the_host_has_accepted_it() {
-    let mut link = Link::new(Offload::default());
+    let mut link = Wire::new(Offload::default());
     let handle = link.connect(V4);
     let (id, _, tuple, _socket) = link.asked();
     assert_eq!(tuple.source.ip().to_string(), "198.18.0.2");
@@ -47,7 +48,7 @@ fn a_connection_is_made_only_when_the_host_has_accepted_it() {
 #[test]
 fn data_and_the_end_of_it_pass_both_ways() {
     for (offload, to) in [(Offload::default(), V4), (ALL, V6)] {
-        let mut link = Link::new(offload);
+        let mut link = Wire::new(offload);
         let (_, handle, mut stream) = link.connected(to);
         link.socket(handle).send_slice(b"question").unwrap();
         link.socket(handle).close();
@@ -66,7 +67,7 @@ fn data_and_the_end_of_it_pass_both_ways() {
 
 #[test]
 fn the_host_may_be_the_first_to_say_that_it_sends_no_more() {
-    let mut link = Link::new(ALL);
+    let mut link = Wire::new(ALL);
     let (_, handle, mut stream) = link.connected(V4);
     stream.write_all(b"all").unwrap();
     stream.shutdown(Shutdown::Write).unwrap();
@@ -83,7 +84,7 @@ fn the_host_may_be_the_first_to_say_that_it_sends_no_more() {
 #[test]
 fn megabytes_arrive_as_they_were_sent() {
     for offload in [Offload::default(), ALL] {
-        let mut link = Link::new(offload);
+        let mut link = Wire::new(offload);
         let (_, handle, mut stream) = link.connected(V4);
         let data = pattern(8 << 20);
         // Up and down at once.
@@ -106,7 +107,7 @@ fn megabytes_arrive_as_they_were_sent() {
 #[test]
 fn a_refused_connection_is_reset() {
     for to in [V4, V6] {
-        let mut link = Link::new(Offload::default());
+        let mut link = Wire::new(Offload::default());
         let handle = link.connect(to);
         let (id, ..) = link.asked();
         link.stack.refuse(id, Refusal::Reset);
@@ -119,7 +120,7 @@ fn a_refused_connection_is_reset() {
 #[test]
 fn an_unreachable_host_is_said_to_be_so() {
     for (to, icmp, code) in [(V4, (3, 1), 23), (V6, (1, 3), 6)] {
-        let mut link = Link::new(Offload::default());
+        let mut link = Wire::new(Offload::default());
         link.connect(to);
         let (id, ..) = link.asked();
         link.listening = false;
@@ -139,7 +140,7 @@ fn an_unreachable_host_is_said_to_be_so() {
 
 #[test]
 fn a_host_that_goes_away_in_the_middle_resets_the_connection() {
-    let mut link = Link::new(ALL);
+    let mut link = Wire::new(ALL);
     let (_, handle, stream) = link.connected(V4);
     drop(stream);
     link.settle();
@@ -151,7 +152,7 @@ fn a_host_that_goes_away_in_the_middle_resets_the_connection() {
 
 #[test]
 fn a_guest_that_resets_is_reported_and_its_stream_closed() {
-    let mut link = Link::new(ALL);
+    let mut link = Wire::new(ALL);
     let (_, handle, mut stream) = link.connected(V4);
     link.socket(handle).abort();
     assert_eq!(ended(&mut link), [End::Reset]);
@@ -160,7 +161,7 @@ fn a_guest_that_resets_is_reported_and_its_stream_closed() {
 
 #[test]
 fn the_host_may_end_a_connection() {
-    let mut link = Link::new(ALL);
+    let mut link = Wire::new(ALL);
     let (id, handle, _stream) = link.connected(V4);
     link.stack.close(id);
     assert_eq!(ended(&mut link), [End::Reset]);
@@ -169,7 +170,7 @@ fn the_host_may_end_a_connection() {
 
 #[test]
 fn a_host_that_does_not_read_closes_the_window() {
-    let mut link = Link::new(ALL);
+    let mut link = Wire::new(ALL);
     let (_, handle, mut stream) = link.connected(V4);
     let data = pattern(8 << 20);
     let mut sent = 0;
@@ -193,7 +194,7 @@ fn a_host_that_does_not_read_closes_the_window() {
 
 #[test]
 fn a_guest_that_takes_no_frames_costs_no_memory() {
-    let mut link = Link::new(ALL);
+    let mut link = Wire::new(ALL);
     let (_, handle, mut stream) = link.connected(V4);
     link.listening = false;
     let data = pattern(16 << 20);
@@ -215,7 +216,7 @@ fn a_guest_that_takes_no_frames_costs_no_memory() {
 
 #[test]
 fn ports_can_be_used_again_at_once() {
-    let mut link = Link::new(ALL);
+    let mut link = Wire::new(ALL);
     for _ in 0..3 {
         let (_, handle, stream) = link.connected(V4);
         link.socket(handle).close();
@@ -227,7 +228,7 @@ fn ports_can_be_used_again_at_once() {
 
 #[test]
 fn a_driver_that_begins_anew_finds_no_old_connection() {
-    let mut link = Link::new(ALL);
+    let mut link = Wire::new(ALL);
     let (_, _, mut stream) = link.connected(V4);
     link.stack.reset(Offload::default());
     assert_eq!(ended(&mut link), [End::Reset]);

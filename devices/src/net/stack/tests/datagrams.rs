@@ -3,16 +3,17 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use flashpan_protocol::network::{End, Refusal};
 use smoltcp::wire::EthernetAddress;
 
-use super::guest::{ADDRESSES, Link};
+use super::guest::{LINK, Wire};
+use crate::net::NetEvent;
 use crate::net::stack::{Offload, answer, output::Output};
-use crate::net::{End, NetEvent, Refusal};
 
 /// A datagram of the guest, as a frame.
 pub(super) fn datagram(from: &str, to: &str, payload: &[u8]) -> Vec<u8> {
-    let guest = EthernetAddress(ADDRESSES.guest_mac);
-    let gateway = EthernetAddress(ADDRESSES.gateway_mac);
+    let guest = EthernetAddress(LINK.guest_mac);
+    let gateway = EthernetAddress(LINK.gateway_mac);
     let mut output = Output::new(guest, Offload::default(), 65_000);
     let (from, to): (SocketAddr, SocketAddr) = (from.parse().unwrap(), to.parse().unwrap());
     assert!(answer::udp(&mut output, gateway, from, to, payload, 65_000));
@@ -23,9 +24,9 @@ pub(super) fn datagram(from: &str, to: &str, payload: &[u8]) -> Vec<u8> {
 fn datagrams_pass_one_for_one() {
     for (guest, host) in [
         ("198.18.0.2:5000", "1.1.1.1:53"),
-        ("[fd00::2]:5000", "[2001:db8::1]:123"),
+        ("[fdf1:a5f1:a5f1::2]:5000", "[2001:db8::1]:123"),
     ] {
-        let mut link = Link::new(Offload::default());
+        let mut link = Wire::new(Offload::default());
         let (_, socket) = link.conversation(datagram(guest, host, b"first"));
         (link.card.sent).extend([datagram(guest, host, b""), datagram(guest, host, b"third")]);
         link.settle();
@@ -46,7 +47,7 @@ fn datagrams_pass_one_for_one() {
 
 #[test]
 fn datagrams_wait_for_the_answer_of_the_host_but_not_many() {
-    let mut link = Link::new(Offload::default());
+    let mut link = Wire::new(Offload::default());
     let frame = datagram("198.18.0.2:5000", "1.1.1.1:443", b"x");
     link.card.sent.extend(std::iter::repeat_n(frame, 10));
     let (id, _, _, socket) = link.asked();
@@ -61,7 +62,7 @@ fn datagrams_wait_for_the_answer_of_the_host_but_not_many() {
 
 #[test]
 fn a_refused_conversation_is_answered_as_a_closed_port() {
-    let mut link = Link::new(Offload::default());
+    let mut link = Wire::new(Offload::default());
     (link.card.sent).push_back(datagram("198.18.0.2:5000", "1.1.1.1:99", b"x"));
     let (id, ..) = link.asked();
     link.listening = false;
@@ -73,7 +74,7 @@ fn a_refused_conversation_is_answered_as_a_closed_port() {
 
 #[test]
 fn what_does_not_fit_on_the_link_is_dropped_and_counted() {
-    let mut link = Link::new(Offload::default());
+    let mut link = Wire::new(Offload::default());
     let (_, socket) = link.conversation(datagram("198.18.0.2:5000", "1.1.1.1:99", b"x"));
     socket.send(&[0; 1473]).unwrap();
     socket.send(&[0; 1472]).unwrap();
@@ -83,8 +84,20 @@ fn what_does_not_fit_on_the_link_is_dropped_and_counted() {
 }
 
 #[test]
+fn a_host_that_closes_its_end_ends_the_conversation() {
+    let mut link = Wire::new(Offload::default());
+    let (id, socket) = link.conversation(datagram("198.18.0.2:5000", "1.1.1.1:99", b"x"));
+    drop(socket);
+    link.settle();
+    assert!(matches!(
+        link.events.pop_front(),
+        Some(NetEvent::Ended { id: ended, how: End::Closed }) if ended == id
+    ));
+}
+
+#[test]
 fn a_conversation_ends_when_nothing_is_said() {
-    let mut link = Link::new(Offload::default());
+    let mut link = Wire::new(Offload::default());
     let (id, _socket) = link.conversation(datagram("198.18.0.2:5000", "1.1.1.1:99", b"x"));
     link.stack.epoch -= Duration::from_secs(119);
     link.settle();

@@ -9,11 +9,12 @@ use smoltcp::wire::{
 };
 
 use super::datagrams::datagram;
-use super::guest::{ADDRESSES, Link};
+use super::guest::{LINK, Wire};
 use crate::net::stack::Offload;
+use crate::net::{gateway_link_local, mask4};
 
-fn link() -> Link {
-    let mut link = Link::new(Offload::default());
+fn link() -> Wire {
+    let mut link = Wire::new(Offload::default());
     link.listening = false;
     link
 }
@@ -21,7 +22,7 @@ fn link() -> Link {
 fn frame(to: [u8; 6], protocol: EthernetProtocol, payload: &[u8]) -> Vec<u8> {
     let mut bytes = vec![0; 14 + payload.len()];
     let mut frame = EthernetFrame::new_unchecked(&mut bytes);
-    frame.set_src_addr(EthernetAddress(ADDRESSES.guest_mac));
+    frame.set_src_addr(EthernetAddress(LINK.guest_mac));
     frame.set_dst_addr(EthernetAddress(to));
     frame.set_ethertype(protocol);
     frame.payload_mut().copy_from_slice(payload);
@@ -30,8 +31,8 @@ fn frame(to: [u8; 6], protocol: EthernetProtocol, payload: &[u8]) -> Vec<u8> {
 
 fn arp(target: [u8; 4]) -> Vec<u8> {
     let mut body = vec![0, 1, 8, 0, 6, 4, 0, 1];
-    body.extend(ADDRESSES.guest_mac);
-    body.extend(ADDRESSES.guest4.octets());
+    body.extend(LINK.guest_mac);
+    body.extend(LINK.guest4.octets());
     body.extend([0; 6]);
     body.extend(target);
     frame([0xff; 6], EthernetProtocol::Arp, &body)
@@ -42,9 +43,9 @@ fn arp_is_answered_for_the_gateway_and_for_nobody_else() {
     let mut link = link();
     link.stack.input(&arp([198, 18, 0, 1]));
     let bytes = &link.stack.frame().unwrap().bytes;
-    assert_eq!(bytes[..6], ADDRESSES.guest_mac);
+    assert_eq!(bytes[..6], LINK.guest_mac);
     assert_eq!(bytes[20..22], [0, 2]);
-    assert_eq!(bytes[22..28], ADDRESSES.gateway_mac);
+    assert_eq!(bytes[22..28], LINK.gateway_mac);
     link.stack.frame_done();
     for other in [[198, 18, 0, 2], [198, 18, 0, 3], [8, 8, 8, 8]] {
         link.stack.input(&arp(other));
@@ -60,7 +61,7 @@ fn ping(to: Ipv4Addr) -> Vec<u8> {
         data: b"ping",
     };
     let ip = Ipv4Repr {
-        src_addr: ADDRESSES.guest4,
+        src_addr: LINK.guest4,
         dst_addr: to,
         next_header: IpProtocol::Icmp,
         payload_len: echo.buffer_len(),
@@ -70,13 +71,13 @@ fn ping(to: Ipv4Addr) -> Vec<u8> {
     let mut bytes = vec![0; 20 + echo.buffer_len()];
     ip.emit(&mut Ipv4Packet::new_unchecked(&mut bytes), &sums);
     echo.emit(&mut Icmpv4Packet::new_unchecked(&mut bytes[20..]), &sums);
-    frame(ADDRESSES.gateway_mac, EthernetProtocol::Ipv4, &bytes)
+    frame(LINK.gateway_mac, EthernetProtocol::Ipv4, &bytes)
 }
 
 #[test]
 fn the_gateway_answers_pings_and_nobody_else_does() {
     let mut link = link();
-    link.stack.input(&ping(ADDRESSES.gateway4));
+    link.stack.input(&ping(LINK.gateway4));
     let bytes = link.stack.frame().unwrap().bytes.clone();
     let ip = Ipv4Packet::new_checked(&bytes[14..]).unwrap();
     assert!(ip.verify_checksum());
@@ -101,7 +102,7 @@ fn dhcp(message_type: DhcpMessageType, wanted: Option<Ipv4Addr>) -> Vec<u8> {
         message_type,
         transaction_id: 0xf1a5,
         secs: 0,
-        client_hardware_address: EthernetAddress(ADDRESSES.guest_mac),
+        client_hardware_address: EthernetAddress(LINK.guest_mac),
         client_ip: Ipv4Addr::UNSPECIFIED,
         your_ip: Ipv4Addr::UNSPECIFIED,
         server_ip: Ipv4Addr::UNSPECIFIED,
@@ -130,7 +131,7 @@ fn dhcp(message_type: DhcpMessageType, wanted: Option<Ipv4Addr>) -> Vec<u8> {
 }
 
 /// What a DHCP client is told: the kind of answer, its address, gateway, resolver.
-fn told(link: &mut Link, asked: &[u8]) -> (DhcpMessageType, Ipv4Addr, Option<Ipv4Addr>) {
+fn told(link: &mut Wire, asked: &[u8]) -> (DhcpMessageType, Ipv4Addr, Option<Ipv4Addr>) {
     link.stack.input(asked);
     let bytes = link.stack.frame().unwrap().bytes.clone();
     link.stack.frame_done();
@@ -147,7 +148,7 @@ fn told(link: &mut Link, asked: &[u8]) -> (DhcpMessageType, Ipv4Addr, Option<Ipv
 #[test]
 fn dhcp_gives_the_guest_its_one_address() {
     let mut link = link();
-    let (guest, gateway) = (ADDRESSES.guest4, Some(ADDRESSES.gateway4));
+    let (guest, gateway) = (LINK.guest4, Some(LINK.gateway4));
     let offer = told(&mut link, &dhcp(DhcpMessageType::Discover, None));
     assert_eq!(offer, (DhcpMessageType::Offer, guest, gateway));
     let ack = told(&mut link, &dhcp(DhcpMessageType::Request, Some(guest)));
@@ -158,8 +159,8 @@ fn dhcp_gives_the_guest_its_one_address() {
 }
 
 #[test]
-fn addresses_of_the_link() {
-    assert_eq!(ADDRESSES.mask4(), Ipv4Addr::new(255, 255, 255, 252));
-    let local = ADDRESSES.gateway_link_local().to_string();
-    assert_eq!(local, "fe80::ff:fe00:1");
+fn link_of_the_link() {
+    assert_eq!(mask4(&LINK), Ipv4Addr::new(255, 255, 255, 252));
+    let local = gateway_link_local(&LINK).to_string();
+    assert_eq!(local, "fe80::f1:a5ff:fe00:1");
 }

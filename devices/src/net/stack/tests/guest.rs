@@ -2,10 +2,12 @@
 
 use std::collections::VecDeque;
 use std::io::Read;
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::{UnixDatagram, UnixStream};
+use std::sync::LazyLock;
 
+use flashpan_protocol::network::{Link, Protocol, Tuple};
 use smoltcp::iface::{Config, Interface, SocketHandle, SocketSet};
 use smoltcp::phy::{Checksum, Device, DeviceCapabilities, Medium, RxToken, TxToken};
 use smoltcp::socket::tcp::{Socket, SocketBuffer};
@@ -14,18 +16,12 @@ use smoltcp::wire::{
     EthernetAddress, HardwareAddress, IpAddress, IpCidr, Ipv4Packet, Ipv6Packet, TcpPacket,
 };
 
+use crate::net::NetEvent;
 use crate::net::header::Header;
-use crate::net::stack::{Offload, Stack, Tuple};
-use crate::net::{Addresses, NetEvent, Protocol};
+use crate::net::stack::{Offload, Stack};
 
-pub(super) const ADDRESSES: Addresses = Addresses {
-    guest_mac: [2, 0, 0, 0, 0, 2],
-    gateway_mac: [2, 0, 0, 0, 0, 1],
-    guest4: Ipv4Addr::new(198, 18, 0, 2),
-    gateway4: Ipv4Addr::new(198, 18, 0, 1),
-    prefix4: 30,
-    gateway6: std::net::Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, 1),
-};
+/// As every guest has it.
+pub(super) static LINK: LazyLock<Link> = LazyLock::new(|| Link::standard(1500));
 
 /// More rounds than anything here needs.
 const MAX_ROUNDS: usize = 200_000;
@@ -38,7 +34,7 @@ pub(super) struct Card {
 }
 
 /// The guest and the stack that it is connected to.
-pub(super) struct Link {
+pub(super) struct Wire {
     pub(super) stack: Stack,
     pub(super) card: Card,
     interface: Interface,
@@ -51,21 +47,21 @@ pub(super) struct Link {
     next_port: u16,
 }
 
-impl Link {
+impl Wire {
     pub(super) fn new(offload: Offload) -> Self {
         let mut card = Card::default();
-        let mac = HardwareAddress::Ethernet(EthernetAddress(ADDRESSES.guest_mac));
+        let mac = HardwareAddress::Ethernet(EthernetAddress(LINK.guest_mac));
         let mut interface = Interface::new(Config::new(mac), &mut card, Instant::now_for_test());
         interface.update_ip_addrs(|own| {
-            own.push(IpCidr::new(ADDRESSES.guest4.into(), 30)).unwrap();
-            let six = IpAddress::v6(0xfd00, 0, 0, 0, 0, 0, 0, 2);
+            own.push(IpCidr::new(LINK.guest4.into(), 30)).unwrap();
+            let six = IpAddress::Ipv6(LINK.guest6);
             own.push(IpCidr::new(six, 64)).unwrap();
         });
         let routes = interface.routes_mut();
-        routes.add_default_ipv4_route(ADDRESSES.gateway4).unwrap();
-        routes.add_default_ipv6_route(ADDRESSES.gateway6).unwrap();
+        routes.add_default_ipv4_route(LINK.gateway4).unwrap();
+        routes.add_default_ipv6_route(LINK.gateway6).unwrap();
         Self {
-            stack: Stack::new(ADDRESSES, 1500, offload).unwrap(),
+            stack: Stack::new(*LINK, offload).unwrap(),
             card,
             interface,
             sockets: SocketSet::new(Vec::new()),

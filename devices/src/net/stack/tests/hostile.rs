@@ -4,7 +4,7 @@ use proptest::prelude::*;
 use smoltcp::wire::{EthernetFrame, Ipv4Packet};
 
 use super::datagrams::datagram;
-use super::guest::Link;
+use super::guest::Wire;
 use crate::net::stack::Offload;
 use crate::net::{MAX_ASKED, NetEvent};
 
@@ -32,8 +32,8 @@ fn fix(frame: &mut [u8]) {
     }
 }
 
-fn link() -> Link {
-    Link::new(Offload::default())
+fn link() -> Wire {
+    Wire::new(Offload::default())
 }
 
 #[test]
@@ -49,7 +49,8 @@ fn a_flood_of_connections_is_asked_for_in_part() {
     let Some(NetEvent::Asked { id, .. }) = link.events.pop_front() else {
         panic!("nothing was asked for");
     };
-    link.stack.refuse(id, crate::net::Refusal::Silence);
+    link.stack
+        .refuse(id, flashpan_protocol::network::Refusal::Silence);
     link.card.sent.push_back(syn(60_001));
     link.settle();
     assert_eq!(link.stack.metrics().asked, MAX_ASKED as u64 + 1);

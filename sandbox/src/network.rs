@@ -1,0 +1,226 @@
+//! Whether a VM has a network, and what becomes of the flows that its guest asks for.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::os::fd::OwnedFd;
+use std::str::FromStr;
+use std::sync::Arc;
+
+use flashpan_network::{Answer, Gateway, Policy};
+use flashpan_protocol::control::Request;
+use flashpan_protocol::network::{Link, MTU, Protocol, Refusal, Tuple};
+use serde::{Deserialize, Serialize};
+use tokio::sync::mpsc;
+use tokio::task::AbortHandle;
+
+use crate::api::DEFAULT_NETWORK_MTU;
+use crate::config::SandboxBuilder;
+use crate::error::{Error, Result};
+
+/// Answers that wait to be sent to the VMM. Flows wait when there are more.
+const ANSWERS: usize = 64;
+
+/// What network a VM has.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum Network {
+    /// None: the guest has no card.
+    #[default]
+    None,
+    /// The internet: every public address. Addresses of the host, of its networks and of
+    /// cloud metadata services are out of reach unless
+    /// [`SandboxBuilder::block_private_ips`] says otherwise.
+    Open,
+}
+
+impl FromStr for Network {
+    type Err = String;
+
+    fn from_str(text: &str) -> std::result::Result<Self, String> {
+        match text {
+            "none" => Ok(Self::None),
+            "open" => Ok(Self::Open),
+            _ => Err("give none or open".to_owned()),
+        }
+    }
+}
+
+impl fmt::Display for Network {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::None => "none",
+            Self::Open => "open",
+        })
+    }
+}
+
+/// The settings of a VM's network.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Settings {
+    pub(crate) network: Network,
+    pub(crate) block_private_ips: bool,
+    pub(crate) mtu: u32,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            network: Network::None,
+            block_private_ips: true,
+            mtu: DEFAULT_NETWORK_MTU,
+        }
+    }
+}
+
+impl Settings {
+    /// The guest's link, if it has one.
+    pub(crate) fn link(&self) -> Result<Option<Link>> {
+        if self.network == Network::None {
+            return Ok(None);
+        }
+        let mtu = u16::try_from(self.mtu).ok().filter(|mtu| MTU.contains(mtu));
+        let mtu = mtu.ok_or_else(|| {
+            let (least, most) = (MTU.start(), MTU.end());
+            let why = format!("{} is not one of {least} to {most} bytes", self.mtu);
+            Error::config("network.mtu", why)
+        })?;
+        Ok(Some(Link::standard(mtu)))
+    }
+
+    fn policy(&self) -> Policy {
+        Policy {
+            private: !self.block_private_ips,
+        }
+    }
+}
+
+/// # The network
+///
+/// A guest has no network unless it is given one. Then what it wants to reach is decided
+/// here, in the process that supervises it, and connections are made from here.
+impl SandboxBuilder {
+    /// What network the VM has; none otherwise.
+    pub fn network(mut self, network: Network) -> Self {
+        self.network.network = network;
+        self
+    }
+
+    /// Whether addresses that are not of the internet are out of reach: those of the
+    /// host, of its networks, and of cloud metadata services. True otherwise.
+    pub fn block_private_ips(mut self, block: bool) -> Self {
+        self.network.block_private_ips = block;
+        self
+    }
+
+    /// The largest packet of the network, 1280 to 65520 bytes; 1500 otherwise.
+    pub fn network_mtu(mut self, mtu: u32) -> Self {
+        self.network.mtu = mtu;
+        self
+    }
+}
+
+/// The flows of a VM.
+#[derive(Debug)]
+pub(crate) struct Flows {
+    /// None without a network.
+    gateway: Option<Arc<Gateway>>,
+    running: HashMap<u64, AbortHandle>,
+    sender: mpsc::Sender<(u64, Answer)>,
+    answers: mpsc::Receiver<(u64, Answer)>,
+}
+
+impl Flows {
+    pub(crate) fn new(settings: &Settings, link: Option<Link>) -> Self {
+        let gateway = link.map(|link| Arc::new(Gateway::new(settings.policy(), link)));
+        let (sender, answers) = mpsc::channel(ANSWERS);
+        Self {
+            gateway,
+            running: HashMap::new(),
+            sender,
+            answers,
+        }
+    }
+
+    /// The guest asks for a flow; what is to be said at once, if that is known.
+    pub(crate) fn ask(
+        &mut self,
+        id: u64,
+        protocol: Protocol,
+        tuple: Tuple,
+        socket: OwnedFd,
+    ) -> Option<Request> {
+        let Some(gateway) = &self.gateway else {
+            let why = Refusal::Silence;
+            return Some(Request::FlowRefuse { id, why });
+        };
+        let flow = gateway.begin(id, protocol, tuple, socket, self.sender.clone());
+        // A VMM that uses a number twice cannot leave a task behind.
+        if let Some(old) = self.running.insert(id, flow) {
+            old.abort();
+        }
+        None
+    }
+
+    /// A flow is over on the guest's side.
+    pub(crate) fn ended(&mut self, id: u64) {
+        if let Some(flow) = self.running.remove(&id) {
+            flow.abort();
+        }
+    }
+
+    /// What the VMM is to be told next. Cancel safe.
+    pub(crate) async fn next(&mut self) -> Request {
+        match self.answers.recv().await {
+            Some((id, Answer::Accept)) => Request::FlowAccept { id },
+            Some((id, Answer::Refuse(why))) => {
+                self.running.remove(&id);
+                Request::FlowRefuse { id, why }
+            }
+            Some((id, Answer::Close)) => {
+                self.running.remove(&id);
+                Request::FlowClose { id }
+            }
+            // It fails only if all senders are gone, of which `self` holds one.
+            None => std::future::pending().await,
+        }
+    }
+}
+
+impl Drop for Flows {
+    fn drop(&mut self) {
+        for flow in self.running.values() {
+            flow.abort();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn networks_have_names() {
+        for network in [Network::None, Network::Open] {
+            assert_eq!(network.to_string().parse(), Ok(network));
+            let json = serde_json::to_string(&network).unwrap();
+            assert_eq!(json, format!("\"{network}\""));
+        }
+        assert!("host".parse::<Network>().is_err());
+    }
+
+    #[test]
+    fn a_link_has_a_packet_size_that_can_be() {
+        let settings = |mtu| Settings {
+            network: Network::Open,
+            mtu,
+            ..Settings::default()
+        };
+        assert_eq!(Settings::default().link().unwrap(), None);
+        assert_eq!(settings(1400).link().unwrap().unwrap().mtu, 1400);
+        for mtu in [0, 1279, 65_521, 70_000] {
+            let error = settings(mtu).link().unwrap_err().to_string();
+            assert!(error.contains("network.mtu"), "{error}");
+        }
+    }
+}
