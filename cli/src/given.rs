@@ -21,6 +21,7 @@ const OPTIONS: &[(&str, &[&str])] = &[
     ("--disk", &["extra_disks", "disks", "disk"]),
     ("--disk-bps", &["disk rate: bytes_per_second"]),
     ("--disk-iops", &["disk rate: operations_per_second"]),
+    ("--network-bps", &["network rate: bytes_per_second"]),
     ("--pids-limit", &["pids limit"]),
     ("--kernel-arg", &["kernel arguments"]),
     ("--boot-timeout", &["boot timeout"]),

@@ -8,6 +8,7 @@ use flashpan::api::{Config, HostIpMapping, NamedSecret, VolumeMountSpec};
 
 use crate::failure::Failure;
 use crate::given::Given;
+use crate::parse;
 
 /// Options that become fields of a configuration, whether this version obeys these
 /// or refuses them. Hidden is what it refuses.
@@ -30,6 +31,12 @@ pub(crate) struct ReachArgs {
     /// host, of its networks and of cloud metadata services.
     #[arg(long)]
     allow_private_ips: bool,
+
+    /// Most bytes that pass the network card in a second, in each direction for itself,
+    /// e.g. 10M; a plain number is bytes. After a rest as much passes at once.
+    #[arg(long, value_name = "SIZE[/s]", value_parser = parse::bytes_per_second,
+          env = "FLASHPAN_NETWORK_BPS", hide_env_values = true)]
+    pub(crate) network_bps: Option<u64>,
 
     /// No network at all, which is so anyway without --network.
     #[arg(long, conflicts_with_all = ["allow_hosts", "secrets", "network_intercept"])]
@@ -86,6 +93,7 @@ impl ReachArgs {
         let mut given = Given::default();
         for (is_given, option) in [
             (self.no_network, "--no-network"),
+            (self.network_bps.is_some(), "--network-bps"),
             (self.allow_private_ips, "--allow-private-ips"),
             (!self.allow_hosts.is_empty(), "--allow-host"),
             (!self.add_hosts.is_empty(), "--add-host"),

@@ -287,6 +287,8 @@ impl VmArgs {
         options.pids_limit = self.pids_limit;
         options.disk_rate = self.disk_rate();
         options.network = self.reach.network;
+        options.network_rate =
+            (self.reach.network_bps).map(|bytes| RateLimit::default().bytes_per_second(bytes));
         // The runtime of every command stays on its main thread.
         options.end_with_thread = true;
         let mut given = self.given();

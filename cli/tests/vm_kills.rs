@@ -250,7 +250,7 @@ fn a_supervisor_that_is_stuck_with_no_room_for_another_client_is_ended_with_its_
     });
     let refused = full.take(1 << 20).find_map(Result::err);
     assert_eq!(refused, Some(Errno::EAGAIN));
-    assert_eq!(vms.ok(&["kill", &id]), format!("Killed {id}\n"));
+    assert_eq!(vms.ok(&["kill", &id]), format!("{id}\n"));
     assert_eq!(vms.status(&id), "crashed");
     vms.ok(&["rm", &id]);
     vms.assert_nothing_left();

@@ -196,6 +196,9 @@ pub struct VmSpec {
     pub rng: bool,
     /// The guest's network card; none if it has none.
     pub network: Option<Link>,
+    /// How much passes the network card at most, in each direction: operations are
+    /// frames.
+    pub network_rate: IoRate,
     /// Whether guest memory is a memfd that other processes can be given.
     pub shared_memory: bool,
 }
@@ -324,6 +327,29 @@ pub struct Stats {
     pub vmm_resident_kib: u64,
     /// Disks for which the host had no room; at most [`MAX_DISKS`].
     pub full_disks: Vec<FullDisk>,
+    /// What has passed the network card, if there is one.
+    pub network: Option<NetworkUse>,
+}
+
+/// What has passed a network card, as the guest sees it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NetworkUse {
+    /// Bytes that the guest has received, in frames.
+    pub received_bytes: u64,
+    /// The frames.
+    pub received_frames: u64,
+    /// Bytes that the guest has sent, in frames.
+    pub sent_bytes: u64,
+    /// The frames.
+    pub sent_frames: u64,
+    /// Flows that it has asked for.
+    pub flows_asked: u64,
+    /// Flows that it has got.
+    pub flows_accepted: u64,
+    /// Flows that it was refused.
+    pub flows_refused: u64,
+    /// Frames that were dropped, for whatever reason.
+    pub dropped: u64,
 }
 
 /// A disk whose writes failed because the host had no room for them.

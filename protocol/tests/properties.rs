@@ -258,6 +258,7 @@ fn spec() -> impl Strategy<Value = VmSpec> {
                 .collect(),
             rng,
             network: None,
+            network_rate: IoRate::default(),
             shared_memory: rng,
         })
 }

@@ -343,6 +343,7 @@ impl SandboxBuilder {
             disks,
             rng: true,
             network: self.network.link()?,
+            network_rate: self.network.rate()?,
             shared_memory: false,
         })
     }

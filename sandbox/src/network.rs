@@ -7,7 +7,7 @@ use std::str::FromStr;
 use std::sync::Arc;
 
 use flashpan_network::{Answer, Gateway, Policy};
-use flashpan_protocol::control::Request;
+use flashpan_protocol::control::{IoRate, Request};
 use flashpan_protocol::network::{Link, MTU, Protocol, Refusal, Tuple};
 use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
@@ -16,6 +16,7 @@ use tokio::task::AbortHandle;
 use crate::api::DEFAULT_NETWORK_MTU;
 use crate::config::SandboxBuilder;
 use crate::error::{Error, Result};
+use crate::rate::RateLimit;
 
 /// Answers that wait to be sent to the VMM. Flows wait when there are more.
 const ANSWERS: usize = 64;
@@ -61,6 +62,7 @@ pub(crate) struct Settings {
     pub(crate) network: Network,
     pub(crate) block_private_ips: bool,
     pub(crate) mtu: u32,
+    pub(crate) rate: Option<RateLimit>,
 }
 
 impl Default for Settings {
@@ -69,6 +71,7 @@ impl Default for Settings {
             network: Network::None,
             block_private_ips: true,
             mtu: DEFAULT_NETWORK_MTU,
+            rate: None,
         }
     }
 }
@@ -86,6 +89,11 @@ impl Settings {
             Error::config("network.mtu", why)
         })?;
         Ok(Some(Link::standard(mtu)))
+    }
+
+    /// What passes the card at most.
+    pub(crate) fn rate(&self) -> Result<IoRate> {
+        self.rate.unwrap_or_default().checked(RATE, "")
     }
 
     fn policy(&self) -> Policy {
@@ -113,12 +121,22 @@ impl SandboxBuilder {
         self
     }
 
+    /// Limits what passes the network card: bytes of frames, and frames, in each
+    /// direction for itself. What is too much waits.
+    pub fn network_rate(mut self, limit: RateLimit) -> Self {
+        self.network.rate = Some(limit);
+        self
+    }
+
     /// The largest packet of the network, 1280 to 65520 bytes; 1500 otherwise.
     pub fn network_mtu(mut self, mtu: u32) -> Self {
         self.network.mtu = mtu;
         self
     }
 }
+
+/// The setting that is wrong, in errors.
+const RATE: &str = "network rate";
 
 /// The flows of a VM.
 #[derive(Debug)]

@@ -1,4 +1,4 @@
-//! How much I/O a disk of a VM does at most.
+//! How much I/O a disk or the network card of a VM does at most.
 
 use std::num::NonZeroU64;
 use std::ops::RangeInclusive;
@@ -16,7 +16,7 @@ const BYTES: RangeInclusive<u64> = 4096..=1 << 40;
 /// Operations in a second, and in a burst.
 const OPERATIONS: RangeInclusive<u64> = 1..=1_000_000_000;
 
-/// How much I/O a disk does at most, by buckets of tokens: after a rest a burst at
+/// How much I/O a disk, or a network card, does at most, by buckets of tokens: after a rest a burst at
 /// once, and then so much in each second. What it does not name is not limited.
 ///
 /// Bytes are those that the guest reads and writes, and those that it has zeroed;
@@ -78,16 +78,16 @@ impl RateLimit {
         self
     }
 
-    /// As the VMM takes it, once it is checked; an error names the field and begins
-    /// with `of`.
-    fn checked(&self, of: &str) -> Result<IoRate> {
+    /// As the VMM takes it, once it is checked; an error is one of `setting`, names the
+    /// field and begins with `of`.
+    pub(crate) fn checked(&self, setting: &'static str, of: &str) -> Result<IoRate> {
         let rate = |rate, burst, names: [&str; 2], range: RangeInclusive<u64>| {
             let number = |number: u64, name: &str| {
                 let within = NonZeroU64::new(number).filter(|n| range.contains(&n.get()));
                 within.ok_or_else(|| {
                     let (least, most) = (range.start(), range.end());
                     let why = format!("{of}{name}: {number} is not from {least} to {most}");
-                    Error::config(FIELD, why)
+                    Error::config(setting, why)
                 })
             };
             let [rate_name, burst_name] = names;
@@ -95,7 +95,7 @@ impl RateLimit {
                 (None, None) => Ok(None),
                 (None, Some(_)) => {
                     let why = format!("{of}{burst_name}: it is nothing without {rate_name}");
-                    Err(Error::config(FIELD, why))
+                    Err(Error::config(setting, why))
                 }
                 (Some(rate), burst) => {
                     let per_second = number(rate, rate_name)?;
@@ -135,10 +135,10 @@ impl SandboxBuilder {
 
     /// The limits of the disks of the root, and of those that were added, checked.
     pub(crate) fn disk_rates(&self) -> Result<(IoRate, Vec<IoRate>)> {
-        let every = self.disk_rate.unwrap_or_default().checked("")?;
+        let every = self.disk_rate.unwrap_or_default().checked(FIELD, "")?;
         let own = self.disks.iter().map(|disk| {
             let of = format!("of {:?}: ", disk.guest_path);
-            let own = disk.rate.unwrap_or_default().checked(&of)?;
+            let own = disk.rate.unwrap_or_default().checked(FIELD, &of)?;
             Ok(both(every, own))
         });
         Ok((every, own.collect::<Result<_>>()?))

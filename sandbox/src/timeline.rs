@@ -310,6 +310,7 @@ mod tests {
             console_dropped: 0,
             vmm_resident_kib: 1234,
             full_disks: Vec::new(),
+            network: None,
         });
         let json = serde_json::to_value(timeline.report()).unwrap();
         assert_eq!(json["version"], 1);

@@ -381,7 +381,7 @@ async fn every_failure_to_boot_has_its_reason() {
         ),
         (
             "other-agent",
-            "the guest's init speaks protocol version 5, this program speaks ",
+            "the guest's init speaks protocol version 999, this program speaks ",
         ),
         ("garbage", "malformed message"),
     ] {

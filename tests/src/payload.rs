@@ -14,7 +14,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
-use flashpan_protocol::control::{BootProtocol, Console, VmSpec};
+use flashpan_protocol::control::{BootProtocol, Console, IoRate, VmSpec};
 use flashpan_protocol::phase::{EXIT_PORT, FIRST_USER_CODE, PHASE_PORT};
 use flashpan_vmm::memory::GuestMemory;
 use flashpan_vmm::{Host, Observer, Resources, Vm, VmEvent};
@@ -247,6 +247,7 @@ pub fn parts(code: fn() -> &'static [u8], vcpus: u8, shared: bool) -> (VmSpec, R
         disks: Vec::new(),
         rng: true,
         network: None,
+        network_rate: IoRate::default(),
         shared_memory: shared,
     };
     let resources = Resources {

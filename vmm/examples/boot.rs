@@ -14,7 +14,7 @@ use std::fs::File;
 use std::io::{self, Read, Write};
 use std::sync::Arc;
 
-use flashpan_protocol::control::{BootProtocol, Console, VmSpec};
+use flashpan_protocol::control::{BootProtocol, Console, IoRate, VmSpec};
 use flashpan_vmm::{Host, Observer, Resources, Vm, VmEvent};
 
 /// Prints phases as they come.
@@ -69,6 +69,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         disks: Vec::new(),
         rng: true,
         network: None,
+        network_rate: IoRate::default(),
         shared_memory: false,
     };
     let resources = Resources {

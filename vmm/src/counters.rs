@@ -193,7 +193,7 @@ const _: () = assert!(MMIO_STRIDE > CONFIG);
 
 #[cfg(test)]
 mod tests {
-    use flashpan_protocol::control::{FullDisk, MAX_DISKS};
+    use flashpan_protocol::control::{FullDisk, MAX_DISKS, NetworkUse};
 
     use super::*;
 
@@ -260,6 +260,16 @@ mod tests {
                     failures: u64::MAX,
                 })
                 .collect(),
+            network: Some(NetworkUse {
+                received_bytes: u64::MAX,
+                received_frames: u64::MAX,
+                sent_bytes: u64::MAX,
+                sent_frames: u64::MAX,
+                flows_asked: u64::MAX,
+                flows_accepted: u64::MAX,
+                flows_refused: u64::MAX,
+                dropped: u64::MAX,
+            }),
         };
         flashpan_protocol::control::encode(&stats).unwrap();
     }

@@ -12,8 +12,8 @@ use flashpan_devices::net::{Net, NetEvent};
 use flashpan_devices::vsock::{Vsock, VsockEvent};
 use flashpan_protocol::agent::GUEST_CID;
 use flashpan_protocol::control::{
-    BootFailureKind, Console, ExitReason, ExitReport, MAX_DISK_ID, MAX_DISKS, Stamp, Stats, VCPUS,
-    VmSpec,
+    BootFailureKind, Console, ExitReason, ExitReport, IoRate, MAX_DISK_ID, MAX_DISKS, NetworkUse,
+    Stamp, Stats, VCPUS, VmSpec,
 };
 use flashpan_protocol::network::{End, Link, Protocol, Refusal, Tuple};
 use flashpan_protocol::phase::Phase;
@@ -266,7 +266,7 @@ impl Vm {
         let (handle, receiver, wake) = channel()?;
         let vsock = vsock_device(Arc::clone(&observer), spec.network.is_some())?;
         let net = (spec.network)
-            .map(|link| net_device(link, Arc::clone(&observer)))
+            .map(|link| net_device(link, spec.network_rate, Arc::clone(&observer)))
             .transpose()?;
         let attached = Attached::new(spec, disks, Arc::clone(&vsock), net.clone())?;
         let cmdline = boot::cmdline::build(spec.console, attached.len(), &spec.kernel_args)?;
@@ -484,6 +484,7 @@ impl Vm {
             console_dropped: self.machine.console_dropped(),
             vmm_resident_kib: self.resident.kib(|host| self.memory.contains(host)),
             full_disks: self.machine.full_disks(),
+            network: self.net.as_ref().map(|net| network_use(&lock(net))),
         }
     }
 }
@@ -551,7 +552,11 @@ fn vsock_device(
 }
 
 /// The network card; what it reports goes to the observer.
-fn net_device(link: Link, observer: Arc<dyn Observer>) -> Result<Arc<Mutex<Net>>, BootError> {
+fn net_device(
+    link: Link,
+    rate: IoRate,
+    observer: Arc<dyn Observer>,
+) -> Result<Arc<Mutex<Net>>, BootError> {
     let report = move |event| {
         observer.event(match event {
             NetEvent::Asked {
@@ -569,11 +574,38 @@ fn net_device(link: Link, observer: Arc<dyn Observer>) -> Result<Arc<Mutex<Net>>
         });
     };
     let mut net = Net::new(link, Box::new(report))
-        .map_err(|e| BootError::request(format!("the network card: {e}")))?;
+        .map_err(|e| BootError::request(format!("the network card: {e}")))?
+        .limited(rate);
     if let Some(limit) = descriptors::limit() {
         net.limit_flows(descriptors::for_connections_and_flows(limit).1);
     }
     Ok(Arc::new(Mutex::new(net)))
+}
+
+/// What has passed a card, as its guest sees it.
+fn network_use(net: &Net) -> NetworkUse {
+    let (stack, rings) = (net.metrics(), net.ring_metrics());
+    let dropped = [
+        stack.malformed,
+        stack.fragments,
+        stack.protocols,
+        stack.receivers,
+        stack.crowded,
+        stack.datagrams_lost,
+        stack.datagrams_too_long,
+        rings.oversized,
+        rings.unplaceable,
+    ];
+    NetworkUse {
+        received_bytes: stack.bytes_out,
+        received_frames: stack.frames_out,
+        sent_bytes: stack.bytes_in,
+        sent_frames: stack.frames_in,
+        flows_asked: stack.asked,
+        flows_accepted: stack.accepted,
+        flows_refused: stack.refused,
+        dropped: dropped.into_iter().fold(0, u64::saturating_add),
+    }
 }
 
 /// Locks; a poisoned lock cannot be in a process that aborts on panic.

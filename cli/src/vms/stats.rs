@@ -30,9 +30,10 @@ Examples:
 
 CPU is that of the last second: 100% is one processor of the host. MEMORY is what the
 VM's process has of the host now, and what the guest may have. Fields of --format:
-ID, Name, CPU, Memory, Read, Written, Up; {{json .}} for all.";
+ID, Name, CPU, Memory, Read, Written, Received, Sent, Up; {{json .}} for all. Received
+and Sent are what passed the VM's network card, in bytes, and - without one.";
 
-/// Shows what VMs use of CPU, memory and disk
+/// Shows what VMs use of CPU, memory, disk and network
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct StatsArgs {
@@ -64,6 +65,8 @@ struct Used {
     memory_bytes: u64,
     read_bytes: Option<u64>,
     written_bytes: Option<u64>,
+    received_bytes: Option<u64>,
+    sent_bytes: Option<u64>,
     uptime_ns: u64,
     exits: u64,
 }
@@ -87,6 +90,8 @@ impl Used {
             memory_bytes: usage.memory_bytes,
             read_bytes: usage.read_bytes,
             written_bytes: usage.written_bytes,
+            received_bytes: usage.vmm.network.map(|all| all.received_bytes),
+            sent_bytes: usage.vmm.network.map(|all| all.sent_bytes),
             uptime_ns: usage.uptime_ns,
             exits: counts.fold(0, u64::saturating_add),
         }
@@ -107,6 +112,8 @@ impl Row for Used {
         ("Memory", "MEMORY"),
         ("Read", "READ"),
         ("Written", "WRITTEN"),
+        ("Received", "RECEIVED"),
+        ("Sent", "SENT"),
         ("Up", "UP"),
     ];
 
@@ -124,6 +131,8 @@ impl Row for Used {
             ),
             bytes(self.read_bytes),
             bytes(self.written_bytes),
+            bytes(self.received_bytes),
+            bytes(self.sent_bytes),
             format!(
                 "{}:{:02}:{:02}",
                 seconds / 3600,
@@ -134,7 +143,9 @@ impl Row for Used {
     }
 }
 
-const COLUMNS: [&str; 7] = ["ID", "Name", "CPU", "Memory", "Read", "Written", "Up"];
+const COLUMNS: [&str; 9] = [
+    "ID", "Name", "CPU", "Memory", "Read", "Written", "Received", "Sent", "Up",
+];
 
 /// Runs `flashpan stats`.
 pub(crate) fn stats(args: &StatsArgs) -> Result<u8, Failure> {

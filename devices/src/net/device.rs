@@ -2,8 +2,9 @@
 
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use flashpan_protocol::control::IoRate;
 use flashpan_protocol::network::{Link, Refusal};
 use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
 use virtio_queue::{Queue, QueueState, QueueT};
@@ -11,6 +12,7 @@ use virtio_queue::{Queue, QueueState, QueueT};
 use super::header::HEADER_LEN;
 use super::rings::{Placed, Rings};
 use super::{DEVICE_TYPE, Metrics, NetError, NetEvent, Offload, QUEUE_SIZES, Stack};
+use crate::rate_limit::RateLimiter;
 use crate::ring::{Chain, Kicked, Progress, Ring, RingError};
 use crate::state::{DeviceState, RestoreError};
 use crate::virtio::{ActivateError, Activation, GuestRam, Interrupt, VirtioDevice, read_bytes};
@@ -63,7 +65,39 @@ pub struct Net {
     /// The frame of the guest that is being looked at.
     frame: Vec<u8>,
     rings: RingMetrics,
+    limits: Limits,
     host: Box<dyn FnMut(NetEvent) + Send>,
+}
+
+/// What passes in each direction at most.
+#[derive(Debug, Default)]
+struct Limits {
+    from_guest: Option<RateLimiter>,
+    to_guest: Option<RateLimiter>,
+    /// When a direction may go on that is held.
+    until: Option<Instant>,
+}
+
+impl Limits {
+    /// Whether a direction has to wait.
+    fn hold(limiter: &mut Option<RateLimiter>, until: &mut Option<Instant>) -> bool {
+        let Some(limiter) = limiter else {
+            return false;
+        };
+        let now = Instant::now();
+        let Some(wait) = limiter.wait(now) else {
+            return false;
+        };
+        let at = now.checked_add(wait).unwrap_or(now);
+        *until = Some(until.map_or(at, |other| other.min(at)));
+        true
+    }
+
+    fn spend(limiter: &mut Option<RateLimiter>, bytes: usize) {
+        if let Some(limiter) = limiter {
+            limiter.spend(u64::try_from(bytes).unwrap_or(u64::MAX), Instant::now());
+        }
+    }
 }
 
 /// Counters of what happens between the rings and the stack. All only grow.
@@ -116,8 +150,19 @@ impl Net {
             unreachable: None,
             frame: Vec::new(),
             rings: RingMetrics::default(),
+            limits: Limits::default(),
             host,
         })
+    }
+
+    /// Lets no more pass in each direction than `rate` says: bytes of frames, and
+    /// frames. What is too much waits, in the guest or in its connections.
+    #[must_use]
+    pub fn limited(mut self, rate: IoRate) -> Self {
+        let now = Instant::now();
+        self.limits.from_guest = RateLimiter::new(rate, now);
+        self.limits.to_guest = RateLimiter::new(rate, now);
+        self
     }
 
     /// Lets a flow be that was asked for. Nothing happens if it is gone.
@@ -165,11 +210,13 @@ impl Net {
             active,
             frame,
             rings,
+            limits,
             ..
         } = self;
+        limits.until = None;
         let moved = match active {
             Some(active) if !active.interrupt.is_reset_needed() => {
-                active.run(stack, frame, rings).inspect_err(|_| {
+                active.run(stack, frame, rings, limits).inspect_err(|_| {
                     rings.broken_rings += 1;
                     active.interrupt.needs_reset();
                     stack.reset(Offload::default());
@@ -198,8 +245,14 @@ impl Active {
         stack: &mut Stack,
         frame: &mut Vec<u8>,
         metrics: &mut RingMetrics,
+        limits: &mut Limits,
     ) -> Result<Progress, RingError> {
-        let moved = self.move_frames(stack, frame, metrics);
+        let moved = self.move_frames(stack, frame, metrics, limits);
+        stack.set_alarm(limits.until);
+        if limits.until.is_some() {
+            // Only then the alarm is set.
+            stack.run();
+        }
         // Also when a ring was broken in the middle: what was completed before counts.
         if self.rings.wants_interrupt(&self.memory)? {
             metrics.interrupts += 1;
@@ -214,7 +267,13 @@ impl Active {
         stack: &mut Stack,
         frame: &mut Vec<u8>,
         metrics: &mut RingMetrics,
+        limits: &mut Limits,
     ) -> Result<Progress, RingError> {
+        let Limits {
+            from_guest,
+            to_guest,
+            until,
+        } = limits;
         let Self { memory, rings, .. } = self;
         let memory = &*memory;
         let mut chain = Chain::new();
@@ -222,11 +281,12 @@ impl Active {
         loop {
             let before = frames;
             while stack.wants_input() && frames < FRAMES_PER_RUN && bytes < BYTES_PER_RUN {
-                if !rings.pop_tx(memory, &mut chain)? {
+                if Limits::hold(from_guest, until) || !rings.pop_tx(memory, &mut chain)? {
                     break;
                 }
                 frames += 1;
                 bytes = bytes.saturating_add(chain.readable.len());
+                Limits::spend(from_guest, chain.readable.len());
                 let header = chain.readable.take_array::<HEADER_LEN>();
                 if header.is_none() || chain.readable.len() > MAX_FRAME {
                     metrics.oversized += 1;
@@ -240,6 +300,9 @@ impl Active {
             stack.run();
             let mut starved = false;
             while let Some(next) = stack.frame() {
+                if Limits::hold(to_guest, until) {
+                    break;
+                }
                 match rings.place(memory, next)? {
                     Placed::Done => {}
                     Placed::TooLong => metrics.unplaceable += 1,
@@ -250,6 +313,7 @@ impl Active {
                 }
                 frames += 1;
                 bytes = bytes.saturating_add(next.bytes.len());
+                Limits::spend(to_guest, next.bytes.len());
                 stack.frame_done();
             }
             if frames == before || starved {

@@ -2,8 +2,11 @@
 //! `docs/devices.md` lists the tests by class.
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic)]
 
+use std::num::NonZeroU64;
 use std::sync::{Arc, LazyLock, Mutex};
+use std::time::{Duration, Instant};
 
+use flashpan_protocol::control::{IoRate, Rate};
 use flashpan_protocol::network::{Link, Refusal};
 
 use super::header::HEADER_LEN;
@@ -242,4 +245,40 @@ fn a_reset_ends_all_flows() {
         [NetEvent::Asked { id, .. }, NetEvent::Ended { id: ended, .. }] if id == ended
     ));
     drop(driver);
+}
+
+/// After a burst so much in each second, in each direction; the rest waits.
+#[test]
+fn what_passes_is_limited() {
+    let number = |number| NonZeroU64::new(number).unwrap();
+    let operations = Some(Rate {
+        per_second: number(100),
+        burst: number(2),
+    });
+    let rate = IoRate {
+        bytes: None,
+        operations,
+    };
+    let net = Net::new(*LINK, Box::new(drop)).unwrap().limited(rate);
+    let mut driver = Driver::new(net, ALL);
+    let begun = Instant::now();
+    for _ in 0..20 {
+        let buffer = driver.writable(100);
+        driver.send(0, &[buffer]);
+        send(&mut driver, &arp());
+    }
+    let mut answers = 0;
+    loop {
+        answers += std::iter::from_fn(|| driver.rings[0].collect()).count();
+        if answers == 20 {
+            break;
+        }
+        driver.machine.wait();
+    }
+    // Two at once, and eighteen at a hundred in a second, of which some come together.
+    assert!(
+        begun.elapsed() > Duration::from_millis(150),
+        "{:?}",
+        begun.elapsed()
+    );
 }

@@ -203,6 +203,9 @@ pub(super) fn bare(
         builder = builder.disk_rate(limit);
     }
     builder = builder.network(options.network);
+    if let Some(limit) = options.network_rate {
+        builder = builder.network_rate(limit);
+    }
     if let Some(network) = &config.network {
         builder = builder
             .block_private_ips(network.blocks_private_ips())

@@ -48,6 +48,10 @@ pub struct HostOptions {
     /// of its configuration count.
     #[serde(default)]
     pub network: Network,
+    /// How much passes the VM's network card at most, in each direction for itself; as
+    /// much as the host does if there is none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub network_rate: Option<RateLimit>,
     /// The VMM program; looked up if there is none ([`crate::vmm_program`]).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub vmm: Option<PathBuf>,
@@ -213,6 +217,7 @@ impl Default for HostOptions {
             pids_limit: None,
             disk_rate: None,
             network: Network::default(),
+            network_rate: None,
             vmm: None,
             guest_init: None,
             end_with_thread: false,

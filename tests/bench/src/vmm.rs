@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::{env, io};
 
 use anyhow::{Context, Result, bail};
-use flashpan_protocol::control::{BootProtocol, Console, ExitReason, VmSpec};
+use flashpan_protocol::control::{BootProtocol, Console, ExitReason, IoRate, VmSpec};
 use flashpan_vmm::{Host, Observer, Resources, Vm, VmEvent};
 use serde_json::json;
 
@@ -40,6 +40,7 @@ pub(crate) fn run(kernel: &Path, initramfs: &Path) -> Result<()> {
         disks: Vec::new(),
         rng: true,
         network: None,
+        network_rate: IoRate::default(),
         shared_memory: false,
     };
     let open = |path: &Path| File::open(path).with_context(|| format!("open {}", path.display()));

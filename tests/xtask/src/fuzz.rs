@@ -22,6 +22,7 @@ Fuzzes what reads what strangers made.
                attached: a VM's supervisor and guest, as a client hears them
                texts, config: words of a command line, and configurations
                records: what is on disk of a VM
+               network: frames of a guest's network card
   --seconds  how long to run each; 600 if not given
 
 What is found is in target/fuzz/artifacts; put it into tests/fuzz/corpus with
@@ -29,7 +30,7 @@ the fix, where `cargo test` runs it ever after. New inputs are kept in
 target/fuzz/corpus.
 ";
 
-const TARGETS: [&str; 11] = [
+const TARGETS: [&str; 12] = [
     "tar",
     "convert",
     "decompress",
@@ -41,6 +42,7 @@ const TARGETS: [&str; 11] = [
     "texts",
     "config",
     "records",
+    "network",
 ];
 const TRIPLE: &str = "x86_64-unknown-linux-gnu";
 

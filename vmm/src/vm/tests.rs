@@ -23,6 +23,7 @@ fn checked(ids: &[&str]) -> Result<(), BootError> {
         disks: ids.iter().map(disk).collect(),
         rng: false,
         network: None,
+        network_rate: IoRate::default(),
         shared_memory: false,
     };
     let resources = Resources {

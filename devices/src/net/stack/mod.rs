@@ -82,6 +82,8 @@ pub struct Stack {
     scratch: Vec<u8>,
     /// When the stack's clock was 0.
     epoch: StdInstant,
+    /// When the stack's user wants to be woken.
+    alarm: Option<StdInstant>,
 }
 
 impl std::fmt::Debug for Stack {
@@ -116,6 +118,7 @@ impl Stack {
             metrics: Metrics::default(),
             scratch: Vec::new(),
             epoch: StdInstant::now(),
+            alarm: None,
         })
     }
 
@@ -137,6 +140,12 @@ impl Stack {
     /// Puts off what waits for the guest: it has stood still for so long.
     pub fn postpone(&mut self, by: StdDuration) {
         self.epoch = self.epoch.checked_add(by).unwrap_or(self.epoch);
+    }
+
+    /// Has the descriptor become readable at this time, too. It counts from the next
+    /// [`Self::run`] on.
+    pub fn set_alarm(&mut self, at: Option<StdInstant>) {
+        self.alarm = at;
     }
 
     /// Counters.
@@ -489,7 +498,8 @@ impl Stack {
             let micros = u64::try_from(due.total_micros()).unwrap_or(0);
             self.epoch + StdDuration::from_micros(micros)
         });
-        self.reactor.set_timer(due);
+        self.reactor
+            .set_timer(due.into_iter().chain(self.alarm).min());
     }
 
     fn now(&self) -> Instant {
