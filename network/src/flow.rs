@@ -6,6 +6,7 @@ use std::os::fd::OwnedFd;
 use std::time::Duration;
 
 use flashpan_protocol::network::{Protocol, Refusal};
+use nix::sys::socket::{setsockopt, sockopt};
 use tokio::io::copy_bidirectional_with_sizes;
 use tokio::net::{TcpStream, UdpSocket, UnixStream};
 use tokio::time::timeout;
@@ -17,7 +18,7 @@ use crate::message::Messages;
 const CONNECT_WITHIN: Duration = Duration::from_secs(120);
 
 /// What passes at once, in each direction.
-const BUFFER: usize = 128 * 1024;
+const BUFFER: usize = 32 * 1024;
 
 /// The longest datagram there is.
 const MAX_DATAGRAM: usize = 65_535;
@@ -58,6 +59,9 @@ where
     // What the guest sends at once it wants to have arrive at once: its own kernel has
     // waited for more where it wanted to.
     outside.set_nodelay(true).map_err(refuse)?;
+    // Whatever ends it but an end in order of both sides: the other end must not take it
+    // for one.
+    outside.set_zero_linger().map_err(refuse)?;
     let inside = std::os::unix::net::UnixStream::from(socket);
     inside.set_nonblocking(true).map_err(refuse)?;
     let mut inside = UnixStream::from_std(inside).map_err(refuse)?;
@@ -66,7 +70,14 @@ where
     }
     let passed = copy_bidirectional_with_sizes(&mut inside, &mut outside, BUFFER, BUFFER).await;
     // The guest would take a closed stream for an end in order.
-    passed.map(drop).map_err(|_| Answer::Close)
+    passed.map_err(|_| Answer::Close)?;
+    let in_order = nix::libc::linger {
+        l_onoff: 0,
+        l_linger: 0,
+    };
+    // Fails only for a socket that is none.
+    let _ = setsockopt(&outside, sockopt::Linger, &in_order);
+    Ok(())
 }
 
 async fn datagrams<F, S>(
@@ -85,6 +96,9 @@ where
     let outside = UdpSocket::bind(any).await.map_err(refuse)?;
     // From here on nobody else's datagrams come.
     outside.connect(target).await.map_err(refuse)?;
+    // What came before from anybody.
+    let mut stray = [0; 1];
+    while outside.try_recv(&mut stray).is_ok() {}
     let inside = Messages::new(socket).map_err(refuse)?;
     if answer(Answer::Accept).await.is_err() {
         return Ok(());
@@ -94,11 +108,9 @@ where
         loop {
             let len = inside.receive(&mut buffer).await?;
             let datagram = buffer.get(..len).unwrap_or_default();
-            // A datagram may be lost: nobody listens, or there is no way just now.
-            match outside.send(datagram).await {
-                Err(error) if !may_go_on(&error) => return Err(error),
-                _ => {}
-            }
+            // A datagram may be lost: nobody listens, there is no way just now, or it is
+            // too long.
+            let _ = outside.send(datagram).await;
         }
     };
     let down = async {

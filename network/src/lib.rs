@@ -7,12 +7,14 @@
 //!
 //! * [`address`] – which addresses are the internet, and which are not;
 //! * `flow` – one flow, from the question to its end;
+//! * `neighbours` – the addresses of this host, and of what is next to it;
 //! * `message` – datagrams on a socket pair;
 //! * `resolver` – whom the host asks for names.
 
 pub mod address;
 mod flow;
 mod message;
+mod neighbours;
 mod resolver;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -92,13 +94,13 @@ impl Gateway {
             Protocol::Udp => Refusal::Prohibited,
         };
         let destination = tuple.destination;
-        // Whoever is asked for a name, it is the host's resolver that answers.
-        if destination.port() == resolver::PORT {
-            let resolver = self.resolver.ok_or(Refusal::Network)?;
-            return Ok(SocketAddr::new(resolver, resolver::PORT));
-        }
         let address = address::plain(destination.ip());
         if self.link.is_gateway(address) {
+            // Of the gateway's services there is one: names.
+            if destination.port() == resolver::PORT {
+                let resolver = self.resolver.ok_or(denied)?;
+                return Ok(SocketAddr::new(resolver, resolver::PORT));
+            }
             // The gateway is the host, of which the guest has no other name.
             let host: IpAddr = match address {
                 IpAddr::V4(_) => Ipv4Addr::LOCALHOST.into(),
@@ -108,7 +110,7 @@ impl Gateway {
             let reached = self.policy.private.then(|| SocketAddr::new(host, port));
             return reached.ok_or(denied);
         }
-        if !self.policy.private && !address::is_public(address) {
+        if !self.policy.private && (!address::is_public(address) || neighbours::has(address)) {
             return Err(denied);
         }
         Ok(SocketAddr::new(address, destination.port()))

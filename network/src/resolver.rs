@@ -8,13 +8,12 @@ pub(crate) const PORT: u16 = 53;
 /// The longest file that is looked at.
 const MAX: usize = 64 * 1024;
 
-/// The first name server of `/etc/resolv.conf`; the one on this host if there is none,
-/// as resolv.conf(5) has it.
+/// The first name server of `/etc/resolv.conf`. Without one there is none, though
+/// resolv.conf(5) would have the one on this host: whatever listens there was not meant.
 pub(crate) fn of_host() -> Option<IpAddr> {
     let text = std::fs::read("/etc/resolv.conf").unwrap_or_default();
     let text = text.get(..text.len().min(MAX)).unwrap_or_default();
-    let local = IpAddr::from([127, 0, 0, 1]);
-    Some(first(&String::from_utf8_lossy(text)).unwrap_or(local))
+    first(&String::from_utf8_lossy(text))
 }
 
 fn first(text: &str) -> Option<IpAddr> {

@@ -140,7 +140,9 @@ fn receive_now(socket: &OwnedFd, buffer: &mut [u8]) -> io::Result<(usize, Vec<Ow
         }
     };
     let mut fds = Vec::new();
-    for part in message.cmsgs()? {
+    // There is room for all that a packet can have: an error here means that this process
+    // may have no more descriptors, and that the one of the packet did not arrive.
+    for part in message.cmsgs().into_iter().flatten() {
         if let ControlMessageOwned::ScmRights(numbers) = part {
             for number in numbers {
                 // SAFETY: the kernel just installed this descriptor for us, and

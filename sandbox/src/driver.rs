@@ -414,15 +414,12 @@ impl Driver {
                 id,
                 protocol,
                 tuple,
-            } => match fds.pop() {
-                Some(socket) => {
-                    if let Some(answer) = self.flows.ask(id, protocol, tuple, socket) {
-                        self.request(&answer, Vec::new());
-                    }
+            } => {
+                if let Some(answer) = self.flows.ask(id, protocol, tuple, fds.pop()) {
+                    self.request(&answer, Vec::new());
                 }
-                None => self.broken("a flow came without its descriptor".to_owned()),
-            },
-            Event::FlowEnded { id, .. } => self.flows.ended(id),
+            }
+            Event::FlowEnded { id, how } => self.flows.ended(id, how),
             Event::Stats(stats) => {
                 self.shared.timeline().set_stats((*stats).clone());
                 if let Some(reply) = self.stats.pop_front() {

@@ -8,7 +8,8 @@ use std::sync::Arc;
 
 use flashpan_network::{Answer, Gateway, Policy};
 use flashpan_protocol::control::{IoRate, Request};
-use flashpan_protocol::network::{Link, MTU, Protocol, Refusal, Tuple};
+use flashpan_protocol::network::{End, Link, MTU, Protocol, Refusal, Tuple};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
 use tokio::task::AbortHandle;
@@ -138,6 +139,33 @@ impl SandboxBuilder {
 /// The setting that is wrong, in errors.
 const RATE: &str = "network rate";
 
+/// Descriptors that flows leave for everything else.
+const RESERVE: u64 = 256;
+
+/// How many flows there may be: each takes two descriptors of this process.
+fn most_flows() -> usize {
+    let limit = getrlimit(Resource::Nofile).current;
+    let most = limit.map(|limit| limit.saturating_sub(RESERVE) / 2);
+    most.map_or(usize::MAX, |most| {
+        usize::try_from(most).unwrap_or(usize::MAX)
+    })
+}
+
+/// Lets the process have as many descriptors as it may: what programs are given at first
+/// is less than a guest's connections take, and is so low for those that use `select`,
+/// as nothing here does.
+fn raise_limit() {
+    let limit = getrlimit(Resource::Nofile);
+    let raised = Rlimit {
+        current: limit.maximum,
+        maximum: limit.maximum,
+    };
+    if limit.current != limit.maximum {
+        // Without success there are fewer connections.
+        let _ = setrlimit(Resource::Nofile, raised);
+    }
+}
+
 /// The flows of a VM.
 #[derive(Debug)]
 pub(crate) struct Flows {
@@ -151,6 +179,9 @@ pub(crate) struct Flows {
 impl Flows {
     pub(crate) fn new(settings: &Settings, link: Option<Link>) -> Self {
         let gateway = link.map(|link| Arc::new(Gateway::new(settings.policy(), link)));
+        if gateway.is_some() {
+            raise_limit();
+        }
         let (sender, answers) = mpsc::channel(ANSWERS);
         Self {
             gateway,
@@ -166,11 +197,15 @@ impl Flows {
         id: u64,
         protocol: Protocol,
         tuple: Tuple,
-        socket: OwnedFd,
+        socket: Option<OwnedFd>,
     ) -> Option<Request> {
+        let refuse = |why| Some(Request::FlowRefuse { id, why });
         let Some(gateway) = &self.gateway else {
-            let why = Refusal::Silence;
-            return Some(Request::FlowRefuse { id, why });
+            return refuse(Refusal::Silence);
+        };
+        // A descriptor does not arrive where there is no room for it.
+        let Some(socket) = socket.filter(|_| self.running.len() < most_flows()) else {
+            return refuse(Refusal::Host);
         };
         let flow = gateway.begin(id, protocol, tuple, socket, self.sender.clone());
         // A VMM that uses a number twice cannot leave a task behind.
@@ -181,9 +216,14 @@ impl Flows {
     }
 
     /// A flow is over on the guest's side.
-    pub(crate) fn ended(&mut self, id: u64) {
-        if let Some(flow) = self.running.remove(&id) {
-            flow.abort();
+    pub(crate) fn ended(&mut self, id: u64, how: End) {
+        let Some(flow) = self.running.remove(&id) else {
+            return;
+        };
+        match how {
+            // What the guest has sent may still be on its way out; it ends by itself.
+            End::Closed => {}
+            End::Reset | End::Idle => flow.abort(),
         }
     }
 

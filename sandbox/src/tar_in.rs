@@ -136,6 +136,11 @@ async fn send(
         return Err(Error::archive("there is none: not one byte came"));
     }
     reader.finish()?;
+    if !reader.is_ended() {
+        return Err(Error::archive(
+            "it ends without the zeros that an archive ends with: who wrote it may have failed",
+        ));
+    }
     unpacker.finish()?;
     unpacker.drain(input).await?;
     input.end().await?;

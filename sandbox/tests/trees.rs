@@ -86,8 +86,11 @@ async fn a_tree_goes_in_and_comes_back_as_it_was() {
             .copy_in(world.path(from), world.path("there"), options())
             .await
             .unwrap();
+        if from == "here" {
+            // Later the directories are as they are left by what is put into them again.
+            assert_eq!(picture(&world.path("there/here")), picture(&here));
+        }
     }
-    assert_eq!(picture(&world.path("there/here")), picture(&here));
     assert!(world.path("there/deep/down/long").exists());
     let file = here.join("deep/empty");
     sandbox

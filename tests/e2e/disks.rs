@@ -156,12 +156,9 @@ fn a_limit_that_nothing_could_work_with_is_refused() {
     for (options, words) in [
         (
             ["--disk-bps", "1K"],
-            ["bytes_per_second", "1024 is not from 4096"],
+            ["--disk-bps", "1024 is not from 4096"],
         ),
-        (
-            ["--disk-iops", "0"],
-            ["operations_per_second", "0 is not from 1"],
-        ),
+        (["--disk-iops", "0"], ["--disk-iops", "0 is not from 1"]),
     ] {
         let refused = run(&home, &options, "true");
         refused.expect_status(125).expect_complaint(&words);

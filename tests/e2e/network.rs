@@ -103,6 +103,7 @@ print(answer == data[::-1], len(answer))
     run.expect_status(0).expect_stdout("True 16777216\n");
 }
 
+/// More than descriptors that a process has at first.
 #[test]
 fn many_connections_at_once() {
     let home = Home::new();
@@ -110,7 +111,7 @@ fn many_connections_at_once() {
     let program = format!(
         "
 import socket
-streams = [socket.create_connection(('{HOST}', {port})) for _ in range(200)]
+streams = [socket.create_connection(('{HOST}', {port})) for _ in range(600)]
 for number, stream in enumerate(streams):
     stream.sendall(b'%d ' % number)
     stream.shutdown(socket.SHUT_WR)

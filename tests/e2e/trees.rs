@@ -103,7 +103,7 @@ async fn a_tree_comes_out_as_an_archive_and_goes_in_again_as_it_was() {
     let _home = Home::new();
     let sandbox = builder().boot().await.unwrap();
     let made = "mkdir -p /srv/tree/a/b /srv/again && cd /srv/tree && echo x > a/file && \
-                chmod 4751 a/file && chown 12:34 a/file && touch -d @1000000000 a/file a && \
+                chown 12:34 a/file && chmod 4751 a/file && touch -d @1000000000 a/file a && \
                 ln -s /etc/shadow a/b/link && chmod 700 a/b && : > empty";
     script(&sandbox, made).await;
     let mut archive = Vec::new();

@@ -39,9 +39,9 @@ pub const QUEUE_SIZES: [u16; 2] = [256, 256];
 /// Flows that may exist at once, those that are being asked for included.
 pub const MAX_FLOWS: usize = 12_000;
 
-/// Flows that may be asked for at once. A guest that opens more has to ask again: its
+/// Flows that may be asked for at once, of streams and of datagrams each. A guest that opens more has to ask again: its
 /// SYN is dropped.
-pub const MAX_ASKED: usize = 256;
+pub const MAX_ASKED: usize = 1024;
 
 /// What the device tells the host.
 #[derive(Debug)]

@@ -210,6 +210,12 @@ impl Reader {
         }
     }
 
+    /// Whether the blocks of zeros have come that end an archive, or the first of them. Some
+    /// writers leave them out; but so does one that failed between two entries.
+    pub fn is_ended(&self) -> bool {
+        matches!(self.state, State::End | State::Header { zero: true })
+    }
+
     fn advance(&mut self, bytes: usize) {
         self.position = self
             .position

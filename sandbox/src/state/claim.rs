@@ -27,7 +27,8 @@ pub(crate) struct Claim {
     life: Mutex<Option<LifeLock>>,
     /// Room for the last document, on a disk that may be full when it is written.
     room: Option<File>,
-    _mark: Option<Mark>,
+    /// Who it is that runs the VM, for as long as it does.
+    mark: Mutex<Option<Mark>>,
 }
 
 impl Vms {
@@ -76,7 +77,7 @@ impl Vms {
             run: Mutex::new(run),
             life: Mutex::new(Some(life)),
             room,
-            _mark: mark,
+            mark: Mutex::new(mark),
         })
     }
 }
@@ -130,6 +131,13 @@ impl Claim {
         if !remove {
             let _ = fs::remove_file(self.directory().join(SOCKET));
         }
+        // Whoever takes the VM in hand next has the life first, and then finds no mark.
+        drop(
+            self.mark
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .take(),
+        );
         let life = self
             .life
             .lock()

@@ -13,10 +13,10 @@
 //!
 //! # Memory
 //!
-//! A connection has a buffer of 512 KiB in each direction while there are at most 64
-//! flows, 64 KiB up to 1,024, and 16 KiB beyond: at most 550 MiB for 12,000 flows whose
-//! guest and host both stand still in the middle of everything. Memory that is not used
-//! is not there.
+//! A connection has a buffer of 512 KiB to the guest while there are at most 64 flows, 64
+//! KiB up to 1,024, and 16 KiB beyond; from the guest it has less than 64 KiB. At most 550
+//! MiB for 12,000 flows whose guest and host both stand still in the middle of everything.
+//! Memory that is not used is not there.
 
 mod answer;
 mod gateway;
@@ -236,9 +236,13 @@ impl Stack {
                 tcp.segment(interface, output, flow.peer, ip, now);
                 self.table.queue(id);
             }
-            // It asks again, or has changed its mind.
-            State::Asked(_) if opens => {}
-            State::Asked(_) => self.end(id, End::Reset),
+            // It asks again, or has changed its mind. The question stays: who asks and
+            // takes back again and again has no more of them open.
+            State::Asked(asked) if opens => {
+                asked.withdrawn = false;
+                asked.first = ip.to_vec();
+            }
+            State::Asked(asked) => asked.withdrawn |= is_reset(ip),
             State::Udp(_) => {}
         }
     }
@@ -277,7 +281,7 @@ impl Stack {
         payload: Option<&[u8]>,
     ) {
         let pair = match protocol {
-            _ if !self.table.has_room() => None,
+            protocol if !self.table.has_room(protocol) => None,
             Protocol::Tcp => (UnixStream::pair().ok()).map(|(a, b)| (a.into(), b.into())),
             Protocol::Udp => sock::message_pair().ok(),
         };
@@ -289,6 +293,7 @@ impl Stack {
             socket: ours,
             first: ip.to_vec(),
             waiting: payload.map(<[u8]>::to_vec).into_iter().collect(),
+            withdrawn: false,
         };
         let id = self.table.add(protocol, tuple, peer, asked);
         let due = self.now() + from_std(ANSWER);
@@ -304,6 +309,14 @@ impl Stack {
 
     /// Lets a flow be that was asked for. Nothing happens if it is gone.
     pub fn accept(&mut self, id: u64) {
+        if let Some(flow) = self.table.get_mut(id)
+            && let State::Asked(asked) = &flow.state
+            && asked.withdrawn
+        {
+            self.end(id, End::Reset);
+            self.reactor.wake();
+            return;
+        }
         let flows = self.table.len();
         let size = (BUFFERS.iter()).find(|&&(most, _)| flows <= most);
         let buffer = size.map_or(16 * 1024, |&(_, size)| size);
@@ -342,6 +355,9 @@ impl Stack {
             && let State::Asked(asked) = flow.state
         {
             self.metrics.refused += 1;
+            if asked.withdrawn {
+                return;
+            }
             // One frame more than may wait does no harm: there are no more of them
             // than flows that were asked for.
             answer::refuse(&mut self.output, flow.peer, &asked.first, why);
@@ -515,6 +531,11 @@ impl AsRawFd for Stack {
     }
 }
 
+/// Whether a TCP packet is a reset.
+fn is_reset(ip: &[u8]) -> bool {
+    packet::tcp_flags(ip).is_some_and(|tcp| tcp.rst())
+}
+
 /// The guest's link, without a frame on it.
 fn empty(link: &Link, offload: Offload) -> (Output, Interface) {
     let gateway = EthernetAddress(link.gateway_mac);
@@ -523,6 +544,7 @@ fn empty(link: &Link, offload: Offload) -> (Output, Interface) {
         packet: None,
         peer: gateway,
         output: &mut output,
+        urgent: false,
     };
     // Sequence numbers need not be hard to guess: the guest is the only one to see them.
     let config = Config::new(HardwareAddress::Ip);

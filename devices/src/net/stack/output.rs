@@ -32,10 +32,9 @@ const TCP_CHECKSUM: u16 = 16;
 pub struct Offload {
     /// Frames whose checksum is not made yet (`GUEST_CSUM`).
     pub checksum: bool,
-    /// TCP over IPv4 in frames of up to 64 KiB (`GUEST_TSO4`); needs `checksum`.
+    /// TCP over IPv4 in frames of up to 64 KiB (`GUEST_TSO4`); needs `checksum`. Not over
+    /// IPv6: smoltcp drops what is longer than the link takes there, and believes it sent.
     pub tso4: bool,
-    /// The same over IPv6 (`GUEST_TSO6`).
-    pub tso6: bool,
 }
 
 /// An Ethernet frame for the guest.
@@ -122,7 +121,6 @@ impl Output {
         capabilities.max_transmission_unit = self.mtu;
         capabilities.checksum = sums;
         capabilities.segmentation.tcpv4 = longest(self.offload.checksum && self.offload.tso4);
-        capabilities.segmentation.tcpv6 = longest(self.offload.checksum && self.offload.tso6);
         capabilities
     }
 }
@@ -135,6 +133,8 @@ pub(super) struct Phy<'a> {
     /// The link address of that host.
     pub(super) peer: EthernetAddress,
     pub(super) output: &'a mut Output,
+    /// Whether one frame more than may wait can be made.
+    pub(super) urgent: bool,
 }
 
 #[derive(Debug)]
@@ -164,7 +164,7 @@ impl smoltcp::phy::Device for Phy<'_> {
     }
 
     fn transmit(&mut self, _timestamp: Instant) -> Option<Sending<'_>> {
-        self.output.has_room().then_some(Sending {
+        (self.output.has_room() || self.urgent).then_some(Sending {
             peer: self.peer,
             output: self.output,
             segment: None,

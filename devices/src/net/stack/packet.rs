@@ -151,6 +151,15 @@ fn ipv6(bytes: &[u8]) -> Result<Packet<'_>, Drop> {
     }
 }
 
+/// The TCP header of a packet that [`parse`] found to be of TCP, for its flags.
+pub(super) fn tcp_flags(ip: &[u8]) -> Option<TcpPacket<&[u8]>> {
+    let header = match ip.first()? >> 4 {
+        4 => usize::from(Ipv4Packet::new_checked(ip).ok()?.header_len()),
+        _ => Ipv6Packet::new_checked(ip).ok()?.header_len(),
+    };
+    TcpPacket::new_checked(ip.get(header..)?).ok()
+}
+
 fn tcp<'a>(
     ip: &'a [u8],
     body: &'a [u8],

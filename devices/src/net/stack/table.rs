@@ -43,6 +43,8 @@ pub(super) struct Asked {
     pub(super) first: Vec<u8>,
     /// Payloads of the datagrams that have come.
     pub(super) waiting: VecDeque<Vec<u8>>,
+    /// The guest has taken it back: the answer is waited for all the same.
+    pub(super) withdrawn: bool,
 }
 
 /// See the [module](self).
@@ -52,7 +54,8 @@ pub(super) struct Table {
     by_tuple: HashMap<(Protocol, Tuple), u64>,
     due: BTreeSet<(Instant, u64)>,
     line: VecDeque<u64>,
-    asked: usize,
+    /// Questions that are open, for streams and for datagrams.
+    asked: [usize; 2],
     next_id: u64,
     most: usize,
 }
@@ -64,7 +67,7 @@ impl Table {
             by_tuple: HashMap::new(),
             due: BTreeSet::new(),
             line: VecDeque::new(),
-            asked: 0,
+            asked: [0; 2],
             next_id: 1,
             most: MAX_FLOWS,
         }
@@ -76,8 +79,21 @@ impl Table {
     }
 
     /// Whether one more may be asked for.
-    pub(super) fn has_room(&self) -> bool {
-        self.flows.len() < self.most && self.asked < MAX_ASKED
+    pub(super) fn has_room(&self, protocol: Protocol) -> bool {
+        let [streams, datagrams] = self.asked;
+        let asked = match protocol {
+            Protocol::Tcp => streams,
+            Protocol::Udp => datagrams,
+        };
+        self.flows.len() < self.most && asked < MAX_ASKED
+    }
+
+    fn asked(&mut self, protocol: Protocol) -> &mut usize {
+        let [streams, datagrams] = &mut self.asked;
+        match protocol {
+            Protocol::Tcp => streams,
+            Protocol::Udp => datagrams,
+        }
     }
 
     pub(super) fn len(&self) -> usize {
@@ -94,7 +110,7 @@ impl Table {
     ) -> u64 {
         let id = self.next_id;
         self.next_id += 1;
-        self.asked += 1;
+        *self.asked(protocol) += 1;
         self.by_tuple.insert((protocol, tuple), id);
         let flow = Flow {
             protocol,
@@ -127,7 +143,8 @@ impl Table {
         };
         let state = match flow.state {
             State::Asked(asked) => {
-                self.asked = self.asked.saturating_sub(1);
+                let open = self.asked(flow.protocol);
+                *open = open.saturating_sub(1);
                 make(flow.protocol, &flow.tuple, asked)
             }
             other => other,
@@ -142,7 +159,8 @@ impl Table {
             self.due.remove(&(due, id));
         }
         if matches!(flow.state, State::Asked(_)) {
-            self.asked = self.asked.saturating_sub(1);
+            let open = self.asked(flow.protocol);
+            *open = open.saturating_sub(1);
         }
         Some(flow)
     }
@@ -152,7 +170,7 @@ impl Table {
         self.by_tuple.clear();
         self.due.clear();
         self.line.clear();
-        self.asked = 0;
+        self.asked = [0; 2];
         self.flows.drain().collect()
     }
 

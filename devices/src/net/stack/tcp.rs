@@ -13,6 +13,7 @@ use smoltcp::wire::{EthernetAddress, IpListenEndpoint};
 use vm_memory::VolatileSlice;
 
 use super::output::{Output, Phy};
+use super::packet;
 use crate::sock;
 
 /// A connection that was accepted.
@@ -34,7 +35,21 @@ pub(super) struct TcpFlow {
     host_done: bool,
     /// The guest sends no more, and the host was told so.
     guest_done: bool,
+    /// What the guest has sent and the host not taken when both were done with it: the
+    /// socket is of no more use then.
+    left: Option<Left>,
 }
+
+/// See [`TcpFlow::left`].
+struct Left {
+    data: Vec<u8>,
+    sent: usize,
+}
+
+/// Bytes that a connection takes from the guest before the host has: so few that its
+/// window needs no scale. With one, smoltcp takes more from a guest that does not keep to
+/// its window than it has room for, and stops.
+const FROM_GUEST: usize = 65_535;
 
 /// What became of a connection when it was looked after.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -56,11 +71,11 @@ impl std::fmt::Debug for TcpFlow {
 }
 
 impl TcpFlow {
-    /// A connection with buffers of so many bytes in each direction, whose handshake
+    /// A connection with a buffer of so many bytes to the guest, whose handshake
     /// is made when `syn` is pumped in. Buffers cost memory as far as they are used.
     pub(super) fn new(tuple: &Tuple, syn: Vec<u8>, stream: UnixStream, buffer: usize) -> Self {
-        let memory = || SocketBuffer::new(vec![0; buffer]);
-        let mut socket = Socket::new(memory(), memory());
+        let memory = |len| SocketBuffer::new(vec![0; len]);
+        let mut socket = Socket::new(memory(buffer.min(FROM_GUEST)), memory(buffer));
         // The link loses nothing, and its ends answer at once.
         socket.set_congestion_control(CongestionControl::None);
         socket.set_nagle_enabled(false);
@@ -84,6 +99,7 @@ impl TcpFlow {
             hung_up: false,
             host_done: false,
             guest_done: false,
+            left: None,
         }
     }
 
@@ -126,9 +142,16 @@ impl TcpFlow {
             packet: Some(packet),
             peer,
             output,
+            urgent: false,
         };
         let _: PollIngressSingleResult =
             interface.poll_ingress_single(now, &mut phy, &mut self.sockets);
+        // Until it is acknowledged, smoltcp's window ends before it begins if it was full,
+        // and anything seems to be in it.
+        if packet::tcp_flags(packet).is_some_and(|tcp| tcp.fin()) {
+            phy.urgent = true;
+            let _: PollResult = interface.poll_egress(now, &mut phy, &mut self.sockets);
+        }
     }
 
     /// Moves what can be moved, both ways.
@@ -146,6 +169,9 @@ impl TcpFlow {
             }
             self.segment(interface, output, peer, &syn, now);
         }
+        if self.left.is_some() {
+            return self.feed_rest();
+        }
         if self.feed_host().is_err() || self.feed_guest().is_err() {
             // Its reset goes out with the frames.
             self.sockets.get_mut::<Socket<'_>>(self.handle).abort();
@@ -154,6 +180,7 @@ impl TcpFlow {
             packet: None,
             peer,
             output,
+            urgent: false,
         };
         loop {
             if !phy.output.has_room() {
@@ -163,7 +190,26 @@ impl TcpFlow {
                 break;
             }
         }
+        let both_done = match self.socket().state() {
+            State::TimeWait => true,
+            State::Closed => self.host_done,
+            _ => false,
+        };
+        if both_done && self.socket().can_recv() {
+            let socket = self.sockets.get_mut::<Socket<'_>>(self.handle);
+            let mut data = Vec::new();
+            while let Ok(len @ 1..) = socket.recv(|part| {
+                data.extend_from_slice(part);
+                (part.len(), part.len())
+            }) {
+                debug_assert!(len <= FROM_GUEST);
+            }
+            self.left = Some(Left { data, sent: 0 });
+            return self.feed_rest();
+        }
         match self.socket().state() {
+            // It was reset before it was one, or its first segment was none.
+            State::Listen => Pumped::Ended(End::Reset),
             // The link loses nothing: an old segment cannot turn up later.
             State::TimeWait => Pumped::Ended(End::Closed),
             State::Closed if self.host_done && self.guest_done => Pumped::Ended(End::Closed),
@@ -180,6 +226,26 @@ impl TcpFlow {
     /// Ends it with a reset, at the next pump.
     pub(super) fn abort(&mut self) {
         self.sockets.get_mut::<Socket<'_>>(self.handle).abort();
+    }
+
+    /// The rest of what the guest has sent, when that is all that is to be done.
+    fn feed_rest(&mut self) -> Pumped {
+        let Some(left) = &mut self.left else {
+            return Pumped::Idle;
+        };
+        while self.writable {
+            let rest = left.data.get(left.sent..).unwrap_or_default();
+            if rest.is_empty() {
+                let _ = self.stream.shutdown(Shutdown::Write);
+                return Pumped::Ended(End::Closed);
+            }
+            match sock::send_halves(&self.stream, (rest, &[])) {
+                Ok(count) => left.sent = left.sent.saturating_add(count),
+                Err(error) if error.kind() == ErrorKind::WouldBlock => self.writable = false,
+                Err(_) => return Pumped::Ended(End::Reset),
+            }
+        }
+        Pumped::Idle
     }
 
     /// From the guest to the host. An error: the host takes no more.
