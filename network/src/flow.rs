@@ -69,8 +69,13 @@ where
         return Ok(());
     }
     let passed = copy_bidirectional_with_sizes(&mut inside, &mut outside, BUFFER, BUFFER).await;
-    // The guest would take a closed stream for an end in order.
-    passed.map_err(|_| Answer::Close)?;
+    if passed.is_err() {
+        // The guest would take a closed stream for an end in order: it stays open until the
+        // guest's side is gone, and this with it.
+        drop(outside);
+        let _ = answer(Answer::Close).await;
+        return std::future::pending().await;
+    }
     let in_order = nix::libc::linger {
         l_onoff: 0,
         l_linger: 0,

@@ -235,10 +235,8 @@ impl Flows {
                 self.running.remove(&id);
                 Request::FlowRefuse { id, why }
             }
-            Some((id, Answer::Close)) => {
-                self.running.remove(&id);
-                Request::FlowClose { id }
-            }
+            // The flow waits for its end on the guest's side.
+            Some((id, Answer::Close)) => Request::FlowClose { id },
             // It fails only if all senders are gone, of which `self` holds one.
             None => std::future::pending().await,
         }
