@@ -135,3 +135,26 @@ async fn datagrams_pass_one_for_one() {
     flow.abort();
     assert_eq!(timeout(PATIENCE, answers.recv()).await.unwrap(), None);
 }
+
+/// Names are the one service of the gateway; whatever else has port 53 is as anything is.
+#[test]
+fn the_gateway_leads_to_the_resolver_of_the_host() {
+    let resolver = "10.0.0.53".parse().unwrap();
+    let with = |resolver| Gateway {
+        policy: Policy { private: false },
+        link: Link::standard(1500),
+        resolver,
+    };
+    let ask = |gateway: &Gateway, address: &str, protocol| {
+        gateway.target(protocol, &to(address.parse().unwrap()))
+    };
+    for protocol in [Protocol::Udp, Protocol::Tcp] {
+        let named = with(Some(resolver));
+        let led = SocketAddr::new(resolver, 53);
+        assert_eq!(ask(&named, "198.18.0.1:53", protocol), Ok(led));
+        let other = "1.1.1.1:53";
+        assert_eq!(ask(&named, other, protocol), Ok(other.parse().unwrap()));
+        assert!(ask(&named, "10.0.0.53:53", protocol).is_err());
+        assert!(ask(&with(None), "198.18.0.1:53", protocol).is_err());
+    }
+}
