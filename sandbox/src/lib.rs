@@ -44,6 +44,7 @@ mod config;
 mod console;
 mod control;
 mod copy;
+mod copy_time;
 mod dial;
 mod disk;
 mod driver;

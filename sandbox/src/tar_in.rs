@@ -13,7 +13,8 @@ use flashpan_protocol::frame;
 use flashpan_rootfs::tar::{self, Event, Kind, Reader, Segment};
 use tokio::io::{AsyncRead, AsyncReadExt};
 
-use crate::copy::{Copied, CopyOptions, Time};
+use crate::copy::{Copied, CopyOptions};
+use crate::copy_time::Time;
 use crate::error::{Error, Result};
 use crate::file_link::{ANSWER_WITHIN, FileLink, FileSender, guest_path};
 use crate::sandbox::Sandbox;

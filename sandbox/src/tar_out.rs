@@ -10,7 +10,8 @@ use flashpan_rootfs::tar::{END, Member, MemberKind, padding};
 use flashpan_rootfs::tree::Timestamp;
 use tokio::io::{AsyncWrite, AsyncWriteExt};
 
-use crate::copy::{Budget, Copied, CopyOptions, Outgoing, Root, Time, path_from};
+use crate::copy::{Budget, Copied, CopyOptions, Outgoing, Root, path_from};
+use crate::copy_time::Time;
 use crate::error::{Error, Result};
 use crate::file_link::ANSWER_WITHIN;
 use crate::pump::broken;

@@ -59,19 +59,7 @@ impl Rings {
         memory: &'m GuestRam,
         chain: &mut Chain<'m>,
     ) -> Result<bool, RingError> {
-        if self.tx.pop(memory, chain)? {
-            return Ok(true);
-        }
-        if !self.tx.enable_kicks(memory)? {
-            return Ok(false);
-        }
-        self.tx.disable_kicks(memory)?;
-        if self.tx.pop(memory, chain)? {
-            Ok(true)
-        } else {
-            // It has taken back what it had announced.
-            Err(RingError::AvailIndexJump)
-        }
+        self.tx.pop_or_await(memory, chain)
     }
 
     pub(super) fn complete_tx(&mut self, memory: &GuestRam, head: u16) -> Result<(), RingError> {

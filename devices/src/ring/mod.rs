@@ -190,6 +190,30 @@ impl Ring {
         Ok(true)
     }
 
+    /// Takes the next available chain, with kicks off; false if there is none, after
+    /// which the driver kicks.
+    ///
+    /// # Errors
+    /// If the driver broke a rule: a chain that it has announced and taken back is one,
+    /// as that, again and again, could keep the device busy for ever.
+    pub fn pop_or_await<'m>(
+        &mut self,
+        memory: &'m GuestRam,
+        chain: &mut Chain<'m>,
+    ) -> Result<bool, RingError> {
+        if self.pop(memory, chain)? {
+            return Ok(true);
+        }
+        if !self.enable_kicks(memory)? {
+            return Ok(false);
+        }
+        self.disable_kicks(memory)?;
+        match self.pop(memory, chain)? {
+            true => Ok(true),
+            false => Err(RingError::AvailIndexJump),
+        }
+    }
+
     /// Undoes the last `count` calls of [`Self::pop`] that took a chain: those
     /// chains are available as before.
     pub fn put_back(&mut self, count: u16) {

@@ -70,15 +70,7 @@ impl Rings {
         memory: &'m GuestRam,
         chain: &mut Chain<'m>,
     ) -> Result<bool, RingError> {
-        if self.tx.pop(memory, chain)? {
-            return Ok(true);
-        }
-        if !self.tx.enable_kicks(memory)? {
-            return Ok(false);
-        }
-        self.tx.disable_kicks(memory)?;
-        pop_announced(&mut self.tx, memory, chain)?;
-        Ok(true)
+        self.tx.pop_or_await(memory, chain)
     }
 
     pub(super) fn complete_tx(&mut self, memory: &GuestRam, head: u16) -> Result<(), RingError> {
