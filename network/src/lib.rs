@@ -5,7 +5,10 @@
 //! the guest learns the truth about what it wants to reach. `docs/network.md` has the
 //! whole way.
 //!
+//! * [`policy`] – what may be reached;
+//! * [`host`] – names of hosts in their one form;
 //! * [`address`] – which addresses are the internet, and which are not;
+//! * [`report`] – what is told of all that;
 //! * `flow` – one flow, from the question to its end;
 //! * `neighbours` – the addresses of this host, and of what is next to it;
 //! * `message` – datagrams on a socket pair;
@@ -13,8 +16,11 @@
 
 pub mod address;
 mod flow;
+pub mod host;
 mod message;
 mod neighbours;
+pub mod policy;
+pub mod report;
 mod resolver;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -25,14 +31,8 @@ use flashpan_protocol::network::{Link, Protocol, Refusal, Tuple};
 use tokio::sync::mpsc;
 use tokio::task::AbortHandle;
 
-/// What a guest may reach.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Policy {
-    /// Whether it may reach addresses that are not of the internet ([`address::is_public`]):
-    /// those of the host, of its networks, and of what a cloud tells its machines. The
-    /// gateway's address is the host's loopback interface then.
-    pub private: bool,
-}
+use crate::host::Host;
+use crate::policy::Policy;
 
 /// What the VMM is to be told of a flow.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -110,9 +110,12 @@ impl Gateway {
             let reached = self.policy.private.then(|| SocketAddr::new(host, port));
             return reached.ok_or(denied);
         }
-        if !self.policy.private && (!address::is_public(address) || neighbours::has(address)) {
-            return Err(denied);
-        }
+        let port = destination.port();
+        let decided = self
+            .policy
+            .connection(protocol, &Host::Address(address), port);
+        let decided = decided.and_then(|_| self.policy.address(protocol, address, port, None));
+        decided.map_err(|_| denied)?;
         Ok(SocketAddr::new(address, destination.port()))
     }
 }

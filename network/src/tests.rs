@@ -14,12 +14,20 @@ use tokio::sync::mpsc;
 use tokio::time::timeout;
 
 use crate::message::Messages;
-use crate::{Answer, Gateway, Policy};
+use crate::policy::Policy;
+use crate::{Answer, Gateway};
 
 const PATIENCE: Duration = Duration::from_secs(30);
 
+fn policy(private: bool) -> Policy {
+    Policy {
+        private,
+        ..Policy::open()
+    }
+}
+
 fn gateway(private: bool) -> Arc<Gateway> {
-    Arc::new(Gateway::new(Policy { private }, Link::standard(1500)))
+    Arc::new(Gateway::new(policy(private), Link::standard(1500)))
 }
 
 fn to(destination: SocketAddr) -> Tuple {
@@ -141,7 +149,7 @@ async fn datagrams_pass_one_for_one() {
 fn the_gateway_leads_to_the_resolver_of_the_host() {
     let resolver = "10.0.0.53".parse().unwrap();
     let with = |resolver| Gateway {
-        policy: Policy { private: false },
+        policy: policy(false),
         link: Link::standard(1500),
         resolver,
     };

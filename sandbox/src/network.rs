@@ -6,7 +6,8 @@ use std::os::fd::OwnedFd;
 use std::str::FromStr;
 use std::sync::Arc;
 
-use flashpan_network::{Answer, Gateway, Policy};
+use flashpan_network::policy::Policy;
+use flashpan_network::{Answer, Gateway};
 use flashpan_protocol::control::{IoRate, Request};
 use flashpan_protocol::network::{End, Link, MTU, Protocol, Refusal, Tuple};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
@@ -100,6 +101,7 @@ impl Settings {
     fn policy(&self) -> Policy {
         Policy {
             private: !self.block_private_ips,
+            ..Policy::open()
         }
     }
 }
