@@ -14,8 +14,9 @@ use tokio::sync::mpsc;
 use tokio::time::timeout;
 
 use crate::message::Messages;
-use crate::policy::Policy;
-use crate::{Answer, Gateway};
+use crate::policy::{Basis, Code, Policy};
+use crate::report::{Outcome, Report, Scheme};
+use crate::{Answer, Gateway, report};
 
 const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -27,7 +28,11 @@ fn policy(private: bool) -> Policy {
 }
 
 fn gateway(private: bool) -> Arc<Gateway> {
-    Arc::new(Gateway::new(policy(private), Link::standard(1500)))
+    Arc::new(Gateway::new(
+        policy(private),
+        Link::standard(1500),
+        report::channel(64).0,
+    ))
 }
 
 fn to(destination: SocketAddr) -> Tuple {
@@ -144,25 +149,102 @@ async fn datagrams_pass_one_for_one() {
     assert_eq!(timeout(PATIENCE, answers.recv()).await.unwrap(), None);
 }
 
-/// Names are the one service of the gateway; whatever else has port 53 is as anything is.
-#[test]
-fn the_gateway_leads_to_the_resolver_of_the_host() {
-    let resolver = "10.0.0.53".parse().unwrap();
-    let with = |resolver| Gateway {
-        policy: policy(false),
-        link: Link::standard(1500),
-        resolver,
-    };
-    let ask = |gateway: &Gateway, address: &str, protocol| {
-        gateway.target(protocol, &to(address.parse().unwrap()))
-    };
-    for protocol in [Protocol::Udp, Protocol::Tcp] {
-        let named = with(Some(resolver));
-        let led = SocketAddr::new(resolver, 53);
-        assert_eq!(ask(&named, "198.18.0.1:53", protocol), Ok(led));
-        let other = "1.1.1.1:53";
-        assert_eq!(ask(&named, other, protocol), Ok(other.parse().unwrap()));
-        assert!(ask(&named, "10.0.0.53:53", protocol).is_err());
-        assert!(ask(&with(None), "198.18.0.1:53", protocol).is_err());
+/// A flow, what the guest hears of it, and what is told.
+struct Asked {
+    guest: UnixStream,
+    answers: mpsc::Receiver<(u64, Answer)>,
+    reports: report::Reports,
+    gateway: Arc<Gateway>,
+}
+
+fn ask_under(policy: Policy, destination: SocketAddr) -> Asked {
+    let (guest, host) = StdStream::pair().unwrap();
+    guest.set_nonblocking(true).unwrap();
+    let (sender, answers) = mpsc::channel(4);
+    let (reporter, reports) = report::channel(64);
+    let gateway = Arc::new(Gateway::new(policy, Link::standard(1500), reporter));
+    let _ = gateway.begin(7, Protocol::Tcp, to(destination), host.into(), sender);
+    Asked {
+        guest: UnixStream::from_std(guest).unwrap(),
+        answers,
+        reports,
+        gateway,
     }
+}
+
+impl Asked {
+    async fn report(&mut self) -> Report {
+        timeout(PATIENCE, self.reports.next())
+            .await
+            .unwrap()
+            .unwrap()
+            .1
+    }
+}
+
+#[tokio::test]
+async fn a_flow_is_told_of_when_it_has_ended() {
+    let server = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = server.local_addr().unwrap();
+    let mut asked = ask_under(policy(true), address);
+    assert_eq!(next(&mut asked.answers).await, Answer::Accept);
+    let (mut outside, _) = server.accept().await.unwrap();
+    asked.guest.write_all(b"hello").await.unwrap();
+    asked.guest.shutdown().await.unwrap();
+    let mut got = Vec::new();
+    outside.read_to_end(&mut got).await.unwrap();
+    outside.write_all(b"good day").await.unwrap();
+    drop(outside);
+    let report = asked.report().await;
+    assert_eq!(report.scheme, Scheme::Tcp);
+    assert_eq!(report.host, address.to_string());
+    assert_eq!((report.sent, report.received), (5, 8));
+    assert_eq!(report.outcome, Outcome::Allowed(Basis::Open));
+}
+
+#[tokio::test]
+async fn a_refusal_is_told_with_its_reason() {
+    let closed = Closed::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let sealed = Policy::default();
+    for (policy, destination, code) in [
+        (
+            sealed,
+            "93.184.216.34:443".parse().unwrap(),
+            Code::NotAllowed,
+        ),
+        (policy(false), closed, Code::Private),
+        (policy(true), closed, Code::Connect),
+    ] {
+        let mut asked = ask_under(policy, destination);
+        let refused = Answer::Refuse(Refusal::Reset);
+        assert_eq!(next(&mut asked.answers).await, refused);
+        let Outcome::Refused(denial) = asked.report().await.outcome else {
+            panic!("{code}");
+        };
+        assert_eq!((denial.code, denial.host), (code, destination.to_string()));
+    }
+}
+
+#[tokio::test]
+async fn a_flow_ends_when_it_may_not_be_any_more() {
+    let server = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = server.local_addr().unwrap();
+    let allow = |pattern: &str| Policy {
+        allow: vec![pattern.parse().unwrap()],
+        ..Policy::default()
+    };
+    let mut asked = ask_under(allow("127.0.0.0/8"), address);
+    assert_eq!(next(&mut asked.answers).await, Answer::Accept);
+    let (mut outside, _) = server.accept().await.unwrap();
+    // What does not concern it does nothing to it.
+    asked.gateway.change(|policy| policy.open = true);
+    asked.guest.write_all(b"x").await.unwrap();
+    assert_eq!(outside.read_u8().await.unwrap(), b'x');
+    asked.gateway.change(|policy| *policy = Policy::default());
+    assert_eq!(next(&mut asked.answers).await, Answer::Close);
+    let error = outside.read_u8().await.unwrap_err();
+    assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset);
+    let report = asked.report().await;
+    assert!(matches!(report.outcome, Outcome::Refused(denial) if denial.code == Code::NotAllowed));
+    assert_eq!(report.sent, 1);
 }
