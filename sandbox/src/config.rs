@@ -342,7 +342,7 @@ impl SandboxBuilder {
             kernel_args: self.kernel_args.clone(),
             disks,
             rng: true,
-            network: self.network.link()?,
+            network: self.network.checked()?.link()?,
             network_rate: self.network.rate()?,
             shared_memory: false,
         })

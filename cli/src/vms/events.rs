@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 
 use clap::Args;
+use flashpan::NetworkActivity;
 use flashpan::Sandbox;
 use flashpan::api::shell_quote_args;
 use flashpan::state::{EventReader, LoggedEvent, LoggedKind, Vm, Vms};
@@ -261,8 +262,48 @@ fn told(event: &LoggedEvent) -> String {
                 exec.command
             )
         }
+        LoggedKind::Network { activity, .. } => of_network(activity),
         LoggedKind::Lost { count } => format!("at least {count} events are missing"),
         _ => "something that this version does not know".to_owned(),
     };
     format!("{} {} {}", event.time, event.vm, plain(&what))
+}
+
+/// What became of a connection, request or question.
+fn of_network(activity: &NetworkActivity) -> String {
+    let of = &activity.network;
+    let what = match (of.method.as_str(), of.url.as_str()) {
+        ("", "") => of.host.clone(),
+        (method, "") => format!("{method} {}", of.host),
+        (method, url) => format!("{method} {url}"),
+    };
+    let how = match (of.blocked, &activity.code) {
+        (true, Some(code)) => format!("refused: {code}"),
+        (false, Some(code)) => format!("failed: {code}"),
+        (_, None) if of.status_code != 0 => format!("{}", of.status_code),
+        (_, None) => "allowed".to_owned(),
+    };
+    let by = match (&activity.rule, &activity.hint) {
+        (Some(rule), _) => format!(" ({rule})"),
+        (None, Some(hint)) => format!(" ({hint})"),
+        (None, None) => String::new(),
+    };
+    let scheme = &activity.scheme;
+    let (sent, received, time) = (of.request_bytes, of.response_bytes, of.duration_ms);
+    let mut line = format!("{scheme} {what} {how}{by}");
+    if !of.blocked {
+        line.push_str(&format!(
+            "; {sent} bytes sent, {received} received, {time} ms"
+        ));
+    }
+    for (names, what) in [
+        (&activity.secrets_substituted, "put in"),
+        (&activity.secrets_missed, "not put in"),
+        (&activity.secrets_leaked, "not for this host"),
+    ] {
+        if !names.is_empty() {
+            line.push_str(&format!("; secret {} {what}", names.join(", ")));
+        }
+    }
+    line
 }

@@ -7,6 +7,7 @@
 //! * [`Denial`] – why not.
 
 mod denial;
+mod explain;
 pub mod path;
 mod pattern;
 mod rule;
@@ -16,6 +17,7 @@ use std::net::IpAddr;
 use flashpan_protocol::network::Protocol;
 
 pub use self::denial::{Code, Denial};
+pub use self::explain::{Explanation, Target, TargetError};
 pub use self::pattern::{Pattern, PatternError};
 pub use self::rule::{Rule, RuleError, Verdict};
 

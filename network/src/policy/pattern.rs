@@ -26,6 +26,9 @@ pub enum PatternError {
     /// It has characters that no name has.
     #[error("{0:?} is no pattern of hosts: names, `*`, addresses and networks are")]
     Glob(String),
+    /// It is a URL, or part of one.
+    #[error("{0:?} is not a host: give the name alone, without scheme and path")]
+    Url(String),
     /// The network is none.
     #[error(
         "{0:?} is no network: an address, `/`, and the bits of its prefix, with no other bit set"
@@ -164,6 +167,9 @@ impl FromStr for Pattern {
             Some(("tcp", rest)) => (Protocol::Tcp, rest),
             _ => (Protocol::Tcp, text),
         };
+        if text.contains("://") {
+            return Err(PatternError::Url(shown(text)));
+        }
         let (host, ports) = split_port(rest);
         Ok(Self {
             text: text.to_owned(),
@@ -184,8 +190,12 @@ fn what(host: &str) -> Result<What, PatternError> {
     if host == "*" {
         return Ok(What::All);
     }
-    if host.contains('/') {
-        let wrong = || PatternError::Network(shown(host));
+    if let Some((address, _)) = host.split_once('/') {
+        let is_network = address.trim_start_matches('[').parse::<IpAddr>().is_ok();
+        let wrong = || match is_network {
+            true => PatternError::Network(shown(host)),
+            false => PatternError::Url(shown(host)),
+        };
         let bare = host
             .strip_prefix('[')
             .and_then(|host| host.strip_suffix(']'));
