@@ -291,7 +291,7 @@ impl Running {
                 started: self.0.remove(&id),
                 command: exec.command,
             }),
-            LoggedKind::Network { activity, .. } => VmEventKind::Network(Arc::new(activity)),
+            LoggedKind::Network { activity, .. } => VmEventKind::Network(Arc::new(*activity)),
             LoggedKind::Lost { count } => VmEventKind::Lost(count),
             LoggedKind::Vm { .. } => return None,
         };

@@ -93,7 +93,7 @@ pub enum LoggedKind {
         timestamp: i64,
         /// What it was.
         #[serde(flatten)]
-        activity: NetworkActivity,
+        activity: Box<NetworkActivity>,
     },
     /// At least so many events before this are missing: they came faster than they
     /// could be told.
@@ -132,7 +132,7 @@ impl LoggedEvent {
             },
             VmEventKind::Network(activity) => LoggedKind::Network {
                 timestamp: event.at.unix_seconds(),
-                activity: NetworkActivity::clone(activity),
+                activity: Box::new(NetworkActivity::clone(activity)),
             },
             VmEventKind::Lost(count) => LoggedKind::Lost { count: *count },
         };
