@@ -410,6 +410,7 @@ impl SandboxBuilder {
             pids_limit: self.pids_limit,
             // It was checked.
             network: self.network.link().ok().flatten(),
+            authority: None,
         }
     }
 }
