@@ -9,15 +9,19 @@
 //! * [`host`] – names of hosts in their one form;
 //! * [`address`] – which addresses are the internet, and which are not;
 //! * [`report`] – what is told of all that;
+//! * [`names`] – which names an address stands for;
+//! * [`dns`] – what a guest's questions for names are answered;
 //! * `flow` – one flow, from the question to its end;
 //! * `neighbours` – the addresses of this host, and of what is next to it;
 //! * `message` – datagrams on a socket pair;
 //! * `resolver` – whom the host asks for names.
 
 pub mod address;
+pub mod dns;
 mod flow;
 pub mod host;
 mod message;
+pub mod names;
 mod neighbours;
 pub mod policy;
 pub mod report;
