@@ -5,22 +5,18 @@ use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
 
 use flashpan_protocol::network::{Protocol, Refusal, Tuple};
-use nix::sys::socket::{setsockopt, sockopt};
 use tokio::io::copy_bidirectional_with_sizes;
 use tokio::net::{TcpStream, UdpSocket, UnixStream};
-use tokio::time::timeout;
 
+use crate::dial::{self, Undialled};
 use crate::gateway::{Answer, Gateway, Route};
+use crate::host::Host;
 use crate::message::Messages;
 use crate::policy::{Basis, Code, Denial};
 use crate::report::{Outcome, Report, Scheme};
 use crate::telling::{Counted, Passed, Telling};
-
-/// How long a connection may take. The guest waits for two minutes, as the host would.
-const CONNECT_WITHIN: Duration = Duration::from_secs(120);
 
 /// What passes at once, in each direction.
 const BUFFER: usize = 32 * 1024;
@@ -69,6 +65,18 @@ impl Broken {
         }
     }
 
+    /// There was none to a host by name.
+    fn undialled(undialled: Undialled) -> Self {
+        let answer = match &undialled.error {
+            Some(error) => refusal(error),
+            None => Refusal::Host,
+        };
+        Self {
+            answer: Answer::Refuse(answer),
+            denial: Some(undialled.denial),
+        }
+    }
+
     /// There was one.
     fn reset() -> Self {
         Self {
@@ -91,12 +99,15 @@ pub(crate) async fn serve<F, S>(
     F: Future<Output = Result<(), S>>,
 {
     let mut changes = gateway.changes();
+    let route = gateway.route(protocol, tuple);
+    if route == Ok(Route::Names) {
+        return names(gateway, protocol, socket, &answer).await;
+    }
     let mut telling = Telling::new(gateway.reporter(), report(protocol, tuple));
-    let (target, basis) = match gateway.route(protocol, tuple) {
-        Ok(Route::Names(server)) => (server, Basis::Open),
-        Ok(Route::Direct { target, basis }) => (target, basis),
+    let route = match route {
+        Ok(route) => route,
         Err(denial) => {
-            telling.outcome(Outcome::Refused(denial));
+            telling.refused(denial);
             drop(telling);
             let denied = match protocol {
                 Protocol::Tcp => Refusal::Reset,
@@ -106,15 +117,21 @@ pub(crate) async fn serve<F, S>(
             return drop(answer(Answer::Refuse(denied)).await);
         }
     };
-    telling.outcome(Outcome::Allowed(basis));
+    telling.allowed(&route, tuple.destination.port());
     let passed = Arc::clone(telling.passed());
     let served = match Inside::new(protocol, socket, &passed) {
-        Err(error) => Err((Broken::unreachable(target, &error), None)),
+        Err(error) => Err((Broken::unreachable(tuple.destination, &error), None)),
         Ok(mut inside) => {
             let flow = async {
+                let port = tuple.destination.port();
                 match &mut inside {
-                    Inside::Stream(inside) => stream(target, inside, &answer).await,
-                    Inside::Datagrams(inside) => datagrams(target, inside, &passed, &answer).await,
+                    Inside::Stream(inside) => {
+                        stream(connect(gateway, route, port).await?, inside, &answer).await
+                    }
+                    Inside::Datagrams(inside) => {
+                        let target = datagram_target(gateway, route, port).await?;
+                        datagrams(target, inside, &passed, &answer).await
+                    }
                 }
             };
             let denied = async {
@@ -141,7 +158,7 @@ pub(crate) async fn serve<F, S>(
         return;
     };
     if let Some(denial) = broken.denial {
-        telling.outcome(Outcome::Refused(denial));
+        telling.refused(denial);
     }
     drop(telling);
     // Fails as above.
@@ -166,39 +183,74 @@ fn report(protocol: Protocol, tuple: &Tuple) -> Report {
     report
 }
 
-/// Connects as the guest wants it: what it sends at once it wants to have arrive at once,
-/// since its own kernel has waited for more where it wanted to.
-///
-/// Whatever ends it but an end in order of both sides: the other end must not take it for
-/// one ([`in_order`]).
-async fn connect(target: SocketAddr) -> io::Result<TcpStream> {
-    let connecting = timeout(CONNECT_WITHIN, TcpStream::connect(target)).await;
-    let outside = connecting.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))?;
-    outside.set_nodelay(true)?;
-    outside.set_zero_linger()?;
-    Ok(outside)
+/// Answers questions for names. They are told of one by one.
+async fn names<F, S>(
+    gateway: &Gateway,
+    protocol: Protocol,
+    socket: OwnedFd,
+    answer: &impl Fn(Answer) -> F,
+) where
+    F: Future<Output = Result<(), S>>,
+{
+    let dns = gateway.dns();
+    let inside = match Inside::new(protocol, socket, &Arc::default()) {
+        Ok(inside) => inside,
+        Err(_) => return drop(answer(Answer::Refuse(Refusal::Host)).await),
+    };
+    if answer(Answer::Accept).await.is_err() {
+        return;
+    }
+    let served = match &inside {
+        Inside::Datagrams(messages) => dns.serve_datagrams(messages).await,
+        Inside::Stream(_) => Ok(()),
+    };
+    let served = match inside {
+        Inside::Stream(stream) => dns.serve_stream(stream).await,
+        Inside::Datagrams(_) => served,
+    };
+    if served.is_err() {
+        let _ = answer(Answer::Close).await;
+    }
 }
 
-/// Both sides have ended in order: so does the connection.
-fn in_order(outside: &TcpStream) {
-    let in_order = nix::libc::linger {
-        l_onoff: 0,
-        l_linger: 0,
+/// The connection that a route leads to.
+async fn connect(gateway: &Gateway, route: Route, port: u16) -> Result<TcpStream, Broken> {
+    match route {
+        Route::Direct { target, .. } => {
+            let connected = dial::connect(target, dial::CONNECT_WITHIN).await;
+            connected.map_err(|error| Broken::unreachable(target, &error))
+        }
+        Route::Named { name, .. } => {
+            let policy = gateway.policy();
+            let (dialer, host) = (gateway.dialer(), Host::Name(name));
+            let dialled = dialer.dial(&policy, &host, port).await;
+            dialled.map_err(Broken::undialled)
+        }
+        Route::Names => Err(Broken::reset()),
+    }
+}
+
+async fn datagram_target(gateway: &Gateway, route: Route, port: u16) -> Result<SocketAddr, Broken> {
+    let name = match route {
+        Route::Direct { target, .. } => return Ok(target),
+        Route::Named { name, .. } => Host::Name(name),
+        Route::Names => return Err(Broken::reset()),
     };
-    // Fails only for a socket that is none.
-    let _ = setsockopt(outside, sockopt::Linger, &in_order);
+    let (policy, dialer) = (gateway.policy(), gateway.dialer());
+    let targets = dialer.targets(&policy, Protocol::Udp, &name, port).await;
+    let targets = targets.map_err(|denial| Broken::undialled(denial.into()))?;
+    // There is one at least.
+    targets.first().copied().ok_or_else(Broken::reset)
 }
 
 async fn stream<F, S>(
-    target: SocketAddr,
+    mut outside: TcpStream,
     inside: &mut Counted<UnixStream>,
     answer: &impl Fn(Answer) -> F,
 ) -> Result<(), Broken>
 where
     F: Future<Output = Result<(), S>>,
 {
-    let connected = connect(target).await;
-    let mut outside = connected.map_err(|error| Broken::unreachable(target, &error))?;
     if answer(Answer::Accept).await.is_err() {
         return Ok(());
     }
@@ -206,7 +258,7 @@ where
     if passed.is_err() {
         return Err(Broken::reset());
     }
-    in_order(&outside);
+    dial::in_order(&outside);
     Ok(())
 }
 

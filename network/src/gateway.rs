@@ -1,6 +1,6 @@
 //! The far end of a guest's link: where its flows go.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, SocketAddr};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
@@ -8,10 +8,16 @@ use flashpan_protocol::network::{Link, Protocol, Refusal, Tuple};
 use tokio::sync::{mpsc, watch};
 use tokio::task::AbortHandle;
 
-use crate::host::Host;
-use crate::policy::{Basis, Denial, Policy};
+use crate::dial::Dialer;
+use crate::dns::{self, Resolver};
+use crate::host::{Host, Name};
+use crate::names::{self, Names};
+use crate::policy::{Basis, Code, Denial, Policy};
 use crate::report::Reporter;
-use crate::{address, flow, resolver};
+use crate::{address, flow};
+
+/// The port of name servers. Whatever server a guest asks there, it is answered here.
+const NAMES: u16 = 53;
 
 /// What the VMM is to be told of a flow.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -24,35 +30,67 @@ pub enum Answer {
     Close,
 }
 
+/// What a gateway is made from.
+#[derive(Debug)]
+pub struct Settings {
+    /// The guest's link.
+    pub link: Link,
+    /// What the guest may reach.
+    pub policy: Policy,
+    /// How names are resolved.
+    pub dns: dns::Settings,
+    /// Who hears of flows.
+    pub reporter: Reporter,
+}
+
 /// Where a flow leads.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Route {
-    /// To the name server of the host.
-    Names(SocketAddr),
-    /// To this address.
-    Direct { target: SocketAddr, basis: Basis },
+    /// It asks for names.
+    Names,
+    /// To this address, which stands for this host.
+    Direct {
+        target: SocketAddr,
+        host: Host,
+        basis: Basis,
+    },
+    /// To whatever address this name has.
+    Named { name: Name, basis: Basis },
 }
 
 /// The far end of a guest's link.
 #[derive(Debug)]
 pub struct Gateway {
     policy: watch::Sender<Arc<Policy>>,
-    link: Link,
-    resolver: Option<IpAddr>,
+    dialer: Arc<Dialer>,
+    dns: dns::Server,
+    is_synthetic: bool,
     reporter: Reporter,
 }
 
 impl Gateway {
-    /// The gateway of a guest with this link, that may reach what `policy` says, and of
-    /// whose flows `reporter` hears. Names are resolved by whom the host itself asks, which
-    /// is looked up now.
+    /// The gateway of a guest.
     #[must_use]
-    pub fn new(policy: Policy, link: Link, reporter: Reporter) -> Self {
+    pub fn new(settings: Settings) -> Self {
+        let policy = watch::Sender::new(Arc::new(settings.policy));
+        let names = Arc::new(Names::new());
+        let is_synthetic = settings.dns.synthetic;
+        let resolver = Arc::new(Resolver::new(settings.dns));
         Self {
-            policy: watch::Sender::new(Arc::new(policy)),
-            link,
-            resolver: resolver::of_host(),
-            reporter,
+            dialer: Arc::new(Dialer {
+                link: settings.link,
+                resolver: Arc::clone(&resolver),
+                names: Arc::clone(&names),
+            }),
+            dns: dns::Server {
+                resolver,
+                names,
+                reporter: settings.reporter.clone(),
+                policy: policy.subscribe(),
+            },
+            policy,
+            is_synthetic,
+            reporter: settings.reporter,
         }
     }
 
@@ -64,15 +102,10 @@ impl Gateway {
 
     /// Changes what it may reach. Flows that may not be any more are ended.
     pub fn change<T>(&self, change: impl FnOnce(&mut Policy) -> T) -> T {
-        let mut changed = None;
-        self.policy.send_modify(|policy| {
-            changed = Some(change(Arc::make_mut(policy)));
-        });
-        // It was called: send_modify calls once.
-        match changed {
-            Some(changed) => changed,
-            None => unreachable!(),
-        }
+        let mut policy = Policy::clone(&self.policy());
+        let changed = change(&mut policy);
+        self.policy.send_replace(Arc::new(policy));
+        changed
     }
 
     /// Begins with a flow that the guest has asked for, on the runtime of the caller.
@@ -103,31 +136,70 @@ impl Gateway {
         &self.reporter
     }
 
+    pub(crate) fn dns(&self) -> &dns::Server {
+        &self.dns
+    }
+
+    pub(crate) fn dialer(&self) -> &Arc<Dialer> {
+        &self.dialer
+    }
+
     /// Where a flow leads, if it may be. This is the one place where that is decided.
     pub(crate) fn route(&self, protocol: Protocol, tuple: &Tuple) -> Result<Route, Denial> {
         let policy = self.policy();
         let destination = tuple.destination;
         let (address, port) = (address::plain(destination.ip()), destination.port());
-        let is_gateway = self.link.is_gateway(address);
-        if is_gateway && port == resolver::PORT {
-            let resolver = self.resolver.map(|server| SocketAddr::new(server, port));
-            return resolver.map(Route::Names).ok_or_else(|| Denial {
-                code: crate::policy::Code::Resolve,
-                host: destination.to_string(),
-                rule: None,
-            });
+        if port == NAMES {
+            return Ok(Route::Names);
         }
-        let basis = policy.connection(protocol, &Host::Address(address), port)?;
-        policy.address(protocol, address, port, None)?;
-        // The gateway is the host, of which the guest has no other name.
-        let target = match (is_gateway, address) {
-            (true, IpAddr::V4(_)) => Ipv4Addr::LOCALHOST.into(),
-            (true, IpAddr::V6(_)) => Ipv6Addr::LOCALHOST.into(),
-            (false, address) => address,
-        };
+        if self.is_synthetic && names::is_synthetic(address) {
+            let Some(name) = self.dialer.names.of_synthetic(address) else {
+                return Err(Denial {
+                    code: Code::Resolve,
+                    host: destination.to_string(),
+                    rule: None,
+                });
+            };
+            let basis = policy.connection(protocol, &Host::Name(name.clone()), port)?;
+            return Ok(Route::Named { name, basis });
+        }
+        let (host, basis) = self.standing(&policy, protocol, address, port)?;
+        policy.address(protocol, address, port, host.name())?;
         Ok(Route::Direct {
-            target: SocketAddr::new(target, port),
+            target: self.dialer.real(address, port),
+            host,
             basis,
         })
+    }
+
+    /// For what an address stands, of what may be reached: itself, or one of the names that
+    /// it was the answer for. If one of them is denied by name, so is the address: nobody
+    /// can tell which of them is meant.
+    fn standing(
+        &self,
+        policy: &Policy,
+        protocol: Protocol,
+        address: IpAddr,
+        port: u16,
+    ) -> Result<(Host, Basis), Denial> {
+        let itself = Host::Address(address);
+        let literal = policy.connection(protocol, &itself, port);
+        let mut decided = match literal {
+            Err(denial) if denial.code == Code::Denied => return Err(denial),
+            literal => literal.map(|basis| (itself, basis)),
+        };
+        for name in self.dialer.names.of(address) {
+            let host = Host::Name(name);
+            match policy.connection(protocol, &host, port) {
+                Err(denial) if denial.code == Code::Denied => return Err(denial),
+                // What was asked for says more than its address.
+                Ok(basis) if !matches!(decided, Ok((Host::Name(_), _))) => {
+                    decided = Ok((host, basis));
+                }
+                Err(denial) if decided.is_err() => decided = Err(denial),
+                _ => {}
+            }
+        }
+        decided
     }
 }

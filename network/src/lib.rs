@@ -9,25 +9,29 @@
 //! * [`host`] – names of hosts in their one form;
 //! * [`address`] – which addresses are the internet, and which are not;
 //! * [`report`] – what is told of all that;
+//! * [`names`] – which names an address stands for;
+//! * [`dns`] – what a guest's questions for names are answered;
 //! * `gateway` – where flows lead: the one choke point;
+//! * `dial` – the host's connections to what may be reached;
 //! * `flow` – one flow, from the question to its end;
 //! * `telling` – what is told of one;
 //! * `neighbours` – the addresses of this host, and of what is next to it;
-//! * `message` – datagrams on a socket pair;
-//! * `resolver` – whom the host asks for names.
+//! * `message` – datagrams on a socket pair.
 
 pub mod address;
+mod dial;
+pub mod dns;
 mod flow;
 mod gateway;
 pub mod host;
 mod message;
+pub mod names;
 mod neighbours;
 pub mod policy;
 pub mod report;
-mod resolver;
 mod telling;
 
-pub use gateway::{Answer, Gateway};
+pub use gateway::{Answer, Gateway, Settings};
 
 #[cfg(test)]
 mod tests;

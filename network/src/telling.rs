@@ -10,6 +10,9 @@ use std::time::Instant;
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
+use crate::gateway::Route;
+use crate::host::Host;
+use crate::policy::Denial;
 use crate::report::{Outcome, Report, Reporter};
 
 /// Bytes that have passed.
@@ -39,10 +42,23 @@ impl Telling {
         }
     }
 
-    /// How it is told to have ended.
-    pub(crate) fn outcome(&mut self, outcome: Outcome) {
+    /// It was refused, or failed.
+    pub(crate) fn refused(&mut self, denial: Denial) {
         if let Some(report) = &mut self.report {
-            report.outcome = outcome;
+            report.outcome = Outcome::Refused(denial);
+        }
+    }
+
+    /// It may be, and leads there.
+    pub(crate) fn allowed(&mut self, route: &Route, port: u16) {
+        let (host, basis) = match route {
+            Route::Direct { host, basis, .. } => (host.clone(), basis),
+            Route::Named { name, basis } => (Host::Name(name.clone()), basis),
+            Route::Names => return,
+        };
+        if let Some(report) = &mut self.report {
+            report.host = format!("{host}:{port}");
+            report.outcome = Outcome::Allowed(basis.clone());
         }
     }
 

@@ -2,10 +2,12 @@
 
 use std::collections::HashMap;
 use std::fmt;
+use std::net::{IpAddr, SocketAddr};
 use std::os::fd::OwnedFd;
 use std::str::FromStr;
 use std::sync::{Arc, Weak};
 
+use flashpan_network::dns;
 use flashpan_network::policy::Policy;
 use flashpan_network::report::{self, Reports};
 use flashpan_network::{Answer, Gateway};
@@ -76,6 +78,9 @@ pub(crate) struct Settings {
     pub(crate) allow: Vec<String>,
     pub(crate) deny: Vec<String>,
     pub(crate) rules: Vec<String>,
+    pub(crate) dns_servers: Vec<String>,
+    /// Names whose addresses the host says.
+    pub(crate) hosts: Vec<(String, IpAddr)>,
     pub(crate) block_private_ips: bool,
     pub(crate) mtu: u32,
     pub(crate) rate: Option<RateLimit>,
@@ -88,6 +93,8 @@ impl Default for Settings {
             allow: Vec::new(),
             deny: Vec::new(),
             rules: Vec::new(),
+            dns_servers: Vec::new(),
+            hosts: Vec::new(),
             block_private_ips: true,
             mtu: DEFAULT_NETWORK_MTU,
             rate: None,
@@ -108,13 +115,36 @@ impl Settings {
             settings.allow.clone_from(&config.allowed_hosts);
             settings.deny.clone_from(&config.denied_hosts);
             settings.rules.clone_from(&config.rules);
+            settings.dns_servers.clone_from(&config.dns_servers);
+            let hosts = config.add_hosts.iter();
+            // What is no address was refused.
+            let known =
+                hosts.filter_map(|entry| Some((entry.host.clone(), entry.ip.parse().ok()?)));
+            settings.hosts = known.collect();
         }
         settings
+    }
+
+    /// How names are resolved.
+    fn dns(&self) -> Result<dns::Settings> {
+        let server = |text: &String| {
+            let wrong = |_| Error::config("network.dns_servers", format!("{text:?} is no address"));
+            let address: IpAddr = text.parse().map_err(wrong)?;
+            Ok(SocketAddr::new(address, 53))
+        };
+        // Names that only /etc/hosts may have are no business of the resolver's.
+        let host = |(name, address): &(String, IpAddr)| Some((name.parse().ok()?, *address));
+        Ok(dns::Settings {
+            servers: self.dns_servers.iter().map(server).collect::<Result<_>>()?,
+            hosts: self.hosts.iter().filter_map(host).collect(),
+            synthetic: false,
+        })
     }
 
     /// These, if nothing about them is wrong.
     pub(crate) fn checked(&self) -> Result<&Self> {
         let policy = self.policy()?;
+        self.dns()?;
         let names_something = !(policy.allow.is_empty() && policy.rules.is_empty());
         if self.network == Network::None && names_something {
             let why = "there is no network in which hosts could be allowed; give sealed or open";
@@ -291,7 +321,12 @@ impl Flows {
         let (reporter, reports) = report::channel(REPORTS);
         let gateway = match link {
             None => None,
-            Some(link) => Some(Arc::new(Gateway::new(settings.policy()?, link, reporter))),
+            Some(link) => Some(Arc::new(Gateway::new(flashpan_network::Settings {
+                link,
+                policy: settings.policy()?,
+                dns: settings.dns()?,
+                reporter,
+            }))),
         };
         if let Some(gateway) = &gateway {
             raise_limit();

@@ -209,29 +209,71 @@ impl Policy {
     ) -> Result<(), Denial> {
         let address = address::plain(address);
         let names_it = |pattern: &Pattern| pattern.names_address(protocol, address, port);
-        let allows = |rule: &&Rule| rule.verdict() == Verdict::Allow && !rule.is_of_requests();
-        let of_rules = self.rules.iter().filter(allows).map(Rule::host);
-        if self.allow.iter().chain(of_rules).any(names_it) {
+        if self.allowing().any(names_it) {
             return Ok(());
         }
-        let deny = |code| Denial {
+        self.unnamed(address, name).map_err(|code| Denial {
             code,
             host: match name {
                 Some(name) => format!("{name}:{port} ({address})"),
                 None => named(&Host::Address(address), protocol, port),
             },
             rule: None,
-        };
+        })
+    }
+
+    /// Whether this address may be told for a name that may be looked up: on some port it
+    /// may be connected to.
+    ///
+    /// # Errors
+    /// Why not.
+    pub fn told(&self, address: IpAddr, name: &Name) -> Result<(), Denial> {
+        let address = address::plain(address);
+        if self.allowing().any(|pattern| pattern.has_address(address)) {
+            return Ok(());
+        }
+        self.unnamed(address, Some(name)).map_err(|code| Denial {
+            code,
+            host: format!("{name} ({address})"),
+            rule: None,
+        })
+    }
+
+    /// What allows connections by itself.
+    fn allowing(&self) -> impl Iterator<Item = &Pattern> {
+        let allows = |rule: &&Rule| rule.verdict() == Verdict::Allow && !rule.is_of_requests();
+        let of_rules = self.rules.iter().filter(allows).map(Rule::host);
+        self.allow.iter().chain(of_rules)
+    }
+
+    /// Whether an address may be reached that nothing names.
+    fn unnamed(&self, address: IpAddr, name: Option<&Name>) -> Result<(), Code> {
         if address::is_metadata(address) {
-            return Err(deny(Code::Metadata));
+            return Err(Code::Metadata);
         }
         if !self.private && (!address::is_public(address) || neighbours::has(address)) {
-            return Err(deny(match name {
+            return Err(match name {
                 Some(_) => Code::ResolvedToPrivate,
                 None => Code::Private,
-            }));
+            });
         }
         Ok(())
+    }
+
+    /// The pattern that allows this name to be looked up without naming it: one with a `*`
+    /// that stands for a part of it.
+    #[must_use]
+    pub(crate) fn glob_of(&self, name: &Name) -> Option<&Pattern> {
+        if self.open {
+            return None;
+        }
+        let allows = |rule: &&Rule| rule.verdict() == Verdict::Allow;
+        let of_rules = self.rules.iter().filter(allows).map(Rule::host);
+        let all = self.allow.iter().chain(of_rules);
+        let mut meant = all.filter(|pattern| pattern.has_name(name));
+        let first = meant.next()?;
+        let is_free = |pattern: &Pattern| pattern.is_exact() || pattern.is_all();
+        (!is_free(first) && !meant.any(is_free)).then_some(first)
     }
 }
 

@@ -130,6 +130,15 @@ impl Pattern {
         matches!(self.what, What::Addresses(_)) && self.matches_address(protocol, address, port)
     }
 
+    /// Whether it names addresses, and this one among them, on any port.
+    #[must_use]
+    pub fn has_address(&self, address: IpAddr) -> bool {
+        match &self.what {
+            What::Addresses(network) => network.contains(&plain(address)),
+            What::All | What::Names(_) => false,
+        }
+    }
+
     /// Whether it says on its own which names it means: one, and no other.
     #[must_use]
     pub fn is_exact(&self) -> bool {

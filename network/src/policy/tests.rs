@@ -212,3 +212,60 @@ fn special_addresses_have_to_be_named_as_addresses() {
         Err(Code::Metadata)
     );
 }
+
+#[test]
+fn addresses_are_told_that_may_be_connected_to_on_some_port() {
+    let told = |policy: &Policy, address: &str| {
+        let told = policy.told(address.parse().unwrap(), &"a.test".parse().unwrap());
+        told.map_err(|denial| denial.code)
+    };
+    let policy = Policy {
+        allow: all(&["*", "10.0.0.0/8:22", "udp:192.168.0.1:53"]),
+        rules: all(&["allow 127.0.0.1:8080", "allow GET 127.0.0.2/x"]),
+        ..Policy::default()
+    };
+    for address in [
+        "93.184.216.34",
+        "10.1.2.3",
+        "::ffff:10.1.2.3",
+        "192.168.0.1",
+        "127.0.0.1",
+    ] {
+        assert_eq!(told(&policy, address), Ok(()), "{address}");
+    }
+    for address in ["192.168.0.2", "127.0.0.2", "::1", "198.18.0.1", "0.0.0.0"] {
+        let private = Err(Code::ResolvedToPrivate);
+        assert_eq!(told(&policy, address), private, "{address}");
+    }
+    let metadata = Err(Code::Metadata);
+    assert_eq!(told(&policy, "169.254.169.254"), metadata);
+    let private = Policy {
+        private: true,
+        ..Policy::open()
+    };
+    assert_eq!(told(&private, "192.168.0.2"), Ok(()));
+    assert_eq!(told(&private, "169.254.169.254"), metadata);
+}
+
+#[test]
+fn a_name_that_only_a_glob_allows_is_known_as_one() {
+    let glob = |allow: &[&str], rules: &[&str], open: bool| {
+        let policy = Policy {
+            allow: all(allow),
+            rules: all(rules),
+            open,
+            ..Policy::default()
+        };
+        let glob = policy.glob_of(&"a.x.test".parse().unwrap());
+        glob.map(|glob| glob.as_str().to_owned())
+    };
+    let wild = Some("*.x.test".to_owned());
+    assert_eq!(glob(&["*.x.test"], &[], false), wild);
+    assert_eq!(glob(&[], &["allow *.x.test"], false), wild);
+    assert_eq!(glob(&["*.x.test"], &["deny a.x.test/y"], false), wild);
+    assert_eq!(glob(&["*.x.test"], &[], true), None);
+    assert_eq!(glob(&["*.x.test", "a.x.test:80"], &[], false), None);
+    assert_eq!(glob(&["*.x.test"], &["allow GET a.x.test/y"], false), None);
+    assert_eq!(glob(&["*.x.test", "*:80"], &[], false), None);
+    assert_eq!(glob(&["b.x.test"], &[], false), None);
+}
