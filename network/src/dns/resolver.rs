@@ -149,7 +149,7 @@ type Failure = (ResolveError, Duration);
 #[derive(Debug)]
 pub struct Resolver {
     hosts: HashMap<Name, Vec<IpAddr>>,
-    pub(super) synthetic: bool,
+    synthetic: bool,
     upstream: Option<Upstream>,
     cache: Cache,
     questions: Bucket,
@@ -179,6 +179,12 @@ impl Resolver {
             at_once: Semaphore::new(MAX_AT_ONCE),
             spread: Spread::new(),
         }
+    }
+
+    /// Whether a guest gets addresses that each name has of its own.
+    #[must_use]
+    pub fn is_synthetic(&self) -> bool {
+        self.synthetic
     }
 
     /// The addresses of a name, whatever may be reached.

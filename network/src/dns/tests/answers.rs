@@ -342,6 +342,47 @@ async fn a_server_that_is_not_there_is_told_at_once() {
 }
 
 #[tokio::test]
+async fn one_server_of_several_is_enough() {
+    let silent = Upstream::new().await;
+    silent.says("a.test", A, Say::Nothing);
+    let socket = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+    let closed = socket.local_addr().unwrap();
+    drop(socket);
+    for other in [silent.address, closed] {
+        let guest = Guest::with(allowing(&["*.test"]), |settings| {
+            settings.servers.insert(0, other);
+        });
+        let guest = guest.await;
+        guest.upstream.has("a.test", &[PUBLIC]);
+        assert_eq!(guest.ask("a.test.", A).await.answers.len(), 1);
+    }
+}
+
+#[tokio::test]
+async fn a_flow_reaches_what_a_question_would_have_told() {
+    let guest = Guest::new(&["*.rebind.test"]).await;
+    let mixed = ["10.0.0.1", PUBLIC, PUBLIC_V6, "fd00::1"];
+    guest.upstream.has("mixed.rebind.test", &mixed);
+    guest.upstream.has("private.rebind.test", &["10.0.0.1"]);
+    let policy = Arc::clone(&guest.server.policy.borrow());
+    let reach = async |text: &str| {
+        let reached = guest.server.resolver.reach(&policy, &name(text)).await;
+        reached.map_err(|unreached| unreached.denial().code)
+    };
+    let reached = reach("mixed.rebind.test").await.unwrap();
+    let public = [PUBLIC, PUBLIC_V6].map(|text| text.parse::<IpAddr>().unwrap());
+    assert_eq!(reached.addresses, public);
+    assert_eq!(reached.basis, Basis::Rule("*.rebind.test".to_owned()));
+    assert!(reached.ttl > Duration::from_secs(3000));
+    let private = reach("private.rebind.test").await;
+    assert_eq!(private, Err(Code::ResolvedToPrivate));
+    assert_eq!(reach("none.rebind.test").await, Err(Code::Resolve));
+    guest.upstream.had();
+    assert_eq!(reach("evil.test").await, Err(Code::NotAllowed));
+    assert_eq!(guest.upstream.had(), []);
+}
+
+#[tokio::test]
 async fn other_names_of_a_host_are_followed() {
     let guest = Guest::new(&["www.a.test"]).await;
     let alias = RData::CNAME(CNAME(rr::Name::from_ascii("cdn.b.test.").unwrap()));
