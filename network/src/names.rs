@@ -19,8 +19,8 @@ const MAX_ADDRESSES: usize = 4096;
 /// one within an hour are a few.
 const MAX_NAMES: usize = 16;
 
-/// Most pairs of a name and an address.
-const MAX_PAIRS: usize = 16 * 1024;
+/// Most pairs of a name and an address, of a few hundred bytes each.
+const MAX_PAIRS: usize = 8 * 1024;
 
 /// How long an answer is remembered at least: programs keep addresses for longer than they
 /// were told to.
@@ -29,8 +29,8 @@ const KEPT: Duration = Duration::from_secs(60 * 60);
 /// How long it is remembered at most.
 const KEPT_AT_MOST: Duration = Duration::from_secs(24 * 60 * 60);
 
-/// Most names with an address of their own: of 65,534 there are, as many as take a few
-/// megabytes.
+/// Most names with an address of their own. There are four times as many addresses; so
+/// many names take a few megabytes.
 const MAX_SYNTHETIC: u16 = 16 * 1024;
 
 /// What is remembered of answers, and the addresses of names of their own.

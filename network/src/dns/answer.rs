@@ -156,7 +156,7 @@ impl Resolver {
             Err(denial) => return Said::denied(denial),
         };
         match kind {
-            RecordType::A | RecordType::AAAA if self.synthetic => {
+            RecordType::A | RecordType::AAAA if self.is_synthetic() => {
                 self.own(policy, names, (query, &name), basis).await
             }
             RecordType::A => {

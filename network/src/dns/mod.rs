@@ -12,7 +12,8 @@
 //! * `reply` – the message that says so;
 //! * `limits` – how many questions there may be;
 //! * `cache` – what was answered;
-//! * `servers` – whom the host asks.
+//! * `servers` – whom the host asks;
+//! * `upstream` – whoever asks them.
 
 mod answer;
 mod cache;
@@ -22,6 +23,7 @@ mod reply;
 mod resolver;
 mod serve;
 mod servers;
+mod upstream;
 
 use std::net::{IpAddr, SocketAddr};
 

@@ -1,16 +1,11 @@
 //! Names to addresses, as the host has them.
 
 use std::collections::HashMap;
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 use std::pin::pin;
 use std::time::{Duration, Instant};
 
-use hickory_resolver::TokioResolver;
-use hickory_resolver::config::{
-    ConnectionConfig, NameServerConfig, ResolveHosts, ResolverConfig, ResolverOpts,
-};
 use hickory_resolver::lookup::Lookup;
-use hickory_resolver::net::runtime::TokioRuntimeProvider;
 use hickory_resolver::net::{DnsError, NetError, NoRecords};
 use hickory_resolver::proto::op::ResponseCode;
 use hickory_resolver::proto::rr::{self, RData, RecordType};
@@ -20,16 +15,14 @@ use tokio::time::timeout;
 
 use super::cache::{Cache, Family, Outcome};
 use super::limits::{Bucket, QUESTIONS_AT_ONCE, QUESTIONS_PER_SECOND, Spread};
-use super::{Settings, servers};
+use super::upstream::Upstream;
+use super::{Settings, servers, upstream};
 use crate::host::Name;
 use crate::policy::{Basis, Code, Denial, Policy};
 
 /// How long it may take to find an answer. A guest asks again after five seconds: it is to
 /// know by then that there is none.
 const ANSWER_WITHIN: Duration = Duration::from_millis(4500);
-
-/// How long one server may take before it is asked again, and others besides.
-const SERVER_WITHIN: Duration = Duration::from_secs(2);
 
 /// How long the addresses of one family are waited for when those of the other are known.
 const OTHER_WITHIN: Duration = Duration::from_millis(300);
@@ -156,8 +149,8 @@ type Failure = (ResolveError, Duration);
 #[derive(Debug)]
 pub struct Resolver {
     hosts: HashMap<Name, Vec<IpAddr>>,
-    pub(super) synthetic: bool,
-    upstream: Option<TokioResolver>,
+    synthetic: bool,
+    upstream: Option<Upstream>,
     cache: Cache,
     questions: Bucket,
     at_once: Semaphore,
@@ -180,12 +173,18 @@ impl Resolver {
         Self {
             hosts,
             synthetic: settings.synthetic,
-            upstream: upstream(&servers),
+            upstream: upstream::asking(&servers),
             cache: Cache::default(),
             questions: Bucket::new(QUESTIONS_PER_SECOND, second, QUESTIONS_AT_ONCE),
             at_once: Semaphore::new(MAX_AT_ONCE),
             spread: Spread::new(),
         }
+    }
+
+    /// Whether a guest gets addresses that each name has of its own.
+    #[must_use]
+    pub fn is_synthetic(&self) -> bool {
+        self.synthetic
     }
 
     /// The addresses of a name, whatever may be reached.
@@ -407,30 +406,4 @@ fn failure(name: &Name, error: &NetError) -> Failure {
         },
     };
     (error, FAILURE_COUNTS)
-}
-
-/// Whoever asks these servers.
-fn upstream(servers: &[SocketAddr]) -> Option<TokioResolver> {
-    if servers.is_empty() {
-        return None;
-    }
-    let server = |address: &SocketAddr| {
-        let mut server = NameServerConfig::udp_and_tcp(address.ip());
-        let at_port = |connection: &mut ConnectionConfig| connection.port = address.port();
-        server.connections.iter_mut().for_each(at_port);
-        server
-    };
-    let config = ResolverConfig::from_name_servers(servers.iter().map(server).collect());
-    let mut options = ResolverOpts::default();
-    options.timeout = SERVER_WITHIN;
-    options.attempts = 1;
-    options.use_hosts_file = ResolveHosts::Never;
-    // What was answered is kept here, for each guest, in less room.
-    options.cache_size = 0;
-    options.max_active_requests = MAX_AT_ONCE * 2;
-    let provider = TokioRuntimeProvider::default();
-    let mut builder = TokioResolver::builder_with_config(config, provider);
-    *builder.options_mut() = options;
-    // Fails only with TLS, of which there is none.
-    builder.build().ok()
 }

@@ -1,6 +1,6 @@
 //! What each question is answered.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use hickory_resolver::proto::op::Edns;
 use hickory_resolver::proto::rr::DNSClass;
@@ -327,14 +327,59 @@ async fn a_server_that_is_silent_is_told_before_the_guest_asks_again() {
 
 #[tokio::test]
 async fn a_server_that_is_not_there_is_told_at_once() {
-    let closed = Upstream::new().await.address;
+    let socket = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+    let closed = socket.local_addr().unwrap();
+    drop(socket);
     let guest = Guest::with(allowing(&["*.test"]), |settings| {
         settings.servers = vec![closed];
     });
     let guest = guest.await;
+    let began = Instant::now();
     let answer = guest.ask("a.test.", A).await;
+    assert!(began.elapsed() < Duration::from_secs(1));
     assert_eq!(answer.response_code, ResponseCode::ServFail);
     assert!(matches!(why(&answer).unwrap().0, 22 | 23));
+}
+
+#[tokio::test]
+async fn one_server_of_several_is_enough() {
+    let silent = Upstream::new().await;
+    silent.says("a.test", A, Say::Nothing);
+    let socket = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+    let closed = socket.local_addr().unwrap();
+    drop(socket);
+    for other in [silent.address, closed] {
+        let guest = Guest::with(allowing(&["*.test"]), |settings| {
+            settings.servers.insert(0, other);
+        });
+        let guest = guest.await;
+        guest.upstream.has("a.test", &[PUBLIC]);
+        assert_eq!(guest.ask("a.test.", A).await.answers.len(), 1);
+    }
+}
+
+#[tokio::test]
+async fn a_flow_reaches_what_a_question_would_have_told() {
+    let guest = Guest::new(&["*.rebind.test"]).await;
+    let mixed = ["10.0.0.1", PUBLIC, PUBLIC_V6, "fd00::1"];
+    guest.upstream.has("mixed.rebind.test", &mixed);
+    guest.upstream.has("private.rebind.test", &["10.0.0.1"]);
+    let policy = Arc::clone(&guest.server.policy.borrow());
+    let reach = async |text: &str| {
+        let reached = guest.server.resolver.reach(&policy, &name(text)).await;
+        reached.map_err(|unreached| unreached.denial().code)
+    };
+    let reached = reach("mixed.rebind.test").await.unwrap();
+    let public = [PUBLIC, PUBLIC_V6].map(|text| text.parse::<IpAddr>().unwrap());
+    assert_eq!(reached.addresses, public);
+    assert_eq!(reached.basis, Basis::Rule("*.rebind.test".to_owned()));
+    assert!(reached.ttl > Duration::from_secs(3000));
+    let private = reach("private.rebind.test").await;
+    assert_eq!(private, Err(Code::ResolvedToPrivate));
+    assert_eq!(reach("none.rebind.test").await, Err(Code::Resolve));
+    guest.upstream.had();
+    assert_eq!(reach("evil.test").await, Err(Code::NotAllowed));
+    assert_eq!(guest.upstream.had(), []);
 }
 
 #[tokio::test]
