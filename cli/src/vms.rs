@@ -3,6 +3,7 @@
 mod copy;
 mod events;
 mod exec;
+mod form;
 mod forward;
 mod inspect;
 mod life;

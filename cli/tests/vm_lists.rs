@@ -119,8 +119,13 @@ fn a_template_reaches_everything_that_inspect_prints() {
         ("{{.Programs.Command.1}} {{.ID}}", &format!("0 {id}")),
         ("{{.Status}} {{.Name}}", "created web"),
         ("{{json .Name}}", "\"web\""),
-        // What there is not yet.
-        ("{{.Exit.Reason.Kind}}", "-"),
+        // What is not set, whether its parent is or not.
+        ("<{{.Exit.Reason.Kind}}>", "<>"),
+        ("<{{.Config.Resources.CPUs}}>", "<>"),
+        ("<{{.Config.Network.Interception.CallbackSocket}}>", "<>"),
+        ("<{{.Config.VFS.Workspace}} {{.Config.Env.HOME}}>", "< >"),
+        ("<{{.Config.ExtraDisks.0.HostPath}}>", "<>"),
+        ("{{json .Exit.Reason}}", "null"),
         (
             r"table {{.Name}}\t{{.Config.Resources.MemoryMB}}",
             "NAME  MEMORYMB\nweb   300",
@@ -144,6 +149,15 @@ fn a_template_reaches_everything_that_inspect_prints() {
         (
             "{{json .Config.Resources.Cpu.X}}",
             format!("there is no field Config.Resources.Cpu of {id}; there are "),
+        ),
+        // Misspelt, below what is set and below what is not.
+        (
+            "{{.Config.Network.Xyz}}",
+            format!("there is no field Config.Network.Xyz of {id}; there are add_hosts, "),
+        ),
+        (
+            "{{.Exit.Reson.Kind}}",
+            format!("there is no field Exit.Reson of {id}; there are command, ended_at, "),
         ),
         (
             "{{.Programs.Command.2}}",
