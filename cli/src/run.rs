@@ -281,6 +281,9 @@ impl RunArgs {
         if self.entrypoint.is_some() && !wanted.has_image() {
             return Err(vm::needs_image("--entrypoint"));
         }
+        // Where a variable comes from is known of the configuration's only.
+        let valid = wanted.config.validate();
+        valid.map_err(|errors| wanted.given.failure(errors.into()))?;
         let expected = ExecDefaults::expected(&wanted.config, &wanted.options);
         self.exec_options(&expected, wanted.has_image()).map(drop)
     }
@@ -364,7 +367,18 @@ impl RunArgs {
     /// The options of the command that were given, by what they set.
     fn given(&self) -> Given {
         let mut given = Given::default();
-        given.add(!self.env.is_empty(), "--env");
+        let variables = self.env.iter().cloned().filter_map(Variable::resolve);
+        // What a variable holds is nobody's business.
+        let names = variables.map(|(name, _)| {
+            let name = name.to_string_lossy().into_owned();
+            (name.clone(), name)
+        });
+        given.add_map(names, "--env");
+        let of_files = self.variables_of_files().unwrap_or_default();
+        given.add_map(
+            of_files.into_keys().map(|name| (name.clone(), name)),
+            "--env-file",
+        );
         given.add(self.user.is_some(), "--user");
         given.add(self.workdir.is_some(), "--workdir");
         given.add(self.entrypoint.is_some(), "--entrypoint");
