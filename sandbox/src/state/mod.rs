@@ -30,6 +30,7 @@ pub(crate) mod record;
 #[cfg(test)]
 mod tests;
 mod vm;
+mod watches;
 
 use std::fs::{self, DirBuilder};
 use std::io;
@@ -149,7 +150,7 @@ impl Vms {
         Ok(listing)
     }
 
-    /// Tells from now on when VMs are made or removed. Needs a tokio runtime.
+    /// Tells from now on when VMs are made or removed.
     ///
     /// # Errors
     /// The list cannot be made or watched.
