@@ -1,6 +1,7 @@
 //! Starting, stopping and everything in between.
 
-use std::time::Duration;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use clap::Args;
 use flashpan::state::{Status, Vm, Vms};
@@ -18,6 +19,10 @@ const LONG: Duration = Duration::from_secs(10);
 
 /// How long what is left of a VM may take to go, once it has been told to.
 const GONE_WITHIN: Duration = Duration::from_secs(30);
+
+/// When a supervisor that does not listen is looked for again: it ends, which is told, or
+/// it has just begun, which is not.
+const LISTENS_WITHIN: Duration = Duration::from_secs(1);
 
 const START_EXAMPLES: &str = "\
 Examples:
@@ -246,12 +251,15 @@ pub(crate) fn stop(args: &StopArgs) -> Result<u8, Failure> {
     Ok(0)
 }
 
-/// Shuts down a VM that runs.
+/// Shuts down a VM that runs. One that ends by itself meanwhile has ended as well.
 fn stop_in_order(vm: &Vm, time: Option<Duration>) -> Result<(), Failure> {
     let exit = shut_down(vm, time.unwrap_or_else(|| vm.record().grace()))?;
+    let Some(exit) = exit else {
+        return Ok(());
+    };
     // Of one that was still starting nothing can be lost.
     let came_up = !matches!(exit.reason, ExitReason::Other { .. });
-    if came_up && !exit.reason.is_orderly() {
+    if came_up && !exit.reason.is_orderly() && !was_removed(vm, &exit.reason) {
         return Err(Failure::new(format!(
             "the VM {} did not shut down in order ({}); what it wrote last may be lost",
             vm.id(),
@@ -261,23 +269,47 @@ fn stop_in_order(vm: &Vm, time: Option<Duration>) -> Result<(), Failure> {
     Ok(())
 }
 
-fn shut_down(vm: &Vm, grace: Duration) -> Result<std::sync::Arc<Exit>, Failure> {
+/// Whether its supervisor did not die but went, and the VM with it, in order.
+fn was_removed(vm: &Vm, reason: &ExitReason) -> bool {
+    vm.record().remove && *reason == ExitReason::SupervisorDied && !vm.directory().exists()
+}
+
+/// How it ended; `None` if it had before it could be told to.
+fn shut_down(vm: &Vm, grace: Duration) -> Result<Option<Arc<Exit>>, Failure> {
     let exit = runtime(async {
-        let sandbox = attach_running(vm).await?;
+        let Some(sandbox) = attach_unless_ended(vm).await? else {
+            return Ok(None);
+        };
         let ended = sandbox.shutdown_within(grace, WITHIN);
         let mut ended = std::pin::pin!(ended);
         let patience = tokio::time::sleep(grace.saturating_add(LONG));
         tokio::select! {
-            exit = &mut ended => return Ok(exit),
+            exit = &mut ended => return Ok(Some(exit)),
             () = patience => say("note", &format!(
                 "waiting for the guest of {} to write its disks; `flashpan kill` ends it now",
                 vm.id()
             )),
         }
-        Ok(ended.await)
+        Ok(Some(ended.await))
     })?;
     gone(vm.id())?;
     Ok(exit)
+}
+
+/// A handle to a VM that ran a moment ago; `None` if it has ended since.
+async fn attach_unless_ended(vm: &Vm) -> Result<Option<Sandbox>, Failure> {
+    let vms = Vms::user().map_err(Failure::new)?;
+    let begun = Instant::now();
+    loop {
+        match Sandbox::attach(vm).await {
+            Ok(sandbox) => return Ok(Some(sandbox)),
+            Err(flashpan::Error::NotRunning) if begun.elapsed() < GONE_WITHIN => {}
+            Err(error) => return Err(of_running(vm, error)),
+        }
+        if ended_within(&vms, vm.id(), LISTENS_WITHIN)? {
+            return Ok(None);
+        }
+    }
 }
 
 /// That there is nothing to end or to pause: to start it would not help whoever asks.
@@ -305,20 +337,36 @@ fn of_running(vm: &Vm, error: flashpan::Error) -> Failure {
 /// Ends a VM whatever it is doing, also if its files cannot be understood.
 pub(super) fn end(id: &str) -> Result<(), Failure> {
     let vms = Vms::user().map_err(Failure::new)?;
-    runtime(async { Ok(Sandbox::end(&vms, id).await?) })?;
-    gone(id)
+    let begun = Instant::now();
+    loop {
+        runtime(async { Ok(Sandbox::end(&vms, id).await?) })?;
+        if ended_within(&vms, id, LISTENS_WITHIN)? {
+            return Ok(());
+        }
+        // One that has just begun has not heard of it.
+        if begun.elapsed() >= GONE_WITHIN {
+            return Err(not_gone(id));
+        }
+    }
 }
 
 /// Returns when a VM that was told to end has no supervisor any more.
 fn gone(id: &str) -> Result<(), Failure> {
     let vms = Vms::user().map_err(Failure::new)?;
-    match vms.wait_until_ended(id, GONE_WITHIN) {
-        Ok(true) => Ok(()),
-        Ok(false) => Err(Failure::new(format!(
-            "the VM {id} has been told to end and has not in {GONE_WITHIN:?}"
-        ))),
-        Err(error) => Err(Failure::new(error)),
+    match ended_within(&vms, id, GONE_WITHIN)? {
+        true => Ok(()),
+        false => Err(not_gone(id)),
     }
+}
+
+fn ended_within(vms: &Vms, id: &str, within: Duration) -> Result<bool, Failure> {
+    vms.wait_until_ended(id, within).map_err(Failure::new)
+}
+
+fn not_gone(id: &str) -> Failure {
+    Failure::new(format!(
+        "the VM {id} has been told to end and has not in {GONE_WITHIN:?}"
+    ))
 }
 
 pub(crate) fn kill(args: &KillArgs) -> Result<u8, Failure> {

@@ -52,6 +52,7 @@ pub(crate) use claim::Claim;
 pub(crate) use event_log::EventLog;
 pub(crate) use lock::marked;
 pub(crate) use log_file::LogFile;
+pub(crate) use vm::last_exit;
 
 use error::failed;
 use lock::{Holder, ListLock};
