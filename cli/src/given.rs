@@ -172,8 +172,12 @@ impl Given {
             let mut names = setting.names.iter();
             names.find_map(|name| message.strip_prefix(name)?.strip_prefix(": "))
         };
-        let given = self.options.iter().find_map(|(setting, _)| {
+        let given = self.options.iter().find_map(|(setting, entries)| {
             let why = why(setting)?;
+            // Others have entries there too, and it says which it is.
+            if let Entries::Map(texts) = entries {
+                texts.keys().find(|key| why.contains(key.as_str()))?;
+            }
             Some(Told::Option(format!("{}: {why}", setting.option)))
         });
         given.or_else(|| {

@@ -9,6 +9,7 @@ mod inspect;
 mod life;
 mod list;
 mod logs;
+mod outcome;
 mod programs;
 mod remove;
 mod stats;
@@ -29,6 +30,7 @@ pub(crate) use life::{
 };
 pub(crate) use list::{LsArgs, ls};
 pub(crate) use logs::{LogsArgs, logs};
+pub(crate) use outcome::Outcome;
 pub(crate) use programs::{PsArgs, ps};
 pub(crate) use remove::{PruneArgs, RmArgs, prune, rm};
 pub(crate) use stats::{StatsArgs, stats};

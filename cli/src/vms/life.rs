@@ -9,9 +9,10 @@ use flashpan::supervise::{StartOptions, WITHIN};
 use flashpan::{Exit, ExitReason, Sandbox};
 
 use crate::detached;
-use crate::failure::{Failure, each, print, say};
+use crate::failure::{Failure, each, say};
 use crate::parse;
 use crate::runtime;
+use crate::vms::outcome::{Outcome, OutcomeArgs};
 use crate::vms::{alive, find, of};
 
 /// How long it may do so before the user is told what is waited for.
@@ -86,6 +87,9 @@ pub(crate) struct StartArgs {
     /// Ids, their beginnings, or names.
     #[arg(value_name = "VM", required = true)]
     vms: Vec<String>,
+
+    #[command(flatten)]
+    outcome: OutcomeArgs,
 }
 
 /// Shuts VMs down in order
@@ -100,6 +104,9 @@ pub(crate) struct StopArgs {
     /// `run --graceful-shutdown` said otherwise, or 10s.
     #[arg(long, short, value_name = "DURATION", value_parser = grace)]
     time: Option<Duration>,
+
+    #[command(flatten)]
+    outcome: OutcomeArgs,
 }
 
 /// Shuts VMs down in order and starts them again
@@ -113,6 +120,9 @@ pub(crate) struct RestartArgs {
     /// How long programs may take to end, as for `stop`.
     #[arg(long, short, value_name = "DURATION", value_parser = grace)]
     time: Option<Duration>,
+
+    #[command(flatten)]
+    outcome: OutcomeArgs,
 }
 
 /// Ends VMs at once
@@ -130,6 +140,9 @@ pub(crate) struct KillArgs {
     /// All that run.
     #[arg(long)]
     all: bool,
+
+    #[command(flatten)]
+    outcome: OutcomeArgs,
 }
 
 /// Waits until VMs, or their commands, have ended
@@ -139,6 +152,9 @@ pub(crate) struct WaitArgs {
     /// Ids, their beginnings, or names.
     #[arg(value_name = "VM", required = true)]
     vms: Vec<String>,
+
+    #[command(flatten)]
+    outcome: OutcomeArgs,
 }
 
 /// Lets VMs stand still
@@ -148,6 +164,9 @@ pub(crate) struct PauseArgs {
     /// Ids, their beginnings, or names.
     #[arg(value_name = "VM", required = true)]
     vms: Vec<String>,
+
+    #[command(flatten)]
+    outcome: OutcomeArgs,
 }
 
 /// Lets VMs that were paused go on
@@ -157,6 +176,9 @@ pub(crate) struct UnpauseArgs {
     /// Ids, their beginnings, or names.
     #[arg(value_name = "VM", required = true)]
     vms: Vec<String>,
+
+    #[command(flatten)]
+    outcome: OutcomeArgs,
 }
 
 /// Gives a VM another name
@@ -170,6 +192,9 @@ pub(crate) struct RenameArgs {
     /// Its new name: letters, digits, `_`, `.` and `-`.
     #[arg(value_name = "NAME")]
     name: String,
+
+    #[command(flatten)]
+    outcome: OutcomeArgs,
 }
 
 /// As every duration, but programs may get none at all.
@@ -182,8 +207,9 @@ fn grace(text: &str) -> Result<Duration, String> {
 
 pub(crate) fn start(args: &StartArgs) -> Result<u8, Failure> {
     each_with_code(&args.vms, |text| {
-        start_again(&find(text)?)?;
-        done(text)
+        let vm = find(text)?;
+        start_again(&vm)?;
+        done(args.outcome, &vm, text)
     })
 }
 
@@ -197,8 +223,13 @@ fn start_again(vm: &Vm) -> Result<(), Failure> {
 
 /// What was asked of a VM is done: as with docker, its name is printed as it was given,
 /// and nothing else.
-pub(super) fn done(text: &str) -> Result<(), Failure> {
-    print(&format!("{text}\n"))
+fn done(outcome: OutcomeArgs, vm: &Vm, text: &str) -> Result<(), Failure> {
+    let done = Outcome {
+        id: vm.id(),
+        name: vm.name(),
+        ..Outcome::default()
+    };
+    outcome.say(done, text)
 }
 
 pub(crate) fn restart(args: &RestartArgs) -> Result<u8, Failure> {
@@ -221,7 +252,7 @@ pub(crate) fn restart(args: &RestartArgs) -> Result<u8, Failure> {
             })?;
         }
         start_again(&vm)?;
-        done(text)
+        done(args.outcome, &vm, text)
     })
 }
 
@@ -246,7 +277,7 @@ pub(crate) fn stop(args: &StopArgs) -> Result<u8, Failure> {
             // That is as good.
             _ => say("note", does_not_run(&vm).message()),
         }
-        done(text)
+        done(args.outcome, &vm, text)
     })?;
     Ok(0)
 }
@@ -375,7 +406,7 @@ pub(crate) fn kill(args: &KillArgs) -> Result<u8, Failure> {
             return Err(does_not_run(vm));
         }
         end(vm.id())?;
-        done(text)
+        done(args.outcome, vm, text)
     };
     match args.all {
         true => each(&alive()?, |vm| killed(vm, vm.id()))?,
@@ -392,8 +423,14 @@ const UNKNOWN: u8 = 125;
 
 pub(crate) fn wait(args: &WaitArgs) -> Result<u8, Failure> {
     each(&args.vms, |text| {
-        let code = code_of(&find(text)?)?;
-        print(&format!("{code}\n"))
+        let vm = find(text)?;
+        let code = code_of(&vm)?;
+        let ended = Outcome {
+            id: vm.id(),
+            name: vm.name(),
+            exit_code: Some(code),
+        };
+        args.outcome.say(ended, &code.to_string())
     })?;
     Ok(0)
 }
@@ -457,7 +494,7 @@ pub(crate) fn pause(args: &PauseArgs) -> Result<u8, Failure> {
             let done = sandbox.pause().await;
             done.map_err(|error| of_running(&vm, error))
         })?;
-        done(text)
+        done(args.outcome, &vm, text)
     })?;
     Ok(0)
 }
@@ -470,7 +507,7 @@ pub(crate) fn unpause(args: &UnpauseArgs) -> Result<u8, Failure> {
             let done = sandbox.resume().await;
             done.map_err(|error| of_running(&vm, error))
         })?;
-        done(text)
+        done(args.outcome, &vm, text)
     })?;
     Ok(0)
 }
@@ -478,8 +515,16 @@ pub(crate) fn unpause(args: &UnpauseArgs) -> Result<u8, Failure> {
 pub(crate) fn rename(args: &RenameArgs) -> Result<u8, Failure> {
     let vms = Vms::user().map_err(Failure::new)?;
     let id = vms.resolve(&args.vm).map_err(Failure::new)?;
-    // Nothing is printed, as by docker.
     vms.rename(&id, &args.name).map_err(Failure::new)?;
+    // In words nothing is printed, as by docker.
+    if args.outcome.is_json() {
+        let renamed = Outcome {
+            id: &id,
+            name: Some(&args.name),
+            ..Outcome::default()
+        };
+        args.outcome.say(renamed, "")?;
+    }
     Ok(0)
 }
 
