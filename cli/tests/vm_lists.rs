@@ -74,6 +74,11 @@ fn a_shell_completes_names_of_vms() {
     };
     assert_eq!(complete("flashpan stop w"), "web-server");
     assert_eq!(complete("flashpan stop vm-"), id);
+    assert_eq!(complete("flashpan cp w"), "web-server:");
+    // Files of that name besides, and files alone are the shell's own.
+    assert!(complete("flashpan cp ''").starts_with("web-server: vm-"));
+    assert!(complete("flashpan cp ''").contains("Cargo.toml"));
+    assert!(complete("flashpan cp --arch").contains("--archive"));
     assert!(complete("flashpan stop --t").contains("--time"));
     assert!(complete("flashpan sto").contains("stop"));
 }
