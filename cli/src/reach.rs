@@ -113,20 +113,31 @@ impl ReachArgs {
             (self.no_network, "--no-network"),
             (self.network_bps.is_some(), "--network-bps"),
             (self.allow_private_ips, "--allow-private-ips"),
-            (!self.allow_hosts.is_empty(), "--allow-host"),
-            (!self.tcp.is_empty(), "--tcp"),
-            (!self.deny_hosts.is_empty(), "--deny-host"),
-            (!self.rules.is_empty(), "--rule"),
-            (!self.add_hosts.is_empty(), "--add-host"),
-            (!self.secrets.is_empty(), "--secret"),
-            (!self.dns_servers.is_empty(), "--dns-servers"),
             (self.mtu.is_some(), "--mtu"),
             (self.network_intercept, "--network-intercept"),
-            (!self.volumes.is_empty(), "--volume"),
             (self.workspace.is_some(), "--workspace"),
         ] {
             given.add(is_given, option);
         }
+        // Those of --tcp are looked at when they are parsed.
+        let allowed: Vec<_> = self.allow_hosts.iter().chain(&self.tcp).collect();
+        given.add_list(&allowed, "--allow-host");
+        given.add_list(&self.deny_hosts, "--deny-host");
+        given.add_list(&self.rules, "--rule");
+        given.add_list(&self.add_hosts, "--add-host");
+        given.add_list(&self.dns_servers, "--dns-servers");
+        // Of a secret no more than its name is shown.
+        let secrets = self.secrets.iter().filter_map(|text| {
+            let secret: NamedSecret = text.parse().ok()?;
+            Some((secret.name.clone(), secret.name))
+        });
+        given.add_map(secrets, "--secret");
+        let workspace = self.workspace.as_deref().unwrap_or_default();
+        let volumes = self.volumes.iter().filter_map(|text| {
+            let volume = VolumeMountSpec::parse(text, workspace).ok()?;
+            Some((volume.guest_path, text.clone()))
+        });
+        given.add_map(volumes, "--volume");
         given
     }
 

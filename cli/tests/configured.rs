@@ -93,7 +93,7 @@ fn a_mistake_in_the_file_is_one_line_that_says_where() {
         (
             "s.json",
             r#"{"network":{"allowed_hosts":["a"]},"vfs":{"direct_mounts":{"/d":{"host_path":"/d"}}}}"#,
-            "error: network.allowed_hosts: not supported by this version: guests have no network; \
+            "s.json: network.allowed_hosts: not supported by this version: guests have no network; \
              vfs.direct_mounts: not supported by this version: ",
         ),
     ] {
@@ -318,4 +318,27 @@ fn a_message_names_the_option_or_the_field_that_was_written() {
         line.starts_with("flashpan: error: --cpus: 34 is more"),
         "{line}"
     );
+}
+
+#[test]
+fn an_entry_is_of_the_option_or_of_the_file_that_has_it() {
+    let world = World::new("normal");
+    let file = "env = { \"A=\" = 'file', B = 'file' }\n\
+                extra_disks = [{ host_path = 'a', guest_mount = '/proc' }]\n";
+    let run = |options: &[&str]| {
+        let output = with_file(&world, "s.toml", file, options, &["exit", "0"]);
+        assert_eq!(output.status.code(), Some(125), "{output:?}");
+        complaint(&output)
+    };
+    let path = world.path("s.toml").display().to_string();
+    let disk = "extra_disks[0].guest_mount: \"/proc\": the guest's kernel has /proc";
+    let variable = "env[\"A=\"]: the name of a variable contains `=` or a NUL";
+    let both = format!("flashpan: error: {path}: {disk}; {variable}");
+    assert_eq!(run(&[]), both);
+    // Options for other entries are not blamed, and one for all entries replaces them.
+    assert_eq!(run(&["-e", "B=option"]), both);
+    let disk = run(&["--disk", "b:/d", "--disk", "c:/d"]);
+    let option = "--disk c:/d: is the same path as that of --disk b:/d";
+    let says = format!("flashpan: error: {option}; {path}: {variable}");
+    assert_eq!(disk, says);
 }
