@@ -156,6 +156,16 @@ pub(crate) fn man(args: &ManArgs) -> Result<u8, Failure> {
 mod tests {
     use super::*;
 
+    /// How often a VM is asked for, by this name of a command and by its others.
+    fn mentions(command: &clap::Command) -> usize {
+        let of = |sub: &clap::Command| {
+            let is_vm = |argument: &clap::Arg| ["vm", "vms"].contains(&argument.get_id().as_str());
+            let own = usize::from(sub.get_positionals().any(is_vm));
+            own * (1 + sub.get_visible_aliases().count()) + mentions(sub)
+        };
+        command.get_subcommands().map(of).sum()
+    }
+
     #[test]
     fn scripts_ask_for_vms_where_vms_are_meant() {
         let commands = commands_for_vms();
@@ -172,13 +182,7 @@ mod tests {
         assert_eq!(
             zsh.matches(":_flashpan_vms' ").count(),
             // Without aliases, which have no part of their own in the script.
-            Cli::command()
-                .get_subcommands()
-                .filter(|sub| sub
-                    .get_positionals()
-                    .any(|argument| ["vm", "vms"].contains(&argument.get_id().as_str())))
-                .map(|sub| 1 + sub.get_visible_aliases().count())
-                .sum::<usize>(),
+            mentions(&Cli::command()),
         );
         // Both sides of `cp`.
         assert_eq!(zsh.matches(":_flashpan_copied' ").count(), 2);

@@ -32,8 +32,14 @@ Each line of the file is `allow` or `deny`, a method where it is a URL (GET othe
 host or URL as of `policy explain`. Blank lines and those that begin with # are passed over.
 Prints the lines that do not hold; exit status 1 if there are any.";
 
+const EXAMPLES: &str = "\
+Examples:
+  flashpan policy explain --allow-host '*.example.com' api.example.com
+  flashpan policy test -f sandbox.toml cases.txt";
+
 /// Explains and tests what a guest may reach
 #[derive(Debug, Args)]
+#[command(after_help = EXAMPLES)]
 pub(crate) struct PolicyArgs {
     #[command(subcommand)]
     command: Action,

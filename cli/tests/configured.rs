@@ -92,9 +92,9 @@ fn a_mistake_in_the_file_is_one_line_that_says_where() {
         ),
         (
             "s.json",
-            r#"{"network":{"allowed_hosts":["a"]},"vfs":{"direct_mounts":{"/d":{"host_path":"/d"}}}}"#,
-            "s.json: network.allowed_hosts: not supported by this version: guests have no network; \
-             vfs.direct_mounts: not supported by this version: ",
+            r#"{"vfs":{"workspace":"/w","mounts":{"/w":{"type":"memory"}}}}"#,
+            "s.json: vfs.workspace: not supported by this version: guests see no files of the \
+             host; use a disk; vfs.mounts: not supported by this version: ",
         ),
     ] {
         let output = with_file(&world, name, text, &[], &["true"]);
@@ -158,7 +158,8 @@ fn what_needs_a_network_or_mounts_is_refused_by_the_name_of_its_option() {
         (&["--network-intercept"], "--network-intercept"),
         (&["-v", "/:src", "--workspace", "/w"], "--workspace"),
     ] {
-        let output = world.output(options, &["true"]);
+        let options = [&["--network", "none"], options].concat();
+        let output = world.output(&options, &["true"]);
         assert_eq!(output.status.code(), Some(125), "{output:?}");
         let complaint = complaint(&output);
         let expected = format!("error: {option}: not supported by this version");
@@ -294,7 +295,7 @@ fn a_message_names_the_option_or_the_field_that_was_written() {
         ),
         ("--pids-limit", "0", "--pids-limit: 0 leaves no room"),
         ("--disk-iops", "0", "--disk-iops: 0 is not from 1"),
-        ("--mtu", "1400", "--mtu: not supported by this version"),
+        ("--mtu", "1000", "--mtu: 1000 is not one of 1280"),
     ] {
         let output = world.output(&[option, value], &["exit", "0"]);
         let line = complaint(&output);

@@ -70,7 +70,10 @@ fn check_network(
         (network.intercept, "network.intercept"),
         (network.interception.is_some(), "network.interception"),
         (!network.secrets.is_empty(), "network.secrets"),
-        (none && !network.dns_servers.is_empty(), "network.dns_servers"),
+        (
+            none && !network.dns_servers.is_empty(),
+            "network.dns_servers",
+        ),
         (mtu, "network.mtu"),
     ] {
         refuse(asked, field, why);
