@@ -7,6 +7,7 @@
 //!
 //! * [`policy`] – what may be reached;
 //! * [`host`] – names of hosts in their one form;
+//! * [`http`] – requests, and who may change them;
 //! * [`address`] – which addresses are the internet, and which are not;
 //! * [`report`] – what is told of all that;
 //! * `gateway` – where flows lead: the one choke point;
@@ -20,6 +21,7 @@ pub mod address;
 mod flow;
 mod gateway;
 pub mod host;
+pub mod http;
 mod message;
 mod neighbours;
 pub mod policy;
