@@ -67,10 +67,11 @@ impl Passing {
                 },
             };
             match frame.into_data() {
-                Ok(data) => match self.push(data)? {
-                    Some(data) => return Poll::Ready(Some(Ok(Frame::data(data)))),
-                    None => {}
-                },
+                Ok(data) => {
+                    if let Some(data) = self.push(data)? {
+                        return Poll::Ready(Some(Ok(Frame::data(data))));
+                    }
+                }
                 Err(frame) => {
                     let mut trailers = frame.into_trailers().unwrap_or_default();
                     headers::strip_trailers(&mut trailers);

@@ -152,6 +152,18 @@ impl<D: Dial> Exchange<D> {
         Some(Failure::new(status, code, self.place()))
     }
 
+    /// Tells of a request that nobody could read.
+    pub(crate) fn tell_unread(&self) {
+        let scheme = match self.named {
+            Some(_) => Scheme::Https,
+            None => Scheme::Http,
+        };
+        let denial = Failure::ambiguous(self.place()).denial;
+        let mut report = Report::refused(scheme, denial);
+        report.destination = Some(self.destination);
+        self.reporter.tell(report);
+    }
+
     /// Where a request goes that does not say it.
     fn place(&self) -> String {
         match &self.named {

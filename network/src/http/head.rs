@@ -1,6 +1,8 @@
 //! The head of a request of HTTP/1: whether there is one way to read it, and where its body
 //! ends (RFC 9112).
 
+use super::MAX_HEADERS;
+
 /// The longest method.
 const MAX_METHOD: usize = 64;
 
@@ -107,7 +109,10 @@ fn read_whole(lines: &[u8]) -> Result<Framing, Fault> {
     let mut is_chunked = false;
     let mut is_websocket = false;
     let mut hosts = 0;
-    for line in lines {
+    for (count, line) in lines.enumerate() {
+        if count == MAX_HEADERS {
+            return Err(Fault::TooLarge);
+        }
         let (name, value) = read_header(line).ok_or(Fault::Ambiguous)?;
         let is = |other: &str| name.eq_ignore_ascii_case(other.as_bytes());
         if is("content-length") {

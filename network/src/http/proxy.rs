@@ -315,7 +315,12 @@ where
         .preserve_header_case(true)
         .auto_date_header(false);
     let served = builder.serve_connection(io, service).with_upgrades().await;
-    served.map_err(io::Error::other)?;
+    if let Err(error) = served {
+        if error.is_parse() {
+            exchange.tell_unread();
+        }
+        return Err(io::Error::other(error));
+    }
     let relay = exchange
         .relay
         .lock()

@@ -18,7 +18,7 @@ use rustls::sign::CertifiedKey;
 use thiserror::Error;
 
 pub use self::authority::Authority;
-use self::authority::Only;
+pub(crate) use self::authority::Only;
 pub use self::upstream::{Alpn, ClientCertificate, Connecting, Upstream};
 
 /// HTTP/1.1 and 2, as ALPN names them.

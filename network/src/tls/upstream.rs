@@ -121,10 +121,10 @@ impl Upstream {
             let builder = builder.with_safe_default_protocol_versions()?;
             Ok::<_, TlsError>(builder.with_root_certificates(Arc::clone(&roots)))
         };
-        let others = Offers::new(builder()?.with_no_client_auth());
+        let others = Offers::new(&builder()?.with_no_client_auth());
         let clients = clients.into_iter().map(|client| {
             let config = builder()?.with_client_auth_cert(client.chain, client.key)?;
-            Ok((client.hosts, Offers::new(config)))
+            Ok((client.hosts, Offers::new(&config)))
         });
         Ok(Self {
             clients: clients.collect::<Result<_, TlsError>>()?,
@@ -171,7 +171,7 @@ impl Upstream {
 }
 
 impl Offers {
-    fn new(config: ClientConfig) -> Self {
+    fn new(config: &ClientConfig) -> Self {
         let offer = |protocols: &[&[u8]]| {
             let mut config = config.clone();
             config.alpn_protocols = protocols.iter().map(|of| of.to_vec()).collect();
