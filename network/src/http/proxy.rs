@@ -156,8 +156,10 @@ impl<D: Dial> Proxy<D> {
 
     /// Tells of a connection that never said what it wants.
     fn no_hello(&self, error: HelloError, destination: SocketAddr) -> io::Error {
-        let code = match &error {
-            HelloError::ServerName => Code::NoServerName,
+        let code = match error {
+            // It has gone away, and nothing was decided.
+            HelloError::Io(error) => return error,
+            HelloError::ServerName => Code::Ambiguous,
             _ => Code::UnknownProtocol,
         };
         let denial = Denial {
@@ -168,10 +170,7 @@ impl<D: Dial> Proxy<D> {
         let mut report = Report::refused(Scheme::Tls, denial);
         report.destination = Some(destination);
         self.reporter.tell(report);
-        match error {
-            HelloError::Io(error) => error,
-            error => io::Error::new(io::ErrorKind::InvalidData, error),
-        }
+        io::Error::new(io::ErrorKind::InvalidData, error)
     }
 
     /// Passes a connection on as it is.

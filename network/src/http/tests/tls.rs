@@ -453,6 +453,22 @@ async fn what_is_not_tls_is_refused_at_once() {
     assert_eq!(world.dialled(), [""; 0]);
 }
 
+#[tokio::test]
+async fn a_name_that_is_none_or_two_is_refused() {
+    let mut world = World::new(policy(&["*.test", "192.0.2.1"], &[]));
+    for hello in [
+        include_bytes!("../../../../tests/fuzz/corpus/hello/nul").as_slice(),
+        include_bytes!("../../../../tests/fuzz/corpus/hello/two-names"),
+        include_bytes!("../../../../tests/fuzz/corpus/hello/address"),
+    ] {
+        let (mut guest, served) = world.encrypted(true).await;
+        guest.write_all(hello).await.unwrap();
+        within(served).await.unwrap().unwrap_err();
+        assert_eq!(world.refused().await, Code::Ambiguous);
+    }
+    assert_eq!(world.dialled(), [""; 0]);
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_guest_that_never_says_whom_it_wants_is_dropped() {
     let mut world = World::new(policy(&["api.test"], &[]));
