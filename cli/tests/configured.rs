@@ -295,7 +295,7 @@ fn a_message_names_the_option_or_the_field_that_was_written() {
         ),
         ("--pids-limit", "0", "--pids-limit: 0 leaves no room"),
         ("--disk-iops", "0", "--disk-iops: 0 is not from 1"),
-        ("--mtu", "1000", "--mtu: 1000 is not one of 1280"),
+        ("--mtu", "66000", "--mtu: 66000 is not between 68 and 65535"),
     ] {
         let output = world.output(&[option, value], &["exit", "0"]);
         let line = complaint(&output);

@@ -2,17 +2,19 @@
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use flashpan_protocol::network::{Link, Protocol};
 use nix::sys::socket::{setsockopt, sockopt};
 use tokio::net::TcpStream;
+use tokio::sync::watch;
 use tokio::time::timeout;
 
 use crate::address::plain;
 use crate::dns::Resolver;
 use crate::host::Host;
+use crate::http;
 use crate::names::Names;
 use crate::policy::{Code, Denial, Policy};
 
@@ -24,6 +26,34 @@ const TRY_NEXT_AFTER: Duration = Duration::from_secs(10);
 
 /// Most addresses of a name that are tried.
 const MAX_TRIES: usize = 8;
+
+/// Makes the connections of one flow of HTTP. The first may be there already.
+#[derive(Debug)]
+pub(crate) struct FlowDialer {
+    pub(crate) dialer: Arc<Dialer>,
+    pub(crate) policy: watch::Receiver<Arc<Policy>>,
+    /// A connection, and to where, for the host that it turns out to be of.
+    pub(crate) ready: Mutex<Option<(SocketAddr, TcpStream)>>,
+}
+
+impl http::Dial for FlowDialer {
+    async fn dial(&self, host: &Host, port: u16) -> Result<TcpStream, Denial> {
+        let policy = Arc::clone(&self.policy.borrow());
+        policy.connection(Protocol::Tcp, host, port)?;
+        let targets = self.dialer.targets(&policy, Protocol::Tcp, host, port);
+        let targets = targets.await?;
+        // It is for the first host that is asked for, or for none.
+        let ready = self.ready.lock().unwrap_or_else(PoisonError::into_inner);
+        let ready = { ready }.take();
+        if let Some((target, stream)) = ready
+            && targets.contains(&target)
+        {
+            return Ok(stream);
+        }
+        let connected = connect_one_of(targets, host, port).await;
+        connected.map_err(|undialled| undialled.denial)
+    }
+}
 
 /// Makes connections.
 #[derive(Debug)]
@@ -60,27 +90,7 @@ impl Dialer {
     ) -> Result<TcpStream, Undialled> {
         policy.connection(Protocol::Tcp, host, port)?;
         let targets = self.targets(policy, Protocol::Tcp, host, port).await?;
-        let mut last = None;
-        let tries = targets.len().min(MAX_TRIES);
-        for (number, target) in targets.into_iter().take(MAX_TRIES).enumerate() {
-            let within = match number + 1 == tries {
-                true => CONNECT_WITHIN,
-                false => TRY_NEXT_AFTER,
-            };
-            match connect(target, within).await {
-                Ok(stream) => return Ok(stream),
-                Err(error) => last = Some(error),
-            }
-        }
-        let denial = Denial {
-            code: Code::Connect,
-            host: format!("{host}:{port}"),
-            rule: None,
-        };
-        Err(Undialled {
-            denial,
-            error: last,
-        })
+        connect_one_of(targets, host, port).await
     }
 
     /// The addresses of a host that may be connected to, at least one.
@@ -98,8 +108,7 @@ impl Dialer {
             }
             Host::Name(name) => name,
         };
-        let resolved = self.resolver.resolve(name).await;
-        let resolved = resolved.map_err(|error| error.denial())?;
+        let resolved = self.resolver.reachable(policy, name).await?;
         self.names.learn(name, &resolved.addresses, resolved.ttl);
         let mut refused = None;
         let mut targets = Vec::new();
@@ -132,6 +141,35 @@ impl Dialer {
         };
         SocketAddr::new(real, port)
     }
+}
+
+/// Connects to the first of these that can be connected to.
+async fn connect_one_of(
+    targets: Vec<SocketAddr>,
+    host: &Host,
+    port: u16,
+) -> Result<TcpStream, Undialled> {
+    let mut last = None;
+    let tries = targets.len().min(MAX_TRIES);
+    for (number, target) in targets.into_iter().take(MAX_TRIES).enumerate() {
+        let within = match number + 1 == tries {
+            true => CONNECT_WITHIN,
+            false => TRY_NEXT_AFTER,
+        };
+        match connect(target, within).await {
+            Ok(stream) => return Ok(stream),
+            Err(error) => last = Some(error),
+        }
+    }
+    let denial = Denial {
+        code: Code::Connect,
+        host: format!("{host}:{port}"),
+        rule: None,
+    };
+    Err(Undialled {
+        denial,
+        error: last,
+    })
 }
 
 /// Connects as the guest wants it: what it sends at once it wants to have arrive at once,

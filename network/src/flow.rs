@@ -7,8 +7,9 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use flashpan_protocol::network::{Protocol, Refusal, Tuple};
-use tokio::io::copy_bidirectional_with_sizes;
+use tokio::io::{AsyncReadExt, copy_bidirectional_with_sizes};
 use tokio::net::{TcpStream, UdpSocket, UnixStream};
+use tokio::time::timeout;
 
 use crate::dial::{self, Undialled};
 use crate::gateway::{Answer, Gateway, Route};
@@ -17,6 +18,7 @@ use crate::message::Messages;
 use crate::policy::{Basis, Code, Denial};
 use crate::report::{Outcome, Report, Scheme};
 use crate::telling::{Counted, Passed, Telling};
+use crate::tls::hello;
 
 /// What passes at once, in each direction.
 const BUFFER: usize = 32 * 1024;
@@ -100,8 +102,10 @@ pub(crate) async fn serve<F, S>(
 {
     let mut changes = gateway.changes();
     let route = gateway.route(protocol, tuple);
-    if route == Ok(Route::Names) {
-        return names(gateway, protocol, socket, &answer).await;
+    match route {
+        Ok(Route::Names) => return names(gateway, protocol, socket, &answer).await,
+        Ok(Route::Http { first }) => return http(gateway, tuple, first, socket, &answer).await,
+        _ => {}
     }
     let mut telling = Telling::new(gateway.reporter(), report(protocol, tuple));
     let route = match route {
@@ -213,6 +217,70 @@ async fn names<F, S>(
     }
 }
 
+/// Looks into a connection, which leads wherever its requests do. They are told of one by
+/// one.
+async fn http<F, S>(
+    gateway: &Gateway,
+    tuple: &Tuple,
+    first: Option<SocketAddr>,
+    socket: OwnedFd,
+    answer: &impl Fn(Answer) -> F,
+) where
+    F: Future<Output = Result<(), S>>,
+{
+    let mut ready = None;
+    if let Some(target) = first {
+        // Whoever cannot be connected to is refused as it would be without us.
+        match dial::connect(target, dial::CONNECT_WITHIN).await {
+            Ok(stream) => ready = Some((target, stream)),
+            Err(error) => {
+                let mut telling = Telling::new(gateway.reporter(), report(Protocol::Tcp, tuple));
+                let broken = Broken::unreachable(tuple.destination, &error);
+                if let Some(denial) = broken.denial {
+                    telling.refused(denial);
+                }
+                drop(telling);
+                return drop(answer(broken.answer).await);
+            }
+        }
+    }
+    let held = socket.try_clone();
+    let inside = Inside::new(Protocol::Tcp, socket, &Arc::default());
+    let (Ok(held), Ok(Inside::Stream(inside)), Some(proxy)) = (held, inside, gateway.proxy(ready))
+    else {
+        return drop(answer(Answer::Refuse(Refusal::Host)).await);
+    };
+    if answer(Answer::Accept).await.is_err() {
+        return;
+    }
+    let destination = tuple.destination;
+    let splice = |host: &Host| gateway.splices(host, destination.port());
+    let served = match destination.port() {
+        80 => proxy.serve_plain(inside, destination).await,
+        443 => proxy.serve_tls(inside, destination, splice).await,
+        _ => match first_byte(inside).await {
+            Ok((hello::HANDSHAKE, inside)) => proxy.serve_tls(inside, destination, splice).await,
+            Ok((_, inside)) => proxy.serve_plain(inside, destination).await,
+            Err(error) => Err(error),
+        },
+    };
+    if served.is_err() {
+        let _ = answer(Answer::Close).await;
+        // As above.
+        let _held = held;
+        std::future::pending::<()>().await;
+    }
+}
+
+/// What a stream begins with, and the stream with it.
+async fn first_byte(
+    mut stream: Counted<UnixStream>,
+) -> io::Result<(u8, hello::Rewound<Counted<UnixStream>>)> {
+    let first = timeout(hello::WITHIN, stream.read_u8()).await;
+    let first = first.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))?;
+    Ok((first, hello::Rewound::new(vec![first], stream)))
+}
+
 /// The connection that a route leads to.
 async fn connect(gateway: &Gateway, route: Route, port: u16) -> Result<TcpStream, Broken> {
     match route {
@@ -226,7 +294,7 @@ async fn connect(gateway: &Gateway, route: Route, port: u16) -> Result<TcpStream
             let dialled = dialer.dial(&policy, &host, port).await;
             dialled.map_err(Broken::undialled)
         }
-        Route::Names => Err(Broken::reset()),
+        Route::Names | Route::Http { .. } => Err(Broken::reset()),
     }
 }
 
@@ -234,7 +302,7 @@ async fn datagram_target(gateway: &Gateway, route: Route, port: u16) -> Result<S
     let name = match route {
         Route::Direct { target, .. } => return Ok(target),
         Route::Named { name, .. } => Host::Name(name),
-        Route::Names => return Err(Broken::reset()),
+        Route::Names | Route::Http { .. } => return Err(Broken::reset()),
     };
     let (policy, dialer) = (gateway.policy(), gateway.dialer());
     let targets = dialer.targets(&policy, Protocol::Udp, &name, port).await;

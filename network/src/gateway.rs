@@ -2,18 +2,21 @@
 
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::OwnedFd;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use flashpan_protocol::network::{Link, Protocol, Refusal, Tuple};
+use tokio::net::TcpStream;
 use tokio::sync::{mpsc, watch};
 use tokio::task::AbortHandle;
 
-use crate::dial::Dialer;
+use crate::dial::{Dialer, FlowDialer};
 use crate::dns::{self, Resolver};
 use crate::host::{Host, Name};
+use crate::http::{Editor, Proxy};
 use crate::names::{self, Names};
 use crate::policy::{Basis, Code, Denial, Policy};
 use crate::report::Reporter;
+use crate::tls::{Authority, Upstream};
 use crate::{address, flow};
 
 /// The port of name servers. Whatever server a guest asks there, it is answered here.
@@ -39,6 +42,9 @@ pub struct Settings {
     pub policy: Policy,
     /// How names are resolved.
     pub dns: dns::Settings,
+    /// What looks into HTTP and TLS. Without, they are decided by addresses, and by the
+    /// names that these stand for, as all else is.
+    pub inspection: Option<Inspection>,
     /// Who hears of flows.
     pub reporter: Reporter,
 }
@@ -56,6 +62,19 @@ pub(crate) enum Route {
     },
     /// To whatever address this name has.
     Named { name: Name, basis: Basis },
+    /// Wherever the requests on it lead. If `first` is there they may lead to this address.
+    Http { first: Option<SocketAddr> },
+}
+
+/// What looks into HTTP and TLS.
+#[derive(Debug)]
+pub struct Inspection {
+    /// Who vouches for what the guest is shown.
+    pub authority: Arc<Authority>,
+    /// How hosts are connected to in TLS.
+    pub upstream: Arc<Upstream>,
+    /// Who may change what passes.
+    pub editor: Arc<dyn Editor>,
 }
 
 /// The far end of a guest's link.
@@ -65,6 +84,7 @@ pub struct Gateway {
     dialer: Arc<Dialer>,
     dns: dns::Server,
     is_synthetic: bool,
+    inspection: Option<Inspection>,
     reporter: Reporter,
 }
 
@@ -90,6 +110,7 @@ impl Gateway {
             },
             policy,
             is_synthetic,
+            inspection: settings.inspection,
             reporter: settings.reporter,
         }
     }
@@ -144,6 +165,35 @@ impl Gateway {
         &self.dialer
     }
 
+    /// What looks into a connection that leads wherever its requests do, the first perhaps
+    /// to where there is a connection already.
+    pub(crate) fn proxy(
+        &self,
+        ready: Option<(SocketAddr, TcpStream)>,
+    ) -> Option<Proxy<FlowDialer>> {
+        let inspection = self.inspection.as_ref()?;
+        let dial = FlowDialer {
+            dialer: Arc::clone(&self.dialer),
+            policy: self.policy.subscribe(),
+            ready: Mutex::new(ready),
+        };
+        Some(Proxy {
+            policy: self.policy.subscribe(),
+            authority: Arc::clone(&inspection.authority),
+            upstream: Arc::clone(&inspection.upstream),
+            reporter: self.reporter.clone(),
+            dial: Arc::new(dial),
+            editor: Arc::clone(&inspection.editor),
+        })
+    }
+
+    /// Whether TLS to a host can be passed on as it is, as far as whoever changes requests
+    /// is concerned.
+    pub(crate) fn splices(&self, host: &Host, port: u16) -> bool {
+        let needs = |inspection: &Inspection| inspection.editor.needs(host, port);
+        !self.inspection.as_ref().is_some_and(needs)
+    }
+
     /// Where a flow leads, if it may be. This is the one place where that is decided.
     pub(crate) fn route(&self, protocol: Protocol, tuple: &Tuple) -> Result<Route, Denial> {
         let policy = self.policy();
@@ -161,15 +211,37 @@ impl Gateway {
                 });
             };
             let basis = policy.connection(protocol, &Host::Name(name.clone()), port)?;
-            return Ok(Route::Named { name, basis });
+            return Ok(match self.looks_into(&policy, protocol, port) {
+                true => Route::Http { first: None },
+                false => Route::Named { name, basis },
+            });
         }
-        let (host, basis) = self.standing(&policy, protocol, address, port)?;
-        policy.address(protocol, address, port, host.name())?;
+        let standing = self.standing(&policy, protocol, address, port);
+        let standing = standing.and_then(|(host, basis)| {
+            policy.address(protocol, address, port, host.name())?;
+            Ok((host, basis))
+        });
+        if self.looks_into(&policy, protocol, port) {
+            return match standing {
+                Ok(_) => Ok(Route::Http {
+                    first: Some(self.dialer.real(address, port)),
+                }),
+                // What is refused is told why, if anything is ever not refused.
+                Err(_) if policy.allows_something() => Ok(Route::Http { first: None }),
+                Err(denial) => Err(denial),
+            };
+        }
+        let (host, basis) = standing?;
         Ok(Route::Direct {
             target: self.dialer.real(address, port),
             host,
             basis,
         })
+    }
+
+    fn looks_into(&self, policy: &Policy, protocol: Protocol, port: u16) -> bool {
+        let is_http = protocol == Protocol::Tcp && policy.is_http(port);
+        is_http && policy.is_of_names() && self.inspection.is_some()
     }
 
     /// For what an address stands, of what may be reached: itself, or one of the names that

@@ -7,10 +7,12 @@
 //!
 //! * [`policy`] – what may be reached;
 //! * [`host`] – names of hosts in their one form;
+//! * [`http`] – requests, and who may change them;
 //! * [`address`] – which addresses are the internet, and which are not;
 //! * [`report`] – what is told of all that;
 //! * [`names`] – which names an address stands for;
 //! * [`dns`] – what a guest's questions for names are answered;
+//! * [`tls`] – TLS of guests, opened, and towards hosts;
 //! * `gateway` – where flows lead: the one choke point;
 //! * `dial` – the host's connections to what may be reached;
 //! * `flow` – one flow, from the question to its end;
@@ -24,14 +26,16 @@ pub mod dns;
 mod flow;
 mod gateway;
 pub mod host;
+pub mod http;
 mod message;
 pub mod names;
 mod neighbours;
 pub mod policy;
 pub mod report;
 mod telling;
+pub mod tls;
 
-pub use gateway::{Answer, Gateway, Settings};
+pub use gateway::{Answer, Gateway, Inspection, Settings};
 
 #[cfg(test)]
 mod tests;

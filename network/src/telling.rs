@@ -54,7 +54,7 @@ impl Telling {
         let (host, basis) = match route {
             Route::Direct { host, basis, .. } => (host.clone(), basis),
             Route::Named { name, basis } => (Host::Name(name.clone()), basis),
-            Route::Names => return,
+            Route::Names | Route::Http { .. } => return,
         };
         if let Some(report) = &mut self.report {
             report.host = format!("{host}:{port}");

@@ -32,6 +32,7 @@ fn settings(policy: Policy, reporter: Reporter) -> Settings {
         link: Link::standard(1500),
         policy,
         dns: dns::Settings::default(),
+        inspection: None,
         reporter,
     }
 }

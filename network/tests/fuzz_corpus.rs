@@ -13,8 +13,15 @@
 mod corpus;
 #[path = "../../tests/fuzz/src/dns.rs"]
 mod dns;
+#[path = "../../tests/fuzz/src/hello.rs"]
+mod hello;
 
 #[test]
 fn dns() {
     corpus::each("dns", self::dns::dns);
+}
+
+#[test]
+fn hello() {
+    corpus::each("hello", self::hello::hello);
 }

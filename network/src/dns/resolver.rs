@@ -234,6 +234,16 @@ impl Resolver {
         })
     }
 
+    /// All the addresses of a name that may be looked up, whether they may be reached or
+    /// not.
+    ///
+    /// # Errors
+    /// Why there are none.
+    pub(crate) async fn reachable(&self, policy: &Policy, name: &Name) -> Result<Resolved, Denial> {
+        self.allowed(policy, name)?;
+        self.resolve(name).await.map_err(|error| error.denial())
+    }
+
     /// Whether a name may be looked up, and the limits allow it.
     pub(super) fn allowed(&self, policy: &Policy, name: &Name) -> Result<Basis, Denial> {
         let basis = policy.lookup(name)?;

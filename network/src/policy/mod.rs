@@ -163,6 +163,13 @@ impl Policy {
         !self.open || self.looks_at_requests() || !(self.deny.is_empty() && self.rules.is_empty())
     }
 
+    /// Whether there is anything that may be reached.
+    #[must_use]
+    pub fn allows_something(&self) -> bool {
+        let allows = |rule: &Rule| rule.verdict() == Verdict::Allow;
+        self.open || !self.allow.is_empty() || self.rules.iter().any(allows)
+    }
+
     /// Whether a name may be looked up: something of the host may be reached.
     ///
     /// # Errors
