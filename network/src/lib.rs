@@ -18,6 +18,7 @@
 //! * `resolver` – whom the host asks for names.
 
 pub mod address;
+pub mod edit;
 mod flow;
 mod gateway;
 pub mod host;

@@ -43,6 +43,12 @@ pub trait Transform: Send {
     /// The body is broken off, visibly for who gets it.
     fn finish(&mut self, out: &mut Vec<u8>) -> io::Result<()>;
 
+    /// Whether it gives on as many bytes as it takes, so that the length of the body stays
+    /// known. Some servers refuse a body without one.
+    fn keeps_length(&self) -> bool {
+        false
+    }
+
     /// How often it has taken the value of a secret out so far.
     fn scrubbed(&self) -> u64 {
         0
