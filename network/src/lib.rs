@@ -10,6 +10,7 @@
 //! * [`http`] – requests, and who may change them;
 //! * [`address`] – which addresses are the internet, and which are not;
 //! * [`report`] – what is told of all that;
+//! * [`tls`] – TLS of guests, opened, and towards hosts;
 //! * `gateway` – where flows lead: the one choke point;
 //! * `flow` – one flow, from the question to its end;
 //! * `telling` – what is told of one;
@@ -29,6 +30,7 @@ pub mod policy;
 pub mod report;
 mod resolver;
 mod telling;
+pub mod tls;
 
 pub use gateway::{Answer, Gateway};
 
