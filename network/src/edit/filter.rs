@@ -30,6 +30,12 @@ pub(super) trait Filter: Send {
     /// Adds what is left to `out`.
     fn finish(&mut self, out: &mut Vec<u8>) -> Result<(), Broken>;
 
+    /// Whether a text beside the body, in its trailers, may pass.
+    fn check(&self, text: &[u8]) -> Result<(), Broken> {
+        let _ = text;
+        Ok(())
+    }
+
     /// Whether it gives on as many bytes as it takes.
     fn keeps_length(&self) -> bool {
         false
@@ -54,6 +60,10 @@ impl Filter for Chain {
             filters = rest;
         }
         Ok(())
+    }
+
+    fn check(&self, text: &[u8]) -> Result<(), Broken> {
+        self.0.iter().try_for_each(|filter| filter.check(text))
     }
 }
 

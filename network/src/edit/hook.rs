@@ -242,9 +242,19 @@ impl Hook {
                 .is_none_or(|glob| glob.matches(&query::decode_path(path)))
     }
 
-    /// Whether it tells methods from each other.
-    pub(super) fn is_of_methods(&self) -> bool {
-        !self.methods.is_empty()
+    /// Whether what passes depends on it: it refuses, or asks whether to.
+    fn judges(&self) -> bool {
+        self.blocks || self.ask.is_some()
+    }
+
+    /// Whether what passes depends on the method.
+    pub(super) fn judges_methods(&self) -> bool {
+        self.judges() && !self.methods.is_empty()
+    }
+
+    /// Whether what passes depends on the path.
+    pub(super) fn judges_paths(&self) -> bool {
+        self.judges() && self.path.is_some()
     }
 
     /// Whether it may want to change bodies.

@@ -38,6 +38,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use http::header::{ACCEPT_ENCODING, CONTENT_ENCODING, CONTENT_TYPE, HeaderValue, RANGE};
 use http::{HeaderMap, Method, StatusCode, request, response};
+use hyper::ext::ReasonPhrase;
 
 pub use self::callback::{
     Callback, CallbackError, RequestAnswer, RequestSeen, ResponseAnswer, ResponseSeen, on_request,
@@ -56,9 +57,9 @@ use self::secret::Set;
 use self::substitute::Substituted;
 use crate::host::Host;
 use crate::http::{
-    BodyEdit, Editor, Later, Refused, RequestContext, RequestEdit, ResponseEdit, State,
+    BodyEdit, Editor, Later, Refused, RequestContext, RequestEdit, ResponseEdit, State, Transform,
 };
-use crate::policy::{Code, Denial};
+use crate::policy::{Code, Denial, path};
 use crate::report::SecretUse;
 
 /// Headers in which some servers look for another method than that of the request.
@@ -146,17 +147,34 @@ impl Edits {
         hooks.filter(move |hook| is_for(hook))
     }
 
+    /// Makes what rules judge the one thing that it can be taken for.
+    fn settle(&self, cx: &RequestContext, parts: &mut request::Parts) -> Result<(), Denial> {
+        let hooks = || {
+            self.hooks
+                .iter()
+                .filter(|hook| hook.is_for(&cx.host, cx.port))
+        };
+        if hooks().any(Hook::judges_methods) {
+            for name in METHOD_OVERRIDES {
+                parts.headers.remove(name);
+            }
+        }
+        if hooks().any(Hook::judges_paths) {
+            let query = head::query(parts).to_owned();
+            let path = path::normal(head::path(parts));
+            let set = path.and_then(|path| head::set_target(parts, &path, &query));
+            set.ok_or_else(|| denial(cx, Code::Ambiguous, None))?;
+        }
+        Ok(())
+    }
+
     async fn edit_request(
         &self,
         cx: &RequestContext,
         parts: &mut request::Parts,
     ) -> Result<RequestEdit, Refused> {
+        self.settle(cx, parts)?;
         for hook in self.hooks(Phase::Before, cx) {
-            if hook.blocks && hook.is_of_methods() {
-                for name in METHOD_OVERRIDES {
-                    parts.headers.remove(name);
-                }
-            }
             if !hook.matches(&cx.host, cx.port, parts.method.as_str(), head::path(parts)) {
                 continue;
             }
@@ -201,11 +219,11 @@ impl Edits {
                 parts.headers.insert(ACCEPT_ENCODING, identity);
             }
         }
+        let host = format!("{}:{}", cx.host, cx.port);
+        let (body, why) = body.map(|filter| Body::of_request(filter, host)).unzip();
         Ok(RequestEdit {
-            body: match body {
-                Some(filter) => Some(Box::new(Body::new(vec![filter], None))),
-                None => None,
-            },
+            body: body.map(|body| -> Box<dyn Transform> { Box::new(body) }),
+            why,
             secrets,
             state: Some(Box::new(kept)),
         })
@@ -269,6 +287,10 @@ impl Edits {
             false => None,
         };
         let table = table.as_ref();
+        if table.is_some() {
+            // What HTTP/1 says beside a status can be anything.
+            parts.extensions.remove::<ReasonPhrase>();
+        }
         let mut scrubbed = table.map_or(0, |table| substitute::scrub(table, &mut parts.headers));
         let refused = |scrubbed, why: &Broken| Refused {
             denial: denial(cx, Code::Rule, Some(&why.to_string())),
@@ -278,11 +300,15 @@ impl Edits {
             },
         };
         let is_new = body.is_some();
-        let coded = if is_new {
+        let mut coded = if is_new {
             coding(&parts.headers)
         } else {
             coded
         };
+        if let Some(table) = table {
+            // It is told if it cannot be undone.
+            substitute::scrub(table, &mut coded);
+        }
         let is_empty = kept.method == Method::HEAD
             || matches!(
                 parts.status,

@@ -193,6 +193,11 @@ impl Replacer {
         }
     }
 
+    /// What it looks for.
+    pub(super) fn table(&self) -> &Arc<Table> {
+        &self.table
+    }
+
     /// How often something of each owner was found.
     pub(super) fn hits(&self) -> &[u64] {
         &self.hits

@@ -373,7 +373,10 @@ pub(super) struct Watch {
 impl Watch {
     fn look(&self) -> Result<(), Broken> {
         let hits = self.replacer.hits();
-        let is_hit = |owner: usize| hits.get(owner).is_some_and(|hits| *hits > 0);
+        self.refuse(|owner| hits.get(owner).is_some_and(|hits| *hits > 0))
+    }
+
+    fn refuse(&self, is_hit: impl Fn(usize) -> bool) -> Result<(), Broken> {
         let leaked = self.names.iter().filter(|(owner, _)| is_hit(*owner));
         let leaked: Vec<_> = leaked.map(|(_, name)| name.clone()).collect();
         match leaked.is_empty() {
@@ -394,6 +397,12 @@ impl Filter for Watch {
         let before = out.len();
         self.replacer.finish(out)?;
         self.look().inspect_err(|_| out.truncate(before))
+    }
+
+    fn check(&self, text: &[u8]) -> Result<(), Broken> {
+        let found = self.replacer.table().matches(text);
+        let found: BTreeSet<_> = found.map(|(_, one)| one.owner).collect();
+        self.refuse(|owner| found.contains(&owner))
     }
 
     fn keeps_length(&self) -> bool {

@@ -70,6 +70,36 @@ async fn a_rule_that_blocks_is_named() {
     assert_eq!(denied.denial.rule, None);
 }
 
+/// F13: no other way to write a path goes past a rule.
+#[tokio::test]
+async fn a_path_is_judged_as_it_is_sent_or_not_at_all() {
+    let block = |hosts: &[&str]| HookSpec {
+        hosts: strings(hosts),
+        path: "/admin".to_owned(),
+        action: Action::Block,
+        ..HookSpec::default()
+    };
+    let edits = edits(vec![block(&["a.test"])], vec![]);
+    for (path, code) in [
+        ("/admin", Code::Rule),
+        ("/%61dmin", Code::Rule),
+        ("/x/../admin", Code::Ambiguous),
+        ("/x/%2e%2e/admin", Code::Ambiguous),
+        ("//admin", Code::Ambiguous),
+        ("/admin%00", Code::Ambiguous),
+    ] {
+        let denied = refused(&edits, &to("a.test", true), request("GET", path, &[])).await;
+        assert_eq!(denied.denial.code, code, "{path}");
+    }
+    let passed = async |host: &str, target: &str| {
+        let parts = request("GET", target, &[]);
+        let (parts, _) = sent(&edits, &to(host, true), parts).await.unwrap();
+        parts.uri.to_string()
+    };
+    assert_eq!(passed("a.test", "/%62?q=%62").await, "/b?q=%62");
+    assert_eq!(passed("b.test", "/x//%62/../x").await, "/x//%62/../x");
+}
+
 /// Rules for responses see the path that the request was sent with.
 #[tokio::test]
 async fn responses_are_changed() {

@@ -405,6 +405,10 @@ async fn values_are_taken_out_of_responses() {
     let odd = odd.unwrap_err();
     assert_eq!(odd.denial.code, Code::Rule);
     assert!(odd.denial.hint().contains("dcb"));
+    let echo = [("content-encoding", VALUE)];
+    let odd = answered_with(&edits, &cx, "GET", &echo, b"", 1).await;
+    let told = format!("{:?}", odd.unwrap_err());
+    assert!(told.contains(KEY) && !told.contains("v&="), "a value");
     // Of another host nothing is taken, and on it nothing depends.
     let c = to("c.test", true);
     let odd = answered_with(&edits, &c, "GET", &[("content-encoding", "dcb")], b"x", 1).await;

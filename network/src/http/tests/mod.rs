@@ -6,6 +6,7 @@
 mod bodies;
 mod framing;
 mod plain;
+mod secrets;
 mod tls;
 mod upgrades;
 
