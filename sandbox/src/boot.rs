@@ -41,9 +41,10 @@ impl SandboxBuilder {
         let shared = Arc::clone(&self.shared);
         shared.timeline().mark(Phase::ProcessStart, start);
         let vcpus = spec.vcpus;
-        let guest = self.guest_config();
+        let mut guest = self.guest_config();
         shared.set_disks(self.disk_roles());
         let flows = Flows::new(&self.network, spec.network, &shared)?;
+        guest.authority.clone_from(&flows.authority);
         let vmm = VmmProcess::start(&mut self, spec)?;
         let tap = self.console_sink.take().map(console_thread).transpose()?;
         let driver = Driver::start(vmm, Arc::clone(&shared), tap, flows);

@@ -48,6 +48,10 @@ pub struct HostOptions {
     /// What network the VM has; none if its configuration says so (`network.no_network`).
     #[serde(default)]
     pub network: Network,
+    /// Files with authorities, in PEM, that hosts are verified by when TLS is looked into,
+    /// besides those that this host trusts.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub upstream_ca_files: Vec<PathBuf>,
     /// How much passes the VM's network card at most, in each direction for itself; as
     /// much as the host does if there is none.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -201,6 +205,7 @@ impl HostOptions {
         full(&mut self.kernel);
         self.vmm.as_mut().map(full);
         self.guest_init.as_mut().map(full);
+        self.upstream_ca_files.iter_mut().for_each(full);
         if let UpperSource::Disk(path) = &mut self.upper {
             full(path);
         }
@@ -226,6 +231,7 @@ impl Default for HostOptions {
             pids_limit: None,
             disk_rate: None,
             network: Network::default(),
+            upstream_ca_files: Vec::new(),
             network_rate: None,
             vmm: None,
             guest_init: None,

@@ -7,6 +7,7 @@ mod bodies;
 mod frames;
 mod framing;
 mod plain;
+mod secrets;
 mod tls;
 mod upgrades;
 
