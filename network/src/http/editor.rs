@@ -161,8 +161,8 @@ pub trait Editor: Send + Sync + fmt::Debug {
         parts: &'a mut request::Parts,
     ) -> Later<'a, Result<RequestEdit, Refused>>;
 
-    /// Looks at the head of a response, not one of 1xx. `state` is what
-    /// [`RequestEdit::state`] was.
+    /// Looks at the head of a response; of 1xx only at that of 101, what follows which is
+    /// no body. `state` is what [`RequestEdit::state`] was.
     ///
     /// # Errors
     /// The guest may not have it.

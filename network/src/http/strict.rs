@@ -359,3 +359,92 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Strict<S> {
         Pin::new(&mut self.stream).poll_shutdown(cx)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    use super::*;
+
+    /// Gives one piece at a time.
+    async fn read(pieces: &[&[u8]]) -> (Vec<u8>, Option<io::ErrorKind>) {
+        let (mut guest, side) = tokio::io::duplex(1 << 16);
+        let switch = Arc::new(Switch::new([7; 16]));
+        let mut strict = Strict::new(side, switch);
+        let write = async move {
+            for piece in pieces {
+                guest.write_all(piece).await.unwrap();
+                tokio::task::yield_now().await;
+            }
+        };
+        let mut output = Vec::new();
+        let read = strict.read_to_end(&mut output);
+        let ((), ended) = tokio::join!(write, read);
+        (output, ended.err().map(|error| error.kind()))
+    }
+
+    /// Requests, whole and in parts, and what is none.
+    fn part() -> impl Strategy<Value = Vec<u8>> {
+        let fixed = [
+            "GET / HTTP/1.1\r\n",
+            "POST /a?b HTTP/1.1\r\n",
+            "GET / HTTP/1.0\r\n",
+            "Host: a.test\r\n",
+            "Content-Length: 5\r\n",
+            "Content-Length: 0\r\n",
+            "Transfer-Encoding: chunked\r\n",
+            "X: y\r\n",
+            "\r\n",
+            "\n",
+            "\r",
+            " ",
+            "hello",
+            "5\r\nhello\r\n",
+            "0\r\n\r\n",
+            "0\r\nX: y\r\n\r\n",
+            "POST / HTTP/1.1\r\nContent-Length: 5\r\n\r\nhello",
+            "POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n",
+            "GET / HTTP/1.1\r\n\r\n",
+        ];
+        prop_oneof![
+            9 => prop::sample::select(fixed.to_vec()).prop_map(|text| text.as_bytes().to_vec()),
+            1 => prop::collection::vec(any::<u8>(), 0..4),
+        ]
+    }
+
+    proptest! {
+        /// In whatever pieces bytes come, what is given on is the same; and it is what came,
+        /// up to what is wrong.
+        #[test]
+        fn pieces_do_not_matter(
+            parts in prop::collection::vec(part(), 1..12),
+            cuts in prop::collection::vec(0..200_usize, 0..6),
+        ) {
+            let bytes = parts.concat();
+            let mut cuts: Vec<_> = cuts.iter().map(|cut| cut % (bytes.len() + 1)).collect();
+            cuts.extend([0, bytes.len()]);
+            cuts.sort_unstable();
+            let pieces: Vec<_> = cuts.windows(2).map(|cut| &bytes[cut[0]..cut[1]]).collect();
+            let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+            let (whole, whole_ended) = runtime.block_on(read(&[&bytes]));
+            let (cut, cut_ended) = runtime.block_on(read(&pieces));
+            prop_assert_eq!(whole_ended, cut_ended);
+            if whole_ended.is_none() {
+                prop_assert_eq!(&whole, &cut);
+            }
+            // Lines that are nothing were left out before requests.
+            let told = b"GET /0707";
+            let end = whole.windows(told.len()).position(|at| at == told);
+            let plain = &whole[..end.unwrap_or(whole.len())];
+            let mut rest = bytes.as_slice();
+            for byte in plain {
+                while rest.starts_with(b"\r\n") && rest[0] != *byte {
+                    rest = &rest[2..];
+                }
+                prop_assert_eq!(rest.first(), Some(byte));
+                rest = &rest[1..];
+            }
+        }
+    }
+}

@@ -296,3 +296,82 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Rewound<S> {
         Pin::new(&mut self.stream).poll_shutdown(cx)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PLAIN: &[u8] = include_bytes!("../../../tests/fuzz/corpus/hello/plain");
+
+    #[test]
+    fn a_hello_says_whom_it_wants_and_how() {
+        let hello = parse(PLAIN).unwrap().unwrap();
+        assert_eq!(hello.server_name, Some("api.test".parse().unwrap()));
+        assert_eq!(hello.alpn, [&b"h2"[..], b"http/1.1"]);
+        assert!(!hello.is_encrypted);
+        let encrypted = include_bytes!("../../../tests/fuzz/corpus/hello/encrypted");
+        assert!(parse(encrypted).unwrap().unwrap().is_encrypted);
+        let pieces = include_bytes!("../../../tests/fuzz/corpus/hello/pieces");
+        let name = parse(pieces).unwrap().unwrap().server_name;
+        assert_eq!(name, Some("api.test".parse().unwrap()));
+    }
+
+    #[test]
+    fn every_part_of_one_needs_more() {
+        for len in 0..PLAIN.len() {
+            assert!(matches!(parse(&PLAIN[..len]), Ok(None)), "{len}");
+        }
+    }
+
+    #[test]
+    fn names_that_are_none_or_many() {
+        let with_name = |name: &[u8; 8]| {
+            let at = PLAIN.windows(8).position(|of| of == b"api.test").unwrap();
+            let mut bytes = PLAIN.to_vec();
+            bytes[at..at + 8].copy_from_slice(name);
+            parse(&bytes)
+        };
+        assert!(with_name(b"API.TEST").is_ok());
+        for name in [
+            b"api\0test",
+            b"api test",
+            b"api..tst",
+            b".pi.test",
+            b"10.0.0.1",
+            b"\xc3\xa4i.test",
+            b"api\ttest",
+            b"[::1]:80",
+            b"*.i.test",
+        ] {
+            let refused = with_name(name).unwrap_err();
+            assert!(matches!(refused, HelloError::ServerName), "{name:?}");
+        }
+        let two = include_bytes!("../../../tests/fuzz/corpus/hello/two-names");
+        assert!(matches!(parse(two), Err(HelloError::ServerName)));
+        let twice = include_bytes!("../../../tests/fuzz/corpus/hello/name-twice");
+        assert!(matches!(parse(twice), Err(HelloError::Malformed)));
+    }
+
+    #[tokio::test]
+    async fn what_was_read_is_there_still() {
+        let mut sent = PLAIN.to_vec();
+        sent.extend(b"what follows");
+        let (stream, hello) = read(sent.as_slice()).await;
+        assert!(hello.unwrap().server_name.is_some());
+        let mut stream = stream;
+        let mut all = Vec::new();
+        stream.read_to_end(&mut all).await.unwrap();
+        assert_eq!(all, sent);
+    }
+
+    #[tokio::test]
+    async fn what_has_no_end_is_not_read_to_it() {
+        // Records of one byte, of a message that is as long as may be.
+        let mut endless = b"\x16\x03\x01\0\x04\x01\0\x40\0".to_vec();
+        endless.extend(b"\x16\x03\x01\0\x01\0".repeat(MAX));
+        let (_, hello) = read(endless.as_slice()).await;
+        assert!(matches!(hello, Err(HelloError::TooLong)));
+        let long = include_bytes!("../../../tests/fuzz/corpus/hello/long");
+        assert!(matches!(parse(long), Err(HelloError::TooLong)));
+    }
+}

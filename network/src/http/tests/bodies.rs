@@ -411,3 +411,24 @@ async fn an_editor_changes_heads_and_bodies_and_lengths_stay_right() {
     let (text, _) = rest(&mut guest).await;
     assert!(text.starts_with("HTTP/1.1 400 "), "{text}");
 }
+
+#[tokio::test]
+async fn trailers_of_http1_pass_when_they_are_announced_and_wanted() {
+    let world = World::new(policy(&["api.test"], &[]));
+    let server = stepwise(&world, "api.test").await;
+    let (mut guest, _) = world.plain(80).await;
+    let request = "POST / HTTP/1.1\r\nHost: api.test\r\nTE: trailers\r\nTrailer: X-Sum, Host\r\n\
+                   Transfer-Encoding: chunked\r\n\r\n\
+                   3\r\nabc\r\n0\r\nX-Sum: 1\r\nHost: evil.test\r\n\r\n";
+    guest.write_all(request.as_bytes()).await.unwrap();
+    let mut server = within(server).await.unwrap();
+    assert!(head(&mut server).await.contains("TE: trailers\r\n"));
+    let body = "3\r\nabc\r\n0\r\nx-sum: 1\r\n\r\n";
+    assert_eq!(exactly(&mut server, body.len()).await.to_lowercase(), body);
+    let answer = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nTrailer: X-Sum\r\n\r\n\
+                  5\r\nhello\r\n0\r\nX-Sum: 2\r\n\r\n";
+    server.write_all(answer.as_bytes()).await.unwrap();
+    assert!(head(&mut guest).await.contains("Trailer: X-Sum\r\n"));
+    let body = "5\r\nhello\r\n0\r\nx-sum: 2\r\n\r\n";
+    assert_eq!(exactly(&mut guest, body.len()).await.to_lowercase(), body);
+}

@@ -505,3 +505,21 @@ async fn an_unread_certificate_of_the_guest_does_not_pass() {
     );
     assert_eq!(world.dialled(), [""; 0]);
 }
+
+/// A hello in a hello may be for another host than the one that can be read.
+#[tokio::test]
+async fn what_is_hidden_is_not_passed_on() {
+    let hello = include_bytes!("../../../../tests/fuzz/corpus/hello/encrypted");
+    for (allowed, is_told) in [("front.test", false), ("other.test", true)] {
+        let mut world = World::new(policy(&[allowed], &[]));
+        tls_server(&world, "front.test", |_| ok("x")).await;
+        let (mut guest, _) = world.encrypted(true).await;
+        guest.write_all(hello).await.unwrap();
+        // We answer, as the host that can be read.
+        assert_eq!(within(guest.read_u8()).await.unwrap(), 22);
+        drop(guest);
+        let code = world.refused().await;
+        assert_eq!(code == Code::NotAllowed, is_told);
+        assert_eq!(world.dialled(), [""; 0]);
+    }
+}
