@@ -11,10 +11,17 @@
 
 #[path = "../../tests/fuzz/src/corpus.rs"]
 mod corpus;
+#[path = "../../tests/fuzz/src/edit.rs"]
+mod edit;
 #[path = "../../tests/fuzz/src/hello.rs"]
 mod hello;
 
 #[test]
 fn hello() {
     corpus::each("hello", self::hello::hello);
+}
+
+#[test]
+fn edit() {
+    corpus::each("edit", self::edit::edit);
 }

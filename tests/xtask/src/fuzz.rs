@@ -24,6 +24,7 @@ Fuzzes what reads what strangers made.
                records: what is on disk of a VM
                network: frames of a guest's network card
                hello: what a guest says first in TLS
+               edit: heads and bodies of HTTP that rules and secrets change
   --seconds  how long to run each; 600 if not given
 
 What is found is in target/fuzz/artifacts; put it into tests/fuzz/corpus with
@@ -31,7 +32,7 @@ the fix, where `cargo test` runs it ever after. New inputs are kept in
 target/fuzz/corpus.
 ";
 
-const TARGETS: [&str; 13] = [
+const TARGETS: [&str; 14] = [
     "tar",
     "convert",
     "decompress",
@@ -45,6 +46,7 @@ const TARGETS: [&str; 13] = [
     "records",
     "network",
     "hello",
+    "edit",
 ];
 const TRIPLE: &str = "x86_64-unknown-linux-gnu";
 
