@@ -61,6 +61,8 @@ struct Judged {
     basis: Basis,
     /// What is left of its URI.
     path: PathAndQuery,
+    /// Whether rules tell it from others to the same host.
+    is_ruled: bool,
 }
 
 /// A response that the guest may have.
@@ -97,7 +99,13 @@ impl<D: Dial> Exchange<D> {
         let (parts, body) = request.into_parts();
         let mut meter = self.meter(&parts);
         let passed = match self.fault(&parts.uri) {
-            Some(failure) => Err(failure),
+            Some(failure) => {
+                // There is no request, but what stands for one.
+                let report = &mut meter.report;
+                (report.method, report.url) = (String::new(), String::new());
+                report.host.clone_from(&failure.denial.host);
+                Err(failure)
+            }
             None => self.pass(parts, body, upgrade, &mut meter).await,
         };
         let response = match passed {
@@ -209,7 +217,8 @@ impl<D: Dial> Exchange<D> {
         let target = Target::of(parts, self.named.as_ref(), self.destination)?;
         let policy = Arc::clone(&self.policy.borrow());
         let as_sent = parts.uri.path();
-        let path = match policy.has_rules_for(&target.host, target.port) {
+        let is_ruled = policy.has_rules_for(&target.host, target.port);
+        let path = match is_ruled {
             true => path::normal(as_sent).ok_or_else(|| Failure::ambiguous(target.name()))?,
             false => as_sent.to_owned(),
         };
@@ -223,6 +232,7 @@ impl<D: Dial> Exchange<D> {
             target,
             basis,
             path,
+            is_ruled,
         })
     }
 
@@ -240,11 +250,7 @@ impl<D: Dial> Exchange<D> {
         let version = parts.version;
         let wants_trailers = headers::has_word(&parts.headers, &TE, "trailers");
         headers::strip(&mut parts.headers);
-        if self
-            .policy
-            .borrow()
-            .has_rules_for(&target.host, target.port)
-        {
+        if judged.is_ruled {
             for name in headers::METHOD_OVERRIDES {
                 parts.headers.remove(name);
             }

@@ -45,6 +45,11 @@ const MAX_STREAMS: u32 = 100;
 /// Most streams that are begun and reset before anybody has looked at them.
 const MAX_RESETS: usize = 20;
 
+/// What one stream of HTTP/2 may have under way before it is taken, and all of them: a few
+/// that nobody takes do not hold up the others. A guest is near.
+const STREAM_WINDOW: u32 = 256 * 1024;
+const CONNECTION_WINDOW: u32 = 16 * STREAM_WINDOW;
+
 /// Who makes connections to hosts that the policy allows: who resolves names, and decides
 /// about addresses.
 pub trait Dial: Send + Sync + 'static {
@@ -156,8 +161,10 @@ impl<D: Dial> Proxy<D> {
 
     /// Tells of a connection that never said what it wants.
     fn no_hello(&self, error: HelloError, destination: SocketAddr) -> io::Error {
-        let code = match &error {
-            HelloError::ServerName => Code::NoServerName,
+        let code = match error {
+            // It has gone away, and nothing was decided.
+            HelloError::Io(error) => return error,
+            HelloError::ServerName => Code::Ambiguous,
             _ => Code::UnknownProtocol,
         };
         let denial = Denial {
@@ -168,10 +175,7 @@ impl<D: Dial> Proxy<D> {
         let mut report = Report::refused(Scheme::Tls, denial);
         report.destination = Some(destination);
         self.reporter.tell(report);
-        match error {
-            HelloError::Io(error) => error,
-            error => io::Error::new(io::ErrorKind::InvalidData, error),
-        }
+        io::Error::new(io::ErrorKind::InvalidData, error)
     }
 
     /// Passes a connection on as it is.
@@ -358,6 +362,8 @@ where
         .max_concurrent_streams(MAX_STREAMS)
         .max_header_list_size(MAX_HEAD.try_into().unwrap_or(u32::MAX))
         .max_pending_accept_reset_streams(MAX_RESETS)
+        .initial_stream_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
         .auto_date_header(false);
     let connection = builder.serve_connection(TokioIo::new(stream), service);
     let mut connection = std::pin::pin!(connection);

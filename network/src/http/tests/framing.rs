@@ -115,7 +115,13 @@ async fn what_has_two_framings_or_none_is_refused_and_nothing_of_it_is_sent() {
         ),
     ] {
         assert_eq!(sent(&world, bytes.as_bytes()).await, [400], "{what}");
-        assert_eq!(world.refused().await, Code::Ambiguous, "{what}");
+        let report = world.report().await;
+        assert_eq!(report.host, "192.0.2.1:80", "{what}");
+        assert_eq!((report.status, report.url.as_str()), (400, ""), "{what}");
+        let Outcome::Refused(denial) = report.outcome else {
+            panic!("{what} was allowed");
+        };
+        assert_eq!(denial.code, Code::Ambiguous, "{what}");
     }
     assert_eq!(seen.requests(), [""; 0]);
 }
@@ -140,6 +146,8 @@ async fn what_does_not_say_whom_it_is_for_is_refused() {
         "GET / HTTP/1.1\r\nHost: 127.1\r\n",
         "GET http://user@api.test/ HTTP/1.1\r\nHost: api.test\r\n",
         "GET https://api.test/ HTTP/1.1\r\nHost: api.test\r\n",
+        "GET http://[/ HTTP/1.1\r\nHost: api.test\r\n",
+        "GET api.test HTTP/1.1\r\nHost: api.test\r\n",
         &format!("GET / HTTP/1.1\r\nHost: {long}\r\n"),
     ] {
         let statuses = sent(&world, format!("{head}\r\n").as_bytes()).await;
