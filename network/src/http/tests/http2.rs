@@ -47,7 +47,7 @@ pub(super) async fn ask2(
 }
 
 /// A server of HTTP/2 that tells what it got.
-async fn http2_server(world: &World, host: &str) -> Seen {
+pub(super) async fn http2_server(world: &World, host: &str) -> Seen {
     let acceptor = acceptor(&world.servers, host, &["h2"]);
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     world.lead(host, listener.local_addr().unwrap());
