@@ -6,6 +6,7 @@
 mod bodies;
 mod frames;
 mod framing;
+mod http2;
 mod plain;
 mod secrets;
 mod tls;

@@ -3,6 +3,7 @@
 use tokio::io::AsyncWriteExt as _;
 use zeroize::Zeroizing;
 
+use super::http2::{ask2, get, http2, http2_server};
 use super::*;
 use crate::edit::{Edits, Options, Secret, Secrets};
 
@@ -114,4 +115,33 @@ async fn no_value_goes_to_whoever_cannot_prove_who_it_is() {
     assert_eq!(got.status, 200);
     assert!(seen.requests()[0].contains("PLACEHOLDER_KEY_\r\n"));
     assert_eq!(world.report().await.secrets.missed, ["KEY"]);
+}
+
+#[tokio::test]
+async fn streams_of_http2_are_no_other_way() {
+    let mut world = world();
+    let seen = http2_server(&world, "api.test").await;
+    let mut guest = http2(&world, "api.test").await;
+    let post = |target: &str, body: String| {
+        let mut post = get(&format!("https://api.test{target}"));
+        *post.method_mut() = http::Method::POST;
+        *post.body_mut() = body.into();
+        post
+    };
+    // The host says back what it gets.
+    let answer = ask2(&mut guest, post("/?k=PLACEHOLDER_KEY_", KEY.to_owned())).await;
+    assert_eq!(answer, (200, KEY.to_owned()));
+    assert!(seen.requests()[0].contains(VALUE), "no value came");
+    assert_eq!(world.report().await.secrets.substituted, ["KEY"]);
+    // However long it is on its way before.
+    for before in [0, 1, 300_000] {
+        let body = format!("{}{OTHER}", "x".repeat(before));
+        let answer = ask2(&mut guest, post("/", body)).await;
+        assert_eq!(answer, (403, "secret_leak".to_owned()), "{before}");
+        let report = world.report().await;
+        assert_eq!(report.secrets.leaked, ["OTHER"]);
+        assert!(matches!(report.outcome, Outcome::Refused(_)));
+    }
+    let answer = ask2(&mut guest, post("/", "hello".to_owned())).await;
+    assert_eq!(answer, (200, "hello".to_owned()));
 }
