@@ -323,6 +323,10 @@ where
         if error.is_parse() {
             exchange.tell_unread();
         }
+        // It was silent for long enough, as between two requests it may be.
+        if error.is_timeout() {
+            return Ok(());
+        }
         return Err(io::Error::other(error));
     }
     let relay = exchange

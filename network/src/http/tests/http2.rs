@@ -198,44 +198,31 @@ async fn a_server_of_http1_serves_guests_of_http2() {
 
 /// A host that does not take a body holds up nothing but that body.
 #[tokio::test]
-async fn uploads_of_http2_do_not_wait_for_each_other() {
+async fn uploads_do_not_wait_for_each_other() {
     let world = World::new(policy(&["api.test"], &[]));
-    let acceptor = acceptor(&world.servers, "api.test", &["http/1.1"]);
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    world.lead("api.test", listener.local_addr().unwrap());
-    let (stalled, mut is_stalled) = tokio::sync::mpsc::channel(8);
-    tokio::spawn(async move {
-        let mut held = Vec::new();
-        while let Ok((stream, _)) = listener.accept().await {
-            let mut stream = acceptor.accept(stream).await.unwrap();
-            let head = read_until(&mut stream, "\r\n\r\n").await.unwrap().unwrap();
-            if head.contains("/stall") {
-                held.push(stream);
-                stalled.send(()).await.unwrap();
-                continue;
-            }
-            let mut body = vec![0; 100_000];
-            stream.read_exact(&mut body).await.unwrap();
-            let answer = b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 5\r\n\r\ntaken";
-            stream.write_all(answer).await.unwrap();
-            stream.shutdown().await.unwrap();
-        }
-    });
+    tls_server(&world, "api.test", |_| {
+        b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 5\r\n\r\ntaken".to_vec()
+    })
+    .await;
     let mut guest = http2(&world, "api.test").await;
-    let post = |path: &str, len: usize| {
-        let mut request = get(&format!("https://api.test{path}"));
+    let post = |len: usize| {
+        let mut request = get("https://api.test/");
         *request.method_mut() = Method::POST;
         *request.body_mut() = Full::from(vec![b'x'; len]);
         request
     };
+    let taken = (200, "taken".to_owned());
+    assert_eq!(ask2(&mut guest, post(1)).await, taken);
+    let (sender, mut receiver) = mpsc::channel(1);
+    *world.proxy.dial.waiting.lock().unwrap() = Some(sender);
     let mut waiting = Vec::new();
-    for _ in 0..4 {
-        waiting.push(tokio::spawn(guest.send_request(post("/stall", 64 << 20))));
-        within(is_stalled.recv()).await.unwrap();
+    for _ in 0..8 {
+        waiting.push(tokio::spawn(guest.send_request(post(64 << 20))));
+        within(receiver.recv()).await.unwrap();
     }
-    for _ in 0..4 {
-        let answer = ask2(&mut guest, post("/taken", 100_000)).await;
-        assert_eq!(answer, (200, "taken".to_owned()));
+    *world.proxy.dial.waiting.lock().unwrap() = None;
+    for _ in 0..8 {
+        assert_eq!(ask2(&mut guest, post(1_000_000)).await, taken);
     }
     assert!(waiting.iter().all(|request| !request.is_finished()));
 }
