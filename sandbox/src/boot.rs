@@ -45,6 +45,11 @@ impl SandboxBuilder {
         shared.set_disks(self.disk_roles());
         let flows = Flows::new(&self.network, spec.network, &shared)?;
         guest.authority.clone_from(&flows.authority);
+        let bytes = |text: &String| text.as_bytes().to_vec().into();
+        let placeholders = flows.placeholders.iter();
+        guest.variables = placeholders
+            .map(|(name, placeholder)| (bytes(name), bytes(placeholder)))
+            .collect();
         let vmm = VmmProcess::start(&mut self, spec)?;
         let tap = self.console_sink.take().map(console_thread).transpose()?;
         let driver = Driver::start(vmm, Arc::clone(&shared), tap, flows);

@@ -10,9 +10,13 @@ use flashpan_network::edit::{
     Action, Ask, Callback, Edits, Hook, HookSpec, Options, Phase, Secret, Secrets, SocketCallback,
 };
 use flashpan_network::tls::{Authority, Upstream};
+use rustix::rand::{GetRandomFlags, getrandom};
 use zeroize::Zeroizing;
 
-use crate::api::{self, HookPhase, NetworkHookAction, NetworkHookRule, NetworkInterceptionConfig};
+use crate::api::{
+    self, HookPhase, NetworkHookAction, NetworkHookRule, NetworkInterceptionConfig,
+    SECRET_PLACEHOLDER_PREFIX,
+};
 use crate::error::{Error, Result};
 
 /// What of the settings of a network is about requests.
@@ -37,6 +41,8 @@ pub(crate) struct Made {
     pub(crate) secrets: Arc<Secrets>,
     /// The certificate that a guest has to trust.
     pub(crate) authority: String,
+    /// The placeholders, by the variables that have them.
+    pub(crate) placeholders: Vec<(String, String)>,
 }
 
 impl Inspected {
@@ -49,7 +55,7 @@ impl Inspected {
     /// Whether all of it makes sense.
     pub(crate) fn check(&self) -> Result<()> {
         self.rules()?;
-        self.secrets()?;
+        Secrets::new(self.secrets()?).map_err(refused)?;
         self.upstream().map(drop)
     }
 
@@ -58,7 +64,12 @@ impl Inspected {
             Error::host("make an authority for the guest")(std::io::Error::other(error))
         };
         let authority = Authority::new().map_err(failed)?;
-        let secrets = Arc::new(self.secrets()?);
+        let secrets = self.secrets()?;
+        let placeholders = secrets.iter();
+        let placeholders = placeholders
+            .map(|secret| (secret.name.clone(), secret.placeholder.clone()))
+            .collect();
+        let secrets = Arc::new(Secrets::new(secrets).map_err(refused)?);
         let options = Options {
             all: self.all || self.interception.is_some(),
             ..self.options
@@ -66,6 +77,7 @@ impl Inspected {
         let edits = Edits::new(self.rules()?, Arc::clone(&secrets), options);
         Ok(Made {
             authority: authority.pem().to_owned(),
+            placeholders,
             inspection: Inspection {
                 authority: Arc::new(authority),
                 upstream: Arc::new(self.upstream()?),
@@ -91,7 +103,7 @@ impl Inspected {
         upstream.map_err(|error| Error::config("upstream authorities", error.to_string()))
     }
 
-    fn secrets(&self) -> Result<Secrets> {
+    fn secrets(&self) -> Result<Vec<Secret>> {
         let wrong = |why: String| Error::config("network.secrets", why);
         let mut secrets = Vec::new();
         for (name, secret) in &self.secrets {
@@ -100,9 +112,13 @@ impl Inspected {
                 hosts.collect();
             let hosts = hosts.map_err(|error| wrong(format!("{name}: {error}")))?;
             let value = Zeroizing::new(secret.value.expose().to_owned());
-            secrets.push(Secret::new(name, value, &secret.placeholder, hosts));
+            let placeholder = match secret.placeholder.as_str() {
+                "" => random_placeholder()?,
+                placeholder => placeholder.to_owned(),
+            };
+            secrets.push(Secret::new(name, value, placeholder, hosts));
         }
-        Secrets::new(secrets).map_err(|error| wrong(error.to_string()))
+        Ok(secrets)
     }
 
     fn rules(&self) -> Result<Vec<Hook>> {
@@ -127,6 +143,23 @@ impl Inspected {
         }
         Ok(rules)
     }
+}
+
+fn refused(error: flashpan_network::edit::SecretError) -> Error {
+    Error::config("network.secrets", error.to_string())
+}
+
+/// One that nobody can guess: 128 random bits.
+fn random_placeholder() -> Result<String> {
+    let mut bytes = [0; 16];
+    // So few come in one piece (getrandom(2)).
+    getrandom(&mut bytes, GetRandomFlags::empty())
+        .map_err(|errno| Error::host("make a placeholder")(std::io::Error::from(errno)))?;
+    let mut placeholder = SECRET_PLACEHOLDER_PREFIX.to_owned();
+    for byte in bytes {
+        placeholder.push_str(&format!("{byte:02x}"));
+    }
+    Ok(placeholder)
 }
 
 /// A rule of the configuration as the network has it.

@@ -380,6 +380,8 @@ pub(crate) struct Flows {
     gateway: Option<Arc<Gateway>>,
     /// The certificate that the guest has to trust, if there is anything for it.
     pub(crate) authority: Option<String>,
+    /// Variables of the guest's programs.
+    pub(crate) placeholders: Vec<(String, String)>,
     running: HashMap<u64, AbortHandle>,
     sender: mpsc::Sender<(u64, Answer)>,
     answers: mpsc::Receiver<(u64, Answer)>,
@@ -393,6 +395,7 @@ impl Flows {
     ) -> Result<Self> {
         let (reporter, reports) = report::channel(REPORTS);
         let mut authority = None;
+        let mut placeholders = Vec::new();
         let gateway = match link {
             None => None,
             Some(link) => {
@@ -403,6 +406,7 @@ impl Flows {
                 let has_rules = !(policy.allow.is_empty() && policy.rules.is_empty());
                 authority = (has_rules || policy.inspects).then_some(made.authority);
                 shared.set_secrets(made.secrets);
+                placeholders = made.placeholders;
                 Some(Arc::new(Gateway::new(flashpan_network::Settings {
                     link,
                     policy,
@@ -421,6 +425,7 @@ impl Flows {
         Ok(Self {
             gateway,
             authority,
+            placeholders,
             running: HashMap::new(),
             sender,
             answers,

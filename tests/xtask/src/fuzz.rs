@@ -33,7 +33,7 @@ the fix, where `cargo test` runs it ever after. New inputs are kept in
 target/fuzz/corpus.
 ";
 
-const TARGETS: [&str; 14] = [
+const TARGETS: [&str; 15] = [
     "tar",
     "convert",
     "decompress",
