@@ -1,16 +1,17 @@
 //! Options of what a guest may reach: the network, and files of the host.
 
 use std::collections::BTreeMap;
+use std::io::{self, IsTerminal};
 use std::net::IpAddr;
 use std::path::PathBuf;
 
 use clap::Args;
-use flashpan::Network;
-use flashpan::api::{Config, HostIpMapping, NamedSecret, VolumeMountSpec};
+use flashpan::api::{Config, HostIpMapping, NamedSecret, NetworkConfig, VolumeMountSpec};
 use flashpan::launch::SecretSource;
 use flashpan::policy::{Pattern, PatternError};
+use flashpan::{Launch, Network};
 
-use crate::failure::Failure;
+use crate::failure::{Failure, say};
 use crate::given::Given;
 use crate::parse;
 use crate::secrets::{self, SourceArgs};
@@ -199,6 +200,34 @@ impl ReachArgs {
         }
         Ok(secrets.sources)
     }
+}
+
+/// Says to a person what network a VM has.
+pub(crate) fn tell(launch: &Launch) {
+    if !io::stderr().is_terminal() {
+        return;
+    }
+    let (config, options) = (launch.config(), launch.options());
+    let network = config.network.as_ref();
+    let is_none = network.is_some_and(|network| network.no_network);
+    let hosts = network
+        .map(NetworkConfig::reachable_hosts)
+        .unwrap_or_default();
+    let rules = network
+        .map(|network| network.rules.len())
+        .unwrap_or_default();
+    let what = match (options.network, hosts.as_slice()) {
+        (Network::None, _) => "none".to_owned(),
+        _ if is_none => "none".to_owned(),
+        (Network::Open, _) => "open: every public address that is not denied".to_owned(),
+        (_, []) if rules == 0 => {
+            "sealed: nothing can be reached; --allow-host HOST or --network open".to_owned()
+        }
+        (_, []) => format!("sealed: what {rules} rules allow"),
+        (_, [host]) => format!("sealed: {host} can be reached"),
+        (_, [host, ..]) => format!("sealed: {host} and {} more can be reached", hosts.len() - 1),
+    };
+    say("network", &what);
 }
 
 /// A host with its port.

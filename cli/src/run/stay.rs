@@ -15,7 +15,7 @@ use super::{NO_JSON, RunArgs};
 use crate::failure::{Failure, print, print_json_line, say};
 use crate::signals::Signals;
 use crate::vms::Outcome;
-use crate::{detached, pin, runtime, terminal, vm, vms};
+use crate::{detached, pin, reach, runtime, terminal, vm, vms};
 
 const CREATE_EXAMPLES: &str = "\
 Examples:
@@ -146,6 +146,7 @@ impl RunArgs {
         new.id().clone_into(&mut wanted.config.id);
         let image = wanted.has_image().then(|| wanted.config.image.clone());
         let launch = self.vm.resolve(wanted)?;
+        reach::tell(&launch);
         let network = launch.config().network.as_ref();
         let secrets = network.into_iter().flat_map(|network| &network.secrets);
         let secrets = secrets.map(|(name, secret)| (name.clone(), secret.value.clone()));
