@@ -538,6 +538,13 @@ fn tar(words: &[&str], at: &Path, input: &[u8]) -> Vec<u8> {
     output.stdout
 }
 
+async fn archive_length(sandbox: &Sandbox, from: &Path) -> usize {
+    let mut archive = Vec::new();
+    let packed = sandbox.tar_out(from, &mut archive, CopyOptions::new());
+    packed.await.unwrap();
+    archive.len()
+}
+
 #[tokio::test]
 async fn a_tree_comes_out_as_an_archive_and_goes_in_again() {
     let world = World::new("normal");
@@ -595,6 +602,14 @@ async fn a_tree_comes_out_as_an_archive_and_goes_in_again() {
         assert_eq!(String::from_utf8(listed).unwrap(), names);
     }
     // As much as was asked for, and no more.
+    let all = u64::try_from(archive_length(&sandbox, &here).await).unwrap();
+    for (limit, fits) in [(all, true), (all - 1, false)] {
+        let options = CopyOptions::new().limit(limit);
+        let mut archive = Vec::new();
+        let packed = sandbox.tar_out(&here, &mut archive, options).await;
+        assert_eq!(packed.is_ok(), fits, "{packed:?}");
+        assert!(archive.len() as u64 <= limit);
+    }
     let error = sandbox
         .tar_out(&here, &mut Vec::new(), CopyOptions::new().limit(1000))
         .await
