@@ -5,6 +5,7 @@ use std::io::{self, Write};
 use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use clap::Args;
 use flashpan::state::Vm;
@@ -12,6 +13,7 @@ use flashpan::{Copied, CopyOptions, Sandbox};
 
 use crate::archive_stdio::{Input, Output};
 use crate::failure::{Failure, plain, say};
+use crate::parse;
 use crate::runtime;
 use crate::signals::Signals;
 use crate::stdio::Patient;
@@ -26,6 +28,7 @@ Examples:
   flashpan cp dev:/etc - > etc.tar          as a tar archive
   tar -c . | flashpan cp - dev:/srv         unpacked into a directory
   flashpan cp one:/srv - | flashpan cp - two:/
+  flashpan cp --timeout 5m dev:/srv ./srv   given up after five minutes
 
 As docker's: a place that is a directory takes the copy under its own name, one that is
 not there becomes the copy; a slash at the end says that it must be a directory. A path
@@ -59,6 +62,10 @@ pub(crate) struct CpArgs {
     /// Do not say how much was copied.
     #[arg(long, short)]
     quiet: bool,
+
+    /// Give the copy up if it takes longer, e.g. 30s or 1h30m.
+    #[arg(long, value_name = "DURATION", value_parser = parse::duration)]
+    timeout: Option<Duration>,
 
     /// What to copy: VM:PATH, a path of this machine, or - for an archive.
     #[arg(value_name = "[VM:]SOURCE")]
@@ -192,9 +199,12 @@ fn of_copy(vm: &Vm, error: flashpan::Error) -> Failure {
 
 /// Runs `flashpan cp`.
 pub(crate) fn cp(args: &CpArgs) -> Result<u8, Failure> {
-    let options = CopyOptions::new()
+    let mut options = CopyOptions::new()
         .archive(args.archive)
         .follow_link(args.follow_link);
+    if let Some(timeout) = args.timeout {
+        options = options.timeout(timeout);
+    }
     let (name, way) = Way::between(&args.source, &args.place)?;
     let vm = find(name)?;
     // Before anything that takes time.
@@ -229,6 +239,18 @@ fn report(copied: &Copied, quiet: bool) {
         0 => {}
         1 => say("warning", "another one is left out as well"),
         more => say("warning", &format!("{more} others are left out as well")),
+    }
+    for path in copied.shrunk.iter().take(SKIPPED_SHOWN) {
+        let path = plain(&path.display().to_string());
+        say(
+            "warning",
+            &format!("{path} became shorter while it was read, and ends in zeros"),
+        );
+    }
+    let more = u64::try_from(copied.shrunk.len().min(SKIPPED_SHOWN)).unwrap_or(0);
+    match copied.shrunk_count.saturating_sub(more) {
+        0 => {}
+        more => say("warning", &format!("so did {more} more")),
     }
     if !quiet {
         let entries = match copied.entries {
