@@ -69,11 +69,23 @@ fn with_vms(shell: Shell, script: &str) -> String {
     match shell {
         Shell::Bash => format!(
             r#"{script}
+_flashpan_copied() {{
+    local IFS=$'\n' cur=$1 vms
+    vms=$(flashpan __complete 2>/dev/null | sed 's/$/:/')
+    COMPREPLY=( $(compgen -W "$vms" -- "$cur") )
+    if [[ ${{#COMPREPLY[@]}} -eq 0 ]]; then return 1; fi
+    COMPREPLY+=( $(compgen -f -- "$cur") )
+    compopt -o nospace 2>/dev/null
+    return 0
+}}
 _flashpan_or_vm() {{
     local commands=" {commands} " cur=${{COMP_WORDS[COMP_CWORD]}}
     if [[ ${{COMP_CWORD}} -ge 2 && $commands == *" ${{COMP_WORDS[1]}} "* && $cur != -* ]]; then
         COMPREPLY=( $(compgen -W "$(flashpan __complete 2>/dev/null)" -- "$cur") )
         if [[ ${{#COMPREPLY[@]}} -gt 0 ]]; then return 0; fi
+    fi
+    if [[ ${{COMP_CWORD}} -ge 2 && ${{COMP_WORDS[1]}} == cp && $cur != -* ]]; then
+        if _flashpan_copied "$cur"; then return 0; fi
     fi
     _flashpan "$@"
 }}
@@ -82,19 +94,26 @@ complete -F _flashpan_or_vm -o bashdefault -o default flashpan
         ),
         Shell::Fish => format!(
             "{script}complete -c flashpan -n \"__fish_seen_subcommand_from {commands}\" -f \
-             -a \"(flashpan __complete 2>/dev/null)\"\n"
+             -a \"(flashpan __complete 2>/dev/null)\"\n\
+             complete -c flashpan -n \"__fish_flashpan_using_subcommand cp\" \
+             -a \"(flashpan __complete 2>/dev/null | sed 's/\\$/:/')\"\n"
         ),
         Shell::Zsh => {
             let lines = script.lines().map(|line| {
                 let of_vms = line.starts_with("':vm -- ") || line.starts_with("'*::vms -- ");
-                match line.strip_suffix(":_default' \\").filter(|_| of_vms) {
-                    Some(line) => format!("{line}:_flashpan_vms' \\\n"),
-                    None => format!("{line}\n"),
+                let copied = line.starts_with("':source -- ") || line.starts_with("':place -- ");
+                match line.strip_suffix(":_default' \\") {
+                    Some(line) if of_vms => format!("{line}:_flashpan_vms' \\\n"),
+                    Some(line) if copied => format!("{line}:_flashpan_copied' \\\n"),
+                    _ => format!("{line}\n"),
                 }
             });
             let lines: String = lines.collect();
             let vms = "_flashpan_vms() {\n    \
-                       compadd -- ${(f)\"$(flashpan __complete 2>/dev/null)\"}\n}\n";
+                       compadd -- ${(f)\"$(flashpan __complete 2>/dev/null)\"}\n}\n\
+                       _flashpan_copied() {\n    \
+                       compadd -S '' -- ${(f)\"$(flashpan __complete 2>/dev/null | sed 's/$/:/')\"}\n    \
+                       _files\n}\n";
             match lines.split_once('\n') {
                 Some((first, rest)) => format!("{first}\n\n{vms}{rest}"),
                 None => lines,
@@ -137,6 +156,16 @@ pub(crate) fn man(args: &ManArgs) -> Result<u8, Failure> {
 mod tests {
     use super::*;
 
+    /// How often a VM is asked for, by this name of a command and by its others.
+    fn mentions(command: &clap::Command) -> usize {
+        let of = |sub: &clap::Command| {
+            let is_vm = |argument: &clap::Arg| ["vm", "vms"].contains(&argument.get_id().as_str());
+            let own = usize::from(sub.get_positionals().any(is_vm));
+            own * (1 + sub.get_visible_aliases().count()) + mentions(sub)
+        };
+        command.get_subcommands().map(of).sum()
+    }
+
     #[test]
     fn scripts_ask_for_vms_where_vms_are_meant() {
         let commands = commands_for_vms();
@@ -153,14 +182,10 @@ mod tests {
         assert_eq!(
             zsh.matches(":_flashpan_vms' ").count(),
             // Without aliases, which have no part of their own in the script.
-            Cli::command()
-                .get_subcommands()
-                .filter(|sub| sub
-                    .get_positionals()
-                    .any(|argument| ["vm", "vms"].contains(&argument.get_id().as_str())))
-                .map(|sub| 1 + sub.get_visible_aliases().count())
-                .sum::<usize>(),
+            mentions(&Cli::command()),
         );
+        // Both sides of `cp`.
+        assert_eq!(zsh.matches(":_flashpan_copied' ").count(), 2);
         assert!(zsh.starts_with("#compdef flashpan\n"));
         assert!(script(Shell::Fish).contains("(flashpan __complete 2>/dev/null)"));
     }

@@ -16,6 +16,7 @@ mod image;
 mod kernel;
 mod parse;
 mod pin;
+mod policy;
 mod privilege;
 mod program;
 mod progress;
@@ -83,6 +84,9 @@ enum Command {
     Rename(vms::RenameArgs),
     Rm(vms::RmArgs),
     Prune(vms::PruneArgs),
+    #[command(name = "allow-list")]
+    AllowList(vms::AllowListArgs),
+    Policy(policy::PolicyArgs),
     #[command(hide = true)]
     Supervise(detached::SuperviseArgs),
     #[command(name = "__complete", hide = true)]
@@ -144,6 +148,8 @@ fn dispatch(command: Command, started_ns: u64) -> Result<u8, Failure> {
         Command::Cp(args) => vms::cp(&args),
         Command::PortForward(args) => vms::port_forward(&args),
         Command::Events(args) => vms::events(&args),
+        Command::AllowList(args) => vms::allow_list(&args),
+        Command::Policy(args) => policy::policy(&args),
         Command::Ls(args) => vms::ls(&args),
         Command::Ps(args) => vms::ps(&args),
         Command::Inspect(args) => vms::inspect(&args),

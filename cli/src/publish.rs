@@ -78,7 +78,11 @@ impl Held {
     /// Makes them lead into the guest, and says where they are.
     pub(crate) async fn start(self, sandbox: &Sandbox) -> flashpan::Result<Published> {
         match self.0 {
-            Some(bound) => start(sandbox, bound).await,
+            Some(bound) => {
+                let published = start(sandbox, bound).await?;
+                tell(published.bindings());
+                Ok(published)
+            }
             None => Ok(Published(None)),
         }
     }
@@ -99,7 +103,7 @@ pub(crate) struct PortArgs {
 }
 
 impl PortArgs {
-    /// Listens, and says where.
+    /// Listens.
     pub(crate) async fn start(&self, sandbox: &Sandbox) -> flashpan::Result<Published> {
         let ports = Publish {
             ports: self.ports.clone(),
@@ -109,9 +113,18 @@ impl PortArgs {
     }
 }
 
+impl Published {
+    /// Where it is listened.
+    pub(crate) fn bindings(&self) -> &[ForwardBinding] {
+        match &self.0 {
+            Some(forwarding) => forwarding.bindings(),
+            None => &[],
+        }
+    }
+}
+
 async fn start(sandbox: &Sandbox, bound: BoundPorts) -> flashpan::Result<Published> {
     let forwarding = sandbox.forward_bound(bound).await?;
-    tell(forwarding.bindings());
     Ok(Published(Some(forwarding)))
 }
 

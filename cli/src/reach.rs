@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use clap::Args;
 use flashpan::Network;
 use flashpan::api::{Config, HostIpMapping, NamedSecret, VolumeMountSpec};
+use flashpan::policy::{Pattern, PatternError};
 
 use crate::failure::Failure;
 use crate::given::Given;
@@ -15,12 +16,12 @@ use crate::parse;
 #[derive(Debug, Args)]
 #[command(next_help_heading = "The VM")]
 pub(crate) struct ReachArgs {
-    /// What the guest may reach: `none` (there is no network card) or `open` (the
-    /// internet; addresses of the host and of its networks only with
-    /// --allow-private-ips).
+    /// What the guest may reach: `sealed` (what --allow-host and --rule allow), `open`
+    /// (the internet; addresses of the host and of its networks only with
+    /// --allow-private-ips, or by --allow-host) or `none` (there is no network card).
     #[arg(
         long,
-        value_name = "none|open",
+        value_name = "none|sealed|open",
         default_value_t,
         env = "FLASHPAN_NETWORK",
         hide_env_values = true
@@ -38,18 +39,35 @@ pub(crate) struct ReachArgs {
           env = "FLASHPAN_NETWORK_BPS", hide_env_values = true)]
     pub(crate) network_bps: Option<u64>,
 
-    /// No network at all, which is so anyway without --network.
-    #[arg(long, conflicts_with_all = ["allow_hosts", "secrets", "network_intercept"])]
+    /// No network at all.
+    #[arg(long, conflicts_with_all = ["allow_hosts", "tcp", "rules", "secrets", "network_intercept"])]
     no_network: bool,
 
-    /// A host that the guest may reach; may be repeated, and be a list with commas.
+    /// A host that the guest may reach: a name, a pattern of names (`*.example.com`), an
+    /// address or a network, with or without ports (`example.com:443`), by UDP with `udp:`
+    /// before it; may be repeated, and be a list with commas.
     #[arg(
         long = "allow-host",
-        value_name = "PATTERN",
+        value_name = "HOST[:PORT]",
         value_delimiter = ',',
-        hide = true
+        env = "FLASHPAN_ALLOW_HOST",
+        hide_env_values = true
     )]
     allow_hosts: Vec<String>,
+
+    /// The same for one port of a host.
+    #[arg(long, value_name = "HOST:PORT", value_delimiter = ',', value_parser = with_port)]
+    tcp: Vec<String>,
+
+    /// A host that the guest may not reach, whatever else allows it; as --allow-host.
+    #[arg(long = "deny-host", value_name = "HOST[:PORT]", value_delimiter = ',')]
+    deny_hosts: Vec<String>,
+
+    /// A rule for requests, e.g. `allow GET,HEAD api.example.com/repos/**` or `deny POST
+    /// *.example.com`; may be repeated: the first one counts that means a request, and
+    /// --allow-host what none means.
+    #[arg(long = "rule", value_name = "RULE")]
+    rules: Vec<String>,
 
     /// A line for the guest's /etc/hosts; may be repeated.
     #[arg(long = "add-host", value_name = "HOST:IP", value_delimiter = ',')]
@@ -95,17 +113,31 @@ impl ReachArgs {
             (self.no_network, "--no-network"),
             (self.network_bps.is_some(), "--network-bps"),
             (self.allow_private_ips, "--allow-private-ips"),
-            (!self.allow_hosts.is_empty(), "--allow-host"),
-            (!self.add_hosts.is_empty(), "--add-host"),
-            (!self.secrets.is_empty(), "--secret"),
-            (!self.dns_servers.is_empty(), "--dns-servers"),
             (self.mtu.is_some(), "--mtu"),
             (self.network_intercept, "--network-intercept"),
-            (!self.volumes.is_empty(), "--volume"),
             (self.workspace.is_some(), "--workspace"),
         ] {
             given.add(is_given, option);
         }
+        // Those of --tcp are looked at when they are parsed.
+        let allowed: Vec<_> = self.allow_hosts.iter().chain(&self.tcp).collect();
+        given.add_list(&allowed, "--allow-host");
+        given.add_list(&self.deny_hosts, "--deny-host");
+        given.add_list(&self.rules, "--rule");
+        given.add_list(&self.add_hosts, "--add-host");
+        given.add_list(&self.dns_servers, "--dns-servers");
+        // Of a secret no more than its name is shown.
+        let secrets = self.secrets.iter().filter_map(|text| {
+            let secret: NamedSecret = text.parse().ok()?;
+            Some((secret.name.clone(), secret.name))
+        });
+        given.add_map(secrets, "--secret");
+        let workspace = self.workspace.as_deref().unwrap_or_default();
+        let volumes = self.volumes.iter().filter_map(|text| {
+            let volume = VolumeMountSpec::parse(text, workspace).ok()?;
+            Some((volume.guest_path, text.clone()))
+        });
+        given.add_map(volumes, "--volume");
         given
     }
 
@@ -114,6 +146,9 @@ impl ReachArgs {
         let network = config.network.get_or_insert_default();
         network.no_network = self.no_network;
         network.allowed_hosts.clone_from(&self.allow_hosts);
+        (network.allowed_hosts).extend_from_slice(&self.tcp);
+        network.denied_hosts.clone_from(&self.deny_hosts);
+        network.rules.clone_from(&self.rules);
         network.add_hosts.clone_from(&self.add_hosts);
         network.intercept = self.network_intercept;
         if self.allow_private_ips {
@@ -149,5 +184,16 @@ impl ReachArgs {
             vfs.mounts.insert(volume.guest_path, mount);
         }
         Ok(())
+    }
+}
+
+/// A host with its port.
+fn with_port(text: &str) -> Result<String, String> {
+    let pattern: Pattern = text
+        .parse()
+        .map_err(|error: PatternError| error.to_string())?;
+    match pattern.has_ports() {
+        true => Ok(text.to_owned()),
+        false => Err("name its port, as in db.example.com:5432".to_owned()),
     }
 }

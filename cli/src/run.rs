@@ -141,6 +141,10 @@ pub(crate) struct RunArgs {
     #[arg(long, short, conflicts_with_all = ["interactive", "tty", "timeline"])]
     detach: bool,
 
+    /// Say which VM it is as JSON (-d).
+    #[arg(long)]
+    json: bool,
+
     /// Name of a VM that stays (-d or --rm=false).
     #[arg(long, value_name = "NAME")]
     name: Option<String>,
@@ -184,6 +188,10 @@ pub(crate) struct RunArgs {
     vm: VmArgs,
 }
 
+/// Why `--json` is refused where the output is the command's.
+const NO_JSON: &str =
+    "--json says which VM was made: use it with -d; the output of a command is as it is";
+
 /// Runs the command; `started_ns` is when this process began.
 pub(crate) fn run(args: &RunArgs, started_ns: u64) -> Result<u8, Failure> {
     args.attended().check_terminal()?;
@@ -194,6 +202,9 @@ pub(crate) fn run(args: &RunArgs, started_ns: u64) -> Result<u8, Failure> {
         return Err(Failure::new(
             "--name is for a VM that stays: use it with -d or --rm=false",
         ));
+    }
+    if args.json {
+        return Err(Failure::new(NO_JSON));
     }
     // Before anything that takes time.
     let wanted = args.wanted()?;
@@ -276,11 +287,19 @@ impl RunArgs {
         Ok(wanted)
     }
 
+    /// Checks the configuration before the command: where a variable comes from is known
+    /// of the configuration's only.
+    fn check_config(wanted: &Wanted) -> Result<(), Failure> {
+        let valid = wanted.config.validate();
+        valid.map_err(|errors| wanted.given.failure(errors.into()))
+    }
+
     /// Checks what can be checked of the command without an image.
     fn check_command(&self, wanted: &Wanted) -> Result<(), Failure> {
         if self.entrypoint.is_some() && !wanted.has_image() {
             return Err(vm::needs_image("--entrypoint"));
         }
+        Self::check_config(wanted)?;
         let expected = ExecDefaults::expected(&wanted.config, &wanted.options);
         self.exec_options(&expected, wanted.has_image()).map(drop)
     }
@@ -364,7 +383,18 @@ impl RunArgs {
     /// The options of the command that were given, by what they set.
     fn given(&self) -> Given {
         let mut given = Given::default();
-        given.add(!self.env.is_empty(), "--env");
+        let variables = self.env.iter().cloned().filter_map(Variable::resolve);
+        // What a variable holds is nobody's business.
+        let names = variables.map(|(name, _)| {
+            let name = name.to_string_lossy().into_owned();
+            (name.clone(), name)
+        });
+        given.add_map(names, "--env");
+        let of_files = self.variables_of_files().unwrap_or_default();
+        given.add_map(
+            of_files.into_keys().map(|name| (name.clone(), name)),
+            "--env-file",
+        );
         given.add(self.user.is_some(), "--user");
         given.add(self.workdir.is_some(), "--workdir");
         given.add(self.entrypoint.is_some(), "--entrypoint");

@@ -228,7 +228,9 @@ impl VmArgs {
         let file = self.file.as_deref().map(config_file::read).transpose()?;
         let from_file = file.is_some();
         let mut config = file.unwrap_or_default().merge(over).merge(self.config()?);
+        let image_before = config.image.clone();
         let root = self.root(&mut config)?;
+        let has_own_image = config.image != image_before;
         let disk_size = match self.ephemeral || self.read_only {
             true => None,
             false => match self.disk_size {
@@ -291,7 +293,8 @@ impl VmArgs {
             (self.reach.network_bps).map(|bytes| RateLimit::default().bytes_per_second(bytes));
         // The runtime of every command stays on its main thread.
         options.end_with_thread = true;
-        let mut given = self.given();
+        let mut given = Given::in_file(self.file.as_deref()).and(self.given());
+        given.add(has_own_image, "--image");
         given.add(disk_size.is_some(), "--disk-size");
         given.add(time_limit.is_some(), "--timeout");
         Ok(Wanted {
@@ -309,7 +312,6 @@ impl VmArgs {
             (self.memory.is_some(), "--memory"),
             (self.hostname.is_some(), "--hostname"),
             (self.image.is_some(), "--image"),
-            (!self.disks.is_empty(), "--disk"),
             (self.disk_bps.is_some(), "--disk-bps"),
             (self.disk_iops.is_some(), "--disk-iops"),
             (self.pids_limit.is_some(), "--pids-limit"),
@@ -319,6 +321,7 @@ impl VmArgs {
         ] {
             given.add(is_given, option);
         }
+        given.add_list(&self.disks, "--disk");
         given
     }
 

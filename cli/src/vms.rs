@@ -1,22 +1,26 @@
 //! Commands for VMs with a life of their own.
 
+mod allow_list;
 mod copy;
 mod events;
 mod exec;
+mod form;
 mod forward;
 mod inspect;
 mod life;
 mod list;
 mod logs;
+mod outcome;
 mod programs;
 mod remove;
 mod stats;
 
-use flashpan::Sandbox;
 use flashpan::state::{Status, Vm, Vms};
+use flashpan::{Explained, Sandbox};
 
 use crate::failure::Failure;
 
+pub(crate) use allow_list::{AllowListArgs, allow_list};
 pub(crate) use copy::{CpArgs, cp};
 pub(crate) use events::{EventsArgs, events};
 pub(crate) use exec::{ExecArgs, attend, exec};
@@ -28,6 +32,7 @@ pub(crate) use life::{
 };
 pub(crate) use list::{LsArgs, ls};
 pub(crate) use logs::{LogsArgs, logs};
+pub(crate) use outcome::Outcome;
 pub(crate) use programs::{PsArgs, ps};
 pub(crate) use remove::{PruneArgs, RmArgs, prune, rm};
 pub(crate) use stats::{StatsArgs, stats};
@@ -59,6 +64,14 @@ fn of(vm: &Vm, error: flashpan::Error) -> Failure {
         )),
         error => error.into(),
     }
+}
+
+/// What would become of a connection or request of a VM.
+pub(crate) async fn explain(vm: &str, method: &str, target: &str) -> Result<Explained, Failure> {
+    let vm = find(vm)?;
+    let sandbox = attach(&vm).await?;
+    let explained = sandbox.explain(method, target).await;
+    explained.map_err(|error| of(&vm, error))
 }
 
 /// Names of VMs for a shell to complete, each with its id.

@@ -92,9 +92,9 @@ fn a_mistake_in_the_file_is_one_line_that_says_where() {
         ),
         (
             "s.json",
-            r#"{"network":{"allowed_hosts":["a"]},"vfs":{"direct_mounts":{"/d":{"host_path":"/d"}}}}"#,
-            "error: network.allowed_hosts: not supported by this version: guests have no network; \
-             vfs.direct_mounts: not supported by this version: ",
+            r#"{"vfs":{"workspace":"/w","mounts":{"/w":{"type":"memory"}}}}"#,
+            "s.json: vfs.workspace: not supported by this version: guests see no files of the \
+             host; use a disk; vfs.mounts: not supported by this version: ",
         ),
     ] {
         let output = with_file(&world, name, text, &[], &["true"]);
@@ -158,7 +158,8 @@ fn what_needs_a_network_or_mounts_is_refused_by_the_name_of_its_option() {
         (&["--network-intercept"], "--network-intercept"),
         (&["-v", "/:src", "--workspace", "/w"], "--workspace"),
     ] {
-        let output = world.output(options, &["true"]);
+        let options = [&["--network", "none"], options].concat();
+        let output = world.output(&options, &["true"]);
         assert_eq!(output.status.code(), Some(125), "{output:?}");
         let complaint = complaint(&output);
         let expected = format!("error: {option}: not supported by this version");
@@ -294,7 +295,7 @@ fn a_message_names_the_option_or_the_field_that_was_written() {
         ),
         ("--pids-limit", "0", "--pids-limit: 0 leaves no room"),
         ("--disk-iops", "0", "--disk-iops: 0 is not from 1"),
-        ("--mtu", "1400", "--mtu: not supported by this version"),
+        ("--mtu", "66000", "--mtu: 66000 is not between 68 and 65535"),
     ] {
         let output = world.output(&[option, value], &["exit", "0"]);
         let line = complaint(&output);
@@ -318,4 +319,27 @@ fn a_message_names_the_option_or_the_field_that_was_written() {
         line.starts_with("flashpan: error: --cpus: 34 is more"),
         "{line}"
     );
+}
+
+#[test]
+fn an_entry_is_of_the_option_or_of_the_file_that_has_it() {
+    let world = World::new("normal");
+    let file = "env = { \"A=\" = 'file', B = 'file' }\n\
+                extra_disks = [{ host_path = 'a', guest_mount = '/proc' }]\n";
+    let run = |options: &[&str]| {
+        let output = with_file(&world, "s.toml", file, options, &["exit", "0"]);
+        assert_eq!(output.status.code(), Some(125), "{output:?}");
+        complaint(&output)
+    };
+    let path = world.path("s.toml").display().to_string();
+    let disk = "extra_disks[0].guest_mount: \"/proc\": the guest's kernel has /proc";
+    let variable = "env[\"A=\"]: the name of a variable contains `=` or a NUL";
+    let both = format!("flashpan: error: {path}: {disk}; {variable}");
+    assert_eq!(run(&[]), both);
+    // Options for other entries are not blamed, and one for all entries replaces them.
+    assert_eq!(run(&["-e", "B=option"]), both);
+    let disk = run(&["--disk", "b:/d", "--disk", "c:/d"]);
+    let option = "--disk c:/d: is the same path as that of --disk b:/d";
+    let says = format!("flashpan: error: {option}; {path}: {variable}");
+    assert_eq!(disk, says);
 }

@@ -14,6 +14,9 @@ mod fake;
 #[path = "support/vms.rs"]
 mod vms;
 
+use std::io::{BufRead, BufReader};
+use std::process::Stdio;
+
 use vms::Vms;
 
 #[test]
@@ -71,6 +74,11 @@ fn a_shell_completes_names_of_vms() {
     };
     assert_eq!(complete("flashpan stop w"), "web-server");
     assert_eq!(complete("flashpan stop vm-"), id);
+    assert_eq!(complete("flashpan cp w"), "web-server:");
+    // Files of that name besides, and files alone are the shell's own.
+    assert!(complete("flashpan cp ''").starts_with("web-server: vm-"));
+    assert!(complete("flashpan cp ''").contains("Cargo.toml"));
+    assert!(complete("flashpan cp --arch").contains("--archive"));
     assert!(complete("flashpan stop --t").contains("--time"));
     assert!(complete("flashpan sto").contains("stop"));
 }
@@ -119,8 +127,13 @@ fn a_template_reaches_everything_that_inspect_prints() {
         ("{{.Programs.Command.1}} {{.ID}}", &format!("0 {id}")),
         ("{{.Status}} {{.Name}}", "created web"),
         ("{{json .Name}}", "\"web\""),
-        // What there is not yet.
-        ("{{.Exit.Reason.Kind}}", "-"),
+        // What is not set, whether its parent is or not.
+        ("<{{.Exit.Reason.Kind}}>", "<>"),
+        ("<{{.Config.Resources.CPUs}}>", "<>"),
+        ("<{{.Config.Network.Interception.CallbackSocket}}>", "<>"),
+        ("<{{.Config.VFS.Workspace}} {{.Config.Env.HOME}}>", "< >"),
+        ("<{{.Config.ExtraDisks.0.HostPath}}>", "<>"),
+        ("{{json .Exit.Reason}}", "null"),
         (
             r"table {{.Name}}\t{{.Config.Resources.MemoryMB}}",
             "NAME  MEMORYMB\nweb   300",
@@ -145,6 +158,15 @@ fn a_template_reaches_everything_that_inspect_prints() {
             "{{json .Config.Resources.Cpu.X}}",
             format!("there is no field Config.Resources.Cpu of {id}; there are "),
         ),
+        // Misspelt, below what is set and below what is not.
+        (
+            "{{.Config.Network.Xyz}}",
+            format!("there is no field Config.Network.Xyz of {id}; there are add_hosts, "),
+        ),
+        (
+            "{{.Exit.Reson.Kind}}",
+            format!("there is no field Exit.Reson of {id}; there are command, ended_at, "),
+        ),
         (
             "{{.Programs.Command.2}}",
             format!("there is no field Programs.Command.2 of {id}; there are 0 to 1"),
@@ -153,4 +175,98 @@ fn a_template_reaches_everything_that_inspect_prints() {
         let refused = vms.refused(&["inspect", "--format", template, "web"]);
         assert!(refused.contains(&says), "{refused}");
     }
+}
+
+#[test]
+fn what_was_done_to_vms_is_told_as_json() {
+    let vms = Vms::new("normal");
+    let line = |output: String| -> serde_json::Value {
+        assert_eq!(output.lines().count(), 1, "{output}");
+        serde_json::from_str(&output).unwrap()
+    };
+    let made = |verb: &[&str]| {
+        let options = ["--name", "web", "--json"];
+        let output = vms.making(verb, &options, &["exit", "3"]).output().unwrap();
+        assert!(output.status.success(), "{output:?}");
+        line(String::from_utf8(output.stdout).unwrap())
+    };
+    let running = made(&["run", "-d"]);
+    let id = running["id"].as_str().unwrap();
+    let web = serde_json::json!({"id": id, "name": "web"});
+    assert_eq!(running, web);
+    let ended = serde_json::json!({"id": id, "name": "web", "exit_code": 3});
+    assert_eq!(line(vms.ok(&["wait", "--json", "web"])), ended);
+    for command in ["pause", "unpause", "stop", "start", "restart", "kill"] {
+        assert_eq!(
+            line(vms.ok(&[command, "--json", &id[..8]])),
+            web,
+            "{command}"
+        );
+    }
+    assert_eq!(line(vms.ok(&["rename", "--json", "web", "web"])), web);
+    assert_eq!(line(vms.ok(&["rm", "--json", "web"])), web);
+
+    let created = made(&["create"]);
+    let id = created["id"].as_str().unwrap();
+    assert_eq!(created["name"], "web");
+    vms.ok(&["start", id]);
+    vms.ok(&["stop", id]);
+    let pruned = serde_json::json!({ "id": id });
+    assert_eq!(line(vms.ok(&["prune", "--json"])), pruned);
+    assert_eq!(vms.ok(&["prune", "--json"]), "");
+
+    // What a command writes is not ours to put into JSON.
+    for options in [&["--json"][..], &["--json", "--rm=false"]] {
+        let run = vms.making(&["run"], options, &["both"]).output().unwrap();
+        assert_eq!(run.status.code(), Some(125), "{run:?}");
+        let told = fake::complaint(&run);
+        assert!(told.contains("use it with -d"), "{told}");
+    }
+    vms.assert_nothing_left();
+}
+
+#[test]
+fn events_are_printed_by_a_template() {
+    let vms = Vms::new("normal");
+    let id = vms.run(&["--name", "web"], &["sleep"]);
+    vms.ok(&["stop", "web"]);
+    let shown = vms.ok(&["events", "--format", "{{.VM}} {{.Type}}: {{.What}}", "web"]);
+    assert!(
+        shown.starts_with(&format!("{id} vm: starting\n")),
+        "{shown}"
+    );
+    assert!(shown.contains(&format!("\n{id} vm: stopped: ")), "{shown}");
+    let all = vms.ok(&["events", "--format", "{{json .}}", "web"]);
+    assert_eq!(all, vms.ok(&["events", "--json", "web"]));
+    for (template, says) in [
+        (
+            "{{.Pid}}",
+            "there is no field Pid; there are Time, VM, Type, What",
+        ),
+        (r"table {{.VM}}\t{{.What}}", "events have no table"),
+    ] {
+        let refused = vms.refused(&["events", "--format", template]);
+        assert!(refused.contains(says), "{refused}");
+    }
+}
+
+#[test]
+fn ports_that_are_forwarded_are_told_as_json() {
+    let vms = Vms::new("normal");
+    vms.run(&["--name", "web"], &["sleep"]);
+    // It was free a moment ago.
+    let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let ports = format!("{}:80", free.local_addr().unwrap().port());
+    drop(free);
+    let mut forward = vms.0.flashpan(&["port-forward", "--json", "web", &ports]);
+    let mut child = forward.stdout(Stdio::piped()).spawn().unwrap();
+    let mut line = String::new();
+    let mut output = BufReader::new(child.stdout.take().unwrap());
+    output.read_line(&mut line).unwrap();
+    let port: serde_json::Value = serde_json::from_str(&line).unwrap();
+    assert_eq!(port["remote_port"], 80);
+    let address: std::net::SocketAddr = port["address"].as_str().unwrap().parse().unwrap();
+    std::net::TcpStream::connect(address).unwrap();
+    fake::signal(&child, nix::sys::signal::Signal::SIGTERM);
+    child.wait().unwrap();
 }

@@ -70,6 +70,8 @@ pub(crate) struct Shared {
     /// The `/dev` of confined programs; `None` where it could not be made.
     pub(crate) devices: Option<DeviceTree>,
     pub(crate) privileges: Privileges,
+    /// Variables of every program, in place of what it was given.
+    pub(crate) variables: Vec<(&'static str, Vec<u8>)>,
     /// What happened to programs, for the supervisor.
     pub(crate) events: Events,
     /// Bytes on their way from one descriptor to another.
@@ -141,6 +143,7 @@ impl Agent {
                 groups,
                 devices,
                 privileges,
+                variables: Vec::new(),
                 events: Events::default(),
                 scratch: vec![0; MAX_DATA],
                 leftovers: Vec::new(),
@@ -148,6 +151,12 @@ impl Agent {
                 lingered: false,
             },
         }
+    }
+
+    /// With variables that every program has, in place of what it was given.
+    pub(crate) fn with_variables(mut self, variables: Vec<(&'static str, Vec<u8>)>) -> Self {
+        self.shared.variables = variables;
+        self
     }
 
     /// Takes a new file connection: a non-blocking stream socket.

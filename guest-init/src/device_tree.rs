@@ -7,8 +7,8 @@
 //! all others would find. Terminals, shared memory and message queues are those of
 //! the VM, and can be written.
 
-use std::os::fd::{AsFd, OwnedFd};
-use std::path::Path;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::path::{Path, PathBuf};
 
 use nix::fcntl::{OFlag, open};
 use nix::mount::{MsFlags, mount};
@@ -80,6 +80,11 @@ impl DeviceTree {
         let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
         let directory = open(directory, flags, Mode::empty())?;
         Ok(Self { directory })
+    }
+
+    /// Where it is, though no path leads there: for files of PID 1.
+    pub(crate) fn path(&self) -> PathBuf {
+        format!("/proc/self/fd/{}", self.directory.as_raw_fd()).into()
     }
 
     /// A copy that is nowhere yet.

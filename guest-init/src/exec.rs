@@ -289,8 +289,12 @@ impl Exec {
         true
     }
 
-    fn start(&mut self, request: ExecRequest, shared: &mut Shared) {
+    fn start(&mut self, mut request: ExecRequest, shared: &mut Shared) {
         self.deadline = None;
+        let variables = shared.variables.iter();
+        let variables =
+            variables.map(|(name, value)| (name.as_bytes().to_vec().into(), value.clone().into()));
+        request.env.extend(variables);
         let started = Plan::new(request, &Accounts::load(&shared.anchors)).and_then(|plan| {
             let news = Box::new(events::started(self.id, &plan));
             Ok((Run::start(plan, self.id, shared)?, news))

@@ -26,6 +26,7 @@ use crate::mounts::CGROUPS;
 use crate::poller::{Poller, Watched};
 use crate::shutdown::{self, Ending};
 use crate::spawn::Privileges;
+use crate::trust::{self, Trust};
 use crate::{link, mounts, network, ports, reap, root, sys, vsock};
 
 /// Tokens of PID 1's own descriptors, besides [`boot::TOKEN`].
@@ -130,10 +131,18 @@ fn set_up() -> Result<Init, Failure> {
     }
     let resolver = config.network.map(|link| link.gateway4);
     let root = root::enter(&config.root, &config.hostname, &config.hosts, resolver)?;
+    let trust = match &config.authority {
+        Some(certificate) => {
+            let has_upper = config.root.upper != flashpan_protocol::agent::Upper::None;
+            trust::install(certificate, has_upper, devices.as_ref())
+        }
+        None => Trust::default(),
+    };
     let mut writable = disks::mount_all(&config.mounts)?;
     writable.extend(root.disk);
     let anchors = Anchors::take().during("open the root directory, /dev/null and /dev/pts")?;
-    let agent = Agent::new(&poller, anchors, groups, devices, Privileges::Set);
+    let agent = Agent::new(&poller, anchors, groups, devices, Privileges::Set)
+        .with_variables(trust.variables);
     let mut boot = boot.into_connection();
     ports::mark(CODE_INIT_READY);
     boot.send(&GuestMessage::Ready);
@@ -141,6 +150,7 @@ fn set_up() -> Result<Init, Failure> {
     // first request.
     warnings.extend(prepare_for_programs());
     warnings.extend(root.warnings);
+    warnings.extend(trust.warnings);
     for warning in warnings {
         boot.send(&GuestMessage::Warning(warning));
     }

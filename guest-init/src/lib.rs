@@ -47,6 +47,7 @@ mod sys;
 mod syscall_filter;
 #[cfg(test)]
 mod testing;
+mod trust;
 mod twin;
 mod users;
 mod vsock;

@@ -27,6 +27,24 @@ const SPECIAL4: [(Ipv4Addr, u8); 16] = [
     (Ipv4Addr::new(224, 0, 0, 0), 3),
 ];
 
+/// Where clouds tell their machines of themselves, credentials among it.
+const METADATA: [IpAddr; 6] = [
+    IpAddr::V4(Ipv4Addr::new(169, 254, 169, 254)),
+    // Containers of Amazon's.
+    IpAddr::V4(Ipv4Addr::new(169, 254, 170, 2)),
+    IpAddr::V6(Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x254)),
+    // Alibaba, Azure, Oracle.
+    IpAddr::V4(Ipv4Addr::new(100, 100, 100, 200)),
+    IpAddr::V4(Ipv4Addr::new(168, 63, 129, 16)),
+    IpAddr::V4(Ipv4Addr::new(192, 0, 0, 192)),
+];
+
+/// Whether a cloud tells its machines of themselves there.
+#[must_use]
+pub fn is_metadata(address: IpAddr) -> bool {
+    METADATA.contains(&plain(address))
+}
+
 /// The one network of IPv6 that is the internet (RFC 4291 §2.4).
 const GLOBAL6: (Ipv6Addr, u8) = (Ipv6Addr::new(0x2000, 0, 0, 0, 0, 0, 0, 0), 3);
 

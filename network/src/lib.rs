@@ -5,117 +5,37 @@
 //! the guest learns the truth about what it wants to reach. `docs/network.md` has the
 //! whole way.
 //!
+//! * [`policy`] – what may be reached;
+//! * [`host`] – names of hosts in their one form;
+//! * [`http`] – requests, and who may change them;
 //! * [`address`] – which addresses are the internet, and which are not;
+//! * [`report`] – what is told of all that;
+//! * [`names`] – which names an address stands for;
+//! * [`dns`] – what a guest's questions for names are answered;
+//! * [`tls`] – TLS of guests, opened, and towards hosts;
+//! * `gateway` – where flows lead: the one choke point;
+//! * `dial` – the host's connections to what may be reached;
 //! * `flow` – one flow, from the question to its end;
+//! * `telling` – what is told of one;
 //! * `neighbours` – the addresses of this host, and of what is next to it;
-//! * `message` – datagrams on a socket pair;
-//! * `resolver` – whom the host asks for names.
+//! * `message` – datagrams on a socket pair.
 
 pub mod address;
+mod dial;
+pub mod dns;
 mod flow;
+mod gateway;
+pub mod host;
+pub mod http;
 mod message;
+pub mod names;
 mod neighbours;
-mod resolver;
+pub mod policy;
+pub mod report;
+mod telling;
+pub mod tls;
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::os::fd::OwnedFd;
-use std::sync::Arc;
-
-use flashpan_protocol::network::{Link, Protocol, Refusal, Tuple};
-use tokio::sync::mpsc;
-use tokio::task::AbortHandle;
-
-/// What a guest may reach.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Policy {
-    /// Whether it may reach addresses that are not of the internet ([`address::is_public`]):
-    /// those of the host, of its networks, and of what a cloud tells its machines. The
-    /// gateway's address is the host's loopback interface then.
-    pub private: bool,
-}
-
-/// What the VMM is to be told of a flow.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Answer {
-    /// Let it be.
-    Accept,
-    /// Let it not be.
-    Refuse(Refusal),
-    /// Its connection broke: reset it.
-    Close,
-}
-
-/// The far end of a guest's link.
-#[derive(Debug)]
-pub struct Gateway {
-    policy: Policy,
-    link: Link,
-    resolver: Option<IpAddr>,
-}
-
-impl Gateway {
-    /// The gateway of a guest with this link, that may reach what `policy` says. Names
-    /// are resolved by whom the host itself asks, which is looked up now.
-    #[must_use]
-    pub fn new(policy: Policy, link: Link) -> Self {
-        Self {
-            policy,
-            link,
-            resolver: resolver::of_host(),
-        }
-    }
-
-    /// Begins with a flow that the guest has asked for, on the runtime of the caller.
-    /// `answers` get its number with each answer. A flow that has ended on the guest's
-    /// side is to be aborted.
-    pub fn begin(
-        self: &Arc<Self>,
-        id: u64,
-        protocol: Protocol,
-        tuple: Tuple,
-        socket: OwnedFd,
-        answers: mpsc::Sender<(u64, Answer)>,
-    ) -> AbortHandle {
-        let gateway = Arc::clone(self);
-        let serve = async move {
-            let answer = |answer| answers.send((id, answer));
-            match gateway.target(protocol, &tuple) {
-                Err(why) => drop(answer(Answer::Refuse(why)).await),
-                Ok(target) => flow::serve(protocol, target, socket, answer).await,
-            }
-        };
-        tokio::spawn(serve).abort_handle()
-    }
-
-    /// Where a flow leads, if it may be. This is the one place where that is decided.
-    fn target(&self, protocol: Protocol, tuple: &Tuple) -> Result<SocketAddr, Refusal> {
-        let denied = match protocol {
-            Protocol::Tcp => Refusal::Reset,
-            Protocol::Udp => Refusal::Prohibited,
-        };
-        let destination = tuple.destination;
-        let address = address::plain(destination.ip());
-        if self.link.is_gateway(address) {
-            // Of the gateway's services there is one: names.
-            if destination.port() == resolver::PORT {
-                let resolver = self.resolver.ok_or(denied)?;
-                return Ok(SocketAddr::new(resolver, resolver::PORT));
-            }
-            // The gateway is the host, of which the guest has no other name.
-            let host: IpAddr = match address {
-                IpAddr::V4(_) => Ipv4Addr::LOCALHOST.into(),
-                IpAddr::V6(_) => Ipv6Addr::LOCALHOST.into(),
-            };
-            let port = destination.port();
-            let reached = self.policy.private.then(|| SocketAddr::new(host, port));
-            return reached.ok_or(denied);
-        }
-        if !self.policy.private && (!address::is_public(address) || neighbours::has(address)) {
-            return Err(denied);
-        }
-        Ok(SocketAddr::new(address, destination.port()))
-    }
-}
+pub use gateway::{Answer, Gateway, Inspection, Settings};
 
 #[cfg(test)]
 mod tests;

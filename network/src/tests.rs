@@ -1,7 +1,7 @@
 //! Flows against servers on the loopback interface.
 #![allow(clippy::unwrap_used, clippy::indexing_slicing)]
 
-use std::net::{SocketAddr, TcpListener as Closed};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener as Closed};
 use std::os::unix::net::UnixStream as StdStream;
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,12 +14,34 @@ use tokio::sync::mpsc;
 use tokio::time::timeout;
 
 use crate::message::Messages;
-use crate::{Answer, Gateway, Policy};
+use crate::policy::{Basis, Code, Policy};
+use crate::report::{Outcome, Report, Reporter, Scheme};
+use crate::{Answer, Gateway, Settings, dns, report};
 
 const PATIENCE: Duration = Duration::from_secs(30);
 
+fn policy(private: bool) -> Policy {
+    Policy {
+        private,
+        ..Policy::open()
+    }
+}
+
+fn settings(policy: Policy, reporter: Reporter) -> Settings {
+    Settings {
+        link: Link::standard(1500),
+        policy,
+        dns: dns::Settings::default(),
+        inspection: None,
+        reporter,
+    }
+}
+
 fn gateway(private: bool) -> Arc<Gateway> {
-    Arc::new(Gateway::new(Policy { private }, Link::standard(1500)))
+    Arc::new(Gateway::new(settings(
+        policy(private),
+        report::channel(64).0,
+    )))
 }
 
 fn to(destination: SocketAddr) -> Tuple {
@@ -136,25 +158,232 @@ async fn datagrams_pass_one_for_one() {
     assert_eq!(timeout(PATIENCE, answers.recv()).await.unwrap(), None);
 }
 
-/// Names are the one service of the gateway; whatever else has port 53 is as anything is.
-#[test]
-fn the_gateway_leads_to_the_resolver_of_the_host() {
-    let resolver = "10.0.0.53".parse().unwrap();
-    let with = |resolver| Gateway {
-        policy: Policy { private: false },
-        link: Link::standard(1500),
-        resolver,
-    };
-    let ask = |gateway: &Gateway, address: &str, protocol| {
-        gateway.target(protocol, &to(address.parse().unwrap()))
-    };
-    for protocol in [Protocol::Udp, Protocol::Tcp] {
-        let named = with(Some(resolver));
-        let led = SocketAddr::new(resolver, 53);
-        assert_eq!(ask(&named, "198.18.0.1:53", protocol), Ok(led));
-        let other = "1.1.1.1:53";
-        assert_eq!(ask(&named, other, protocol), Ok(other.parse().unwrap()));
-        assert!(ask(&named, "10.0.0.53:53", protocol).is_err());
-        assert!(ask(&with(None), "198.18.0.1:53", protocol).is_err());
+/// A flow, what the guest hears of it, and what is told.
+struct Asked {
+    guest: UnixStream,
+    answers: mpsc::Receiver<(u64, Answer)>,
+    reports: report::Reports,
+    gateway: Arc<Gateway>,
+}
+
+fn ask_under(policy: Policy, destination: SocketAddr) -> Asked {
+    let (guest, host) = StdStream::pair().unwrap();
+    guest.set_nonblocking(true).unwrap();
+    let (sender, answers) = mpsc::channel(4);
+    let (reporter, reports) = report::channel(64);
+    let gateway = Arc::new(Gateway::new(settings(policy, reporter)));
+    let _ = gateway.begin(7, Protocol::Tcp, to(destination), host.into(), sender);
+    Asked {
+        guest: UnixStream::from_std(guest).unwrap(),
+        answers,
+        reports,
+        gateway,
     }
+}
+
+impl Asked {
+    async fn report(&mut self) -> Report {
+        timeout(PATIENCE, self.reports.next())
+            .await
+            .unwrap()
+            .unwrap()
+            .1
+    }
+}
+
+#[tokio::test]
+async fn a_flow_is_told_of_when_it_has_ended() {
+    let server = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = server.local_addr().unwrap();
+    let mut asked = ask_under(policy(true), address);
+    assert_eq!(next(&mut asked.answers).await, Answer::Accept);
+    let (mut outside, _) = server.accept().await.unwrap();
+    asked.guest.write_all(b"hello").await.unwrap();
+    asked.guest.shutdown().await.unwrap();
+    let mut got = Vec::new();
+    outside.read_to_end(&mut got).await.unwrap();
+    outside.write_all(b"good day").await.unwrap();
+    drop(outside);
+    let report = asked.report().await;
+    assert_eq!(report.scheme, Scheme::Tcp);
+    assert_eq!(report.host, address.to_string());
+    assert_eq!((report.sent, report.received), (5, 8));
+    assert_eq!(report.outcome, Outcome::Allowed(Basis::Open));
+}
+
+#[tokio::test]
+async fn a_refusal_is_told_with_its_reason() {
+    let closed = Closed::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let sealed = Policy::default();
+    for (policy, destination, code) in [
+        (
+            sealed,
+            "93.184.216.34:443".parse().unwrap(),
+            Code::NotAllowed,
+        ),
+        (policy(false), closed, Code::Private),
+        (policy(true), closed, Code::Connect),
+    ] {
+        let mut asked = ask_under(policy, destination);
+        let refused = Answer::Refuse(Refusal::Reset);
+        assert_eq!(next(&mut asked.answers).await, refused);
+        let Outcome::Refused(denial) = asked.report().await.outcome else {
+            panic!("{code}");
+        };
+        assert_eq!((denial.code, denial.host), (code, destination.to_string()));
+    }
+}
+
+#[tokio::test]
+async fn a_flow_ends_when_it_may_not_be_any_more() {
+    let server = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = server.local_addr().unwrap();
+    let allow = |pattern: &str| Policy {
+        allow: vec![pattern.parse().unwrap()],
+        ..Policy::default()
+    };
+    let mut asked = ask_under(allow("127.0.0.0/8"), address);
+    assert_eq!(next(&mut asked.answers).await, Answer::Accept);
+    let (mut outside, _) = server.accept().await.unwrap();
+    // What does not concern it does nothing to it.
+    asked.gateway.change(|policy| policy.open = true);
+    asked.guest.write_all(b"x").await.unwrap();
+    assert_eq!(outside.read_u8().await.unwrap(), b'x');
+    asked.gateway.change(|policy| *policy = Policy::default());
+    assert_eq!(next(&mut asked.answers).await, Answer::Close);
+    let error = outside.read_u8().await.unwrap_err();
+    assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset);
+    let report = asked.report().await;
+    assert!(matches!(report.outcome, Outcome::Refused(denial) if denial.code == Code::NotAllowed));
+    assert_eq!(report.sent, 1);
+}
+
+/// A question for the addresses of a name, as a guest's resolver sends it.
+fn question(name: &str) -> Vec<u8> {
+    let mut message = vec![0xab, 0xcd, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0];
+    for label in name.split('.') {
+        message.push(u8::try_from(label.len()).unwrap());
+        message.extend(label.as_bytes());
+    }
+    message.extend([0, 0, 1, 0, 1]);
+    message
+}
+
+/// The IPv4 addresses in the answer to such a question.
+fn addresses(answer: &[u8]) -> Vec<Ipv4Addr> {
+    let answer = hickory_resolver::proto::op::Message::from_vec(answer).unwrap();
+    let of = |record: &hickory_resolver::proto::rr::Record| match &record.data {
+        hickory_resolver::proto::rr::RData::A(address) => Some(address.0),
+        _ => None,
+    };
+    answer.answers.iter().filter_map(of).collect()
+}
+
+/// Asks whatever server for a name.
+async fn resolve(gateway: &Arc<Gateway>, name: &str) -> Vec<Ipv4Addr> {
+    let kind = SockType::SeqPacket;
+    let (guest, host) =
+        socketpair(AddressFamily::Unix, kind, None, SockFlag::SOCK_CLOEXEC).unwrap();
+    let (sender, mut answers) = mpsc::channel(4);
+    let tuple = to("203.0.113.9:53".parse().unwrap());
+    let flow = gateway.begin(7, Protocol::Udp, tuple, host, sender);
+    assert_eq!(next(&mut answers).await, Answer::Accept);
+    let guest = Messages::new(guest).unwrap();
+    guest.send(&question(name)).await.unwrap();
+    let mut buffer = [0; 1500];
+    let len = timeout(PATIENCE, guest.receive(&mut buffer))
+        .await
+        .unwrap()
+        .unwrap();
+    flow.abort();
+    addresses(&buffer[..len])
+}
+
+fn named(policy: Policy, synthetic: bool, reporter: Reporter) -> Arc<Gateway> {
+    let mut settings = settings(policy, reporter);
+    settings.dns.synthetic = synthetic;
+    let known = [
+        ("db.test", Ipv4Addr::LOCALHOST),
+        ("evil.test", Ipv4Addr::LOCALHOST),
+    ];
+    let known = known.map(|(name, address)| (name.parse().unwrap(), address.into()));
+    settings.dns.hosts = known.to_vec();
+    Arc::new(Gateway::new(settings))
+}
+
+/// What is not HTTP is decided by the names that its address was the answer for.
+#[tokio::test]
+async fn a_connection_may_be_for_the_name_that_was_asked_for() {
+    let server = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = server.local_addr().unwrap().port();
+    for synthetic in [false, true] {
+        let policy = Policy {
+            allow: vec![
+                format!("db.test:{port}").parse().unwrap(),
+                // So that names may lead there at all.
+                "127.0.0.0/8:1".parse().unwrap(),
+            ],
+            private: true,
+            ..Policy::default()
+        };
+        let (reporter, mut reports) = report::channel(64);
+        let gateway = named(policy, synthetic, reporter);
+        let ask = async |address: Ipv4Addr, port| {
+            let (_guest, host) = StdStream::pair().unwrap();
+            let (sender, mut answers) = mpsc::channel(4);
+            let tuple = to((address, port).into());
+            let _ = gateway.begin(7, Protocol::Tcp, tuple, host.into(), sender);
+            next(&mut answers).await
+        };
+        let refused = Answer::Refuse(Refusal::Reset);
+        // Nobody has asked for a name yet.
+        assert_eq!(ask(Ipv4Addr::LOCALHOST, port).await, refused);
+        assert!(resolve(&gateway, "evil.test").await.is_empty());
+        let found = resolve(&gateway, "DB.test").await;
+        assert_eq!(found.len(), 1);
+        assert_eq!(found[0] == Ipv4Addr::LOCALHOST, !synthetic);
+        assert_eq!(ask(found[0], port).await, Answer::Accept);
+        drop(server.accept().await.unwrap());
+        assert_eq!(ask(found[0], port ^ 1).await, refused);
+        let mut told = Vec::new();
+        while told.len() < 5 {
+            let report = timeout(PATIENCE, reports.next()).await.unwrap().unwrap().1;
+            told.push((report.scheme, report.host, report.outcome));
+        }
+        let by = Outcome::Allowed(Basis::Rule(format!("db.test:{port}")));
+        assert!(
+            told.contains(&(Scheme::Tcp, format!("db.test:{port}"), by)),
+            "{told:?}"
+        );
+        let of_evil = |(scheme, host, outcome): &(Scheme, String, Outcome)| {
+            *scheme == Scheme::Dns
+                && host == "evil.test"
+                && matches!(outcome, Outcome::Refused(denial) if denial.code == Code::NotAllowed)
+        };
+        assert!(told.iter().any(of_evil), "{told:?}");
+    }
+}
+
+/// Of two names with one address the one that is denied counts.
+#[tokio::test]
+async fn an_address_of_a_denied_name_is_denied() {
+    let server = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = server.local_addr().unwrap().port();
+    let policy = Policy {
+        private: true,
+        deny: vec!["evil.test:1-65535".parse().unwrap()],
+        ..Policy::open()
+    };
+    let gateway = named(policy, false, report::channel(64).0);
+    let ask = async || {
+        let (_guest, host) = StdStream::pair().unwrap();
+        let (sender, mut answers) = mpsc::channel(4);
+        let tuple = to((Ipv4Addr::LOCALHOST, port).into());
+        let _ = gateway.begin(7, Protocol::Tcp, tuple, host.into(), sender);
+        next(&mut answers).await
+    };
+    assert_eq!(resolve(&gateway, "db.test").await, [Ipv4Addr::LOCALHOST]);
+    assert_eq!(ask().await, Answer::Accept);
+    assert_eq!(resolve(&gateway, "evil.test").await, [Ipv4Addr::LOCALHOST]);
+    assert_eq!(ask().await, Answer::Refuse(Refusal::Reset));
 }

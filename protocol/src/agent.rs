@@ -32,7 +32,7 @@ use crate::network::Link;
 use crate::privilege::Confinement;
 
 /// Version of this protocol; both hellos carry it and must agree.
-pub const VERSION: u32 = 5;
+pub const VERSION: u32 = 6;
 
 /// First bytes of the guest's hello, to tell a stray connection from an agent.
 pub const MAGIC: [u8; 8] = *b"flashpan";
@@ -178,7 +178,13 @@ pub struct GuestConfig {
     pub pids_limit: Option<u32>,
     /// The network card's addresses; `None` if there is no card.
     pub network: Option<Link>,
+    /// The certificate, in PEM, of an authority that programs are to trust; at most
+    /// [`MAX_AUTHORITY`] bytes.
+    pub authority: Option<String>,
 }
+
+/// The longest certificate of [`GuestConfig::authority`], in bytes.
+pub const MAX_AUTHORITY: usize = 16 * 1024;
 
 /// A name that the guest resolves to an address.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -19,7 +19,7 @@ use crate::agent::ExecRequest;
 use crate::control::Stats;
 
 /// Version of this protocol; both hellos carry it and must agree.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 
 /// First bytes of a client's hello, to tell a stray connection from a client.
 pub const MAGIC: [u8; 8] = *b"flashsup";
@@ -27,9 +27,11 @@ pub const MAGIC: [u8; 8] = *b"flashsup";
 /// Longest request: that to run a program is the longest.
 pub const MAX_REQUEST: usize = crate::agent::MAX_FRAME + 64;
 
-/// Longest answer. The counters of a VM, the longest, are bounded by what a packet
-/// of the control protocol holds.
-pub const MAX_ANSWER: usize = crate::control::MAX_PACKET + 16 * 1024;
+/// Longest answer: what a guest may reach, [`MAX_PATTERNS`] of each kind.
+pub const MAX_ANSWER: usize = 4 * 1024 * 1024;
+
+/// Most patterns that are allowed, that are denied, and rules.
+pub const MAX_PATTERNS: usize = 1024;
 
 /// Longest text in an answer that is a document ([`Answer::Ended`]), in bytes.
 pub const MAX_DOCUMENT: usize = 8 * 1024;
@@ -78,6 +80,27 @@ pub enum Request {
     WaitCommand,
     /// What the VM uses. Answered by [`Answer::Usage`] or [`Answer::Refused`].
     Usage,
+    /// Show or change what the guest may reach. Answered by [`Answer::Policy`],
+    /// [`Answer::Explained`] or [`Answer::Refused`].
+    Policy(PolicyRequest),
+}
+
+/// What is to be done with what a guest may reach.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum PolicyRequest {
+    /// Show it.
+    Show,
+    /// Allow hosts.
+    Allow(Vec<String>),
+    /// Take back what was allowed.
+    Disallow(Vec<String>),
+    /// What would become of this host or URL.
+    Explain {
+        /// The method of a request.
+        method: String,
+        /// A host, with or without a port, or a URL.
+        target: String,
+    },
 }
 
 /// From the supervisor.
@@ -111,6 +134,47 @@ pub enum Answer {
     CommandEnded(crate::agent::ExitStatus),
     /// The answer to [`Request::Usage`].
     Usage(Box<Usage>),
+    /// The answer to [`Request::Policy`].
+    Policy(Box<Reachable>),
+    /// The answer to [`PolicyRequest::Explain`].
+    Explained(Box<Explained>),
+}
+
+/// What a guest may reach.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Reachable {
+    /// Whether it has a network at all.
+    pub has_network: bool,
+    /// Whether it may reach what nothing names.
+    pub open: bool,
+    /// Whether it may reach addresses that are not of the internet.
+    pub private: bool,
+    /// What is allowed.
+    pub allowed: Vec<String>,
+    /// What is denied.
+    pub denied: Vec<String>,
+    /// Rules for requests, in their order.
+    pub rules: Vec<String>,
+    /// What a request to change it has changed.
+    pub changed: Vec<String>,
+}
+
+/// What would become of a connection or request.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Explained {
+    /// What was asked about, in its one form.
+    pub target: String,
+    /// Whether it is allowed.
+    pub allowed: bool,
+    /// The pattern or rule that decides; none if it is that nothing allows it, or that
+    /// everything is allowed.
+    pub rule: Option<String>,
+    /// Why not: a stable word.
+    pub code: Option<String>,
+    /// What can be done about it.
+    pub hint: Option<String>,
+    /// Whether requests to this host are looked into.
+    pub inspected: bool,
 }
 
 /// What a supervised VM does.

@@ -20,7 +20,7 @@ use crate::driver::Ended;
 use crate::error::{Error, Result};
 use crate::events::Events;
 use crate::exit::{Exit, ExitReason};
-use crate::state::{EventReader, ExitRecord, StateError, Vm, marked};
+use crate::state::{EventReader, ExitRecord, StateError, Vm, last_exit, marked};
 use crate::text::one_line;
 
 /// How long a supervisor may take for an answer that it has at once.
@@ -212,10 +212,12 @@ impl Attachment {
     )> {
         let mut asked = self.ask(&Request::Wait).await?;
         let (sender, ended) = watch::channel(None);
+        let directory = self.directory.clone();
         let listen = async move {
             let reason = match asked.next().await {
                 Ok(Answer::Ended { record }) => reason_in(&record),
-                _ => ExitReason::SupervisorDied,
+                // One that had no time for an answer has written it down before.
+                _ => written_down(&directory).unwrap_or(ExitReason::SupervisorDied),
             };
             sender.send_replace(Some(Arc::new(Exit {
                 reason,
@@ -272,20 +274,27 @@ pub(crate) fn unexpected() -> Error {
     broken("it gave another answer than was asked for")
 }
 
+/// Why a VM ended whose supervisor has closed the connection, if it has said so in the
+/// VM's files: they are of the last run.
+fn written_down(directory: &Path) -> Option<ExitReason> {
+    let record = last_exit(directory).ok().flatten()?;
+    Some(reason_of(record))
+}
+
 /// Why a VM ended, from its `exit.json`.
 fn reason_in(record: &str) -> ExitReason {
     match serde_json::from_str::<ExitRecord>(record) {
-        Ok(ExitRecord {
-            reason: Some(reason),
-            ..
-        }) => reason,
-        Ok(ExitRecord { message, .. }) => ExitReason::Other {
-            message: one_line(&message, QUOTED),
-        },
+        Ok(record) => reason_of(record),
         Err(_) => ExitReason::Other {
             message: "the VM has ended; its supervisor did not say why".to_owned(),
         },
     }
+}
+
+fn reason_of(record: ExitRecord) -> ExitReason {
+    record.reason.unwrap_or_else(|| ExitReason::Other {
+        message: one_line(&record.message, QUOTED),
+    })
 }
 
 /// What a refusal is to who asked.

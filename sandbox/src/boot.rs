@@ -43,7 +43,7 @@ impl SandboxBuilder {
         let vcpus = spec.vcpus;
         let guest = self.guest_config();
         shared.set_disks(self.disk_roles());
-        let flows = Flows::new(&self.network, spec.network);
+        let flows = Flows::new(&self.network, spec.network, &shared)?;
         let vmm = VmmProcess::start(&mut self, spec)?;
         let tap = self.console_sink.take().map(console_thread).transpose()?;
         let driver = Driver::start(vmm, Arc::clone(&shared), tap, flows);

@@ -342,7 +342,7 @@ impl SandboxBuilder {
             kernel_args: self.kernel_args.clone(),
             disks,
             rng: true,
-            network: self.network.link()?,
+            network: self.network.checked()?.link()?,
             network_rate: self.network.rate()?,
             shared_memory: false,
         })
@@ -410,6 +410,7 @@ impl SandboxBuilder {
             pids_limit: self.pids_limit,
             // It was checked.
             network: self.network.link().ok().flatten(),
+            authority: None,
         }
     }
 }

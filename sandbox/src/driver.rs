@@ -12,6 +12,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
+use flashpan_network::Gateway;
 use flashpan_protocol::agent::BOOT_PORT;
 use flashpan_protocol::control::{Event, MAX_DISKS, MAX_PACKET, Request, Stats, VERSION};
 use flashpan_protocol::phase::Phase;
@@ -74,6 +75,8 @@ pub(crate) struct Shared {
     guest_word: Mutex<Option<GuestWord>>,
     /// What happens to programs.
     pub(crate) events: Hub,
+    /// What decides where the guest's flows go, if it has a network.
+    gateway: OnceLock<Arc<Gateway>>,
     /// What the disks are for, in the order in which the VMM has them.
     disks: OnceLock<Vec<DiskRole>>,
     /// Whether somebody listens to the guest's PID 1.
@@ -87,6 +90,16 @@ pub(crate) struct Shared {
 impl Shared {
     pub(crate) fn timeline(&self) -> MutexGuard<'_, Timeline> {
         lock(&self.timeline)
+    }
+
+    /// Keeps what decides where flows go. Once.
+    pub(crate) fn set_gateway(&self, gateway: Arc<Gateway>) {
+        let _ = self.gateway.set(gateway);
+    }
+
+    /// What decides where flows go, if there is a network.
+    pub(crate) fn gateway(&self) -> Option<&Arc<Gateway>> {
+        self.gateway.get()
     }
 
     pub(crate) fn mark(&self, phase: Phase) {

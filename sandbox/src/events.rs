@@ -14,6 +14,7 @@ use tokio::sync::broadcast::error::RecvError;
 
 use crate::api::{self, Timestamp, shell_quote_args};
 use crate::driver::Ended;
+use crate::network_event::NetworkActivity;
 use crate::state::{EventReader, LoggedEvent, LoggedKind};
 
 /// How many events wait for whoever reads slowly.
@@ -43,6 +44,8 @@ pub enum VmEventKind {
     ExecStarted(Arc<ExecStarted>),
     /// A program has ended.
     ExecEnded(ExecEnded),
+    /// Something of the network is over, or was refused.
+    Network(Arc<NetworkActivity>),
     /// At least so many events before this are missing: they came faster than they
     /// were read.
     Lost(u64),
@@ -138,14 +141,18 @@ impl VmEvent {
         }
     }
 
-    /// The same as an event of the API, which tells of programs when they end.
+    /// The same as an event of the API, which tells of programs when they end, and of
+    /// requests and connections but not of questions for names.
     #[must_use]
     pub fn to_api(&self) -> Option<api::Event> {
-        let VmEventKind::ExecEnded(ended) = &self.kind else {
-            return None;
+        let kind = match &self.kind {
+            VmEventKind::ExecEnded(ended) => api::EventKind::Exec(ended.to_api()),
+            VmEventKind::Network(activity) if activity.scheme != "dns" => {
+                api::EventKind::Network(activity.network.clone())
+            }
+            _ => return None,
         };
-        let exec = api::EventKind::Exec(ended.to_api());
-        Some(api::Event::new(self.at, exec))
+        Some(api::Event::new(self.at, kind))
     }
 }
 
@@ -284,6 +291,7 @@ impl Running {
                 started: self.0.remove(&id),
                 command: exec.command,
             }),
+            LoggedKind::Network { activity, .. } => VmEventKind::Network(Arc::new(*activity)),
             LoggedKind::Lost { count } => VmEventKind::Lost(count),
             LoggedKind::Vm { .. } => return None,
         };
@@ -400,6 +408,15 @@ impl Hub {
             started,
             command: String::new(),
         }));
+    }
+
+    /// Something of the network. Nothing of it is kept for who listens later: programs
+    /// can make any number of connections, and would push out what is told of them.
+    pub(crate) fn network(&self, activity: NetworkActivity) {
+        let mut state = self.state();
+        if state.early.is_none() {
+            state.tell(VmEventKind::Network(Arc::new(activity)));
+        }
     }
 
     pub(crate) fn lost(&self, number: u64) {

@@ -2,22 +2,31 @@
 
 use std::collections::HashMap;
 use std::fmt;
+use std::net::{IpAddr, SocketAddr};
 use std::os::fd::OwnedFd;
 use std::str::FromStr;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
-use flashpan_network::{Answer, Gateway, Policy};
+use flashpan_network::dns;
+use flashpan_network::policy::Policy;
+use flashpan_network::report::{self, Reports};
+use flashpan_network::{Answer, Gateway};
 use flashpan_protocol::control::{IoRate, Request};
 use flashpan_protocol::network::{End, Link, MTU, Protocol, Refusal, Tuple};
+use flashpan_protocol::supervisor::MAX_PATTERNS;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
 use tokio::task::AbortHandle;
 
-use crate::api::DEFAULT_NETWORK_MTU;
+use crate::api::{Config, DEFAULT_NETWORK_MTU};
 use crate::config::SandboxBuilder;
+use crate::driver::Shared;
 use crate::error::{Error, Result};
 use crate::rate::RateLimit;
+
+/// Reports that wait to be told. What comes when so many do is counted, and lost.
+const REPORTS: usize = 1024;
 
 /// Answers that wait to be sent to the VMM. Flows wait when there are more.
 const ANSWERS: usize = 64;
@@ -28,11 +37,14 @@ const ANSWERS: usize = 64;
 #[non_exhaustive]
 pub enum Network {
     /// None: the guest has no card.
-    #[default]
     None,
-    /// The internet: every public address. Addresses of the host, of its networks and of
-    /// cloud metadata services are out of reach unless
-    /// [`SandboxBuilder::block_private_ips`] says otherwise.
+    /// One in which nothing can be reached but what is allowed
+    /// ([`SandboxBuilder::allow_host`], `network.allowed_hosts` and `network.rules`).
+    #[default]
+    Sealed,
+    /// The internet: every public address that is not denied. Addresses of the host, of its
+    /// networks and of cloud metadata services are out of reach unless
+    /// [`SandboxBuilder::block_private_ips`] says otherwise, or they are allowed.
     Open,
 }
 
@@ -42,8 +54,9 @@ impl FromStr for Network {
     fn from_str(text: &str) -> std::result::Result<Self, String> {
         match text {
             "none" => Ok(Self::None),
+            "sealed" => Ok(Self::Sealed),
             "open" => Ok(Self::Open),
-            _ => Err("give none or open".to_owned()),
+            _ => Err("give none, sealed or open".to_owned()),
         }
     }
 }
@@ -52,15 +65,22 @@ impl fmt::Display for Network {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::None => "none",
+            Self::Sealed => "sealed",
             Self::Open => "open",
         })
     }
 }
 
 /// The settings of a VM's network.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub(crate) struct Settings {
     pub(crate) network: Network,
+    pub(crate) allow: Vec<String>,
+    pub(crate) deny: Vec<String>,
+    pub(crate) rules: Vec<String>,
+    pub(crate) dns_servers: Vec<String>,
+    /// Names whose addresses the host says.
+    pub(crate) hosts: Vec<(String, IpAddr)>,
     pub(crate) block_private_ips: bool,
     pub(crate) mtu: u32,
     pub(crate) rate: Option<RateLimit>,
@@ -69,7 +89,12 @@ pub(crate) struct Settings {
 impl Default for Settings {
     fn default() -> Self {
         Self {
-            network: Network::None,
+            network: Network::default(),
+            allow: Vec::new(),
+            deny: Vec::new(),
+            rules: Vec::new(),
+            dns_servers: Vec::new(),
+            hosts: Vec::new(),
             block_private_ips: true,
             mtu: DEFAULT_NETWORK_MTU,
             rate: None,
@@ -78,6 +103,56 @@ impl Default for Settings {
 }
 
 impl Settings {
+    /// What a configuration says of a network.
+    pub(crate) fn of(config: &Config, network: Network) -> Self {
+        let mut settings = Self {
+            network,
+            ..Self::default()
+        };
+        if let Some(config) = &config.network {
+            settings.block_private_ips = config.blocks_private_ips();
+            settings.mtu = config.mtu_or_default();
+            settings.allow.clone_from(&config.allowed_hosts);
+            settings.deny.clone_from(&config.denied_hosts);
+            settings.rules.clone_from(&config.rules);
+            settings.dns_servers.clone_from(&config.dns_servers);
+            let hosts = config.add_hosts.iter();
+            // What is no address was refused.
+            let known =
+                hosts.filter_map(|entry| Some((entry.host.clone(), entry.ip.parse().ok()?)));
+            settings.hosts = known.collect();
+        }
+        settings
+    }
+
+    /// How names are resolved.
+    fn dns(&self) -> Result<dns::Settings> {
+        let server = |text: &String| {
+            let wrong = |_| Error::config("network.dns_servers", format!("{text:?} is no address"));
+            let address: IpAddr = text.parse().map_err(wrong)?;
+            Ok(SocketAddr::new(address, 53))
+        };
+        // Names that only /etc/hosts may have are no business of the resolver's.
+        let host = |(name, address): &(String, IpAddr)| Some((name.parse().ok()?, *address));
+        Ok(dns::Settings {
+            servers: self.dns_servers.iter().map(server).collect::<Result<_>>()?,
+            hosts: self.hosts.iter().filter_map(host).collect(),
+            synthetic: false,
+        })
+    }
+
+    /// These, if nothing about them is wrong.
+    pub(crate) fn checked(&self) -> Result<&Self> {
+        let policy = self.policy()?;
+        self.dns()?;
+        let names_something = !(policy.allow.is_empty() && policy.rules.is_empty());
+        if self.network == Network::None && names_something {
+            let why = "there is no network in which hosts could be allowed; give sealed or open";
+            return Err(Error::config("network", why));
+        }
+        Ok(self)
+    }
+
     /// The guest's link, if it has one.
     pub(crate) fn link(&self) -> Result<Option<Link>> {
         if self.network == Network::None {
@@ -97,19 +172,40 @@ impl Settings {
         self.rate.unwrap_or_default().checked(RATE, "")
     }
 
-    fn policy(&self) -> Policy {
-        Policy {
+    /// What may be reached.
+    pub(crate) fn policy(&self) -> Result<Policy> {
+        Ok(Policy {
+            open: self.network == Network::Open,
             private: !self.block_private_ips,
-        }
+            allow: parsed(&self.allow, "network.allowed_hosts")?,
+            deny: parsed(&self.deny, "network.denied_hosts")?,
+            rules: parsed(&self.rules, "network.rules")?,
+            ..Policy::default()
+        })
     }
+}
+
+fn parsed<T>(texts: &[String], field: &'static str) -> Result<Vec<T>>
+where
+    T: FromStr<Err: fmt::Display>,
+{
+    let parse = |text: &String| {
+        let wrong = |error: T::Err| Error::config(field, error.to_string());
+        text.parse().map_err(wrong)
+    };
+    if texts.len() > MAX_PATTERNS {
+        let why = format!("{}; at most {MAX_PATTERNS} are allowed", texts.len());
+        return Err(Error::config(field, why));
+    }
+    texts.iter().map(parse).collect()
 }
 
 /// # The network
 ///
-/// A guest has no network unless it is given one. Then what it wants to reach is decided
-/// here, in the process that supervises it, and connections are made from here.
+/// A guest reaches nothing unless it is allowed. What it wants to reach is decided here, in
+/// the process that supervises it, and connections are made from here.
 impl SandboxBuilder {
-    /// What network the VM has; none otherwise.
+    /// What network the VM has; a sealed one otherwise.
     pub fn network(mut self, network: Network) -> Self {
         self.network.network = network;
         self
@@ -119,6 +215,32 @@ impl SandboxBuilder {
     /// host, of its networks, and of cloud metadata services. True otherwise.
     pub fn block_private_ips(mut self, block: bool) -> Self {
         self.network.block_private_ips = block;
+        self
+    }
+
+    /// Lets the guest reach hosts: a name, a pattern of names, an address or a network, with
+    /// or without ports ([`Pattern`](flashpan_network::policy::Pattern)).
+    pub fn allow_host(mut self, pattern: impl Into<String>) -> Self {
+        self.network.allow.push(pattern.into());
+        self
+    }
+
+    /// Keeps the guest from hosts, whatever else allows them.
+    pub fn deny_host(mut self, pattern: impl Into<String>) -> Self {
+        self.network.deny.push(pattern.into());
+        self
+    }
+
+    /// Adds a rule for requests ([`Rule`](flashpan_network::policy::Rule)); the first that
+    /// means one counts.
+    pub fn network_rule(mut self, rule: impl Into<String>) -> Self {
+        self.network.rules.push(rule.into());
+        self
+    }
+
+    /// All of it as a configuration says.
+    pub(crate) fn network_settings(mut self, settings: Settings) -> Self {
+        self.network = settings;
         self
     }
 
@@ -166,6 +288,20 @@ fn raise_limit() {
     }
 }
 
+/// Passes on what is told of flows, as long as there is somebody who could tell: the
+/// gateway, which `shared` holds.
+async fn tell(mut reports: Reports, shared: Weak<Shared>) {
+    while let Some((lost, report)) = reports.next().await {
+        let Some(shared) = shared.upgrade() else {
+            return;
+        };
+        if lost > 0 {
+            shared.events.lost(lost);
+        }
+        shared.events.network(report.into());
+    }
+}
+
 /// The flows of a VM.
 #[derive(Debug)]
 pub(crate) struct Flows {
@@ -177,18 +313,33 @@ pub(crate) struct Flows {
 }
 
 impl Flows {
-    pub(crate) fn new(settings: &Settings, link: Option<Link>) -> Self {
-        let gateway = link.map(|link| Arc::new(Gateway::new(settings.policy(), link)));
-        if gateway.is_some() {
+    pub(crate) fn new(
+        settings: &Settings,
+        link: Option<Link>,
+        shared: &Arc<Shared>,
+    ) -> Result<Self> {
+        let (reporter, reports) = report::channel(REPORTS);
+        let gateway = match link {
+            None => None,
+            Some(link) => Some(Arc::new(Gateway::new(flashpan_network::Settings {
+                link,
+                policy: settings.policy()?,
+                dns: settings.dns()?,
+                reporter,
+            }))),
+        };
+        if let Some(gateway) = &gateway {
             raise_limit();
+            shared.set_gateway(Arc::clone(gateway));
+            tokio::spawn(tell(reports, Arc::downgrade(shared)));
         }
         let (sender, answers) = mpsc::channel(ANSWERS);
-        Self {
+        Ok(Self {
             gateway,
             running: HashMap::new(),
             sender,
             answers,
-        }
+        })
     }
 
     /// The guest asks for a flow; what is to be said at once, if that is known.
@@ -257,7 +408,7 @@ mod tests {
 
     #[test]
     fn networks_have_names() {
-        for network in [Network::None, Network::Open] {
+        for network in [Network::None, Network::Sealed, Network::Open] {
             assert_eq!(network.to_string().parse(), Ok(network));
             let json = serde_json::to_string(&network).unwrap();
             assert_eq!(json, format!("\"{network}\""));
@@ -272,7 +423,11 @@ mod tests {
             mtu,
             ..Settings::default()
         };
-        assert_eq!(Settings::default().link().unwrap(), None);
+        let none = Settings {
+            network: Network::None,
+            ..Settings::default()
+        };
+        assert_eq!(none.link().unwrap(), None);
         assert_eq!(settings(1400).link().unwrap().unwrap().mtu, 1400);
         for mtu in [0, 1279, 65_521, 70_000] {
             let error = settings(mtu).link().unwrap_err().to_string();

@@ -56,7 +56,9 @@ fn python(home: &Home, options: &[&str], program: &str) -> Flashpan {
 #[test]
 fn without_a_network_there_is_no_card() {
     let home = Home::new();
-    let run = Flashpan::script(&home, "ls /sys/class/net; grep . /etc/resolv.conf; true");
+    let options = ["--network", "none"];
+    let script = "ls /sys/class/net; grep . /etc/resolv.conf; true";
+    let run = Flashpan::run(&home, &options, ["sh", "-c", script]);
     assert_eq!(run.finish().expect_status(0).text(), "lo\n");
 }
 

@@ -9,9 +9,10 @@ use flashpan::state::{Programs, Vm, Vms};
 use flashpan::supervise::StartOptions;
 use flashpan_rootfs::image_config::ComposeError;
 
-use super::RunArgs;
-use crate::failure::{Failure, print, say};
+use super::{NO_JSON, RunArgs};
+use crate::failure::{Failure, print, print_json_line, say};
 use crate::signals::Signals;
+use crate::vms::Outcome;
 use crate::{detached, pin, runtime, terminal, vm, vms};
 
 const CREATE_EXAMPLES: &str = "\
@@ -40,7 +41,7 @@ pub(crate) fn create(args: &CreateArgs) -> Result<u8, Failure> {
         ));
     }
     let vm = args.make(args.rm.unwrap_or(false))?;
-    print(&format!("{}\n", vm.id()))?;
+    args.say(&vm)?;
     Ok(0)
 }
 
@@ -50,6 +51,9 @@ pub(super) fn stay(args: &RunArgs) -> Result<u8, Failure> {
         return Err(Failure::new(
             "--timeline is of a VM that ends with its command; leave it out, or -d and --rm=false",
         ));
+    }
+    if args.json && !args.detach {
+        return Err(Failure::new(NO_JSON));
     }
     // Its supervisor finds out too, but after an image was pulled.
     args.publish.check()?;
@@ -61,7 +65,7 @@ pub(super) fn stay(args: &RunArgs) -> Result<u8, Failure> {
     };
     detached::start(&vm, options).inspect_err(|_| abandon(&vm))?;
     if args.detach {
-        print(&format!("{}\n", vm.id()))?;
+        args.say(&vm)?;
         return Ok(0);
     }
     let id = vm.id();
@@ -105,6 +109,18 @@ impl RunArgs {
         self.detach || self.rm == Some(false)
     }
 
+    /// Says which VM it is.
+    fn say(&self, vm: &Vm) -> Result<(), Failure> {
+        match self.json {
+            true => print_json_line(&Outcome {
+                id: vm.id(),
+                name: vm.name(),
+                ..Outcome::default()
+            }),
+            false => print(&format!("{}\n", vm.id())),
+        }
+    }
+
     /// Makes a VM that is started later, and by another process.
     fn make(&self, remove: bool) -> Result<Vm, Failure> {
         if let Some(name) = &self.name {
@@ -115,6 +131,7 @@ impl RunArgs {
             return Err(vm::needs_image("--entrypoint"));
         }
         // Said before anything that takes time.
+        Self::check_config(&wanted)?;
         let expected = ExecDefaults::expected(&wanted.config, &wanted.options);
         self.kept_programs(&expected)?;
         // Run in the foreground it is the VM's command, and not launched besides.

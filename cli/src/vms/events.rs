@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 
 use clap::Args;
+use flashpan::NetworkActivity;
 use flashpan::Sandbox;
 use flashpan::api::shell_quote_args;
 use flashpan::state::{EventReader, LoggedEvent, LoggedKind, Vm, Vms};
@@ -10,6 +11,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
 
 use crate::failure::{Failure, plain, say};
+use crate::format::{Row, Template, json, render};
 use crate::runtime;
 use crate::vms::find;
 use crate::vms::logs::Out;
@@ -19,12 +21,14 @@ Examples:
   flashpan events                       what happened in all VMs that there are
   flashpan events -f                    and what happens, also in new ones
   flashpan events -f --tail 0 web       from now on, until it ends
+  flashpan events --format '{{.VM}}: {{.What}}'
   flashpan events --json web | jq -r 'select(.type == \"exec\") | .exec.command'
 
 Every start and end of a program that somebody runs in a VM (not of those that it starts
 itself) is an event, and everything that a VM does: starting,
 running, paused, stopping, stopped. A VM keeps its last 8 to 16 MiB of them, until it is
-removed. What programs are called is what the guest says.";
+removed. What programs are called is what the guest says. Fields of --format: Time, VM,
+Type, What; {{json .}} for all.";
 
 /// Events that wait to be written; whoever has more waits.
 const WAITING: usize = 256;
@@ -46,8 +50,50 @@ pub(crate) struct EventsArgs {
     tail: Option<usize>,
 
     /// As JSON, one a line.
-    #[arg(long)]
+    #[arg(long, conflicts_with = "format")]
     json: bool,
+
+    /// Each by a template, e.g. '{{.Time}} {{.What}}'.
+    #[arg(long, value_name = "TEMPLATE", value_parser = template)]
+    format: Option<Template>,
+}
+
+/// Events come one by one, so nobody knows how wide a column has to be.
+fn template(text: &str) -> Result<Template, String> {
+    if text.starts_with("table ") {
+        return Err("events have no table; leave `table` out".to_owned());
+    }
+    let template: Template = text.parse()?;
+    // A field that there is not is known before there is an event.
+    match render::<LoggedEvent>(&[], &template) {
+        Ok(_) => Ok(template),
+        Err(failure) => Err(failure.message().to_owned()),
+    }
+}
+
+impl Row for LoggedEvent {
+    const FIELDS: &'static [(&'static str, &'static str)] = &[
+        ("Time", "TIME"),
+        ("VM", "VM"),
+        ("Type", "TYPE"),
+        ("What", "WHAT"),
+    ];
+
+    fn values(&self) -> Vec<String> {
+        let kind = match &self.kind {
+            LoggedKind::Vm { .. } => "vm",
+            LoggedKind::ExecStarted { .. } => "exec_started",
+            LoggedKind::Exec { .. } => "exec",
+            LoggedKind::Lost { .. } => "lost",
+            _ => "",
+        };
+        vec![
+            self.time.to_string(),
+            self.vm.clone(),
+            kind.to_owned(),
+            plain(&what(self)),
+        ]
+    }
 }
 
 /// Runs `flashpan events`.
@@ -162,12 +208,11 @@ impl EventsArgs {
     }
 
     fn show(&self, event: &LoggedEvent, out: &mut Out) -> Result<(), Failure> {
-        let mut line = match self.json {
-            true => serde_json::to_string(event)
-                .map_err(|e| Failure::new(format!("cannot show an event: {e}")))?,
-            false => told(event),
+        let line = match &self.format {
+            Some(template) => render(std::slice::from_ref(event), template)?,
+            None if self.json => format!("{}\n", json(event)?),
+            None => format!("{} {} {}\n", event.time, event.vm, plain(&what(event))),
         };
-        line.push('\n');
         out.write(line.as_bytes())
     }
 }
@@ -221,9 +266,9 @@ async fn drain(reader: &mut EventReader, sink: &Sink) -> bool {
     }
 }
 
-/// An event on a line. A guest's words have no control characters there.
-fn told(event: &LoggedEvent) -> String {
-    let what = match &event.kind {
+/// What happened, in words, some of them the guest's.
+fn what(event: &LoggedEvent) -> String {
+    match &event.kind {
         LoggedKind::Vm {
             status,
             message: None,
@@ -261,8 +306,47 @@ fn told(event: &LoggedEvent) -> String {
                 exec.command
             )
         }
+        LoggedKind::Network { activity, .. } => of_network(activity),
         LoggedKind::Lost { count } => format!("at least {count} events are missing"),
         _ => "something that this version does not know".to_owned(),
+    }
+}
+
+/// What became of a connection, request or question.
+fn of_network(activity: &NetworkActivity) -> String {
+    let of = &activity.network;
+    let what = match (of.method.as_str(), of.url.as_str()) {
+        ("", "") => of.host.clone(),
+        (method, "") => format!("{method} {}", of.host),
+        (method, url) => format!("{method} {url}"),
     };
-    format!("{} {} {}", event.time, event.vm, plain(&what))
+    let how = match (of.blocked, &activity.code) {
+        (true, Some(code)) => format!("refused: {code}"),
+        (false, Some(code)) => format!("failed: {code}"),
+        (_, None) if of.status_code != 0 => format!("{}", of.status_code),
+        (_, None) => "allowed".to_owned(),
+    };
+    let by = match (&activity.rule, &activity.hint) {
+        (Some(rule), _) => format!(" ({rule})"),
+        (None, Some(hint)) => format!(" ({hint})"),
+        (None, None) => String::new(),
+    };
+    let scheme = &activity.scheme;
+    let (sent, received, time) = (of.request_bytes, of.response_bytes, of.duration_ms);
+    let mut line = format!("{scheme} {what} {how}{by}");
+    if !of.blocked {
+        line.push_str(&format!(
+            "; {sent} bytes sent, {received} received, {time} ms"
+        ));
+    }
+    for (names, what) in [
+        (&activity.secrets_substituted, "put in"),
+        (&activity.secrets_missed, "not put in"),
+        (&activity.secrets_leaked, "not for this host"),
+    ] {
+        if !names.is_empty() {
+            line.push_str(&format!("; secret {} {what}", names.join(", ")));
+        }
+    }
+    line
 }

@@ -2,8 +2,8 @@
 
 use clap::Args;
 
-use crate::failure::Failure;
-use crate::publish::PortArgs;
+use crate::failure::{Failure, print_json_line};
+use crate::publish::{PortArgs, tell};
 use crate::runtime;
 use crate::signals::Signals;
 use crate::vms::{attach, find, of};
@@ -28,6 +28,10 @@ pub(crate) struct PortForwardArgs {
 
     #[command(flatten)]
     ports: PortArgs,
+
+    /// Say where the ports are as JSON, on standard output, one a line.
+    #[arg(long)]
+    json: bool,
 }
 
 /// Runs `flashpan port-forward`.
@@ -42,6 +46,10 @@ pub(crate) fn port_forward(args: &PortForwardArgs) -> Result<u8, Failure> {
         };
         let published = args.ports.start(&sandbox).await;
         let published = published.map_err(|error| of(&vm, error))?;
+        match args.json {
+            true => published.bindings().iter().try_for_each(print_json_line)?,
+            false => tell(published.bindings()),
+        }
         let ended = tokio::select! {
             signal = signals.ending() => Err(Failure::signalled(signal)),
             exit = sandbox.wait() => match exit.reason.is_orderly() {

@@ -1,5 +1,8 @@
 //! `flashpan inspect`.
 
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
 use clap::Args;
 use flashpan::state::Vm;
 use serde::Serialize;
@@ -8,6 +11,7 @@ use serde_json::Value;
 use crate::failure::{Failure, print, print_json};
 use crate::format::{Path, Row, Source, Template, json, render};
 use crate::vms::find;
+use crate::vms::form::{Form, folded};
 use crate::vms::list::Listed;
 
 const EXAMPLES: &str = "\
@@ -20,7 +24,7 @@ Examples:
 
 --format reaches every field of the JSON: disk_bytes is {{.DiskBytes}} or {{.disk_bytes}},
 and an entry of a list has its number, {{.Programs.Command.0}}; Config stands for
-Launch.Config. What is not set is `-`. A name alone that `flashpan ls` knows is as there.";
+Launch.Config. What is not set is empty. A name alone that `flashpan ls` knows is as there.";
 
 /// Shows everything about VMs, as JSON
 #[derive(Debug, Args)]
@@ -59,11 +63,18 @@ pub(crate) fn inspect(args: &InspectArgs) -> Result<u8, Failure> {
         print_json(&inspected.collect::<Vec<_>>())?;
         return Ok(0);
     };
+    let form = Arc::new(Form::of_vm());
     let documents = listed.into_iter().zip(inspected).map(|(listed, vm)| {
         let all = serde_json::to_value(&vm)
             .map_err(|e| Failure::new(format!("cannot describe the VM: {e}")))?;
         let id = vm.vm.id().to_owned();
-        Ok(Document { id, listed, all })
+        let form = Arc::clone(&form);
+        Ok(Document {
+            id,
+            listed,
+            all,
+            form,
+        })
     });
     let documents: Vec<_> = documents.collect::<Result<_, Failure>>()?;
     print(&render(&documents, template)?)?;
@@ -75,50 +86,79 @@ struct Document {
     id: String,
     listed: Listed,
     all: Value,
+    form: Arc<Form>,
 }
-
-/// Fields that a VM need not have.
-const OPTIONAL: [&str; 6] = ["name", "image", "publish", "gracems", "run", "exit"];
 
 /// Most names that an error lists.
 const SHOWN: usize = 24;
 
-impl Document {
-    fn get(&self, path: &Path) -> Result<&Value, Failure> {
-        let mut at = &self.all;
-        for (depth, name) in path.names.iter().enumerate() {
-            let found = match at {
-                // Of nothing every part is nothing.
-                Value::Null => return Ok(at),
-                Value::Array(list) => name.parse().ok().and_then(|index: usize| list.get(index)),
-                at => member(at, name),
-            };
-            let found = found.or_else(|| match depth {
-                0 if OPTIONAL.contains(&folded(name).as_str()) => Some(&Value::Null),
-                // `Config`, as docker has it.
-                0 => member(self.all.get("launch")?, name),
-                _ => None,
-            });
-            at = found.ok_or_else(|| self.unknown(path, depth, at))?;
+/// What a path led to so far.
+struct Place<'a> {
+    /// What is there; null if it is not set.
+    value: &'a Value,
+    /// What can be below it, as far as that is known.
+    form: Form,
+}
+
+impl<'a> Place<'a> {
+    /// What is below; `None` if there is nothing of that name, set or not.
+    fn below(&self, name: &str) -> Option<Self> {
+        let value = match self.value {
+            // The numbers of entries that there are not are mistakes.
+            Value::Array(list) => Some(list.get(name.parse::<usize>().ok()?)?),
+            value => member(value, name),
+        };
+        let form = self.form.member(name);
+        if value.is_none() && form.is_none() {
+            return None;
         }
-        Ok(at)
+        Some(Self {
+            value: value.unwrap_or(&Value::Null),
+            form: form.unwrap_or_default(),
+        })
     }
 
-    fn unknown(&self, path: &Path, depth: usize, at: &Value) -> Failure {
-        let name = path.names.get(..=depth).unwrap_or_default().join(".");
-        let parts = match at {
-            Value::Object(map) if !map.is_empty() => {
-                let names: Vec<_> = map.keys().take(SHOWN).map(String::as_str).collect();
-                format!("; there are {}", names.join(", "))
-            }
+    /// What there is below, for an error.
+    fn listed(&self) -> String {
+        let mut names: BTreeSet<_> = self.form.names().into_iter().collect();
+        match self.value {
             Value::Array(list) if !list.is_empty() => {
-                format!("; there are 0 to {}", list.len().saturating_sub(1))
+                return format!("; there are 0 to {}", list.len().saturating_sub(1));
             }
-            _ => String::new(),
+            Value::Object(map) => names.extend(map.keys().cloned()),
+            _ => {}
+        }
+        if names.is_empty() {
+            return String::new();
+        }
+        let names: Vec<_> = names.into_iter().take(SHOWN).collect();
+        format!("; there are {}", names.join(", "))
+    }
+}
+
+impl Document {
+    fn get(&self, path: &Path) -> Result<&Value, Failure> {
+        let mut at = Place {
+            value: &self.all,
+            form: self.form.as_ref().clone(),
         };
+        for (depth, name) in path.names.iter().enumerate() {
+            let found = at.below(name).or_else(|| match depth {
+                // `Config`, as docker has it.
+                0 => at.below("launch")?.below(name),
+                _ => None,
+            });
+            at = found.ok_or_else(|| self.unknown(path, depth, &at))?;
+        }
+        Ok(at.value)
+    }
+
+    fn unknown(&self, path: &Path, depth: usize, at: &Place<'_>) -> Failure {
+        let name = path.names.get(..=depth).unwrap_or_default().join(".");
         Failure::new(format!(
-            "--format: there is no field {name} of {}{parts}",
-            self.id
+            "--format: there is no field {name} of {}{}",
+            self.id,
+            at.listed()
         ))
     }
 }
@@ -133,10 +173,6 @@ fn member<'a>(of: &'a Value, name: &str) -> Option<&'a Value> {
     })
 }
 
-fn folded(name: &str) -> String {
-    name.replace('_', "").to_ascii_lowercase()
-}
-
 impl Source for Document {
     fn text(&self, path: &Path) -> Result<String, Failure> {
         let mut fields = Listed::FIELDS.iter();
@@ -147,7 +183,7 @@ impl Source for Document {
         }
         match self.get(path)? {
             value if path.json => json(value),
-            Value::Null => Ok("-".to_owned()),
+            Value::Null => Ok(String::new()),
             Value::String(text) => Ok(text.clone()),
             value => json(value),
         }

@@ -1,6 +1,7 @@
 //! Starting, stopping and everything in between.
 
-use std::time::Duration;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use clap::Args;
 use flashpan::state::{Status, Vm, Vms};
@@ -8,9 +9,10 @@ use flashpan::supervise::{StartOptions, WITHIN};
 use flashpan::{Exit, ExitReason, Sandbox};
 
 use crate::detached;
-use crate::failure::{Failure, each, print, say};
+use crate::failure::{Failure, each, say};
 use crate::parse;
 use crate::runtime;
+use crate::vms::outcome::{Outcome, OutcomeArgs};
 use crate::vms::{alive, find, of};
 
 /// How long it may do so before the user is told what is waited for.
@@ -18,6 +20,10 @@ const LONG: Duration = Duration::from_secs(10);
 
 /// How long what is left of a VM may take to go, once it has been told to.
 const GONE_WITHIN: Duration = Duration::from_secs(30);
+
+/// When a supervisor that does not listen is looked for again: it ends, which is told, or
+/// it has just begun, which is not.
+const LISTENS_WITHIN: Duration = Duration::from_secs(1);
 
 const START_EXAMPLES: &str = "\
 Examples:
@@ -81,6 +87,9 @@ pub(crate) struct StartArgs {
     /// Ids, their beginnings, or names.
     #[arg(value_name = "VM", required = true)]
     vms: Vec<String>,
+
+    #[command(flatten)]
+    outcome: OutcomeArgs,
 }
 
 /// Shuts VMs down in order
@@ -95,6 +104,9 @@ pub(crate) struct StopArgs {
     /// `run --graceful-shutdown` said otherwise, or 10s.
     #[arg(long, short, value_name = "DURATION", value_parser = grace)]
     time: Option<Duration>,
+
+    #[command(flatten)]
+    outcome: OutcomeArgs,
 }
 
 /// Shuts VMs down in order and starts them again
@@ -108,6 +120,9 @@ pub(crate) struct RestartArgs {
     /// How long programs may take to end, as for `stop`.
     #[arg(long, short, value_name = "DURATION", value_parser = grace)]
     time: Option<Duration>,
+
+    #[command(flatten)]
+    outcome: OutcomeArgs,
 }
 
 /// Ends VMs at once
@@ -125,6 +140,9 @@ pub(crate) struct KillArgs {
     /// All that run.
     #[arg(long)]
     all: bool,
+
+    #[command(flatten)]
+    outcome: OutcomeArgs,
 }
 
 /// Waits until VMs, or their commands, have ended
@@ -134,6 +152,9 @@ pub(crate) struct WaitArgs {
     /// Ids, their beginnings, or names.
     #[arg(value_name = "VM", required = true)]
     vms: Vec<String>,
+
+    #[command(flatten)]
+    outcome: OutcomeArgs,
 }
 
 /// Lets VMs stand still
@@ -143,6 +164,9 @@ pub(crate) struct PauseArgs {
     /// Ids, their beginnings, or names.
     #[arg(value_name = "VM", required = true)]
     vms: Vec<String>,
+
+    #[command(flatten)]
+    outcome: OutcomeArgs,
 }
 
 /// Lets VMs that were paused go on
@@ -152,6 +176,9 @@ pub(crate) struct UnpauseArgs {
     /// Ids, their beginnings, or names.
     #[arg(value_name = "VM", required = true)]
     vms: Vec<String>,
+
+    #[command(flatten)]
+    outcome: OutcomeArgs,
 }
 
 /// Gives a VM another name
@@ -165,6 +192,9 @@ pub(crate) struct RenameArgs {
     /// Its new name: letters, digits, `_`, `.` and `-`.
     #[arg(value_name = "NAME")]
     name: String,
+
+    #[command(flatten)]
+    outcome: OutcomeArgs,
 }
 
 /// As every duration, but programs may get none at all.
@@ -177,8 +207,9 @@ fn grace(text: &str) -> Result<Duration, String> {
 
 pub(crate) fn start(args: &StartArgs) -> Result<u8, Failure> {
     each_with_code(&args.vms, |text| {
-        start_again(&find(text)?)?;
-        done(text)
+        let vm = find(text)?;
+        start_again(&vm)?;
+        done(args.outcome, &vm, text)
     })
 }
 
@@ -192,8 +223,13 @@ fn start_again(vm: &Vm) -> Result<(), Failure> {
 
 /// What was asked of a VM is done: as with docker, its name is printed as it was given,
 /// and nothing else.
-pub(super) fn done(text: &str) -> Result<(), Failure> {
-    print(&format!("{text}\n"))
+fn done(outcome: OutcomeArgs, vm: &Vm, text: &str) -> Result<(), Failure> {
+    let done = Outcome {
+        id: vm.id(),
+        name: vm.name(),
+        ..Outcome::default()
+    };
+    outcome.say(done, text)
 }
 
 pub(crate) fn restart(args: &RestartArgs) -> Result<u8, Failure> {
@@ -216,7 +252,7 @@ pub(crate) fn restart(args: &RestartArgs) -> Result<u8, Failure> {
             })?;
         }
         start_again(&vm)?;
-        done(text)
+        done(args.outcome, &vm, text)
     })
 }
 
@@ -241,17 +277,20 @@ pub(crate) fn stop(args: &StopArgs) -> Result<u8, Failure> {
             // That is as good.
             _ => say("note", does_not_run(&vm).message()),
         }
-        done(text)
+        done(args.outcome, &vm, text)
     })?;
     Ok(0)
 }
 
-/// Shuts down a VM that runs.
+/// Shuts down a VM that runs. One that ends by itself meanwhile has ended as well.
 fn stop_in_order(vm: &Vm, time: Option<Duration>) -> Result<(), Failure> {
     let exit = shut_down(vm, time.unwrap_or_else(|| vm.record().grace()))?;
+    let Some(exit) = exit else {
+        return Ok(());
+    };
     // Of one that was still starting nothing can be lost.
     let came_up = !matches!(exit.reason, ExitReason::Other { .. });
-    if came_up && !exit.reason.is_orderly() {
+    if came_up && !exit.reason.is_orderly() && !was_removed(vm, &exit.reason) {
         return Err(Failure::new(format!(
             "the VM {} did not shut down in order ({}); what it wrote last may be lost",
             vm.id(),
@@ -261,23 +300,47 @@ fn stop_in_order(vm: &Vm, time: Option<Duration>) -> Result<(), Failure> {
     Ok(())
 }
 
-fn shut_down(vm: &Vm, grace: Duration) -> Result<std::sync::Arc<Exit>, Failure> {
+/// Whether its supervisor did not die but went, and the VM with it, in order.
+fn was_removed(vm: &Vm, reason: &ExitReason) -> bool {
+    vm.record().remove && *reason == ExitReason::SupervisorDied && !vm.directory().exists()
+}
+
+/// How it ended; `None` if it had before it could be told to.
+fn shut_down(vm: &Vm, grace: Duration) -> Result<Option<Arc<Exit>>, Failure> {
     let exit = runtime(async {
-        let sandbox = attach_running(vm).await?;
+        let Some(sandbox) = attach_unless_ended(vm).await? else {
+            return Ok(None);
+        };
         let ended = sandbox.shutdown_within(grace, WITHIN);
         let mut ended = std::pin::pin!(ended);
         let patience = tokio::time::sleep(grace.saturating_add(LONG));
         tokio::select! {
-            exit = &mut ended => return Ok(exit),
+            exit = &mut ended => return Ok(Some(exit)),
             () = patience => say("note", &format!(
                 "waiting for the guest of {} to write its disks; `flashpan kill` ends it now",
                 vm.id()
             )),
         }
-        Ok(ended.await)
+        Ok(Some(ended.await))
     })?;
     gone(vm.id())?;
     Ok(exit)
+}
+
+/// A handle to a VM that ran a moment ago; `None` if it has ended since.
+async fn attach_unless_ended(vm: &Vm) -> Result<Option<Sandbox>, Failure> {
+    let vms = Vms::user().map_err(Failure::new)?;
+    let begun = Instant::now();
+    loop {
+        match Sandbox::attach(vm).await {
+            Ok(sandbox) => return Ok(Some(sandbox)),
+            Err(flashpan::Error::NotRunning) if begun.elapsed() < GONE_WITHIN => {}
+            Err(error) => return Err(of_running(vm, error)),
+        }
+        if ended_within(&vms, vm.id(), LISTENS_WITHIN)? {
+            return Ok(None);
+        }
+    }
 }
 
 /// That there is nothing to end or to pause: to start it would not help whoever asks.
@@ -305,20 +368,36 @@ fn of_running(vm: &Vm, error: flashpan::Error) -> Failure {
 /// Ends a VM whatever it is doing, also if its files cannot be understood.
 pub(super) fn end(id: &str) -> Result<(), Failure> {
     let vms = Vms::user().map_err(Failure::new)?;
-    runtime(async { Ok(Sandbox::end(&vms, id).await?) })?;
-    gone(id)
+    let begun = Instant::now();
+    loop {
+        runtime(async { Ok(Sandbox::end(&vms, id).await?) })?;
+        if ended_within(&vms, id, LISTENS_WITHIN)? {
+            return Ok(());
+        }
+        // One that has just begun has not heard of it.
+        if begun.elapsed() >= GONE_WITHIN {
+            return Err(not_gone(id));
+        }
+    }
 }
 
 /// Returns when a VM that was told to end has no supervisor any more.
 fn gone(id: &str) -> Result<(), Failure> {
     let vms = Vms::user().map_err(Failure::new)?;
-    match vms.wait_until_ended(id, GONE_WITHIN) {
-        Ok(true) => Ok(()),
-        Ok(false) => Err(Failure::new(format!(
-            "the VM {id} has been told to end and has not in {GONE_WITHIN:?}"
-        ))),
-        Err(error) => Err(Failure::new(error)),
+    match ended_within(&vms, id, GONE_WITHIN)? {
+        true => Ok(()),
+        false => Err(not_gone(id)),
     }
+}
+
+fn ended_within(vms: &Vms, id: &str, within: Duration) -> Result<bool, Failure> {
+    vms.wait_until_ended(id, within).map_err(Failure::new)
+}
+
+fn not_gone(id: &str) -> Failure {
+    Failure::new(format!(
+        "the VM {id} has been told to end and has not in {GONE_WITHIN:?}"
+    ))
 }
 
 pub(crate) fn kill(args: &KillArgs) -> Result<u8, Failure> {
@@ -327,7 +406,7 @@ pub(crate) fn kill(args: &KillArgs) -> Result<u8, Failure> {
             return Err(does_not_run(vm));
         }
         end(vm.id())?;
-        done(text)
+        done(args.outcome, vm, text)
     };
     match args.all {
         true => each(&alive()?, |vm| killed(vm, vm.id()))?,
@@ -344,8 +423,14 @@ const UNKNOWN: u8 = 125;
 
 pub(crate) fn wait(args: &WaitArgs) -> Result<u8, Failure> {
     each(&args.vms, |text| {
-        let code = code_of(&find(text)?)?;
-        print(&format!("{code}\n"))
+        let vm = find(text)?;
+        let code = code_of(&vm)?;
+        let ended = Outcome {
+            id: vm.id(),
+            name: vm.name(),
+            exit_code: Some(code),
+        };
+        args.outcome.say(ended, &code.to_string())
     })?;
     Ok(0)
 }
@@ -409,7 +494,7 @@ pub(crate) fn pause(args: &PauseArgs) -> Result<u8, Failure> {
             let done = sandbox.pause().await;
             done.map_err(|error| of_running(&vm, error))
         })?;
-        done(text)
+        done(args.outcome, &vm, text)
     })?;
     Ok(0)
 }
@@ -422,7 +507,7 @@ pub(crate) fn unpause(args: &UnpauseArgs) -> Result<u8, Failure> {
             let done = sandbox.resume().await;
             done.map_err(|error| of_running(&vm, error))
         })?;
-        done(text)
+        done(args.outcome, &vm, text)
     })?;
     Ok(0)
 }
@@ -430,8 +515,16 @@ pub(crate) fn unpause(args: &UnpauseArgs) -> Result<u8, Failure> {
 pub(crate) fn rename(args: &RenameArgs) -> Result<u8, Failure> {
     let vms = Vms::user().map_err(Failure::new)?;
     let id = vms.resolve(&args.vm).map_err(Failure::new)?;
-    // Nothing is printed, as by docker.
     vms.rename(&id, &args.name).map_err(Failure::new)?;
+    // In words nothing is printed, as by docker.
+    if args.outcome.is_json() {
+        let renamed = Outcome {
+            id: &id,
+            name: Some(&args.name),
+            ..Outcome::default()
+        };
+        args.outcome.say(renamed, "")?;
+    }
     Ok(0)
 }
 

@@ -5,7 +5,8 @@ use flashpan::state::{StateError, Status, Vms};
 
 use crate::failure::{Failure, each, print};
 use crate::pin;
-use crate::vms::life::{done, end};
+use crate::vms::life::end;
+use crate::vms::outcome::{Outcome, OutcomeArgs};
 
 const RM_EXAMPLES: &str = "\
 Examples:
@@ -40,23 +41,37 @@ pub(crate) struct RmArgs {
     /// All that have stopped or crashed.
     #[arg(long)]
     stopped: bool,
+
+    #[command(flatten)]
+    outcome: OutcomeArgs,
 }
 
 /// Removes all VMs that have stopped or crashed
 #[derive(Debug, Args)]
 #[command(after_help = PRUNE_EXAMPLES)]
-pub(crate) struct PruneArgs {}
+pub(crate) struct PruneArgs {
+    #[command(flatten)]
+    outcome: OutcomeArgs,
+}
 
 pub(crate) fn rm(args: &RmArgs) -> Result<u8, Failure> {
     let vms = Vms::user().map_err(Failure::new)?;
     if args.stopped {
-        return prune_all(&vms).map(|_| 0);
+        return prune_all(&vms, args.outcome).map(|_| 0);
     }
     each(&args.vms, |text| {
         let id = vms.resolve(text).map_err(Failure::new)?;
+        // A damaged one's is not known.
+        let name = vms.find(&id).ok();
+        let name = name.as_ref().and_then(|vm| vm.name());
         remove(&vms, &id, args.force)?;
         pin::release(&id);
-        done(text)
+        let removed = Outcome {
+            id: &id,
+            name,
+            ..Outcome::default()
+        };
+        args.outcome.say(removed, text)
     })?;
     Ok(0)
 }
@@ -84,19 +99,26 @@ fn remove(vms: &Vms, id: &str, force: bool) -> Result<(), Failure> {
     vms.remove(id).map_err(Failure::new)
 }
 
-pub(crate) fn prune(_args: &PruneArgs) -> Result<u8, Failure> {
+pub(crate) fn prune(args: &PruneArgs) -> Result<u8, Failure> {
     let vms = Vms::user().map_err(Failure::new)?;
-    let number = prune_all(&vms)?;
+    let number = prune_all(&vms, args.outcome)?;
+    if args.outcome.is_json() {
+        return Ok(0);
+    }
     let things = if number == 1 { "VM" } else { "VMs" };
     print(&format!("Pruned {number} {things}\n"))?;
     Ok(0)
 }
 
-fn prune_all(vms: &Vms) -> Result<usize, Failure> {
+fn prune_all(vms: &Vms, outcome: OutcomeArgs) -> Result<usize, Failure> {
     let (removed, failures) = vms.prune().map_err(Failure::new)?;
     removed.iter().for_each(|id| pin::release(id));
     for id in &removed {
-        done(id)?;
+        let removed = Outcome {
+            id,
+            ..Outcome::default()
+        };
+        outcome.say(removed, id)?;
     }
     each(&failures, |failure| Err(Failure::new(failure)))?;
     Ok(removed.len())

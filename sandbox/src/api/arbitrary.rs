@@ -125,7 +125,13 @@ fn network() -> impl Strategy<Value = NetworkConfig> {
     (hosts, rest, more).prop_map(|(hosts, rest, more)| {
         let [no_network, intercept] = rest.1;
         let network = NetworkConfig {
-            allowed_hosts: hosts.0,
+            allowed_hosts: hosts.0.clone(),
+            rules: hosts
+                .0
+                .iter()
+                .map(|host| format!("deny GET {host}/"))
+                .collect(),
+            denied_hosts: hosts.0,
             add_hosts: hosts.1,
             secrets: hosts.2,
             block_private_ips: rest.0,
@@ -142,6 +148,7 @@ fn network() -> impl Strategy<Value = NetworkConfig> {
         }
         NetworkConfig {
             allowed_hosts: Vec::new(),
+            rules: Vec::new(),
             secrets: BTreeMap::new(),
             intercept: false,
             interception: None,

@@ -50,6 +50,8 @@ fn resources(own: &Resources, over: &Resources) -> Resources {
 fn network(own: NetworkConfig, over: NetworkConfig) -> NetworkConfig {
     NetworkConfig {
         allowed_hosts: list(own.allowed_hosts, over.allowed_hosts),
+        denied_hosts: list(own.denied_hosts, over.denied_hosts),
+        rules: list(own.rules, over.rules),
         add_hosts: list(own.add_hosts, over.add_hosts),
         block_private_ips: over.block_private_ips.or(own.block_private_ips),
         no_network: own.no_network || over.no_network,

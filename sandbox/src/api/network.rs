@@ -19,7 +19,10 @@ pub const DEFAULT_DNS_SERVERS: [&str; 2] = ["8.8.8.8", "8.8.4.4"];
 ///
 /// Patterns of hosts: `*` is all; `*.x` is everything that ends in `.x`, at any
 /// depth, but not `x`; `x.*` is everything that begins with `x.`; in any other
-/// pattern each `*` is any run of characters, dots included.
+/// pattern each `*` is any run of characters, dots included. An address or a network
+/// (`10.0.0.0/8`, `10.0.*`) means the addresses. A port or range of ports may follow, as in
+/// `db.example.com:5432`; without one all ports of TCP are meant, and with `udp:` before it
+/// UDP in place of TCP.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[non_exhaustive]
@@ -32,6 +35,22 @@ pub struct NetworkConfig {
         skip_serializing_if = "Vec::is_empty"
     )]
     pub allowed_hosts: Vec<String>,
+    /// Patterns of hosts that the guest may not reach, whatever else allows them.
+    #[serde(
+        default,
+        deserialize_with = "lenient::list",
+        skip_serializing_if = "Vec::is_empty"
+    )]
+    pub denied_hosts: Vec<String>,
+    /// Rules for requests, each `allow` or `deny`, methods if only some are meant, and a
+    /// host with or without a path: `allow GET,HEAD api.example.com/repos/**`. The first
+    /// one that means a request counts; then `allowed_hosts`.
+    #[serde(
+        default,
+        deserialize_with = "lenient::list",
+        skip_serializing_if = "Vec::is_empty"
+    )]
+    pub rules: Vec<String>,
     /// Lines for the guest's `/etc/hosts`.
     #[serde(
         default,
@@ -44,7 +63,7 @@ pub struct NetworkConfig {
     /// fields are set.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub block_private_ips: Option<bool>,
-    /// No network at all. Not with `allowed_hosts`, `secrets`, `intercept` and
+    /// No network at all. Not with `allowed_hosts`, `rules`, `secrets`, `intercept` and
     /// `interception`. Default false.
     #[serde(
         default,
@@ -158,6 +177,7 @@ impl NetworkConfig {
             && (self.intercept
                 || self.interception.is_some()
                 || !self.allowed_hosts.is_empty()
+                || !self.rules.is_empty()
                 || !self.secrets.is_empty())
     }
 }

@@ -237,7 +237,8 @@ fn check_image_config(image: &ImageConfig, problems: &mut Problems) {
     if !image.working_dir.is_empty() {
         let at = top.field("working_dir");
         if !image.working_dir.starts_with('/') {
-            problems.add(&at, ProblemKind::Malformed, "must be an absolute path");
+            let why = format!("{} is not an absolute path", quoted(&image.working_dir));
+            problems.add(&at, ProblemKind::Malformed, why);
         }
         if image.working_dir.contains('\0') {
             problems.add(&at, ProblemKind::Malformed, "contains a NUL");

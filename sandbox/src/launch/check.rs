@@ -20,6 +20,7 @@ use super::vm::Launch;
 use crate::api::{Config, Resources};
 use crate::config::{Root, SandboxBuilder};
 use crate::error::{Error, Result};
+use crate::network::Settings;
 use crate::sandbox::Sandbox;
 
 /// A VM of which everything is in order that can be found out quickly. Its disks
@@ -59,7 +60,7 @@ impl Launch {
         progress: Arc<dyn Progress>,
     ) -> Result<Checked> {
         config.validate()?;
-        Unsupported::check(&config, options.network)?;
+        Unsupported::check(&config, options.network_of(&config))?;
         let image_name = image_name(&config, &options)?;
         let made = config.id_or_new().map(drop);
         let hostname = made.and_then(|()| config.hostname_or_id().map(str::to_owned));
@@ -202,14 +203,10 @@ pub(super) fn bare(
     if let Some(limit) = options.disk_rate {
         builder = builder.disk_rate(limit);
     }
-    builder = builder.network(options.network);
+    let network = Settings::of(config, options.network_of(config));
+    builder = builder.network_settings(network);
     if let Some(limit) = options.network_rate {
         builder = builder.network_rate(limit);
-    }
-    if let Some(network) = &config.network {
-        builder = builder
-            .block_private_ips(network.blocks_private_ips())
-            .network_mtu(network.mtu_or_default());
     }
     for entry in config.network.iter().flat_map(|network| &network.add_hosts) {
         builder = builder.add_host(entry.clone());

@@ -8,6 +8,7 @@ use flashpan_protocol::control::{BootProtocol, Console};
 use flashpan_rootfs::platform::Platform;
 use serde::{Deserialize, Serialize};
 
+use crate::api::Config;
 use crate::config::DEFAULT_BOOT_TIMEOUT;
 use crate::network::Network;
 use crate::rate::RateLimit;
@@ -44,8 +45,7 @@ pub struct HostOptions {
     /// much as the host does if there is none.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub disk_rate: Option<RateLimit>,
-    /// What network the VM has. With one, `network.block_private_ips` and `network.mtu`
-    /// of its configuration count.
+    /// What network the VM has; none if its configuration says so (`network.no_network`).
     #[serde(default)]
     pub network: Network,
     /// How much passes the VM's network card at most, in each direction for itself; as
@@ -167,6 +167,15 @@ impl HostOptions {
         Self {
             kernel: kernel.into(),
             ..Self::default()
+        }
+    }
+
+    /// What network a VM of this configuration has.
+    pub(crate) fn network_of(&self, config: &Config) -> Network {
+        let network = config.network.as_ref();
+        match network.is_some_and(|network| network.no_network) && self.network == Network::Sealed {
+            true => Network::None,
+            false => self.network,
         }
     }
 

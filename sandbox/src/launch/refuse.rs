@@ -17,7 +17,7 @@ pub struct Unsupported {
 
 /// Why a field cannot be obeyed.
 const NO_NETWORK: &str = "guests have no network";
-const NOT_YET: &str = "a network is open, or there is none";
+const NOT_YET: &str = "requests are not looked into";
 const NO_MOUNTS: &str = "guests see no files of the host; use a disk";
 
 impl Unsupported {
@@ -61,14 +61,19 @@ fn check_network(
     let none = has == Network::None;
     let mtu = none && network.mtu_or_default() != DEFAULT_NETWORK_MTU;
     let private = none && !network.blocks_private_ips();
+    let hosts = !network.allowed_hosts.is_empty();
     let why = if none { NO_NETWORK } else { NOT_YET };
     for (asked, field) in [
-        (!network.allowed_hosts.is_empty(), "network.allowed_hosts"),
+        (none && hosts, "network.allowed_hosts"),
+        (none && !network.rules.is_empty(), "network.rules"),
         (private, "network.block_private_ips"),
         (network.intercept, "network.intercept"),
         (network.interception.is_some(), "network.interception"),
         (!network.secrets.is_empty(), "network.secrets"),
-        (!network.dns_servers.is_empty(), "network.dns_servers"),
+        (
+            none && !network.dns_servers.is_empty(),
+            "network.dns_servers",
+        ),
         (mtu, "network.mtu"),
     ] {
         refuse(asked, field, why);

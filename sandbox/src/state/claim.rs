@@ -113,7 +113,8 @@ impl Claim {
         record::write(&self.directory().join("run.json"), &*run)
     }
 
-    /// Says what the VM does, to who lists VMs.
+    /// Says what the VM does, to who lists VMs, until its life was let go of: what is
+    /// being written then is waited for. Blocks as long as the disk does.
     pub(crate) fn say(&self, activity: Activity) {
         if let Some(life) = &*self.life.lock().unwrap_or_else(PoisonError::into_inner) {
             // One byte in place: it fails only with the disk itself.

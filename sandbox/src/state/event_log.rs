@@ -13,6 +13,7 @@ use tokio::time::timeout;
 
 use crate::api::{ExecEvent, Timestamp};
 use crate::events::{VmEvent, VmEventKind};
+use crate::network_event::NetworkActivity;
 use crate::state::{LogFile, LogReader, LogStream, Result, Status, Vm};
 use crate::text::one_line;
 
@@ -86,6 +87,14 @@ pub enum LoggedKind {
         /// How long it ran, in milliseconds.
         duration_ms: u64,
     },
+    /// A connection, request or question for a name is over, or was refused.
+    Network {
+        /// Since 1970, in seconds.
+        timestamp: i64,
+        /// What it was.
+        #[serde(flatten)]
+        activity: Box<NetworkActivity>,
+    },
     /// At least so many events before this are missing: they came faster than they
     /// could be told.
     Lost {
@@ -120,6 +129,10 @@ impl LoggedEvent {
                     ExitStatus::Code(_) => None,
                 },
                 duration_ms: u64::try_from(ended.duration.as_millis()).unwrap_or(u64::MAX),
+            },
+            VmEventKind::Network(activity) => LoggedKind::Network {
+                timestamp: event.at.unix_seconds(),
+                activity: Box::new(NetworkActivity::clone(activity)),
             },
             VmEventKind::Lost(count) => LoggedKind::Lost { count: *count },
         };

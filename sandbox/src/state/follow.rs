@@ -5,12 +5,11 @@ use std::io::{self, Read};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::inotify;
-use tokio::io::AsyncReadExt;
-use tokio::net::unix::pipe;
+use rustix::fs::inotify::WatchFlags;
 
 use crate::state::error::failed;
 use crate::state::log_file::old;
+use crate::state::watches::Watches;
 use crate::state::{Result, Vm};
 
 /// How much is read at a time.
@@ -47,7 +46,9 @@ pub struct LogReader {
     file: Option<File>,
     /// Read already and not returned yet.
     pending: Vec<u8>,
-    events: pipe::Receiver,
+    watches: Watches,
+    /// That of the file, if it is watched.
+    of_file: Option<i32>,
     lost: bool,
 }
 
@@ -63,13 +64,14 @@ impl LogReader {
     }
 
     pub(super) fn at(path: PathBuf, directory: &Path, tail: Option<usize>) -> Result<Self> {
-        let names = inotify::WatchFlags::CREATE | inotify::WatchFlags::MOVED_TO;
-        let events = watch(directory, names).map_err(failed("watch", directory))?;
+        let names = WatchFlags::CREATE | WatchFlags::MOVED_TO;
+        let watches = watch(directory, names).map_err(failed("watch", directory))?;
         let mut reader = Self {
             path,
             file: None,
             pending: Vec::new(),
-            events,
+            watches,
+            of_file: None,
             lost: false,
         };
         reader.begin(tail).map_err(|source| {
@@ -156,7 +158,12 @@ impl LogReader {
         if self.file.is_some() {
             // Before it is read: what is written afterwards is an event. A file that
             // was replaced meanwhile is noticed by its number.
-            let _ = inotify::add_watch(&self.events, &self.path, inotify::WatchFlags::MODIFY);
+            let watch = self.watches.add(&self.path, WatchFlags::MODIFY).ok();
+            if let Some(before) = std::mem::replace(&mut self.of_file, watch)
+                && watch != Some(before)
+            {
+                self.watches.remove(before);
+            }
         }
         Ok(())
     }
@@ -166,9 +173,8 @@ impl LogReader {
     /// # Errors
     /// The host does not say.
     pub async fn changed(&mut self) -> Result<()> {
-        let mut events = [0; 4096];
-        let read = self.events.read(&mut events).await;
-        read.map(drop).map_err(failed("watch", &self.path))
+        let changed = self.watches.changed().await;
+        changed.map_err(failed("watch", &self.path))
     }
 
     /// Whether more was written than was read in time, since this was last asked.
@@ -181,15 +187,15 @@ impl LogReader {
 #[derive(Debug)]
 pub struct ListWatch {
     directory: PathBuf,
-    events: pipe::Receiver,
+    watches: Watches,
 }
 
 impl ListWatch {
     pub(super) fn on(directory: &Path) -> Result<Self> {
-        let names = inotify::WatchFlags::MOVED_TO | inotify::WatchFlags::MOVED_FROM;
+        let names = WatchFlags::MOVED_TO | WatchFlags::MOVED_FROM;
         Ok(Self {
             directory: directory.to_owned(),
-            events: watch(directory, names).map_err(failed("watch", directory))?,
+            watches: watch(directory, names).map_err(failed("watch", directory))?,
         })
     }
 
@@ -198,18 +204,15 @@ impl ListWatch {
     /// # Errors
     /// The host does not say.
     pub async fn changed(&mut self) -> Result<()> {
-        let mut events = [0; 4096];
-        let read = self.events.read(&mut events).await;
-        read.map(drop).map_err(failed("watch", &self.directory))
+        let changed = self.watches.changed().await;
+        changed.map_err(failed("watch", &self.directory))
     }
 }
 
-/// A descriptor that is readable when there is something, as a pipe is.
-fn watch(directory: &Path, what: inotify::WatchFlags) -> io::Result<pipe::Receiver> {
-    let flags = inotify::CreateFlags::CLOEXEC | inotify::CreateFlags::NONBLOCK;
-    let events = inotify::init(flags)?;
-    inotify::add_watch(&events, directory, what)?;
-    pipe::Receiver::from_file_unchecked(File::from(events))
+fn watch(directory: &Path, what: WatchFlags) -> io::Result<Watches> {
+    let mut watches = Watches::new()?;
+    watches.add(directory, what)?;
+    Ok(watches)
 }
 
 fn open(path: &Path) -> io::Result<Option<File>> {
@@ -287,6 +290,47 @@ mod tests {
                 "{text:?}"
             );
         }
+    }
+
+    /// More than a user may have of what watches files, where nobody has changed that.
+    const MANY: usize = 200;
+
+    #[tokio::test]
+    async fn many_logs_are_followed_at_once_and_each_is_told_of_its_own() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut logs: Vec<_> = (0..MANY)
+            .map(|number| {
+                let directory = dir.path().join(number.to_string());
+                fs::create_dir(&directory).unwrap();
+                let path = directory.join("output.log");
+                let reader = LogReader::at(path.clone(), &directory, None).unwrap();
+                (LogFile::with_max(path, 100).unwrap(), reader)
+            })
+            .collect();
+        let instances = fs::read_dir("/proc/self/fd").unwrap().filter(|entry| {
+            let target = fs::read_link(entry.as_ref().unwrap().path());
+            target.is_ok_and(|target| target == Path::new("anon_inode:inotify"))
+        });
+        let instances = instances.count();
+        assert!(instances < MANY / 10, "{instances}");
+        for (number, (log, _)) in logs.iter_mut().enumerate() {
+            log.write_all(format!("{number}\n").as_bytes()).unwrap();
+        }
+        for (number, (_, reader)) in logs.iter_mut().enumerate() {
+            let line = loop {
+                timeout(LONG, reader.changed()).await.unwrap().unwrap();
+                let chunk = reader.available().unwrap();
+                if !chunk.is_empty() {
+                    break chunk;
+                }
+            };
+            assert_eq!(line, format!("{number}\n").into_bytes());
+        }
+        // Again, now that each knows its file.
+        let (log, reader) = &mut logs[MANY / 2];
+        log.write_all(b"more\n").unwrap();
+        timeout(LONG, reader.changed()).await.unwrap().unwrap();
+        assert_eq!(reader.available().unwrap(), b"more\n");
     }
 
     #[tokio::test]

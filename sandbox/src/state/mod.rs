@@ -30,6 +30,7 @@ pub(crate) mod record;
 #[cfg(test)]
 mod tests;
 mod vm;
+mod watches;
 
 use std::fs::{self, DirBuilder};
 use std::io;
@@ -51,6 +52,7 @@ pub(crate) use claim::Claim;
 pub(crate) use event_log::EventLog;
 pub(crate) use lock::marked;
 pub(crate) use log_file::LogFile;
+pub(crate) use vm::last_exit;
 
 use error::failed;
 use lock::{Holder, ListLock};
@@ -149,7 +151,7 @@ impl Vms {
         Ok(listing)
     }
 
-    /// Tells from now on when VMs are made or removed. Needs a tokio runtime.
+    /// Tells from now on when VMs are made or removed.
     ///
     /// # Errors
     /// The list cannot be made or watched.

@@ -188,3 +188,10 @@ pub(super) fn look_between(
     }
     Ok((Status::Starting, None, None))
 }
+
+/// How the last run in a directory ended, if that is written down.
+pub(crate) fn last_exit(directory: &Path) -> Result<Option<ExitRecord>> {
+    let run: Option<Run> = record::read(&directory.join("run.json"))?;
+    let exit: Option<ExitRecord> = record::read(&directory.join("exit.json"))?;
+    Ok(exit.filter(|exit| run.is_some_and(|run| run.number == exit.run)))
+}

@@ -23,6 +23,7 @@ use crate::state::{
 };
 use crate::supervise::command::OwnCommand;
 use crate::supervise::detach::{Channel, Starter};
+use crate::supervise::doing::Doing;
 use crate::supervise::server::{Clients, listen};
 use crate::supervise::start::{NotStarted, Order};
 use crate::supervise::tell::tell;
@@ -64,9 +65,9 @@ impl Launching {
 /// What the main loop and the tasks of clients share.
 #[derive(Debug)]
 pub(super) struct Shared {
-    claim: Claim,
+    claim: Arc<Claim>,
     events: EventLog,
-    activity: Mutex<Activity>,
+    doing: Doing,
     sandbox: OnceLock<Arc<Sandbox>>,
     /// Whether the VM is not wanted any more although it is not there yet.
     abort: watch::Sender<bool>,
@@ -81,17 +82,13 @@ pub(super) struct Shared {
 
 impl Shared {
     pub(super) fn activity(&self) -> Activity {
-        *self.activity.lock().unwrap_or_else(PoisonError::into_inner)
+        self.doing.now()
     }
 
-    /// Notes what the VM does now. One that shuts down does nothing else any more.
+    /// Says what the VM does now. One that shuts down does nothing else any more.
     pub(super) fn say(&self, now: Activity) {
-        let mut activity = self.activity.lock().unwrap_or_else(PoisonError::into_inner);
-        if *activity != Activity::Stopping && *activity != now {
-            *activity = now;
-            self.claim.say(now);
-            self.events.vm(Status::of(now), None);
-        }
+        self.doing
+            .change(now, || self.events.vm(Status::of(now), None));
     }
 
     pub(super) fn sandbox(&self) -> Option<&Arc<Sandbox>> {
@@ -104,6 +101,7 @@ impl Shared {
 
     /// Waits until what the VM did so far is written down, unless that takes long.
     pub(super) async fn written(&self) {
+        self.doing.noted().await;
         self.events.written().await;
     }
 
@@ -239,14 +237,16 @@ where
 fn begin(order: &Order, vms: &Vms) -> Result<Begun, NotStarted> {
     // From here on a signal ends the VM in order, and not this process.
     let ending = Ending::watch()?;
-    let claim = vms.claim(&order.id, !order.run_command)?;
+    let claim = Arc::new(vms.claim(&order.id, !order.run_command)?);
     let directory = claim.directory().to_owned();
     let prepared = (|| {
         let log = |stream: LogStream| LogFile::open(directory.join(stream.file_name()));
         let events = EventLog::open(&order.id, &directory)?;
-        Ok((listen(&directory)?, log(LogStream::Console)?, events))
+        let noted = Arc::clone(&claim);
+        let doing = Doing::starting(move |activity| noted.say(activity))?;
+        Ok((listen(&directory)?, log(LogStream::Console)?, events, doing))
     })();
-    let (listener, console, events) = match prepared {
+    let (listener, console, events, doing) = match prepared {
         Ok(prepared) => prepared,
         Err(error) => {
             let error: std::io::Error = error;
@@ -267,7 +267,7 @@ fn begin(order: &Order, vms: &Vms) -> Result<Begun, NotStarted> {
     let shared = Arc::new(Shared {
         claim,
         events,
-        activity: Mutex::new(Activity::Starting),
+        doing,
         sandbox: OnceLock::new(),
         abort: watch::Sender::new(false),
         stop: watch::Sender::new(None),
@@ -350,7 +350,7 @@ where
     };
     shared.say(Activity::Running);
     // Whoever started it looks for that.
-    shared.events.written().await;
+    shared.written().await;
     let wanted = channel.ready(sandbox.take_warnings()).await;
     if !wanted {
         shared.kill();

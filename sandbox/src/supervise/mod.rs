@@ -11,6 +11,7 @@
 
 mod command;
 mod detach;
+mod doing;
 mod life;
 mod server;
 mod start;

@@ -8,7 +8,8 @@ use std::time::Duration;
 use flashpan_protocol::agent::{ExecInput, ExecRequest, StartFailureKind};
 use flashpan_protocol::frame;
 use flashpan_protocol::supervisor::{
-    Activity, Answer, MAGIC, MAX_ANSWER, MAX_REQUEST, Refusal, RefusalKind, Request, VERSION,
+    Activity, Answer, MAGIC, MAX_ANSWER, MAX_REQUEST, PolicyRequest, Refusal, RefusalKind, Request,
+    VERSION,
 };
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{UnixListener, UnixStream};
@@ -193,6 +194,10 @@ async fn obey(request: Request, stream: &mut UnixStream, shared: &Arc<Shared>) -
         Request::WaitCommand => return command_ended(stream, shared).await,
         Request::Pause => done(pause(shared).await),
         Request::Resume => done(resume(shared).await),
+        Request::Policy(request) => match policy(request, shared).await {
+            Ok(answer) => answer,
+            Err(error) => refusal_of(&error),
+        },
         Request::Usage => match usage(shared).await {
             Ok(answer) => answer,
             Err(error) => refusal_of(&error),
@@ -265,6 +270,12 @@ async fn usage(shared: &Shared) -> Result<Answer, Error> {
     let mut usage = sandbox.usage().await?;
     usage.uptime_ns = shared.uptime_ns();
     Ok(Answer::Usage(Box::new(usage)))
+}
+
+/// What the guest may reach can be changed also while it stands still.
+async fn policy(request: PolicyRequest, shared: &Shared) -> Result<Answer, Error> {
+    let sandbox = shared.sandbox().ok_or(Error::Starting)?;
+    sandbox.ask_policy(request).await
 }
 
 /// Runs a program that nobody watches.

@@ -23,6 +23,8 @@ Fuzzes what reads what strangers made.
                texts, config: words of a command line, and configurations
                records: what is on disk of a VM
                network: frames of a guest's network card
+               dns: a guest's questions for names
+               hello: what a guest says first in TLS
   --seconds  how long to run each; 600 if not given
 
 What is found is in target/fuzz/artifacts; put it into tests/fuzz/corpus with
@@ -30,7 +32,7 @@ the fix, where `cargo test` runs it ever after. New inputs are kept in
 target/fuzz/corpus.
 ";
 
-const TARGETS: [&str; 12] = [
+const TARGETS: [&str; 14] = [
     "tar",
     "convert",
     "decompress",
@@ -43,6 +45,8 @@ const TARGETS: [&str; 12] = [
     "config",
     "records",
     "network",
+    "dns",
+    "hello",
 ];
 const TRIPLE: &str = "x86_64-unknown-linux-gnu";
 

@@ -4,7 +4,7 @@ use std::ffi::OsString;
 
 use anyhow::{Result, bail};
 
-use crate::setup::{self, Guest, Place};
+use crate::setup::{self, Guest};
 use crate::step::{self, Tally};
 use crate::{bench, deny};
 
@@ -37,31 +37,14 @@ const PRIVILEGED_PACKAGES: [&str; 2] = ["flashpan-guest-init", "flashpan-rootfs"
 /// Seconds for the tests that need root.
 const PRIVILEGED_PATIENCE: u32 = 5 * 60;
 
-/// Runs every test program it is given, and fails if one of them did. Where VMs are
-/// emulated, tests that failed in a way that the emulator is known for (a guest that stands
-/// still or has a triple fault, docs/lab.md) are run once more, by name, and that is said.
+/// Runs every test program it is given, once, and fails if one of them did.
 const RUN_ALL: &str = r#"
-options=$1 filter=$2 symptoms=$3; shift 3; failed=0
-log=$(mktemp)
+options=$1 filter=$2; shift 2; failed=0
 for program; do
     echo "running ${program##*/}"
-    { "$program" --test-threads=1 $options $filter; echo $? > "$log.status"; } 2>&1 | tee "$log"
-    [ "$(cat "$log.status")" = 0 ] && continue
-    names=$(sed -n 's/^test \(.*\) \.\.\. FAILED$/\1/p' "$log")
-    if [ -n "$symptoms" ] && [ -n "$names" ] && grep -qE "$symptoms" "$log"; then
-        echo "once more, since the emulator may be why:" $names
-        if "$program" --test-threads=1 $options --exact $names; then
-            echo "at the second try:" $(echo $names | wc -w)
-            continue
-        fi
-    fi
-    failed=1
+    "$program" --test-threads=1 $options $filter || failed=1
 done
 exit $failed"#;
-
-/// What a test says that failed because of the emulator, or may have.
-const SYMPTOMS: &str =
-    "triple fault|it takes longer than|did not start the program within|was not ready within";
 
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Choice {
@@ -84,11 +67,7 @@ pub(crate) fn test(arguments: &[OsString]) -> Result<u8> {
         passed,
         failed,
         ignored,
-        second_try,
     } = tally;
-    if second_try > 0 {
-        eprintln!("{second_try} of them at the second try: see `once more` above, and docs/lab.md");
-    }
     println!("\n{passed} passed, {failed} failed, {ignored} skipped");
     result?;
     if let Some(filter) = &choice.filter
@@ -171,7 +150,7 @@ fn privileged(filter: Option<&str>, tally: &mut Tally) -> Result<()> {
         .into_iter()
         .chain(["sh", "-c", RUN_ALL, "sh", "--ignored"]);
     let words = words
-        .chain([filter.unwrap_or_default(), ""])
+        .chain([filter.unwrap_or_default()])
         .map(OsString::from);
     let programs = programs.into_iter().map(|(_, path)| path.into_os_string());
     let mut tests = step::ourselves(words.chain(programs))?;
@@ -189,12 +168,8 @@ fn vms(guest: &Guest, filter: Option<&str>, tally: &mut Tally) -> Result<()> {
         "*",
     ];
     let programs = step::build("the tests that boot VMs", &arguments)?;
-    let symptoms = match guest.place {
-        Place::Lab => SYMPTOMS,
-        Place::Here => "",
-    };
     let filter = filter.unwrap_or_default();
-    let words = ["sh", "-c", RUN_ALL, "sh", "", filter, symptoms].map(OsString::from);
+    let words = ["sh", "-c", RUN_ALL, "sh", "", filter].map(OsString::from);
     let programs = programs.into_iter().map(|(_, path)| path.into_os_string());
     let mut tests = guest.command(PATIENCE, words.into_iter().chain(programs))?;
     step::count("tests that boot VMs", &mut tests, tally)
@@ -221,6 +196,10 @@ fn checks() -> Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+    use std::os::unix::fs::PermissionsExt;
+    use std::process::Command;
+
     use super::*;
 
     fn parsed(words: &[&str]) -> Result<Option<Choice>> {
@@ -244,5 +223,35 @@ mod tests {
             assert!(parsed(wrong).is_err(), "{wrong:?}");
         }
         assert!(parsed(&["--help"]).unwrap().is_none());
+    }
+
+    #[test]
+    fn every_program_runs_once_and_one_that_failed_is_a_failure() {
+        let dir = tempfile::tempdir().unwrap();
+        let runs = dir.path().join("runs");
+        let program = |name: &str, ends: &str| {
+            let path = dir.path().join(name);
+            let script = format!(
+                "#!/bin/sh\necho \"${{0##*/}} $*\" >> {}\n{ends}\n",
+                runs.display()
+            );
+            fs::write(&path, script).unwrap();
+            fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+            path
+        };
+        // What a guest that did not come up makes a test say.
+        let fails = "echo 'test boots ... FAILED'; echo 'it takes longer than 60 s'; exit 101";
+        let programs = [program("one", fails), program("two", "exit 0")];
+        let run = |programs: &[std::path::PathBuf]| {
+            let mut sh = Command::new("sh");
+            sh.args(["-c", RUN_ALL, "sh", "", "name"]).args(programs);
+            let status = sh.output().unwrap().status;
+            (status.code(), fs::read_to_string(&runs).unwrap())
+        };
+        let (code, ran) = run(&programs);
+        assert_eq!(code, Some(1));
+        let arguments = "--test-threads=1 name";
+        assert_eq!(ran, format!("one {arguments}\ntwo {arguments}\n"));
+        assert_eq!(run(&programs[1..]).0, Some(0));
     }
 }

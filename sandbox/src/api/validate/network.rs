@@ -3,6 +3,8 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
+use flashpan_network::policy::Rule;
+
 use super::super::network::NetworkConfig;
 use super::super::pattern::{check_host_pattern, matches_every_host};
 use super::super::problem::{FieldPath, ProblemKind, Problems, Warnings, quoted};
@@ -26,6 +28,7 @@ pub(super) fn check(network: &NetworkConfig, problems: &mut Problems) {
     if network.no_network {
         for (name, set) in [
             ("allowed_hosts", !network.allowed_hosts.is_empty()),
+            ("rules", !network.rules.is_empty()),
             ("secrets", !network.secrets.is_empty()),
             ("intercept", network.intercept),
             ("interception", network.interception.is_some()),
@@ -42,6 +45,17 @@ pub(super) fn check(network: &NetworkConfig, problems: &mut Problems) {
         &top.field("allowed_hosts"),
         problems,
     );
+    check_hosts(
+        network.denied_hosts.iter().map(String::as_str),
+        &top.field("denied_hosts"),
+        problems,
+    );
+    for (index, rule) in network.rules.iter().enumerate() {
+        if let Err(why) = rule.parse::<Rule>() {
+            let at = top.field("rules").index(index);
+            problems.add(&at, ProblemKind::Malformed, why);
+        }
+    }
     for (index, entry) in network.add_hosts.iter().enumerate() {
         if let Err(why) = entry.validate() {
             let at = top.field("add_hosts").index(index);
@@ -85,7 +99,6 @@ pub(super) fn check_hosts<'a>(
 ) {
     for (index, host) in hosts.into_iter().enumerate() {
         if let Err(why) = check_host_pattern(host) {
-            let why = format!("{} {why}", quoted(host));
             problems.add(&at.index(index), ProblemKind::Malformed, why);
         }
     }

@@ -31,9 +31,19 @@ fn mistakes_in_network() {
             "without scheme and path",
         ),
         (
-            r#"{"allowed_hosts":["a:443"]}"#.to_owned(),
+            r#"{"allowed_hosts":["a:99999"]}"#.to_owned(),
             "network.allowed_hosts[0]",
-            "without a port",
+            "\"99999\" is no port",
+        ),
+        (
+            r#"{"denied_hosts":["10.0.0.1/8"]}"#.to_owned(),
+            "network.denied_hosts[0]",
+            "is no network",
+        ),
+        (
+            r#"{"rules":["allow a","allow get a"]}"#.to_owned(),
+            "network.rules[1]",
+            "is no list of methods",
         ),
         (
             r#"{"add_hosts":[{"host":"a b","ip":"::1"}]}"#.to_owned(),

@@ -1,0 +1,196 @@
+//! The host's connections to what may be reached.
+
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use flashpan_protocol::network::{Link, Protocol};
+use nix::sys::socket::{setsockopt, sockopt};
+use tokio::net::TcpStream;
+use tokio::sync::watch;
+use tokio::time::timeout;
+
+use crate::address::plain;
+use crate::dns::Resolver;
+use crate::host::Host;
+use crate::http;
+use crate::names::Names;
+use crate::policy::{Code, Denial, Policy};
+
+/// How long a connection may take. The guest waits for two minutes, as the host would.
+pub(crate) const CONNECT_WITHIN: Duration = Duration::from_secs(120);
+
+/// How long it may take if there are other addresses to try.
+const TRY_NEXT_AFTER: Duration = Duration::from_secs(10);
+
+/// Most addresses of a name that are tried.
+const MAX_TRIES: usize = 8;
+
+/// Makes the connections of one flow of HTTP. The first may be there already.
+#[derive(Debug)]
+pub(crate) struct FlowDialer {
+    pub(crate) dialer: Arc<Dialer>,
+    pub(crate) policy: watch::Receiver<Arc<Policy>>,
+    /// A connection, and to where, for the host that it turns out to be of.
+    pub(crate) ready: Mutex<Option<(SocketAddr, TcpStream)>>,
+}
+
+impl http::Dial for FlowDialer {
+    async fn dial(&self, host: &Host, port: u16) -> Result<TcpStream, Denial> {
+        let policy = Arc::clone(&self.policy.borrow());
+        policy.connection(Protocol::Tcp, host, port)?;
+        let targets = self.dialer.targets(&policy, Protocol::Tcp, host, port);
+        let targets = targets.await?;
+        // It is for the first host that is asked for, or for none.
+        let ready = self.ready.lock().unwrap_or_else(PoisonError::into_inner);
+        let ready = { ready }.take();
+        if let Some((target, stream)) = ready
+            && targets.contains(&target)
+        {
+            return Ok(stream);
+        }
+        let connected = connect_one_of(targets, host, port).await;
+        connected.map_err(|undialled| undialled.denial)
+    }
+}
+
+/// Makes connections.
+#[derive(Debug)]
+pub(crate) struct Dialer {
+    pub(crate) link: Link,
+    pub(crate) resolver: Arc<Resolver>,
+    pub(crate) names: Arc<Names>,
+}
+
+/// Why there is no connection: what is told of it, and what the guest may be told.
+#[derive(Debug)]
+pub(crate) struct Undialled {
+    pub(crate) denial: Denial,
+    /// What the last connection that was tried failed of.
+    pub(crate) error: Option<io::Error>,
+}
+
+impl From<Denial> for Undialled {
+    fn from(denial: Denial) -> Self {
+        Self {
+            denial,
+            error: None,
+        }
+    }
+}
+
+impl Dialer {
+    /// Connects to a host, if the policy allows it and one of its addresses.
+    pub(crate) async fn dial(
+        &self,
+        policy: &Policy,
+        host: &Host,
+        port: u16,
+    ) -> Result<TcpStream, Undialled> {
+        policy.connection(Protocol::Tcp, host, port)?;
+        let targets = self.targets(policy, Protocol::Tcp, host, port).await?;
+        connect_one_of(targets, host, port).await
+    }
+
+    /// The addresses of a host that may be connected to, at least one.
+    pub(crate) async fn targets(
+        &self,
+        policy: &Policy,
+        protocol: Protocol,
+        host: &Host,
+        port: u16,
+    ) -> Result<Vec<SocketAddr>, Denial> {
+        let name = match host {
+            Host::Address(address) => {
+                policy.address(protocol, *address, port, None)?;
+                return Ok(vec![self.real(*address, port)]);
+            }
+            Host::Name(name) => name,
+        };
+        let resolved = self.resolver.reachable(policy, name).await?;
+        self.names.learn(name, &resolved.addresses, resolved.ttl);
+        let mut refused = None;
+        let mut targets = Vec::new();
+        for address in resolved.addresses {
+            match policy.address(protocol, address, port, Some(name)) {
+                Ok(()) => targets.push(self.real(address, port)),
+                Err(denial) => refused = Some(denial),
+            }
+        }
+        match (targets.is_empty(), refused) {
+            (false, _) => Ok(targets),
+            (true, Some(denial)) => Err(denial),
+            // A name without addresses is an error of the resolver's.
+            (true, None) => Err(Denial {
+                code: Code::Resolve,
+                host: name.to_string(),
+                rule: None,
+            }),
+        }
+    }
+
+    /// Where an address leads: the gateway is the host, of which the guest has no other
+    /// name.
+    pub(crate) fn real(&self, address: IpAddr, port: u16) -> SocketAddr {
+        let address = plain(address);
+        let real = match (self.link.is_gateway(address), address) {
+            (true, IpAddr::V4(_)) => Ipv4Addr::LOCALHOST.into(),
+            (true, IpAddr::V6(_)) => Ipv6Addr::LOCALHOST.into(),
+            (false, address) => address,
+        };
+        SocketAddr::new(real, port)
+    }
+}
+
+/// Connects to the first of these that can be connected to.
+async fn connect_one_of(
+    targets: Vec<SocketAddr>,
+    host: &Host,
+    port: u16,
+) -> Result<TcpStream, Undialled> {
+    let mut last = None;
+    let tries = targets.len().min(MAX_TRIES);
+    for (number, target) in targets.into_iter().take(MAX_TRIES).enumerate() {
+        let within = match number + 1 == tries {
+            true => CONNECT_WITHIN,
+            false => TRY_NEXT_AFTER,
+        };
+        match connect(target, within).await {
+            Ok(stream) => return Ok(stream),
+            Err(error) => last = Some(error),
+        }
+    }
+    let denial = Denial {
+        code: Code::Connect,
+        host: format!("{host}:{port}"),
+        rule: None,
+    };
+    Err(Undialled {
+        denial,
+        error: last,
+    })
+}
+
+/// Connects as the guest wants it: what it sends at once it wants to have arrive at once,
+/// since its own kernel has waited for more where it wanted to.
+///
+/// Whatever ends it is a reset, but an end in order of both sides ([`in_order`]): the other
+/// end must not take anything else for one.
+pub(crate) async fn connect(target: SocketAddr, within: Duration) -> io::Result<TcpStream> {
+    let connecting = timeout(within, TcpStream::connect(target)).await;
+    let outside = connecting.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))?;
+    outside.set_nodelay(true)?;
+    outside.set_zero_linger()?;
+    Ok(outside)
+}
+
+/// Both sides have ended in order: so does the connection.
+pub(crate) fn in_order(outside: &TcpStream) {
+    let in_order = nix::libc::linger {
+        l_onoff: 0,
+        l_linger: 0,
+    };
+    // Fails only for a socket that is none.
+    let _ = setsockopt(outside, sockopt::Linger, &in_order);
+}

@@ -1,0 +1,277 @@
+//! The far end of a guest's link: where its flows go.
+
+use std::net::{IpAddr, SocketAddr};
+use std::os::fd::OwnedFd;
+use std::sync::{Arc, Mutex};
+
+use flashpan_protocol::network::{Link, Protocol, Refusal, Tuple};
+use tokio::net::TcpStream;
+use tokio::sync::{mpsc, watch};
+use tokio::task::AbortHandle;
+
+use crate::dial::{Dialer, FlowDialer};
+use crate::dns::{self, Resolver};
+use crate::host::{Host, Name};
+use crate::http::{Editor, Proxy};
+use crate::names::{self, Names};
+use crate::policy::{Basis, Code, Denial, Policy};
+use crate::report::Reporter;
+use crate::tls::{Authority, Upstream};
+use crate::{address, flow};
+
+/// The port of name servers. Whatever server a guest asks there, it is answered here.
+const NAMES: u16 = 53;
+
+/// What the VMM is to be told of a flow.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Answer {
+    /// Let it be.
+    Accept,
+    /// Let it not be.
+    Refuse(Refusal),
+    /// Its connection broke: reset it.
+    Close,
+}
+
+/// What a gateway is made from.
+#[derive(Debug)]
+pub struct Settings {
+    /// The guest's link.
+    pub link: Link,
+    /// What the guest may reach.
+    pub policy: Policy,
+    /// How names are resolved.
+    pub dns: dns::Settings,
+    /// What looks into HTTP and TLS. Without, they are decided by addresses, and by the
+    /// names that these stand for, as all else is.
+    pub inspection: Option<Inspection>,
+    /// Who hears of flows.
+    pub reporter: Reporter,
+}
+
+/// Where a flow leads.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Route {
+    /// It asks for names.
+    Names,
+    /// To this address, which stands for this host.
+    Direct {
+        target: SocketAddr,
+        host: Host,
+        basis: Basis,
+    },
+    /// To whatever address this name has.
+    Named { name: Name, basis: Basis },
+    /// Wherever the requests on it lead. If `first` is there they may lead to this address.
+    Http { first: Option<SocketAddr> },
+}
+
+/// What looks into HTTP and TLS.
+#[derive(Debug)]
+pub struct Inspection {
+    /// Who vouches for what the guest is shown.
+    pub authority: Arc<Authority>,
+    /// How hosts are connected to in TLS.
+    pub upstream: Arc<Upstream>,
+    /// Who may change what passes.
+    pub editor: Arc<dyn Editor>,
+}
+
+/// The far end of a guest's link.
+#[derive(Debug)]
+pub struct Gateway {
+    policy: watch::Sender<Arc<Policy>>,
+    dialer: Arc<Dialer>,
+    dns: dns::Server,
+    is_synthetic: bool,
+    inspection: Option<Inspection>,
+    reporter: Reporter,
+}
+
+impl Gateway {
+    /// The gateway of a guest.
+    #[must_use]
+    pub fn new(settings: Settings) -> Self {
+        let policy = watch::Sender::new(Arc::new(settings.policy));
+        let names = Arc::new(Names::new());
+        let is_synthetic = settings.dns.synthetic;
+        let resolver = Arc::new(Resolver::new(settings.dns));
+        Self {
+            dialer: Arc::new(Dialer {
+                link: settings.link,
+                resolver: Arc::clone(&resolver),
+                names: Arc::clone(&names),
+            }),
+            dns: dns::Server {
+                resolver,
+                names,
+                reporter: settings.reporter.clone(),
+                policy: policy.subscribe(),
+            },
+            policy,
+            is_synthetic,
+            inspection: settings.inspection,
+            reporter: settings.reporter,
+        }
+    }
+
+    /// What the guest may reach now.
+    #[must_use]
+    pub fn policy(&self) -> Arc<Policy> {
+        Arc::clone(&self.policy.borrow())
+    }
+
+    /// Changes what it may reach. Flows that may not be any more are ended.
+    pub fn change<T>(&self, change: impl FnOnce(&mut Policy) -> T) -> T {
+        let mut policy = Policy::clone(&self.policy());
+        let changed = change(&mut policy);
+        self.policy.send_replace(Arc::new(policy));
+        changed
+    }
+
+    /// Begins with a flow that the guest has asked for, on the runtime of the caller.
+    /// `answers` get its number with each answer. A flow that has ended on the guest's
+    /// side is to be aborted.
+    pub fn begin(
+        self: &Arc<Self>,
+        id: u64,
+        protocol: Protocol,
+        tuple: Tuple,
+        socket: OwnedFd,
+        answers: mpsc::Sender<(u64, Answer)>,
+    ) -> AbortHandle {
+        let gateway = Arc::clone(self);
+        let serve = async move {
+            let answer = |answer| answers.send((id, answer));
+            flow::serve(&gateway, protocol, &tuple, socket, answer).await;
+        };
+        tokio::spawn(serve).abort_handle()
+    }
+
+    /// Tells when what the guest may reach has changed.
+    pub(crate) fn changes(&self) -> watch::Receiver<Arc<Policy>> {
+        self.policy.subscribe()
+    }
+
+    pub(crate) fn reporter(&self) -> &Reporter {
+        &self.reporter
+    }
+
+    pub(crate) fn dns(&self) -> &dns::Server {
+        &self.dns
+    }
+
+    pub(crate) fn dialer(&self) -> &Arc<Dialer> {
+        &self.dialer
+    }
+
+    /// What looks into a connection that leads wherever its requests do, the first perhaps
+    /// to where there is a connection already.
+    pub(crate) fn proxy(
+        &self,
+        ready: Option<(SocketAddr, TcpStream)>,
+    ) -> Option<Proxy<FlowDialer>> {
+        let inspection = self.inspection.as_ref()?;
+        let dial = FlowDialer {
+            dialer: Arc::clone(&self.dialer),
+            policy: self.policy.subscribe(),
+            ready: Mutex::new(ready),
+        };
+        Some(Proxy {
+            policy: self.policy.subscribe(),
+            authority: Arc::clone(&inspection.authority),
+            upstream: Arc::clone(&inspection.upstream),
+            reporter: self.reporter.clone(),
+            dial: Arc::new(dial),
+            editor: Arc::clone(&inspection.editor),
+        })
+    }
+
+    /// Whether TLS to a host can be passed on as it is, as far as whoever changes requests
+    /// is concerned.
+    pub(crate) fn splices(&self, host: &Host, port: u16) -> bool {
+        let needs = |inspection: &Inspection| inspection.editor.needs(host, port);
+        !self.inspection.as_ref().is_some_and(needs)
+    }
+
+    /// Where a flow leads, if it may be. This is the one place where that is decided.
+    pub(crate) fn route(&self, protocol: Protocol, tuple: &Tuple) -> Result<Route, Denial> {
+        let policy = self.policy();
+        let destination = tuple.destination;
+        let (address, port) = (address::plain(destination.ip()), destination.port());
+        if port == NAMES {
+            return Ok(Route::Names);
+        }
+        if self.is_synthetic && names::is_synthetic(address) {
+            let Some(name) = self.dialer.names.of_synthetic(address) else {
+                return Err(Denial {
+                    code: Code::Resolve,
+                    host: destination.to_string(),
+                    rule: None,
+                });
+            };
+            let basis = policy.connection(protocol, &Host::Name(name.clone()), port)?;
+            return Ok(match self.looks_into(&policy, protocol, port) {
+                true => Route::Http { first: None },
+                false => Route::Named { name, basis },
+            });
+        }
+        let standing = self.standing(&policy, protocol, address, port);
+        let standing = standing.and_then(|(host, basis)| {
+            policy.address(protocol, address, port, host.name())?;
+            Ok((host, basis))
+        });
+        if self.looks_into(&policy, protocol, port) {
+            return match standing {
+                Ok(_) => Ok(Route::Http {
+                    first: Some(self.dialer.real(address, port)),
+                }),
+                // What is refused is told why, if anything is ever not refused.
+                Err(_) if policy.allows_something() => Ok(Route::Http { first: None }),
+                Err(denial) => Err(denial),
+            };
+        }
+        let (host, basis) = standing?;
+        Ok(Route::Direct {
+            target: self.dialer.real(address, port),
+            host,
+            basis,
+        })
+    }
+
+    fn looks_into(&self, policy: &Policy, protocol: Protocol, port: u16) -> bool {
+        let is_http = protocol == Protocol::Tcp && policy.is_http(port);
+        is_http && policy.is_of_names() && self.inspection.is_some()
+    }
+
+    /// For what an address stands, of what may be reached: itself, or one of the names that
+    /// it was the answer for. If one of them is denied by name, so is the address: nobody
+    /// can tell which of them is meant.
+    fn standing(
+        &self,
+        policy: &Policy,
+        protocol: Protocol,
+        address: IpAddr,
+        port: u16,
+    ) -> Result<(Host, Basis), Denial> {
+        let itself = Host::Address(address);
+        let literal = policy.connection(protocol, &itself, port);
+        let mut decided = match literal {
+            Err(denial) if denial.code == Code::Denied => return Err(denial),
+            literal => literal.map(|basis| (itself, basis)),
+        };
+        for name in self.dialer.names.of(address) {
+            let host = Host::Name(name);
+            match policy.connection(protocol, &host, port) {
+                Err(denial) if denial.code == Code::Denied => return Err(denial),
+                // What was asked for says more than its address.
+                Ok(basis) if !matches!(decided, Ok((Host::Name(_), _))) => {
+                    decided = Ok((host, basis));
+                }
+                Err(denial) if decided.is_err() => decided = Err(denial),
+                _ => {}
+            }
+        }
+        decided
+    }
+}

@@ -1,0 +1,362 @@
+//! Bodies as they pass, counted, and changed where somebody wants that.
+
+use std::io;
+use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::HeaderMap;
+use http_body::{Body, Frame, SizeHint};
+use hyper::body::Incoming;
+use tokio::sync::oneshot;
+use tokio::time::Sleep;
+
+use super::editor::Transform;
+use super::headers;
+use super::meter::Meter;
+use super::pool::Lease;
+
+/// What a body breaks with.
+pub(crate) type BodyError = Box<dyn std::error::Error + Send + Sync>;
+
+type Polled = Poll<Option<Result<Frame<Bytes>, BodyError>>>;
+
+/// How long a body is kept back for a host that was asked whether it wants it, and may not
+/// know that it was (RFC 9110 §10.1.1). Clients wait as long.
+const WAIT_FOR_CONTINUE: Duration = Duration::from_secs(1);
+
+/// A body from elsewhere.
+pub(crate) struct Passing {
+    body: Incoming,
+    transform: Option<Box<dyn Transform>>,
+    /// Those that came, while what was left is passed on.
+    trailers: Option<HeaderMap>,
+    is_over: bool,
+    scrubbed: u64,
+}
+
+impl Passing {
+    pub(crate) fn new(body: Incoming, transform: Option<Box<dyn Transform>>) -> Self {
+        Self {
+            body,
+            transform,
+            trailers: None,
+            is_over: false,
+            scrubbed: 0,
+        }
+    }
+
+    fn poll_frame(&mut self, cx: &mut Context<'_>) -> Polled {
+        loop {
+            if self.is_over {
+                return Poll::Ready(
+                    self.trailers
+                        .take()
+                        .map(|trailers| Ok(Frame::trailers(trailers))),
+                );
+            }
+            let frame = match ready!(Pin::new(&mut self.body).poll_frame(cx)) {
+                Some(Ok(frame)) => frame,
+                Some(Err(error)) => return Poll::Ready(Some(Err(error.into()))),
+                None => match self.finish()? {
+                    Some(last) => return Poll::Ready(Some(Ok(last))),
+                    None => continue,
+                },
+            };
+            match frame.into_data() {
+                Ok(data) => {
+                    if let Some(data) = self.push(data)? {
+                        return Poll::Ready(Some(Ok(Frame::data(data))));
+                    }
+                }
+                Err(frame) => {
+                    let mut trailers = frame.into_trailers().unwrap_or_default();
+                    headers::strip_trailers(&mut trailers);
+                    self.trailers = (!trailers.is_empty()).then_some(trailers);
+                    if let Some(last) = self.finish()? {
+                        return Poll::Ready(Some(Ok(last)));
+                    }
+                }
+            }
+        }
+    }
+
+    fn push(&mut self, data: Bytes) -> io::Result<Option<Bytes>> {
+        let Some(transform) = &mut self.transform else {
+            return Ok(Some(data));
+        };
+        let mut changed = Vec::new();
+        transform.push(&data, &mut changed)?;
+        self.scrubbed = transform.scrubbed();
+        Ok((!changed.is_empty()).then(|| changed.into()))
+    }
+
+    fn finish(&mut self) -> io::Result<Option<Frame<Bytes>>> {
+        self.is_over = true;
+        let Some(mut transform) = self.transform.take() else {
+            return Ok(None);
+        };
+        let mut last = Vec::new();
+        transform.finish(&mut last)?;
+        self.scrubbed = transform.scrubbed();
+        Ok((!last.is_empty()).then(|| Frame::data(last.into())))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match (&self.transform, self.is_over) {
+            (_, true) => self.trailers.is_none(),
+            (None, false) => self.body.is_end_stream(),
+            (Some(_), false) => false,
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self.transform {
+            None if !self.is_over => self.body.size_hint(),
+            _ => SizeHint::default(),
+        }
+    }
+}
+
+/// Keeps a body back until the host says that it wants it, or is silent.
+pub(crate) struct Gate {
+    open: oneshot::Receiver<()>,
+    is_answered: Arc<AtomicBool>,
+    late: Option<Pin<Box<Sleep>>>,
+}
+
+/// Who opens a [`Gate`]. When nobody has it any more, the body is not wanted.
+#[derive(Debug)]
+pub(crate) struct Opener {
+    open: Mutex<Option<oneshot::Sender<()>>>,
+    is_answered: Arc<AtomicBool>,
+}
+
+impl Gate {
+    pub(crate) fn new() -> (Arc<Opener>, Self) {
+        let (sender, receiver) = oneshot::channel();
+        let is_answered = Arc::new(AtomicBool::new(false));
+        let opener = Opener {
+            open: Mutex::new(Some(sender)),
+            is_answered: Arc::clone(&is_answered),
+        };
+        let gate = Self {
+            open: receiver,
+            is_answered,
+            late: None,
+        };
+        (Arc::new(opener), gate)
+    }
+
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), BodyError>> {
+        match Pin::new(&mut self.open).poll(cx) {
+            Poll::Ready(Ok(())) => return Poll::Ready(Ok(())),
+            Poll::Ready(Err(_)) => return Poll::Ready(Err("the body was not wanted".into())),
+            Poll::Pending => {}
+        }
+        // The host has been asked now.
+        let late = || Box::pin(tokio::time::sleep(WAIT_FOR_CONTINUE));
+        let is_late = self
+            .late
+            .get_or_insert_with(late)
+            .as_mut()
+            .poll(cx)
+            .is_ready();
+        match is_late && !self.is_answered.load(Ordering::Acquire) {
+            true => Poll::Ready(Ok(())),
+            false => Poll::Pending,
+        }
+    }
+}
+
+impl Opener {
+    /// The host wants it.
+    pub(crate) fn open(&self) {
+        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(open) = open.take() {
+            // Nobody waits: the request is over.
+            let _ = open.send(());
+        }
+    }
+
+    /// The host has answered without it.
+    pub(crate) fn answered(&self) {
+        self.is_answered.store(true, Ordering::Release);
+    }
+}
+
+/// The body of a request, on its way to a host.
+pub(crate) struct Outgoing {
+    /// None: there is none.
+    passing: Option<Passing>,
+    gate: Option<Gate>,
+    sent: Arc<AtomicU64>,
+    is_done: Arc<AtomicBool>,
+}
+
+impl Outgoing {
+    pub(crate) fn new(passing: Passing, gate: Option<Gate>, sent: Arc<AtomicU64>) -> Self {
+        let is_done = passing.is_end_stream();
+        Self {
+            passing: (!is_done).then_some(passing),
+            gate,
+            sent,
+            is_done: Arc::new(AtomicBool::new(is_done)),
+        }
+    }
+
+    /// None at all.
+    pub(crate) fn empty() -> Self {
+        Self {
+            passing: None,
+            gate: None,
+            sent: Arc::default(),
+            is_done: Arc::new(AtomicBool::new(true)),
+        }
+    }
+
+    /// Tells whether all of it was sent.
+    pub(crate) fn done(&self) -> Arc<AtomicBool> {
+        Arc::clone(&self.is_done)
+    }
+}
+
+impl Body for Outgoing {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Polled {
+        let this = &mut *self;
+        let Some(passing) = &mut this.passing else {
+            return Poll::Ready(None);
+        };
+        if let Some(gate) = &mut this.gate {
+            ready!(gate.poll(cx))?;
+            this.gate = None;
+        }
+        let frame = ready!(passing.poll_frame(cx));
+        if let Some(Ok(frame)) = &frame {
+            count(&this.sent, frame);
+        }
+        if frame.is_none() || passing.is_end_stream() {
+            this.is_done.store(true, Ordering::Release);
+        }
+        Poll::Ready(frame)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.passing.as_ref().is_none_or(Passing::is_end_stream)
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match &self.passing {
+            Some(passing) => passing.size_hint(),
+            None => SizeHint::with_exact(0),
+        }
+    }
+}
+
+fn count(counter: &AtomicU64, frame: &Frame<Bytes>) {
+    let len = frame.data_ref().map_or(0, Bytes::len);
+    counter.fetch_add(len.try_into().unwrap_or(u64::MAX), Ordering::Relaxed);
+}
+
+/// The body of a response, on its way to the guest. When it is dropped, the request is over.
+pub(crate) struct Reply {
+    content: Content,
+    meter: Option<Meter>,
+    /// The connection that it comes from, when it may be used again.
+    lease: Option<Lease>,
+    /// Who keeps the body of the request from being broken off.
+    _opener: Option<Arc<Opener>>,
+}
+
+enum Content {
+    Whole(Option<Bytes>),
+    Passing(Passing),
+}
+
+impl Reply {
+    pub(crate) fn whole(bytes: Bytes, meter: Option<Meter>) -> Self {
+        Self {
+            content: Content::Whole((!bytes.is_empty()).then_some(bytes)),
+            meter,
+            lease: None,
+            _opener: None,
+        }
+    }
+
+    pub(crate) fn passing(
+        passing: Passing,
+        meter: Meter,
+        lease: Option<Lease>,
+        opener: Option<Arc<Opener>>,
+    ) -> Self {
+        Self {
+            content: Content::Passing(passing),
+            meter: Some(meter),
+            lease,
+            _opener: opener,
+        }
+    }
+
+    fn give_back(&mut self) {
+        if let Some(lease) = self.lease.take() {
+            lease.give_back();
+        }
+    }
+}
+
+impl Body for Reply {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Polled {
+        let this = &mut *self;
+        let frame = match &mut this.content {
+            Content::Whole(bytes) => bytes.take().map(|bytes| Ok(Frame::data(bytes))),
+            Content::Passing(passing) => {
+                let frame = ready!(passing.poll_frame(cx));
+                if let Some(meter) = &mut this.meter {
+                    meter.scrubbed = passing.scrubbed;
+                }
+                frame
+            }
+        };
+        match (&frame, &this.meter) {
+            (Some(Ok(frame)), Some(meter)) => count(&meter.received, frame),
+            (None, _) => this.give_back(),
+            _ => {}
+        }
+        Poll::Ready(frame)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match &self.content {
+            Content::Whole(bytes) => bytes.is_none(),
+            Content::Passing(passing) => passing.is_end_stream(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match &self.content {
+            Content::Whole(bytes) => {
+                let len = bytes.as_ref().map_or(0, Bytes::len);
+                SizeHint::with_exact(len.try_into().unwrap_or(u64::MAX))
+            }
+            Content::Passing(passing) => passing.size_hint(),
+        }
+    }
+}
+
+impl Drop for Reply {
+    fn drop(&mut self) {
+        // Whoever takes a body need not ask for the end of one that is known to have ended.
+        if self.is_end_stream() {
+            self.give_back();
+        }
+    }
+}

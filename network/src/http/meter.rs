@@ -1,0 +1,45 @@
+//! The report of one request, from its first byte to its last.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
+
+use crate::report::{Report, Reporter};
+
+/// A report that is told when this is dropped, whatever came in between.
+#[derive(Debug)]
+pub(crate) struct Meter {
+    pub(crate) report: Report,
+    /// What was sent so far, by whoever sends it.
+    pub(crate) sent: Arc<AtomicU64>,
+    /// What was received so far.
+    pub(crate) received: Arc<AtomicU64>,
+    /// How often the value of a secret was taken out of the body.
+    pub(crate) scrubbed: u64,
+    reporter: Reporter,
+    began: Instant,
+}
+
+impl Meter {
+    pub(crate) fn new(reporter: Reporter, report: Report) -> Self {
+        Self {
+            report,
+            sent: Arc::default(),
+            received: Arc::default(),
+            scrubbed: 0,
+            reporter,
+            began: Instant::now(),
+        }
+    }
+}
+
+impl Drop for Meter {
+    fn drop(&mut self) {
+        let mut report = self.report.clone();
+        report.duration = self.began.elapsed();
+        report.sent = self.sent.load(Ordering::Relaxed);
+        report.received = self.received.load(Ordering::Relaxed);
+        report.secrets.scrubbed += self.scrubbed;
+        self.reporter.tell(report);
+    }
+}

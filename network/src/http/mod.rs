@@ -1,0 +1,39 @@
+//! HTTP as a guest speaks it, in the clear and in TLS: every request judged alone, and sent
+//! on.
+//!
+//! * [`Proxy`] – what becomes of a connection;
+//! * [`Dial`] – who makes connections to hosts;
+//! * [`Editor`] – who may change requests and responses;
+//! * `strict`, `head` – what a guest sends, before anything takes it;
+//! * `target` – whom a request is for;
+//! * `exchange` – one request, from its first byte to its last;
+//! * `pool` – connections to hosts.
+
+mod body;
+mod editor;
+mod exchange;
+mod failure;
+mod head;
+mod headers;
+mod meter;
+mod pool;
+mod proxy;
+mod relay;
+mod strict;
+mod target;
+mod tasks;
+
+pub use self::editor::{
+    BodyEdit, Editor, Later, Plain, Refused, RequestContext, RequestEdit, ResponseEdit, State,
+    Transform,
+};
+pub use self::proxy::{Dial, Proxy};
+
+/// The longest head of a request or response, in bytes.
+const MAX_HEAD: usize = 64 * 1024;
+
+/// Most headers of one.
+const MAX_HEADERS: usize = 100;
+
+#[cfg(test)]
+mod tests;

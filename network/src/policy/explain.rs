@@ -1,0 +1,194 @@
+//! What a policy would do with a host or a request, without one.
+
+use std::fmt;
+use std::str::FromStr;
+
+use flashpan_protocol::network::Protocol;
+use thiserror::Error;
+
+use super::{Basis, Denial, Policy, path};
+use crate::host::{Authority, Host, HostError, shown};
+
+/// Why a text is nothing that a guest could reach.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+#[non_exhaustive]
+pub enum TargetError {
+    /// The host of it is none.
+    #[error(transparent)]
+    Host(#[from] HostError),
+    /// The scheme is none that there are rules for.
+    #[error(
+        "{0:?} is neither of http:// nor of https://; give a host and port for other protocols"
+    )]
+    Scheme(String),
+    /// The path could be read in more than one way.
+    #[error("the path {0:?} can be read in more than one way; a request for it is refused")]
+    Path(String),
+}
+
+/// What a guest could reach: `HOST[:PORT]`, `udp:HOST:PORT`, or a URL of HTTP.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Target {
+    protocol: Protocol,
+    host: Host,
+    port: u16,
+    /// In its one form, if it is a request.
+    path: Option<String>,
+    scheme: &'static str,
+}
+
+impl FromStr for Target {
+    type Err = TargetError;
+
+    fn from_str(text: &str) -> Result<Self, TargetError> {
+        let (scheme, rest) = match text.split_once("://") {
+            None => return connection(text),
+            Some(("http", rest)) => ("http", rest),
+            Some(("https", rest)) => ("https", rest),
+            Some(_) => return Err(TargetError::Scheme(shown(text))),
+        };
+        let (authority, path) = match rest.find('/') {
+            Some(at) => rest.split_at(at),
+            None => (rest, "/"),
+        };
+        let path = path.split(['?', '#']).next().unwrap_or(path);
+        let authority: Authority = authority.parse()?;
+        let normal = path::normal(path).ok_or_else(|| TargetError::Path(shown(path)))?;
+        Ok(Self {
+            protocol: Protocol::Tcp,
+            host: authority.host,
+            port: authority
+                .port
+                .unwrap_or(if scheme == "http" { 80 } else { 443 }),
+            path: Some(normal),
+            scheme,
+        })
+    }
+}
+
+fn connection(text: &str) -> Result<Target, TargetError> {
+    let (protocol, rest) = match text.split_once(':') {
+        Some(("udp", rest)) => (Protocol::Udp, rest),
+        Some(("tcp", rest)) => (Protocol::Tcp, rest),
+        _ => (Protocol::Tcp, text),
+    };
+    let bare: Result<Host, _> = rest.parse();
+    let (host, port) = match bare {
+        Ok(host) => (host, None),
+        Err(_) => {
+            let authority: Authority = rest.parse()?;
+            (authority.host, authority.port)
+        }
+    };
+    Ok(Target {
+        protocol,
+        host,
+        port: port.unwrap_or(443),
+        path: None,
+        scheme: if protocol == Protocol::Udp {
+            "udp"
+        } else {
+            "tcp"
+        },
+    })
+}
+
+impl fmt::Display for Target {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (host, port, scheme) = (&self.host, self.port, self.scheme);
+        match &self.path {
+            Some(path) => write!(f, "{scheme}://{host}:{port}{path}"),
+            None => write!(f, "{scheme}:{host}:{port}"),
+        }
+    }
+}
+
+/// What a policy would do.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Explanation {
+    /// What allows it, or why not.
+    pub decision: Result<Basis, Denial>,
+    /// Whether requests to this host are looked into.
+    pub inspected: bool,
+}
+
+impl Policy {
+    /// What would become of a connection, or of a request with this method. Names are not
+    /// resolved for it: where one leads to a special address, that is refused later.
+    #[must_use]
+    pub fn explain(&self, target: &Target, method: &str) -> Explanation {
+        let Target {
+            protocol,
+            host,
+            port,
+            path,
+            ..
+        } = target;
+        let mut decision = match path {
+            Some(path) => self.request(host, *port, method, path),
+            None => self.connection(*protocol, host, *port),
+        };
+        if let (Ok(_), Host::Address(address)) = (&decision, host) {
+            let special = self.address(*protocol, *address, *port, None);
+            decision = special.and(decision);
+        }
+        Explanation {
+            decision,
+            inspected: self.inspects || self.has_rules_for(host, *port),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::*;
+    use crate::policy::Code;
+
+    #[test]
+    fn targets_are_hosts_and_urls() {
+        for (text, target) in [
+            ("A.test", "tcp:a.test:443"),
+            ("a.test:22", "tcp:a.test:22"),
+            ("udp:a.test:53", "udp:a.test:53"),
+            ("::1", "tcp:[::1]:443"),
+            ("[::1]:80", "tcp:[::1]:80"),
+            ("http://a.test", "http://a.test:80/"),
+            ("https://a.test:8443/%61?x=y#z", "https://a.test:8443/a"),
+        ] {
+            assert_eq!(text.parse::<Target>().unwrap().to_string(), target);
+        }
+        for text in [
+            "",
+            "ftp://a.test",
+            "http://",
+            "http://a b/",
+            "http://a.test/../x",
+            "a:b",
+        ] {
+            assert!(text.parse::<Target>().is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn an_explanation_names_what_decides() {
+        let policy = Policy {
+            rules: vec!["allow GET a.test/x/**".parse().unwrap()],
+            allow: vec!["10.0.0.1".parse().unwrap(), "*:22".parse().unwrap()],
+            ..Policy::default()
+        };
+        let explain = |target: &str, method| policy.explain(&target.parse().unwrap(), method);
+        let allowed = explain("https://a.test/x/y", "GET");
+        assert_eq!(
+            allowed.decision,
+            Ok(Basis::Rule("allow GET a.test/x/**".into()))
+        );
+        assert!(allowed.inspected);
+        let code = |target, method| explain(target, method).decision.unwrap_err().code;
+        assert_eq!(code("https://a.test/x/y", "PUT"), Code::NotAllowed);
+        assert_eq!(code("10.0.0.2:22", ""), Code::Private);
+        assert!(explain("10.0.0.1:443", "").decision.is_ok());
+        assert!(!explain("10.0.0.1:443", "").inspected);
+    }
+}

@@ -1,0 +1,149 @@
+//! What is told of a guest's connections, requests and questions for names.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use flashpan_network::policy::{Basis, Code, Denial};
+use flashpan_network::report::{Outcome, Report, Scheme};
+use serde::{Deserialize, Serialize};
+
+use crate::api::{BlockReason, NetworkEvent};
+
+/// A connection, request or question for a name that is over, or was refused.
+///
+/// There is no secret in it: a URL is as the guest sent it, with placeholders. Names and
+/// URLs are what the guest says.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct NetworkActivity {
+    /// What the interface tells of it.
+    pub network: NetworkEvent,
+    /// `dns`, `tcp`, `udp`, `tls` (passed on as it was), `http` or `https`.
+    pub scheme: String,
+    /// Where the guest sent it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub destination: Option<SocketAddr>,
+    /// Why it was refused, or failed; a stable word.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub code: Option<String>,
+    /// The pattern or rule that decided.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rule: Option<String>,
+    /// What can be done about it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hint: Option<String>,
+    /// Names of the secrets whose value was put in.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub secrets_substituted: Vec<String>,
+    /// Names of the secrets whose placeholder was sent where the secret is not for.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub secrets_missed: Vec<String>,
+    /// Names of the secrets whose placeholder was sent to a host that may not have it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub secrets_leaked: Vec<String>,
+    /// How often a secret was taken out of a response.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub secrets_scrubbed: u64,
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref)] // As serde calls it.
+fn is_zero(count: &u64) -> bool {
+    *count == 0
+}
+
+impl From<Report> for NetworkActivity {
+    fn from(report: Report) -> Self {
+        let is_of_connection = !matches!(report.scheme, Scheme::Http | Scheme::Https);
+        let (basis, denial) = match report.outcome {
+            Outcome::Allowed(basis) => (Some(basis), None),
+            Outcome::Refused(denial) => (None, Some(denial)),
+        };
+        let hint = denial.as_ref().map(Denial::hint);
+        let code = denial.as_ref().map(|denial| denial.code);
+        let blocked = code.is_some_and(Code::is_policy);
+        let rule = match (basis, denial) {
+            (Some(Basis::Rule(rule)), _) => Some(rule),
+            (_, denial) => denial.and_then(|denial| denial.rule),
+        };
+        Self {
+            network: NetworkEvent {
+                method: report.method,
+                url: report.url,
+                // The interface has the address and port for what is no request.
+                host: report.host,
+                status_code: report.status,
+                request_bytes: report.sent,
+                response_bytes: report.received,
+                duration_ms: milliseconds(report.duration),
+                blocked,
+                block_reason: code.filter(|_| blocked).map(reason),
+            },
+            scheme: report.scheme.as_str().to_owned(),
+            destination: report.destination.filter(|_| is_of_connection),
+            code: code.map(|code| code.as_str().to_owned()),
+            rule,
+            hint,
+            secrets_substituted: report.secrets.substituted,
+            secrets_missed: report.secrets.missed,
+            secrets_leaked: report.secrets.leaked,
+            secrets_scrubbed: report.secrets.scrubbed,
+        }
+    }
+}
+
+fn milliseconds(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// The reason that the interface has for it.
+fn reason(code: Code) -> BlockReason {
+    match code {
+        Code::SecretLeak => BlockReason::SecretLeak,
+        Code::Rule | Code::Callback | Code::Ambiguous | Code::UnknownProtocol => {
+            BlockReason::Policy
+        }
+        _ => BlockReason::HostNotAllowed,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn activity(scheme: Scheme, outcome: Outcome) -> NetworkActivity {
+        let mut report = Report::new(scheme, "a.test:443".to_owned(), outcome);
+        report.destination = "192.0.2.1:443".parse().ok();
+        report.into()
+    }
+
+    #[test]
+    fn a_refusal_says_why_and_what_can_be_done() {
+        let denial = Denial {
+            code: Code::NotAllowed,
+            host: "a.test:443".to_owned(),
+            rule: None,
+        };
+        let json = serde_json::to_value(activity(Scheme::Tcp, Outcome::Refused(denial))).unwrap();
+        assert_eq!(json["network"]["blocked"], true);
+        assert_eq!(json["network"]["block_reason"], "host not in allowlist");
+        assert_eq!(json["code"], "host_not_allowed");
+        assert_eq!(json["destination"], "192.0.2.1:443");
+        assert_eq!(json["hint"], "allow it with --allow-host a.test:443");
+    }
+
+    #[test]
+    fn what_failed_was_not_refused() {
+        let denial = Denial {
+            code: Code::Connect,
+            host: "a.test:443".to_owned(),
+            rule: None,
+        };
+        let failed = activity(Scheme::Https, Outcome::Refused(denial));
+        assert!(!failed.network.blocked);
+        assert_eq!(failed.code.as_deref(), Some("upstream_unreachable"));
+        let allowed = Outcome::Allowed(Basis::Rule("*.test".to_owned()));
+        let allowed = activity(Scheme::Https, allowed);
+        assert_eq!((allowed.code, allowed.hint), (None, None));
+        assert_eq!(allowed.rule.as_deref(), Some("*.test"));
+    }
+}

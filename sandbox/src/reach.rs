@@ -1,0 +1,243 @@
+//! What a guest may reach, while it runs.
+
+use flashpan_network::policy::{Basis, Pattern, Policy, Target};
+use flashpan_protocol::supervisor::{
+    Answer, Explained, MAX_PATTERNS, PolicyRequest, Reachable, Request,
+};
+
+use crate::api::Config;
+use crate::attach::unexpected;
+use crate::error::{Error, Result};
+use crate::network::{Network, Settings};
+use crate::sandbox::{Sandbox, Way};
+
+impl Sandbox {
+    /// What the guest may reach.
+    ///
+    /// # Errors
+    /// As every request to an attached VM.
+    pub async fn reachable(&self) -> Result<Reachable> {
+        self.policy(PolicyRequest::Show).await
+    }
+
+    /// Lets the guest reach more hosts ([`Pattern`]) from now on. Blanks around a pattern
+    /// do not count, empty ones are passed over, and so is what is allowed already.
+    /// [`Reachable::changed`] has what is new.
+    ///
+    /// # Errors
+    /// [`Error::InvalidConfig`]: one is no pattern, there would be too many, or the VM has
+    /// no network. Nothing is allowed then.
+    pub async fn allow_hosts<I>(&self, patterns: I) -> Result<Reachable>
+    where
+        I: IntoIterator<Item: Into<String>>,
+    {
+        let patterns = patterns.into_iter().map(Into::into).collect();
+        self.policy(PolicyRequest::Allow(patterns)).await
+    }
+
+    /// Takes back what was allowed: the very patterns. Connections that may not be any more
+    /// are ended. [`Reachable::changed`] has what is gone.
+    ///
+    /// # Errors
+    /// As [`Self::reachable`].
+    pub async fn disallow_hosts<I>(&self, patterns: I) -> Result<Reachable>
+    where
+        I: IntoIterator<Item: Into<String>>,
+    {
+        let patterns = patterns.into_iter().map(Into::into).collect();
+        self.policy(PolicyRequest::Disallow(patterns)).await
+    }
+
+    /// What would become of a connection to a host (`HOST[:PORT]`, `udp:HOST:PORT`) or of a
+    /// request for a URL.
+    ///
+    /// # Errors
+    /// [`Error::InvalidConfig`]: it is none of these.
+    pub async fn explain(&self, method: &str, target: &str) -> Result<Explained> {
+        let request = PolicyRequest::Explain {
+            method: method.to_owned(),
+            target: target.to_owned(),
+        };
+        match self.ask_policy(request).await? {
+            Answer::Explained(explained) => Ok(*explained),
+            _ => Err(unexpected()),
+        }
+    }
+
+    async fn policy(&self, request: PolicyRequest) -> Result<Reachable> {
+        match self.ask_policy(request).await? {
+            Answer::Policy(reachable) => Ok(*reachable),
+            _ => Err(unexpected()),
+        }
+    }
+
+    /// Asks whoever decides: here, or in the VM's supervisor.
+    pub(crate) async fn ask_policy(&self, request: PolicyRequest) -> Result<Answer> {
+        match &self.way {
+            Way::Attached(attachment) => {
+                let mut asked = attachment.ask(&Request::Policy(request)).await?;
+                asked.answer().await
+            }
+            Way::Own { .. } => self.decide(&request),
+        }
+    }
+
+    fn decide(&self, request: &PolicyRequest) -> Result<Answer> {
+        let gateway = self.shared.gateway();
+        if let PolicyRequest::Explain { method, target } = request {
+            let sealed = Policy::default();
+            let policy = gateway.map(|gateway| gateway.policy());
+            return explain(policy.as_deref().unwrap_or(&sealed), method, target);
+        }
+        let Some(gateway) = gateway else {
+            return match request {
+                PolicyRequest::Show => Ok(Answer::Policy(Box::default())),
+                _ => Err(Error::config("network", "the VM has none")),
+            };
+        };
+        let changed = match request {
+            PolicyRequest::Show | PolicyRequest::Explain { .. } => Vec::new(),
+            PolicyRequest::Allow(patterns) => {
+                let patterns = parsed(patterns)?;
+                gateway.change(|policy| allow(policy, patterns))?
+            }
+            PolicyRequest::Disallow(patterns) => {
+                gateway.change(|policy| disallow(policy, patterns))
+            }
+        };
+        let mut reachable = shown(&gateway.policy());
+        reachable.changed = changed;
+        Ok(Answer::Policy(Box::new(reachable)))
+    }
+}
+
+fn parsed(patterns: &[String]) -> Result<Vec<Pattern>> {
+    let texts = patterns.iter().map(|text| text.trim());
+    let parse = |text: &str| {
+        let wrong = |error: flashpan_network::policy::PatternError| {
+            Error::config("network.allowed_hosts", error.to_string())
+        };
+        text.parse().map_err(wrong)
+    };
+    texts.filter(|text| !text.is_empty()).map(parse).collect()
+}
+
+fn allow(policy: &mut Policy, patterns: Vec<Pattern>) -> Result<Vec<String>> {
+    let mut added: Vec<Pattern> = Vec::new();
+    for pattern in patterns {
+        let is_same = |other: &Pattern| other.as_str() == pattern.as_str();
+        if !policy.allow.iter().chain(&added).any(is_same) {
+            added.push(pattern);
+        }
+    }
+    if policy.allow.len() + added.len() > MAX_PATTERNS {
+        let why = format!("there would be more than {MAX_PATTERNS}");
+        return Err(Error::config("network.allowed_hosts", why));
+    }
+    let texts = added.iter().map(ToString::to_string).collect();
+    policy.allow.extend(added);
+    Ok(texts)
+}
+
+fn disallow(policy: &mut Policy, patterns: &[String]) -> Vec<String> {
+    let is_meant = |pattern: &Pattern| patterns.iter().any(|text| text.trim() == pattern.as_str());
+    let gone = policy.allow.extract_if(.., |pattern| is_meant(pattern));
+    gone.map(|pattern| pattern.to_string()).collect()
+}
+
+fn shown(policy: &Policy) -> Reachable {
+    fn texts<T: ToString>(of: &[T]) -> Vec<String> {
+        of.iter().map(ToString::to_string).collect()
+    }
+    Reachable {
+        has_network: true,
+        open: policy.open,
+        private: policy.private,
+        allowed: texts(&policy.allow),
+        denied: texts(&policy.deny),
+        rules: texts(&policy.rules),
+        changed: Vec::new(),
+    }
+}
+
+/// What would become of a connection or request of a guest that this configuration and
+/// network are for, as [`Sandbox::explain`].
+///
+/// # Errors
+/// [`Error::InvalidConfig`]: a pattern, rule, host or URL is none.
+pub fn explain_offline(
+    config: &Config,
+    network: Network,
+    method: &str,
+    target: &str,
+) -> Result<Explained> {
+    let policy = Settings::of(config, network).policy()?;
+    match explain(&policy, method, target)? {
+        Answer::Explained(explained) => Ok(*explained),
+        _ => Err(unexpected()),
+    }
+}
+
+/// What a policy would do with a host or URL.
+fn explain(policy: &Policy, method: &str, target: &str) -> Result<Answer> {
+    let wrong = |error: flashpan_network::policy::TargetError| {
+        Error::config("host or URL", error.to_string())
+    };
+    let target: Target = target.parse().map_err(wrong)?;
+    let explanation = policy.explain(&target, method);
+    let mut explained = Explained {
+        target: target.to_string(),
+        inspected: explanation.inspected,
+        ..Explained::default()
+    };
+    match explanation.decision {
+        Ok(basis) => {
+            explained.allowed = true;
+            if let Basis::Rule(rule) = basis {
+                explained.rule = Some(rule);
+            }
+        }
+        Err(denial) => {
+            explained.code = Some(denial.code.to_string());
+            explained.hint = Some(denial.hint());
+            explained.rule = denial.rule;
+        }
+    }
+    Ok(Answer::Explained(Box::new(explained)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn hosts_are_added_once_and_removed_by_their_text() {
+        let mut policy = Policy::default();
+        let texts = |texts: &[&str]| {
+            texts
+                .iter()
+                .map(|&text| text.to_owned())
+                .collect::<Vec<_>>()
+        };
+        let patterns = parsed(&texts(&[" a.test ", "", "b.test", "a.test"])).unwrap();
+        assert_eq!(allow(&mut policy, patterns).unwrap(), ["a.test", "b.test"]);
+        let again = parsed(&texts(&["b.test", "c.test:22"])).unwrap();
+        assert_eq!(allow(&mut policy, again).unwrap(), ["c.test:22"]);
+        let gone = disallow(
+            &mut policy,
+            &texts(&["a.test", " c.test:22", "c.test", "a.test"]),
+        );
+        assert_eq!(gone, ["a.test", "c.test:22"]);
+        assert_eq!(shown(&policy).allowed, ["b.test"]);
+        assert!(parsed(&texts(&["a.test", "a b"])).is_err());
+    }
+
+    #[test]
+    fn a_policy_does_not_grow_for_ever() {
+        let mut policy = Policy::default();
+        let pattern = |n: usize| format!("h{n}.test").parse().unwrap();
+        let patterns = (0..=MAX_PATTERNS).map(pattern).collect();
+        assert!(allow(&mut policy, patterns).is_err());
+        assert!(policy.allow.is_empty());
+    }
+}
