@@ -326,6 +326,7 @@ impl Flows {
                 policy: settings.policy()?,
                 dns: settings.dns()?,
                 reporter,
+                inspection: None,
             }))),
         };
         if let Some(gateway) = &gateway {
