@@ -25,6 +25,10 @@ const UNSIZED: usize = 1 << 20;
 /// they have 4096 bytes, and most have fewer.
 const SMALL: u64 = 64 * 1024;
 
+/// Most bytes of a file that are zeros because it became shorter: there is no end to the
+/// length that a guest can say, and zeros cost it nothing.
+const FILLED: u64 = 16 << 20;
+
 impl Sandbox {
     /// Writes a file of the guest, or a directory with all that is in it, as a tar
     /// archive: POSIX's, with records only for what has no room without. Nothing of
@@ -38,8 +42,8 @@ impl Sandbox {
     ///
     /// [`CopyOptions::limit`] counts the bytes of the archive, names and padding
     /// included. A file of more than 64 KiB that becomes shorter while it is read is
-    /// filled with zeros and is in [`Copied::shrunk`]; one of fewer has the length that
-    /// was read. Of one that grows, what it had at first is taken.
+    /// filled with at most 16 MiB of zeros and is in [`Copied::shrunk`]; one of fewer has
+    /// the length that was read. Of one that grows, what it had at first is taken.
     ///
     /// No name in it leads out of the directory where it is unpacked. But it can
     /// have links that lead anywhere, programs with the rights of root, and contents
@@ -48,7 +52,7 @@ impl Sandbox {
     /// # Errors
     /// See [above](#files-of-the-guest); [`Error::CopyTooLong`],
     /// [`Error::CopyTooMany`], [`Error::File`] for a path in the archive of more than
-    /// 4095 bytes, and [`Error::Host`] if `to` cannot be written to.
+    /// 4095 bytes and a file that lost more than 16 MiB, and [`Error::Host`] if `to` cannot be written to.
     /// What `to` got is no whole archive then.
     pub async fn tar_out(
         &self,
@@ -272,6 +276,10 @@ impl<'a> Packer<'a> {
     fn close(&mut self) -> Result<()> {
         match self.file.take() {
             Some(Content::Sized { path, left, size }) => {
+                if left > FILLED {
+                    let why = "it became shorter while it was read, by more than 16 MiB";
+                    return Err(self.failed(&path, why));
+                }
                 if left > 0 {
                     let below = self.below_root(&path);
                     self.copied.shrink(&below);
@@ -527,5 +535,28 @@ mod tests {
         assert_eq!(packer.archive.len(), 512 + 5);
         assert_eq!(packer.zeros, size - 5 + 511);
         assert_eq!(packer.copied.shrunk_count, 1);
+    }
+
+    #[test]
+    fn a_file_that_lost_more_than_16_mib_is_named_and_not_filled() {
+        let close = || FileOutput::Close;
+        let most = 16 << 20;
+        let within = |size| vec![directory(b"t"), directory(b"d"), file(b"x", size), close()];
+        for (from, steps, says) in [
+            ("/top/.", within(u64::MAX), "/top/./d/x in the guest: "),
+            ("/top", within(most + 1), "/top/d/x in the guest: "),
+            (
+                "/top",
+                vec![file(b"t", 1 << 60), close()],
+                "/top in the guest: ",
+            ),
+        ] {
+            let error = pack(from, steps).unwrap_err();
+            let text = format!("{says}it became shorter while it was read, by more than 16 MiB");
+            assert_eq!(error.to_string(), text);
+        }
+        let mut steps = within(most);
+        steps.extend([close(), close(), FileOutput::Done]);
+        assert_eq!(pack("/top", steps).unwrap(), ["top/", "top/d/", "top/d/x"]);
     }
 }
