@@ -81,7 +81,8 @@ impl CopyOptions {
     }
 
     /// Most bytes of content that are taken out of the guest, which can have
-    /// files without end; of an archive, most bytes of the archive. None otherwise: this machine's disk is the limit.
+    /// files without end; of an archive, most bytes of the archive. None otherwise:
+    /// this machine's disk is the limit.
     pub fn limit(mut self, bytes: u64) -> Self {
         self.limit = Some(bytes);
         self

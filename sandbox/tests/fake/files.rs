@@ -314,9 +314,9 @@ fn tree(link: &mut Link, trick: &str) {
     };
     let directory = |name: &str| entry(name, 0o040_755, "");
     let file = |name: &str| entry(name, 0o104_755, "");
-    let hollow = |name: &str| match file(name) {
+    let hollow = |name: &str, size: u64| match file(name) {
         FileOutput::Entry(mut entry) => {
-            entry.stat.size = 1 << 60;
+            entry.stat.size = size;
             FileOutput::Entry(entry)
         }
         other => other,
@@ -354,7 +354,20 @@ fn tree(link: &mut Link, trick: &str) {
         ],
         "cut" => vec![directory("t"), file("half"), data()],
         // Much, it says, and has nothing.
-        "hollow" => vec![directory("t"), hollow("big"), close.clone(), close, done],
+        "hollow" => vec![
+            directory("t"),
+            hollow("big", 1 << 60),
+            close.clone(),
+            close,
+            done,
+        ],
+        "shrunk" => vec![
+            directory("t"),
+            hollow("big", 1 << 20),
+            close.clone(),
+            close,
+            done,
+        ],
         "no-root" => vec![done],
         "no-entry" => vec![data()],
         "endless" | "endless-nothing" => vec![file("endless")],
