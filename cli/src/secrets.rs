@@ -55,7 +55,8 @@ impl SourceArgs {
             From::Source(SecretSource::Command(text.to_owned()))
         }
         let mut sources = BTreeMap::new();
-        let all: [(_, _, fn(&str) -> From<'_>); 3] = [
+        type Make = fn(&str) -> From<'_>;
+        let all: [(_, _, Make); 3] = [
             (&self.files, "--secret-file", file),
             (&self.commands, "--secret-command", command),
             (&self.fds, "--secret-fd", |text| From::Fd(text)),

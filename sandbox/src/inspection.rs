@@ -55,7 +55,7 @@ impl Inspected {
     /// Whether all of it makes sense.
     pub(crate) fn check(&self) -> Result<()> {
         self.rules()?;
-        Secrets::new(self.secrets()?).map_err(refused)?;
+        Secrets::new(self.secrets()?).map_err(|error| refused(&error))?;
         self.upstream().map(drop)
     }
 
@@ -69,7 +69,7 @@ impl Inspected {
         let placeholders = placeholders
             .map(|secret| (secret.name.clone(), secret.placeholder.clone()))
             .collect();
-        let secrets = Arc::new(Secrets::new(secrets).map_err(refused)?);
+        let secrets = Arc::new(Secrets::new(secrets).map_err(|error| refused(&error))?);
         let options = Options {
             all: self.all || self.interception.is_some(),
             ..self.options
@@ -145,7 +145,7 @@ impl Inspected {
     }
 }
 
-fn refused(error: flashpan_network::edit::SecretError) -> Error {
+fn refused(error: &flashpan_network::edit::SecretError) -> Error {
     Error::config("network.secrets", error.to_string())
 }
 

@@ -127,11 +127,15 @@ impl Sandbox {
             (PolicyRequest::SetSecret { name, value }, Some(secrets)) => {
                 let value = Zeroizing::new(value.0.clone());
                 let set = secrets.set(name, value);
-                return set.map(|()| Answer::Done).map_err(no_secret);
+                return set
+                    .map(|()| Answer::Done)
+                    .map_err(|error| no_secret(&error));
             }
             (PolicyRequest::RevokeSecret { name }, Some(secrets)) => {
                 let revoked = secrets.revoke(name);
-                return revoked.map(|()| Answer::Done).map_err(no_secret);
+                return revoked
+                    .map(|()| Answer::Done)
+                    .map_err(|error| no_secret(&error));
             }
             _ => {}
         }
@@ -161,7 +165,7 @@ impl Sandbox {
     }
 }
 
-fn no_secret(error: flashpan_network::edit::SecretError) -> Error {
+fn no_secret(error: &flashpan_network::edit::SecretError) -> Error {
     Error::config("network.secrets", error.to_string())
 }
 
