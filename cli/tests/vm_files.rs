@@ -269,6 +269,91 @@ fn an_archive_for_nobody_and_one_that_does_not_end_leave_nothing_waiting() {
 }
 
 #[test]
+fn a_copy_that_takes_longer_than_it_may_is_given_up() {
+    let (vms, _) = vm_with_place();
+    let to = vms.0.path("to");
+    for to in [to.to_str().unwrap(), "-"] {
+        let from = "web:/fake/tree:stalled";
+        let output = vms.output(&["cp", "--timeout", "300ms", from, to]);
+        assert_eq!(output.status.code(), Some(124), "{output:?}");
+        let line = fake::complaint(&output);
+        assert!(line.contains("finish the copy"), "{line}");
+    }
+    // One that ends in time does not hear of it.
+    fs::write(vms.0.path("guest/file"), "x").unwrap();
+    let from = format!("web:{}", vms.0.path("guest/file").display());
+    vms.ok(&[
+        "cp",
+        "--timeout",
+        "1h",
+        &from,
+        vms.0.path("file").to_str().unwrap(),
+    ]);
+    // An archive that does not come.
+    let mut cp = vms
+        .0
+        .flashpan(&["cp", "--timeout", "300ms", "-", &from.replace("/file", "")])
+        .stdin(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let held = cp.stdin.take();
+    let output = cp.wait_with_output().unwrap();
+    drop(held);
+    assert_eq!(output.status.code(), Some(124), "{output:?}");
+    let line = vms.refused(&["cp", "--timeout", "0", &from, "/nowhere"]);
+    assert!(line.contains("--timeout"), "{line}");
+}
+
+#[test]
+fn what_was_copied_is_said_as_json_where_no_archive_is() {
+    let (vms, place) = vm_with_place();
+    fs::create_dir(vms.0.path("guest/tree")).unwrap();
+    fs::write(vms.0.path("guest/tree/file"), "content").unwrap();
+    nix::unistd::mkfifo(
+        &vms.0.path("guest/tree/fifo"),
+        nix::sys::stat::Mode::S_IRWXU,
+    )
+    .unwrap();
+    let from = format!("web:{place}/tree");
+    let to = vms.0.path("out");
+    let json = |text: &[u8]| -> serde_json::Value {
+        assert_eq!(text.iter().filter(|byte| **byte == b'\n').count(), 1);
+        serde_json::from_slice(text).unwrap()
+    };
+    let expected = serde_json::json!({
+        "entries": 2,
+        "bytes": 7,
+        "skipped": ["fifo"],
+        "skipped_count": 1,
+        "shrunk": [],
+        "shrunk_count": 0,
+    });
+    let output = vms.output(&["cp", "--json", &from, to.to_str().unwrap()]);
+    assert!(
+        output.status.success() && output.stderr.is_empty(),
+        "{output:?}"
+    );
+    assert_eq!(json(&output.stdout), expected);
+    let output = vms.output(&["cp", "--json", &from, "-"]);
+    assert!(output.status.success(), "{output:?}");
+    assert_eq!(json(&output.stderr), expected);
+    // The archive is one, and nothing else.
+    assert!(output.stdout.ends_with(&[0; 1024]));
+    fs::create_dir(vms.0.path("guest/again")).unwrap();
+    let again = unpack(&vms, &format!("web:{place}/again"), &output.stdout);
+    assert!(again.status.success(), "{again:?}");
+    // What became shorter.
+    let output = vms.output(&["cp", "--json", "web:/fake/tree:shrunk", "-"]);
+    assert!(output.status.success(), "{output:?}");
+    let told = json(&output.stderr);
+    assert_eq!(
+        (&told["shrunk"][0], &told["shrunk_count"]),
+        (&"big".into(), &1.into())
+    );
+}
+
+#[test]
 fn an_archive_is_not_for_a_terminal() {
     let (vms, place) = vm_with_place();
     let terminal = nix::pty::openpty(None, None).unwrap();

@@ -26,6 +26,11 @@
 //! socket, is left out; the agent says so with `Skipped`. A file and a directory
 //! are complete, and have their permissions and times, with their `Close`.
 //!
+//! A tree that goes in need not be in order, as archives are not. A directory that
+//! came with it can be begun again: with `Entry`, and then what was said last is what
+//! it gets, or with `Enter`, which says nothing new of it. `HardLink` gives a file of
+//! the tree another name.
+//!
 //! **Changes** are told from `Info` on until the watched directory is removed
 //! or moved, which is `Done`, or the supervisor closes the connection.
 //!
@@ -70,6 +75,18 @@ pub enum FileInput {
     Entry(TreeEntry),
     /// The file or directory of a tree that was begun last ends.
     Close,
+    /// A directory of a tree begins that nothing is said of: it is made so if there is
+    /// none, and otherwise has, or gets with its `Close`, what it had or was to get.
+    Enter(TreeEntry),
+    /// What is at `path` in the tree, a file or a symbolic link, gets another name in
+    /// the directory that is open.
+    HardLink {
+        /// As [`TreeEntry::name`].
+        name: Bytes,
+        /// Names of directories, one in another from the root of the tree down, and of
+        /// what is in the last; with `/` between them, at most [`MAX_TREE_DEPTH`] + 1.
+        path: Bytes,
+    },
 }
 
 /// What to do.
@@ -161,7 +178,10 @@ pub struct TreeInRequest {
     pub owner: Option<(u32, u32)>,
 }
 
-/// Most levels of directories in a tree: each takes descriptors.
+/// Most levels of directories in a tree: each takes descriptors. The root is the first,
+/// but for one that keeps no name: a directory that is there and gets what comes
+/// ([`TreeInRequest::contents`]) is none. So an archive has paths of at most so many
+/// directories, whether it comes out or goes in.
 pub const MAX_TREE_DEPTH: usize = 256;
 
 /// Most entries of a tree.

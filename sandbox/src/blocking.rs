@@ -25,7 +25,7 @@ use std::io::{self, Read, Write};
 use std::path::Path;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -175,7 +175,7 @@ impl Sandbox {
         content: &mut (impl Read + Unpin),
         options: WriteOptions,
     ) -> Result<()> {
-        let mut content = Source(content);
+        let mut content = Source::new(content);
         self.run(self.inner.write_file_from(path, &mut content, options))
     }
 
@@ -246,25 +246,27 @@ impl Sandbox {
         self.run(self.inner.copy_out(from, to, options))
     }
 
-    /// [`crate::Sandbox::tar_in`].
+    /// [`crate::Sandbox::tar_in`]. Limits of time are looked at before each read of
+    /// `from`, and cannot end one: give that a limit of its own if it may block.
     pub fn tar_in(
         &self,
         from: &mut (impl Read + Unpin),
         to: impl AsRef<Path>,
         options: CopyOptions,
     ) -> Result<Copied> {
-        let mut from = Source(from);
+        let mut from = Source::new(from);
         self.run(self.inner.tar_in(&mut from, to, options))
     }
 
-    /// [`crate::Sandbox::tar_out`].
+    /// [`crate::Sandbox::tar_out`]. Limits of time are looked at before each write to
+    /// `to`, and cannot end one: give that a limit of its own if it may block.
     pub fn tar_out(
         &self,
         from: impl AsRef<Path>,
         to: &mut (impl Write + Unpin),
         options: CopyOptions,
     ) -> Result<Copied> {
-        let mut to = Sink(to);
+        let mut to = Sink::new(to);
         self.run(self.inner.tar_out(from, &mut to, options))
     }
 
@@ -429,15 +431,42 @@ impl Iterator for Watch {
     }
 }
 
+/// Lets whatever else a future waits for go first, once before each blocking call: one
+/// that is always ready would never let a limit of time be seen.
+#[derive(Debug, Default)]
+struct Turn {
+    is_ours: bool,
+}
+
+impl Turn {
+    fn poll(&mut self, context: &Context<'_>) -> Poll<()> {
+        self.is_ours = !self.is_ours;
+        match self.is_ours {
+            true => {
+                context.waker().wake_by_ref();
+                Poll::Pending
+            }
+            false => Poll::Ready(()),
+        }
+    }
+}
+
 /// What the caller reads from, on the caller's thread.
-struct Source<'a, R>(&'a mut R);
+struct Source<'a, R>(&'a mut R, Turn);
+
+impl<'a, R> Source<'a, R> {
+    fn new(from: &'a mut R) -> Self {
+        Self(from, Turn::default())
+    }
+}
 
 impl<R: Read + Unpin> AsyncRead for Source<'_, R> {
     fn poll_read(
         mut self: Pin<&mut Self>,
-        _: &mut Context<'_>,
+        context: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
+        ready!(self.1.poll(context));
         let read = loop {
             match self.0.read(buffer.initialize_unfilled()) {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
@@ -450,14 +479,21 @@ impl<R: Read + Unpin> AsyncRead for Source<'_, R> {
 }
 
 /// What the caller writes to, on the caller's thread.
-struct Sink<'a, W>(&'a mut W);
+struct Sink<'a, W>(&'a mut W, Turn);
+
+impl<'a, W> Sink<'a, W> {
+    fn new(to: &'a mut W) -> Self {
+        Self(to, Turn::default())
+    }
+}
 
 impl<W: Write + Unpin> AsyncWrite for Sink<'_, W> {
     fn poll_write(
         mut self: Pin<&mut Self>,
-        _: &mut Context<'_>,
+        context: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
+        ready!(self.1.poll(context));
         loop {
             match self.0.write(bytes) {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
@@ -474,3 +510,6 @@ impl<W: Write + Unpin> AsyncWrite for Sink<'_, W> {
         self.poll_flush(context)
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -42,7 +42,7 @@ pub struct CopyOptions {
     archive: bool,
     follow_link: bool,
     owner: Option<(u32, u32)>,
-    limit: Option<u64>,
+    pub(crate) limit: Option<u64>,
     entry_limit: Option<u64>,
     pub(crate) timeout: Option<Duration>,
 }
@@ -81,7 +81,8 @@ impl CopyOptions {
     }
 
     /// Most bytes of content that are taken out of the guest, which can have
-    /// files without end. None otherwise: this machine's disk is the limit.
+    /// files without end; of an archive, most bytes of the archive. None otherwise:
+    /// this machine's disk is the limit.
     pub fn limit(mut self, bytes: u64) -> Self {
         self.limit = Some(bytes);
         self
@@ -118,6 +119,11 @@ pub struct Copied {
     pub skipped: Vec<PathBuf>,
     /// How many those are.
     pub skipped_count: u64,
+    /// Files that became shorter while they were read into an archive, and have
+    /// zeros there for what was gone. The first 256, relative to the root.
+    pub shrunk: Vec<PathBuf>,
+    /// How many those are.
+    pub shrunk_count: u64,
 }
 
 impl Copied {
@@ -125,6 +131,13 @@ impl Copied {
         self.skipped_count = self.skipped_count.saturating_add(1);
         if self.skipped.len() < SKIPPED_KEPT {
             self.skipped.push(path_from(path));
+        }
+    }
+
+    pub(crate) fn shrink(&mut self, path: &[u8]) {
+        self.shrunk_count = self.shrunk_count.saturating_add(1);
+        if self.shrunk.len() < SKIPPED_KEPT {
+            self.shrunk.push(path_from(path));
         }
     }
 

@@ -1,6 +1,7 @@
 //! Tar archives as trees of the guest.
 
-use std::collections::VecDeque;
+use std::collections::{HashSet, VecDeque};
+use std::hash::{BuildHasher, RandomState};
 use std::path::Path;
 use std::time::SystemTime;
 
@@ -28,24 +29,29 @@ const DIRECTORY: u32 = 0o040_000;
 const REGULAR: u32 = 0o100_000;
 const SYMLINK: u32 = 0o120_000;
 
+const TOO_DEEP: &str = "its directories are nested too deep: 256 levels are the most";
+const NAME_OF_DIRECTORY: &str = "it is not a directory, and has the name of one";
+
 /// Content of a hole.
 static ZEROS: [u8; 32 * 1024] = [0; 32 * 1024];
 
 impl Sandbox {
     /// Unpacks a tar archive into a directory of the guest, which has to be there:
     /// v7, ustar, GNU's and POSIX's, not compressed. Nothing of it is kept but what
-    /// is on the way, and no more is read than the guest takes; `from` is read to
-    /// its end.
+    /// is on the way and a number for each file, and no more is read than the guest
+    /// takes; `from` is read to its end.
     ///
-    /// Directories, files and symbolic links are taken, with the owners that the
-    /// archive has, as numbers, unless [`CopyOptions::owner`] says otherwise, and
-    /// all permissions. Extended attributes are not kept. A directory that an entry
-    /// is in and that has none itself is made with mode 755; what is there already
-    /// is replaced or filled as [below](#trees-of-files).
+    /// Directories, files and links are taken, with the owners that the archive has, as
+    /// numbers, unless [`CopyOptions::owner`] says otherwise, and all permissions.
+    /// Extended attributes are not kept. A directory that an entry is in and that has
+    /// none itself is made with mode 755; of one that has some, before what is in it or
+    /// after, the last one holds. What is there already is replaced or filled as
+    /// [below](#trees-of-files). Hard links are to files and symbolic links that come
+    /// before them in the archive. There are at most 256 directories in a path.
     ///
     /// Nothing is written outside of the directory: absolute names and names with
     /// `..` are refused, and no symbolic link below it is followed, whether it comes
-    /// from the archive or was there. Hard links, devices and FIFOs are refused too.
+    /// from the archive or was there. Devices and FIFOs are refused too.
     ///
     /// # Errors
     /// See [above](#files-of-the-guest); [`Error::Archive`] for what the archive is
@@ -159,6 +165,10 @@ struct Unpacker {
     /// Names of the directories that are open, below the one that all goes to.
     open: Vec<Vec<u8>>,
     file: Option<Content>,
+    /// The paths that hard links can be to, as numbers that nobody can foresee: two that
+    /// have the same one only let a link be to a file that was there before.
+    linkable: HashSet<u64>,
+    numbers: RandomState,
     copied: Copied,
     queue: VecDeque<Piece>,
     /// When directories were made that the archive does not have.
@@ -180,17 +190,38 @@ struct Content {
     segments: VecDeque<Segment>,
 }
 
+/// The names that a path in an archive is made of, none for the directory that all goes
+/// to; or what is wrong with it.
+fn names_of(path: &[u8]) -> Result<Vec<&[u8]>, &'static str> {
+    if path.starts_with(b"/") {
+        return Err("is an absolute path; take out the first slash");
+    }
+    let names = path.split(|byte| *byte == b'/');
+    let names: Vec<&[u8]> = names.filter(|name| !matches!(*name, b"" | b".")).collect();
+    if names.contains(&b"..".as_slice()) {
+        return Err("has `..`, which leads out");
+    }
+    let fits = |name: &&[u8]| name.len() <= MAX_NAME && !name.contains(&0);
+    match names.iter().all(fits) {
+        true => Ok(names),
+        false => Err("is none: 255 bytes without NUL are the most"),
+    }
+}
+
 impl Unpacker {
     fn new() -> Result<Self> {
         let now = SystemTime::UNIX_EPOCH.elapsed().unwrap_or_default();
         let mut unpacker = Self {
             open: Vec::new(),
             file: None,
+            linkable: HashSet::new(),
+            numbers: RandomState::new(),
             copied: Copied::default(),
             queue: VecDeque::new(),
             now: i64::try_from(now.as_secs()).unwrap_or(i64::MAX),
         };
-        unpacker.made_up(b"root")?;
+        let root = unpacker.made_up(b"root");
+        unpacker.frame(&FileInput::Entry(root))?;
         Ok(unpacker)
     }
 
@@ -216,29 +247,23 @@ impl Unpacker {
             let path = one_line(&String::from_utf8_lossy(&entry.path), 300);
             Err(Error::archive(format!("{path}: {why}")))
         };
-        if entry.path.starts_with(b"/") {
-            return refused("its name is an absolute path; take out the first slash");
-        }
-        let names = entry.path.split(|byte| *byte == b'/');
-        let mut names: Vec<&[u8]> = names.filter(|name| !matches!(*name, b"" | b".")).collect();
-        if names.contains(&b"..".as_slice()) {
-            return refused("its name has `..`, which leads out");
-        }
-        if names
-            .iter()
-            .any(|name| name.len() > MAX_NAME || name.contains(&0))
-        {
-            return refused("its name is none: 255 bytes without NUL are the most");
-        }
+        let mut names = match names_of(&entry.path) {
+            Ok(names) => names,
+            Err(why) => return refused(&format!("its name {why}")),
+        };
         let (mode, target): (u32, &[u8]) = match &entry.kind {
             Kind::Regular => (REGULAR, b""),
             Kind::Directory => (DIRECTORY, b""),
             Kind::Symlink(target) => (SYMLINK, target),
-            Kind::HardLink(_) => {
-                return refused(
-                    "hard links are not supported; make the archive without, as \
-                     `tar --hard-dereference` does",
-                );
+            Kind::HardLink(to) => {
+                let link = match self.hard_link(&names, to) {
+                    Ok(link) => link,
+                    Err(why) => return refused(&why),
+                };
+                names.pop();
+                self.enter(&names)?;
+                self.copied.entries = self.copied.entries.saturating_add(1);
+                return self.frame(&link);
             }
             Kind::CharDevice(..) | Kind::BlockDevice(..) => {
                 return refused("devices are not supported; leave it out");
@@ -254,14 +279,17 @@ impl Unpacker {
             return match entry.kind {
                 // The directory itself, which is there.
                 Kind::Directory => Ok(()),
-                _ => refused("it is not a directory, and has the name of one"),
+                _ => refused(NAME_OF_DIRECTORY),
             };
         };
-        // With the one that all goes to.
-        if names.len().saturating_add(1) > MAX_TREE_DEPTH - usize::from(mode == DIRECTORY) {
-            return refused("its directories are nested too deep: 256 levels are the most");
+        if names.len().saturating_add(usize::from(mode == DIRECTORY)) > MAX_TREE_DEPTH {
+            return refused(TOO_DEEP);
         }
         self.enter(&names)?;
+        if mode != DIRECTORY {
+            let whole = [names.as_slice(), &[name]].concat();
+            self.linkable.insert(self.numbers.hash_one(whole));
+        }
         self.copied.entries = self.copied.entries.saturating_add(1);
         self.frame(&FileInput::Entry(TreeEntry {
             name: Bytes::from(name),
@@ -293,6 +321,28 @@ impl Unpacker {
         Ok(())
     }
 
+    /// Another name for what came before, or why it is none.
+    fn hard_link(&mut self, names: &[&[u8]], to: &[u8]) -> Result<FileInput, String> {
+        let Some((name, directories)) = names.split_last() else {
+            return Err(NAME_OF_DIRECTORY.to_owned());
+        };
+        if directories.len() > MAX_TREE_DEPTH {
+            return Err(TOO_DEEP.to_owned());
+        }
+        let target = names_of(to).map_err(|why| format!("what it is a hard link to {why}"))?;
+        if !self.linkable.contains(&self.numbers.hash_one(&target)) {
+            let to = one_line(&String::from_utf8_lossy(to), 300);
+            return Err(format!(
+                "it is a hard link to {to}, and no file of that name is before it in the archive"
+            ));
+        }
+        self.linkable.insert(self.numbers.hash_one(names));
+        Ok(FileInput::HardLink {
+            name: Bytes::from(*name),
+            path: Bytes::from(target.join(&b'/')),
+        })
+    }
+
     /// Goes to the directory that these names lead to, ending what is open besides.
     fn enter(&mut self, names: &[&[u8]]) -> Result<()> {
         let pairs = self.open.iter().zip(names);
@@ -302,16 +352,17 @@ impl Unpacker {
             self.frame(&FileInput::Close)?;
         }
         for name in names.get(common..).unwrap_or_default() {
-            self.made_up(name)?;
+            // It may be there, and the archive may have an entry for it.
+            let directory = self.made_up(name);
+            self.frame(&FileInput::Enter(directory))?;
             self.open.push(name.to_vec());
         }
         Ok(())
     }
 
-    /// Begins a directory of which the archive says nothing; or it did before, and
-    /// the directory is there.
-    fn made_up(&mut self, name: &[u8]) -> Result<()> {
-        self.frame(&FileInput::Entry(TreeEntry {
+    /// A directory of which the archive has said nothing.
+    fn made_up(&self, name: &[u8]) -> TreeEntry {
+        TreeEntry {
             name: Bytes::from(name),
             stat: FileStat {
                 mode: DIRECTORY | 0o755,
@@ -322,7 +373,7 @@ impl Unpacker {
                 modified_ns: 0,
             },
             target: Bytes::default(),
-        }))
+        }
     }
 
     fn data(&mut self, mut bytes: &[u8]) -> Result<()> {
@@ -394,172 +445,4 @@ impl Unpacker {
 }
 
 #[cfg(test)]
-mod tests {
-    use flashpan_rootfs::tar::{Entry, Member, MemberKind};
-    use flashpan_rootfs::tree::Timestamp;
-
-    use super::*;
-
-    fn entry(path: &str, kind: Kind, size: u64) -> Entry {
-        Entry {
-            path: path.as_bytes().to_vec(),
-            kind,
-            permissions: 0o644,
-            uid: 1,
-            gid: 2,
-            modified: Timestamp::default(),
-            xattrs: Vec::new(),
-            size,
-            position: 0,
-            stored: size,
-            sparse: None,
-        }
-    }
-
-    /// What is sent of a tree that these entries are, without the root: `+name`,
-    /// `=content`, `0length` of a hole, and `-` for an end.
-    fn sent(events: Vec<Event<'_>>) -> Result<Vec<String>> {
-        let mut unpacker = Unpacker::new()?;
-        for event in events {
-            unpacker.take(event)?;
-        }
-        unpacker.finish()?;
-        let mut decoder = frame::Decoder::new(MAX_FILE_FRAME);
-        let mut words = Vec::new();
-        for piece in unpacker.queue {
-            let frame = match piece {
-                Piece::Zeros(length) => {
-                    words.push(format!("0{length}"));
-                    continue;
-                }
-                Piece::Frame(frame) => frame,
-            };
-            decoder.extend(&frame);
-            words.push(match decoder.next_message().unwrap().unwrap() {
-                FileInput::Entry(entry) => format!("+{}", String::from_utf8_lossy(&entry.name)),
-                FileInput::Data(bytes) => format!("={}", String::from_utf8_lossy(&bytes)),
-                FileInput::Close => "-".to_owned(),
-                other => panic!("{other:?}"),
-            });
-        }
-        assert_eq!(words.first().map(String::as_str), Some("+root"));
-        assert_eq!(words.pop().as_deref(), Some("-"));
-        Ok(words.split_off(1))
-    }
-
-    #[test]
-    fn entries_with_paths_become_a_tree_with_names() {
-        let directory = |path| Event::Entry(entry(path, Kind::Directory, 0));
-        let link = |path| Event::Entry(entry(path, Kind::Symlink(b"/to".to_vec()), 0));
-        for (events, words) in [
-            (vec![], ""),
-            (vec![directory("./")], ""),
-            (vec![directory("a/"), link("a/b"), link("c")], "+a +b - +c"),
-            // What the archive does not have, and what it comes back to.
-            (vec![link("a/b/c"), link("a/d")], "+a +b +c - +d -"),
-            (
-                vec![link("a/b"), link("c"), link("./a//d")],
-                "+a +b - +c +a +d -",
-            ),
-            (
-                vec![
-                    Event::Entry(entry("a/f", Kind::Regular, 3)),
-                    Event::Data(b"x"),
-                    Event::Data(b"yz"),
-                    Event::Entry(entry("g", Kind::Regular, 0)),
-                ],
-                "+a +f =x =yz - - +g -",
-            ),
-        ] {
-            assert_eq!(sent(events).unwrap().join(" "), words);
-        }
-    }
-
-    #[test]
-    fn holes_are_zeros_that_are_not_kept() {
-        let segment = |offset, length| Segment { offset, length };
-        let sparse = |size, map| Entry {
-            sparse: Some(map),
-            ..entry("f", Kind::Regular, size)
-        };
-        let map = vec![
-            segment(10, 2),
-            segment(12, 1),
-            segment(20, 3),
-            segment(40, 0),
-        ];
-        let events = vec![
-            Event::Entry(sparse(1 << 50, map)),
-            Event::Data(b"abcd"),
-            Event::Data(b"ef"),
-        ];
-        let end = (1_u64 << 50) - 23;
-        let words = sent(events).unwrap().join(" ");
-        assert_eq!(words, format!("+f 010 =ab =c 07 =d =ef 0{end} -"));
-        let words = sent(vec![Event::Entry(sparse(5, Vec::new()))]).unwrap();
-        assert_eq!(words, ["+f", "05", "-"]);
-    }
-
-    #[test]
-    fn what_leads_out_or_is_no_file_is_refused() {
-        let long = format!("a/{}", "n".repeat(256));
-        let deep = "d/".repeat(256);
-        let link = |target: &[u8]| Kind::Symlink(target.to_vec());
-        for (path, kind, says) in [
-            ("/etc/passwd", Kind::Regular, "is an absolute path"),
-            ("..", Kind::Directory, "leads out"),
-            ("a/../../b", Kind::Regular, "leads out"),
-            ("a/..", link(b"x"), "leads out"),
-            (".", Kind::Regular, "has the name of one"),
-            (&long, Kind::Regular, "255 bytes"),
-            (&deep, Kind::Directory, "nested too deep"),
-            (&format!("{deep}f"), Kind::Regular, "nested too deep"),
-            ("l", link(b""), "where the link points"),
-            ("l", link(&[b'x'; 4096]), "where the link points"),
-            ("h", Kind::HardLink(b"l".to_vec()), "hard links are not"),
-            ("c", Kind::CharDevice(1, 3), "devices are not"),
-            ("b", Kind::BlockDevice(1, 3), "devices are not"),
-            ("p", Kind::Fifo, "FIFOs are not"),
-        ] {
-            let error = sent(vec![Event::Entry(entry(path, kind, 0))]).unwrap_err();
-            let text = error.to_string();
-            assert!(text.contains(says), "{path}: {text}");
-            assert!(text.starts_with("cannot unpack the archive: "), "{text}");
-        }
-        let most = &deep[2..];
-        assert!(sent(vec![Event::Entry(entry(most, Kind::Directory, 0))]).is_ok());
-    }
-
-    #[test]
-    fn an_archive_is_unpacked_whatever_pieces_it_comes_in() {
-        let mut archive = Vec::new();
-        for (path, kind) in [
-            (&b"d"[..], MemberKind::Directory),
-            (b"d/f", MemberKind::Regular(3)),
-        ] {
-            let member = Member {
-                path,
-                kind,
-                permissions: 0o644,
-                uid: 0,
-                gid: 0,
-                modified: Timestamp::default(),
-            };
-            member.write(&mut archive);
-        }
-        archive.extend_from_slice(b"xyz");
-        archive.resize(archive.len() + tar::padding(3), 0);
-        for size in [1, 7, 512, 4096] {
-            let mut reader = Reader::new(HEADER_MAX);
-            let mut unpacker = Unpacker::new().unwrap();
-            for piece in archive.chunks(size) {
-                reader
-                    .push(piece, &mut |event| unpacker.take(event))
-                    .unwrap();
-            }
-            reader.finish().unwrap();
-            unpacker.finish().unwrap();
-            assert_eq!((unpacker.copied.entries, unpacker.copied.bytes), (2, 3));
-        }
-    }
-}
+mod tests;

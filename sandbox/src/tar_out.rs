@@ -21,6 +21,14 @@ use crate::sandbox::Sandbox;
 /// its length comes before its content.
 const UNSIZED: usize = 1 << 20;
 
+/// Longest file that is read before its length is written: those of /sys say that
+/// they have 4096 bytes, and most have fewer.
+const SMALL: u64 = 64 * 1024;
+
+/// Most bytes of a file that are zeros because it became shorter: there is no end to the
+/// length that a guest can say, and zeros cost it nothing.
+const FILLED: u64 = 16 << 20;
+
 impl Sandbox {
     /// Writes a file of the guest, or a directory with all that is in it, as a tar
     /// archive: POSIX's, with records only for what has no room without. Nothing of
@@ -32,13 +40,19 @@ impl Sandbox {
     /// permissions are as in the guest, whatever [`CopyOptions::archive`] says.
     /// `to` is flushed and not closed.
     ///
+    /// [`CopyOptions::limit`] counts the bytes of the archive, names and padding
+    /// included. A file of more than 64 KiB that becomes shorter while it is read is
+    /// filled with at most 16 MiB of zeros and is in [`Copied::shrunk`]; one of fewer has
+    /// the length that was read. Of one that grows, what it had at first is taken.
+    ///
     /// No name in it leads out of the directory where it is unpacked. But it can
     /// have links that lead anywhere, programs with the rights of root, and contents
     /// of the guest's choice.
     ///
     /// # Errors
     /// See [above](#files-of-the-guest); [`Error::CopyTooLong`],
-    /// [`Error::CopyTooMany`], and [`Error::Host`] if `to` cannot be written to.
+    /// [`Error::CopyTooMany`], [`Error::File`] for a path in the archive of more than
+    /// 4095 bytes and a file that lost more than 16 MiB, and [`Error::Host`] if `to` cannot be written to.
     /// What `to` got is no whole archive then.
     pub async fn tar_out(
         &self,
@@ -62,14 +76,24 @@ impl Sandbox {
             first,
         } = self.begin_out(from, options).await?;
         let mut budget = Budget::new(from, options);
+        let limit = options.limit.unwrap_or(u64::MAX);
+        let mut left = limit;
         let mut packer = Packer::new(from, root);
         let mut step = FileOutput::Entry(first);
         loop {
             let last = step == FileOutput::Done;
             packer.take(step)?;
+            let length = u64::try_from(packer.archive.len()).unwrap_or(u64::MAX);
+            let length = length.saturating_add(packer.zeros);
+            // Before a byte of it is written: there may be no end to the zeros.
+            left = left.checked_sub(length).ok_or_else(|| Error::CopyTooLong {
+                path: from.to_owned(),
+                limit,
+            })?;
             let failed = Error::host("write the archive");
             to.write_all(&packer.archive).await.map_err(failed)?;
             packer.archive.clear();
+            write_zeros(to, std::mem::take(&mut packer.zeros)).await?;
             if last {
                 to.flush().await.map_err(Error::host("write the archive"))?;
                 return Ok(packer.copied);
@@ -78,6 +102,20 @@ impl Sandbox {
             budget.take(&step, &link)?;
         }
     }
+}
+
+/// Writes so many zeros, and lets the limits of time see in between.
+async fn write_zeros(to: &mut (impl AsyncWrite + Unpin + ?Sized), mut left: u64) -> Result<()> {
+    let zeros = [0; 4096];
+    while left > 0 {
+        let most = usize::try_from(left).unwrap_or(usize::MAX);
+        let now = zeros.get(..most).unwrap_or(&zeros);
+        let failed = Error::host("write the archive");
+        to.write_all(now).await.map_err(failed)?;
+        left = left.saturating_sub(u64::try_from(now.len()).unwrap_or(u64::MAX));
+        tokio::task::consume_budget().await;
+    }
+    Ok(())
 }
 
 /// Makes an archive of what a guest sends, of which nothing is trusted.
@@ -94,14 +132,20 @@ struct Packer<'a> {
     copied: Copied,
     /// What was made of the last step.
     archive: Vec<u8>,
+    /// So many zeros follow.
+    zeros: u64,
 }
 
 /// The file whose content comes.
 enum Content {
     /// So many bytes of so many are to come.
     Sized { path: Vec<u8>, left: u64, size: u64 },
-    /// It has said that it is empty, and this was in it.
-    Unsized { entry: TreeEntry, content: Vec<u8> },
+    /// Its length is known when it has ended, and this was in it.
+    Whole {
+        entry: TreeEntry,
+        content: Vec<u8>,
+        most: usize,
+    },
 }
 
 impl<'a> Packer<'a> {
@@ -115,6 +159,7 @@ impl<'a> Packer<'a> {
             is_finished: false,
             copied: Copied::default(),
             archive: Vec::new(),
+            zeros: 0,
         }
     }
 
@@ -150,6 +195,10 @@ impl<'a> Packer<'a> {
             }
             None => check_name(&entry.name)?,
         }
+        let path = self.path_of(&entry.name);
+        if path.len() > MAX_PATH {
+            return Err(self.failed(&path, "its path in the archive has more than 4095 bytes"));
+        }
         self.copied.entries = self.copied.entries.saturating_add(1);
         if entry.stat.is_dir() {
             if self.levels.len() >= MAX_TREE_DEPTH {
@@ -169,9 +218,13 @@ impl<'a> Packer<'a> {
             self.is_finished = self.levels.is_empty();
         } else if entry.stat.is_file() {
             self.file = Some(match entry.stat.size {
-                0 => Content::Unsized {
+                size @ 0..=SMALL => Content::Whole {
                     entry,
                     content: Vec::new(),
+                    most: match size {
+                        0 => UNSIZED,
+                        size => usize::try_from(size).unwrap_or(0),
+                    },
                 },
                 size => {
                     self.header(&entry, MemberKind::Regular(size));
@@ -200,8 +253,15 @@ impl<'a> Packer<'a> {
                     .ok_or_else(|| broken("it sent more of a file than it had said".to_owned()))?;
                 self.archive.extend_from_slice(bytes);
             }
-            Some(Content::Unsized { entry, content }) => {
-                if content.len().saturating_add(bytes.len()) > UNSIZED {
+            Some(Content::Whole {
+                entry,
+                content,
+                most,
+            }) => {
+                if content.len().saturating_add(bytes.len()) > *most {
+                    if entry.stat.size > 0 {
+                        return Err(broken("it sent more of a file than it had said".to_owned()));
+                    }
                     let path = [self.path.as_slice(), entry.name.as_slice()].concat();
                     let why = "it says that it is empty, and has more than 1 MiB";
                     return Err(self.failed(&path, why));
@@ -215,13 +275,19 @@ impl<'a> Packer<'a> {
 
     fn close(&mut self) -> Result<()> {
         match self.file.take() {
-            Some(Content::Sized {
-                path, left: 1.., ..
-            }) => {
-                return Err(self.failed(&path, "it became shorter while it was read"));
+            Some(Content::Sized { path, left, size }) => {
+                if left > FILLED {
+                    let why = "it became shorter while it was read, by more than 16 MiB";
+                    return Err(self.failed(&path, why));
+                }
+                if left > 0 {
+                    let below = self.below_root(&path);
+                    self.copied.shrink(&below);
+                }
+                let padding = u64::try_from(padding(size)).unwrap_or(0);
+                self.zeros = left.saturating_add(padding);
             }
-            Some(Content::Sized { size, .. }) => self.pad(size),
-            Some(Content::Unsized { entry, content }) => {
+            Some(Content::Whole { entry, content, .. }) => {
                 let size = u64::try_from(content.len()).unwrap_or(u64::MAX);
                 self.header(&entry, MemberKind::Regular(size));
                 self.archive.extend_from_slice(&content);
@@ -345,6 +411,8 @@ mod tests {
         let mut packer = Packer::new(Path::new(from), Root::of_guest(Path::new(from))?);
         for step in steps {
             packer.take(step)?;
+            let zeros = usize::try_from(std::mem::take(&mut packer.zeros)).unwrap();
+            packer.archive.resize(packer.archive.len() + zeros, 0);
         }
         let mut paths = Vec::new();
         let mut reader = Reader::new(1 << 20);
@@ -410,7 +478,6 @@ mod tests {
             (vec![directory(b"t"), data(b"x")], "content without a file"),
             (vec![file(b"t", 1), file(b"u", 1)], "where none can be"),
             (vec![file(b"t", 1), data(b"xy")], "more of a file"),
-            (vec![file(b"t", 2), data(b"x"), close()], "became shorter"),
             (vec![directory(b"t"), close(), close()], "nothing is open"),
             (
                 vec![directory(b"t"), close(), file(b"u", 0)],
@@ -434,22 +501,62 @@ mod tests {
     }
 
     #[test]
-    fn what_is_wrong_with_a_file_names_it() {
-        let steps = vec![
-            directory(b"t"),
-            directory(b"d"),
-            file(b"x", 2),
-            FileOutput::Close,
-        ];
-        let error = pack("/top/.", steps).unwrap_err().to_string();
-        assert_eq!(
-            error,
-            "/top/./d/x in the guest: it became shorter while it was read"
+    fn a_path_that_is_too_long_is_refused_and_named() {
+        let long = [b'n'; MAX_NAME];
+        // With slashes, 4096 bytes before the last name.
+        let mut steps = vec![directory(b"top")];
+        steps.extend(std::iter::repeat_n(directory(&long), 16));
+        let error = pack("/top", steps).unwrap_err();
+        assert!(matches!(error, Error::File { .. }), "{error}");
+        assert!(
+            error.to_string().contains("more than 4095 bytes"),
+            "{error}"
         );
-        let alone = pack("/top", vec![file(b"t", 2), FileOutput::Close]);
-        assert_eq!(
-            alone.unwrap_err().to_string(),
-            "/top in the guest: it became shorter while it was read"
-        );
+        let target = vec![b't'; MAX_PATH + 1];
+        let error = pack("/top", vec![entry(b"t", 0o120_777, 0, &target)]).unwrap_err();
+        assert!(error.to_string().contains("a link to nowhere"), "{error}");
+    }
+
+    #[test]
+    fn a_small_file_has_the_length_that_was_read_and_a_large_one_is_filled_with_zeros() {
+        let mut packer = Packer::new(Path::new("/t"), Root::of_guest(Path::new("/t")).unwrap());
+        for step in [file(b"t", 4096), data(b"short"), FileOutput::Close] {
+            packer.take(step).unwrap();
+        }
+        assert_eq!(packer.archive.len(), 1024);
+        assert_eq!(packer.archive.get(124..135), Some(&b"00000000005"[..]));
+        assert_eq!((packer.zeros, packer.copied.shrunk_count), (0, 0));
+
+        let size = SMALL + 1;
+        let mut packer = Packer::new(Path::new("/t"), Root::of_guest(Path::new("/t")).unwrap());
+        for step in [file(b"t", size), data(b"short"), FileOutput::Close] {
+            packer.take(step).unwrap();
+        }
+        assert_eq!(packer.archive.len(), 512 + 5);
+        assert_eq!(packer.zeros, size - 5 + 511);
+        assert_eq!(packer.copied.shrunk_count, 1);
+    }
+
+    #[test]
+    fn a_file_that_lost_more_than_16_mib_is_named_and_not_filled() {
+        let close = || FileOutput::Close;
+        let most = 16 << 20;
+        let within = |size| vec![directory(b"t"), directory(b"d"), file(b"x", size), close()];
+        for (from, steps, says) in [
+            ("/top/.", within(u64::MAX), "/top/./d/x in the guest: "),
+            ("/top", within(most + 1), "/top/d/x in the guest: "),
+            (
+                "/top",
+                vec![file(b"t", 1 << 60), close()],
+                "/top in the guest: ",
+            ),
+        ] {
+            let error = pack(from, steps).unwrap_err();
+            let text = format!("{says}it became shorter while it was read, by more than 16 MiB");
+            assert_eq!(error.to_string(), text);
+        }
+        let mut steps = within(most);
+        steps.extend([close(), close(), FileOutput::Done]);
+        assert_eq!(pack("/top", steps).unwrap(), ["top/", "top/d/", "top/d/x"]);
     }
 }

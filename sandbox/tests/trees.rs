@@ -13,57 +13,19 @@
 #[allow(dead_code)] // Other tests need more of it.
 mod world;
 
+#[path = "fake/pictures.rs"]
+mod pictures;
+
 use std::fs;
-use std::io::Write;
-use std::os::unix::ffi::OsStringExt;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use flashpan::api::ErrorCode;
 use flashpan::{CopyOptions, Error, FileFailureKind, Sandbox};
+use pictures::{options, picture, tree};
 use tokio::time::timeout;
 use world::{LONG, World};
-
-/// What is in a directory, by name, kind, mode, and content.
-fn picture(root: &Path) -> Vec<(PathBuf, u32, i64, Vec<u8>)> {
-    let mut all = Vec::new();
-    let mut left = vec![root.to_owned()];
-    while let Some(path) = left.pop() {
-        let meta = path.symlink_metadata().unwrap();
-        let content = match meta {
-            _ if meta.is_dir() => {
-                left.extend(
-                    fs::read_dir(&path)
-                        .unwrap()
-                        .map(|entry| entry.unwrap().path()),
-                );
-                Vec::new()
-            }
-            _ if meta.is_symlink() => fs::read_link(&path).unwrap().into_os_string().into_vec(),
-            _ => fs::read(&path).unwrap(),
-        };
-        let name = path.strip_prefix(root).unwrap().to_owned();
-        all.push((name, meta.mode(), meta.mtime(), content));
-    }
-    all.sort();
-    all
-}
-
-fn tree(at: &Path) {
-    fs::create_dir_all(at.join("deep/down")).unwrap();
-    fs::write(at.join("deep/down/long"), vec![b'x'; 300_000]).unwrap();
-    fs::write(at.join("deep/empty"), "").unwrap();
-    fs::set_permissions(at.join("deep/empty"), PermissionsExt::from_mode(0o751)).unwrap();
-    symlink("deep/down/long", at.join("link")).unwrap();
-    let odd = std::ffi::OsString::from_vec(b"\xff\n-rf".to_vec());
-    fs::write(at.join(odd), "odd").unwrap();
-}
-
-fn options() -> CopyOptions {
-    let (uid, gid) = (nix::unistd::getuid(), nix::unistd::getgid());
-    CopyOptions::new().owner(uid.as_raw(), gid.as_raw())
-}
 
 #[tokio::test]
 async fn a_tree_goes_in_and_comes_back_as_it_was() {
@@ -518,148 +480,4 @@ async fn the_end_of_the_vm_is_the_reason_for_a_copy_that_fails() {
         .await
         .unwrap_err();
     assert!(matches!(error, Error::VmEnded(_)), "{error}");
-}
-
-/// Has the real tar do something in a directory.
-fn tar(words: &[&str], at: &Path, input: &[u8]) -> Vec<u8> {
-    let mut child = std::process::Command::new("tar")
-        .args(words)
-        .current_dir(at)
-        .stdin(std::process::Stdio::piped())
-        .stdout(std::process::Stdio::piped())
-        .spawn()
-        .unwrap();
-    let mut stdin = child.stdin.take().unwrap();
-    let output = std::thread::scope(|scope| {
-        scope.spawn(move || stdin.write_all(input).unwrap());
-        child.wait_with_output().unwrap()
-    });
-    assert!(output.status.success(), "{words:?}");
-    output.stdout
-}
-
-#[tokio::test]
-async fn a_tree_comes_out_as_an_archive_and_goes_in_again() {
-    let world = World::new("normal");
-    let sandbox = world.boot().await;
-    let here = world.path("here");
-    tree(&here);
-    // Names and targets that headers have no room for, and a path of more than one.
-    let deep = here.join("n".repeat(150)).join("m".repeat(200));
-    fs::create_dir_all(&deep).unwrap();
-    symlink("t".repeat(300), deep.join("far")).unwrap();
-    let mut archive = Vec::new();
-    let copied = sandbox
-        .tar_out(&here, &mut archive, CopyOptions::new())
-        .await
-        .unwrap();
-    assert_eq!((copied.entries, copied.bytes), (10, 300_003));
-    // By the real tar, by our own reader, and by way of the real tar's archive.
-    for name in ["tar", "own", "both"] {
-        fs::create_dir(world.path(name)).unwrap();
-    }
-    tar(&["-xpf", "-"], &world.path("tar"), &archive);
-    let copied = sandbox
-        .tar_in(&mut archive.as_slice(), world.path("own"), options())
-        .await
-        .unwrap();
-    assert_eq!((copied.entries, copied.bytes), (10, 300_003));
-    for format in ["gnu", "posix"] {
-        let format = format!("--format={format}");
-        let theirs = tar(&["-cf", "-", &format, "here"], &world.path("tar"), b"");
-        sandbox
-            .tar_in(&mut theirs.as_slice(), world.path("both"), options())
-            .await
-            .unwrap();
-        assert_eq!(picture(&world.path("both/here")), picture(&here));
-        fs::remove_dir_all(world.path("both/here")).unwrap();
-    }
-    for name in ["tar/here", "own/here"] {
-        assert_eq!(picture(&world.path(name)), picture(&here), "{name}");
-    }
-    // The archive of a link is the link, and that of a file the file.
-    symlink("deep", here.join("to-deep")).unwrap();
-    for (from, follow, names) in [
-        ("here/to-deep", false, "to-deep\n"),
-        ("here/deep/empty", false, "empty\n"),
-        ("here/deep/down/.", false, "./\n./long\n"),
-        ("here/deep/down", true, "down/\ndown/long\n"),
-    ] {
-        let mut archive = Vec::new();
-        let options = CopyOptions::new().follow_link(follow);
-        sandbox
-            .tar_out(world.path(from), &mut archive, options)
-            .await
-            .unwrap();
-        let listed = tar(&["-tf", "-"], &here, &archive);
-        assert_eq!(String::from_utf8(listed).unwrap(), names);
-    }
-    // As much as was asked for, and no more.
-    let error = sandbox
-        .tar_out(&here, &mut Vec::new(), CopyOptions::new().limit(1000))
-        .await
-        .unwrap_err();
-    assert!(
-        matches!(error, Error::CopyTooLong { limit: 1000, .. }),
-        "{error}"
-    );
-}
-
-#[tokio::test]
-async fn nothing_of_an_archive_gets_out_of_its_directory() {
-    let world = World::new("normal");
-    let sandbox = world.boot().await;
-    fs::create_dir_all(world.path("outside/there")).unwrap();
-    fs::create_dir(world.path("in")).unwrap();
-    symlink("../outside", world.path("in/was-there")).unwrap();
-    fs::create_dir_all(world.path("evil/was-there")).unwrap();
-    fs::write(world.path("evil/was-there/x"), "x").unwrap();
-    fs::write(world.path("evil/x"), "x").unwrap();
-    symlink("../outside", world.path("evil/sent")).unwrap();
-    let evil = world.path("evil");
-    let made = |words: &[&str]| tar(&[&["-cPf", "-"], words].concat(), &evil, b"");
-    // A link, and then something in what it points to.
-    let by_link = made(&["--transform=s,^x$,sent/x,", "sent", "x"]);
-    for (archive, says) in [
-        (made(&["../evil/x"]), "leads out"),
-        (made(&[evil.join("x").to_str().unwrap()]), "absolute path"),
-        (by_link, "which a directory does not replace"),
-        (made(&["was-there/x"]), "which a directory does not replace"),
-        (b"x".repeat(4096), "it is not a tar archive"),
-        (made(&["x"])[..512].to_vec(), "is truncated"),
-        (Vec::new(), "not one byte came"),
-    ] {
-        let error = sandbox
-            .tar_in(&mut archive.as_slice(), world.path("in"), options())
-            .await
-            .unwrap_err();
-        assert!(error.to_string().contains(says), "{says}: {error}");
-    }
-    // Where nothing is, nothing is made.
-    let archive = made(&["x"]);
-    fs::write(world.path("file"), "").unwrap();
-    for (place, says) in [
-        ("none", "there is no such file or directory"),
-        ("none/", "there is no such file or directory"),
-        ("file", "it is not a directory"),
-    ] {
-        let error = sandbox
-            .tar_in(&mut archive.as_slice(), world.path(place), options())
-            .await
-            .unwrap_err();
-        assert!(error.to_string().contains(says), "{says}: {error}");
-    }
-    assert!(!world.path("none").exists());
-    assert_eq!(picture(&world.path("outside")).len(), 2);
-    assert!(!world.path("x").exists());
-    // Whoever names a link to a directory means the directory.
-    sandbox
-        .tar_in(
-            &mut archive.as_slice(),
-            world.path("in/was-there"),
-            options(),
-        )
-        .await
-        .unwrap();
-    assert_eq!(fs::read(world.path("outside/x")).unwrap(), b"x");
 }

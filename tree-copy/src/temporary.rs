@@ -6,9 +6,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::SystemTime;
 
 use nix::errno::Errno;
-use nix::fcntl::{OFlag, openat, renameat};
+use nix::fcntl::{AtFlags, OFlag, openat, renameat};
 use nix::sys::stat::Mode;
-use nix::unistd::symlinkat;
+use nix::unistd::{linkat, symlinkat};
 
 /// How many names are tried: others may have taken some.
 const NAMES_TRIED: usize = 64;
@@ -42,6 +42,19 @@ impl Temporary<()> {
     /// If the kernel refuses it.
     pub(crate) fn link(directory: impl AsFd, target: &OsStr) -> nix::Result<Self> {
         make(&mut |name| symlinkat(target, &directory, name))
+    }
+
+    /// Makes another name for `target`, which is in the directory `from`, and is not
+    /// followed.
+    ///
+    /// # Errors
+    /// If the kernel refuses it.
+    pub(crate) fn hard_link(
+        directory: impl AsFd,
+        from: impl AsFd,
+        target: &OsStr,
+    ) -> nix::Result<Self> {
+        make(&mut |name| linkat(&from, target, &directory, name, AtFlags::empty()))
     }
 }
 

@@ -1,5 +1,6 @@
 //! A tree, put together.
 
+use std::collections::HashMap;
 use std::ffi::{OsStr, OsString};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
@@ -10,8 +11,8 @@ use flashpan_protocol::file::{
 use nix::errno::Errno;
 use nix::fcntl::{AtFlags, OFlag, openat};
 use nix::sys::stat::{
-    FchmodatFlags, Mode, SFlag, UtimensatFlags, fchmod, fchmodat, fstatat, futimens, mkdirat,
-    utimensat,
+    FchmodatFlags, Mode, SFlag, UtimensatFlags, fchmod, fchmodat, fstat, fstatat, futimens,
+    mkdirat, utimensat,
 };
 use nix::sys::time::TimeSpec;
 use nix::unistd::{Gid, Uid, UnlinkatFlags, fchown, fchownat, unlinkat};
@@ -62,7 +63,8 @@ pub struct Options {
 /// replaced by files and links, and kept where it is a directory in both, with
 /// the owner, permissions and times that it has;
 /// a directory takes the place of nothing else, and nothing else that of a
-/// directory.
+/// directory. One that came with this tree and is begun again has what was said of it
+/// last.
 #[derive(Debug)]
 pub struct Writer {
     /// Where the root goes, until it has begun.
@@ -71,8 +73,12 @@ pub struct Writer {
     file: Option<File>,
     /// Where the innermost thing is that is not in a level.
     base: Option<OwnedFd>,
+    /// The directories that came with this tree, and what was said of them last.
+    made: HashMap<Identity, FileStat>,
     options: Options,
     entries: u64,
+    /// Levels that are none of the tree's: the place, where it is the root.
+    unnamed: usize,
     finished: bool,
 }
 
@@ -83,6 +89,9 @@ struct Level {
     /// What it is to be; `None` if it was there and is only filled.
     stat: Option<FileStat>,
 }
+
+/// Device and inode: the same under whatever name.
+type Identity = (u64, u64);
 
 #[derive(Debug)]
 struct File {
@@ -114,8 +123,10 @@ impl Writer {
             levels: Vec::new(),
             file: None,
             base: None,
+            made: HashMap::new(),
             options,
             entries: 0,
+            unnamed: 0,
             finished: false,
         };
         writer.entry(root)?;
@@ -133,19 +144,83 @@ impl Writer {
             Some(_) => Vec::new(),
             None => entry.name.to_vec(),
         };
-        self.begin(entry)
+        self.begin(entry, true)
             .map_err(|failure| self.located(failure, &name))
     }
 
-    fn begin(&mut self, entry: &TreeEntry) -> Result<(), Failure> {
+    /// Begins a directory of which nothing is said: it is made as `entry` if there is
+    /// none, and one that is there stays, or becomes, what it is or was to be.
+    ///
+    /// # Errors
+    /// As of [`Self::entry`].
+    pub fn enter(&mut self, entry: &TreeEntry) -> Result<(), Failure> {
+        let entered = match entry.stat.is_dir() {
+            true => self.begin(entry, false),
+            false => Err(Failure::protocol("what is no directory to go into")),
+        };
+        entered.map_err(|failure| self.located(failure, &entry.name))
+    }
+
+    /// Gives the file or symbolic link at `path`, which counts from the root, another
+    /// name in the directory that is open. No symbolic link is followed to it.
+    ///
+    /// # Errors
+    /// If there is no such file, or it cannot have the name.
+    pub fn hard_link(&mut self, name: &[u8], path: &[u8]) -> Result<(), Failure> {
+        self.other_name(name, path)
+            .map_err(|failure| self.located(failure, name))
+    }
+
+    /// One more entry, if there may be one.
+    fn count(&mut self) -> Result<(), Failure> {
         self.entries = self.entries.saturating_add(1);
         if self.entries > MAX_TREE_ENTRIES {
             let why = "there are more than 4194304 files and directories";
             return Err(Failure::refused(FileFailureKind::TooMany, why));
         }
-        if self.finished || self.file.is_some() {
-            return Err(Failure::protocol("an entry where none can be"));
+        match self.finished || self.file.is_some() {
+            true => Err(Failure::protocol("an entry where none can be")),
+            false => Ok(()),
         }
+    }
+
+    /// Makes a directory if there is none, and goes into it; with what it is to be.
+    fn open_directory(
+        &mut self,
+        name: &OsStr,
+        entry: &TreeEntry,
+        is_said: bool,
+    ) -> Result<(OwnedFd, Option<FileStat>), Failure> {
+        let Some(above) = self.innermost() else {
+            return Err(Failure::protocol("an entry where none can be"));
+        };
+        let (directory, made) = make_directory(above, name)?;
+        let there = fstat(&directory).map_err(Failure::system("look at the directory"))?;
+        let identity = (there.st_dev, there.st_ino);
+        let stat = match self.made.get(&identity) {
+            // What had this number before is gone.
+            _ if made => entry.stat,
+            None => return Ok((directory, None)),
+            Some(was_said) => {
+                // It was complete, and may not let itself be filled.
+                let mode = Mode::from_bits_truncate(there.st_mode);
+                if !mode.contains(FILLING) {
+                    let follow = FchmodatFlags::FollowSymlink;
+                    fchmodat(&directory, ".", mode | FILLING, follow)
+                        .map_err(Failure::system("open the directory again"))?;
+                }
+                match is_said {
+                    true => entry.stat,
+                    false => *was_said,
+                }
+            }
+        };
+        self.made.insert(identity, stat);
+        Ok((directory, Some(stat)))
+    }
+
+    fn begin(&mut self, entry: &TreeEntry, is_said: bool) -> Result<(), Failure> {
+        self.count()?;
         let name = match self.landing.take() {
             Some(Landing::Into(directory)) => {
                 self.levels.push(Level {
@@ -153,6 +228,7 @@ impl Writer {
                     directory,
                     stat: None,
                 });
+                self.unnamed = 1;
                 return Ok(());
             }
             Some(Landing::As(directory, name)) => {
@@ -170,12 +246,13 @@ impl Writer {
         };
         match kind(entry.stat.mode) {
             SFlag::S_IFDIR => {
-                if self.levels.len() >= self.options.depth.min(MAX_TREE_DEPTH) {
+                let depth = self.levels.len().saturating_sub(self.unnamed);
+                if depth >= self.options.depth.min(MAX_TREE_DEPTH) {
                     let why = "its directories are nested too deep: 256 levels are the \
                                most, and 128 out of a guest";
                     return Err(Failure::refused(FileFailureKind::TooMany, why));
                 }
-                let (directory, made) = make_directory(above, os_name)?;
+                let (directory, stat) = self.open_directory(os_name, entry, is_said)?;
                 self.levels.push(Level {
                     // The root has no name in a path below it.
                     name: match self.levels.is_empty() {
@@ -183,7 +260,7 @@ impl Writer {
                         false => name,
                     },
                     directory,
-                    stat: made.then_some(entry.stat),
+                    stat,
                 });
             }
             SFlag::S_IFREG => {
@@ -341,6 +418,49 @@ impl Writer {
         };
         rename_from(above, &file.temporary.name, &file.name)
             .map_err(Failure::system("give it its final name"))
+    }
+
+    fn other_name(&mut self, name: &[u8], path: &[u8]) -> Result<(), Failure> {
+        self.count()?;
+        check_name(name)?;
+        let (Some(root), Some(above)) = (self.levels.first(), self.innermost()) else {
+            return Err(Failure::protocol("a hard link where none can be"));
+        };
+        let mut directories: Vec<_> = path.split(|byte| *byte == b'/').collect();
+        let target = directories.pop().unwrap_or_default();
+        check_name(target)?;
+        if directories.len() > MAX_TREE_DEPTH {
+            return Err(Failure::protocol("a path with too many directories"));
+        }
+        let missing = |errno| match errno {
+            Errno::ENOENT | Errno::ENOTDIR | Errno::ELOOP => {
+                let why = "it is a hard link, and the file is not there that it is another name of";
+                Failure::refused(FileFailureKind::NotFound, why)
+            }
+            errno => Failure::system("look for what it is a hard link to")(errno),
+        };
+        let mut inner: Option<OwnedFd> = None;
+        for directory in directories {
+            check_name(directory)?;
+            let from = inner.as_ref().unwrap_or(&root.directory);
+            let flags = DIRECTORY | OFlag::O_NOFOLLOW;
+            let opened = openat(from, OsStr::from_bytes(directory), flags, Mode::empty());
+            inner = Some(opened.map_err(missing)?);
+        }
+        let from = inner.as_ref().unwrap_or(&root.directory);
+        let (name, target) = (OsStr::from_bytes(name), OsStr::from_bytes(target));
+        let there = fstatat(from, target, AtFlags::AT_SYMLINK_NOFOLLOW).map_err(missing)?;
+        if !matches!(kind(there.st_mode), SFlag::S_IFREG | SFlag::S_IFLNK) {
+            let why = "it is a hard link to what is neither a file nor a symbolic link";
+            return Err(Failure::refused(FileFailureKind::NotRegular, why));
+        }
+        check_replaced(above, name)?;
+        let failed = Failure::system("make the hard link");
+        let link = Temporary::hard_link(above, from, target).map_err(failed)?;
+        let named = rename_from(above, &link.name, name);
+        // It is still there also if the name was one of the same file.
+        remove(above, &link.name);
+        named.map_err(Failure::system("give the hard link its final name"))
     }
 
     fn settle_directory(&self, directory: &OwnedFd, stat: &FileStat) -> Result<(), Failure> {

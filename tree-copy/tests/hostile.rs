@@ -131,6 +131,88 @@ fn what_is_sent_twice_is_replaced_or_filled() {
 }
 
 #[test]
+fn a_hard_link_is_to_a_file_of_the_tree_by_way_of_its_directories() {
+    let victim = Victim::new();
+    let outside = victim.0.path().join("outside/file");
+    let mut writer = victim.in_tree();
+    writer.entry(&file("f")).unwrap();
+    writer.close().unwrap();
+    writer.entry(&link("out", "../../outside")).unwrap();
+    writer
+        .entry(&link("to-file", "../../outside/file"))
+        .unwrap();
+    writer.entry(&directory("d")).unwrap();
+    for (path, says) in [
+        ("none", "is not there"),
+        ("none/f", "is not there"),
+        ("f/x", "is not there"),
+        ("out/file", "is not there"),
+        ("d", "neither a file nor a symbolic link"),
+    ] {
+        let error = writer.hard_link(b"new", path.as_bytes()).unwrap_err();
+        assert!(error.to_string().contains(says), "{path}: {error}");
+        assert_eq!(error.path, b"d/new", "{path}");
+    }
+    let deep = "d/".repeat(MAX_TREE_DEPTH + 1) + "f";
+    let absolute = outside.to_str().unwrap();
+    for path in [
+        "",
+        "..",
+        "../../outside/file",
+        "d/../f",
+        "./f",
+        "d//f",
+        absolute,
+        &deep,
+    ] {
+        is_protocol(writer.hard_link(b"new", path.as_bytes()));
+    }
+    for name in [&b""[..], b".", b"..", b"../x", b"a/b"] {
+        is_protocol(writer.hard_link(name, b"f"));
+    }
+    // A link to a link is the link, and not what that points to.
+    writer.hard_link(b"same", b"to-file").unwrap();
+    let to = victim.0.path().join("to/tree");
+    assert!(to.join("d/same").symlink_metadata().unwrap().is_symlink());
+    assert_eq!(fs::metadata(outside).unwrap().nlink(), 1);
+    assert!(writer.hard_link(b"d", b"f").is_ok());
+    writer.close().unwrap();
+    let error = writer.hard_link(b"d", b"f").unwrap_err();
+    assert!(matches!(
+        error.why,
+        Why::Refused(FileFailureKind::IsADirectory, _)
+    ));
+    // Nothing half made stays.
+    let mut names: Vec<_> = fs::read_dir(&to)
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name())
+        .collect();
+    names.sort();
+    assert_eq!(names, ["d", "f", "out", "to-file"]);
+    drop(writer);
+    // There is no tree that a single file is in.
+    fs::remove_dir_all(&to).unwrap();
+    let mut writer = victim.writer(&file("tree")).unwrap();
+    is_protocol(writer.hard_link(b"x", b"tree"));
+    writer.close().unwrap();
+    is_protocol(writer.hard_link(b"x", b"tree"));
+}
+
+#[test]
+fn only_a_directory_is_gone_into() {
+    let victim = Victim::new();
+    let mut writer = victim.in_tree();
+    is_protocol(writer.enter(&file("f")));
+    writer.entry(&link("way", "../../outside")).unwrap();
+    let error = writer.enter(&directory("way")).unwrap_err();
+    assert!(matches!(
+        error.why,
+        Why::Refused(FileFailureKind::Exists, _)
+    ));
+    is_protocol(writer.enter(&directory("..")));
+}
+
+#[test]
 fn frames_that_are_out_of_order_are_refused() {
     let victim = Victim::new();
     is_protocol(victim.in_tree().data(b"x"));
@@ -186,6 +268,23 @@ fn a_tree_is_no_deeper_than_the_options_allow() {
             Why::Refused(FileFailureKind::TooMany, _)
         ));
     }
+}
+
+#[test]
+fn a_directory_that_is_there_and_gets_what_is_in_the_root_is_no_level() {
+    let victim = Victim::new();
+    let to = victim.0.path().join("to");
+    let to = to.to_str().unwrap().as_bytes();
+    let root = directory("tree");
+    let mut writer = Writer::new(&open, to, true, &root, b"tree", OPTIONS).unwrap();
+    for _ in 0..MAX_TREE_DEPTH {
+        writer.entry(&directory("d")).unwrap();
+    }
+    let error = writer.entry(&directory("d")).unwrap_err();
+    assert!(matches!(
+        error.why,
+        Why::Refused(FileFailureKind::TooMany, _)
+    ));
 }
 
 #[test]

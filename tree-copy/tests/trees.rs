@@ -18,7 +18,7 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 
 use both::{OPTIONS, copy, copy_as, directory, file, of_kind, open};
-use flashpan_protocol::file::{FileFailureKind, MAX_NAME};
+use flashpan_protocol::file::{FileFailureKind, MAX_NAME, TreeEntry};
 use flashpan_tree_copy::{Options, Why, Writer};
 use nix::sys::stat::Mode;
 use tempfile::TempDir;
@@ -368,4 +368,117 @@ fn a_copy_that_is_given_up_and_repeated_ends_as_if_it_was_the_first() {
         assert_eq!(there.mode() & 0o7777, mode, "{name}");
     }
     assert!(to.join("deep/down/program").exists());
+}
+
+/// A directory with these permissions and time.
+fn described(name: &str, mode: u32, modified: i64) -> TreeEntry {
+    let mut entry = directory(name);
+    entry.stat.mode = 0o040_000 | mode;
+    entry.stat.modified = modified;
+    entry
+}
+
+/// Does it as somebody whom permissions bind; root is not one.
+fn as_nobody<T: Send>(at: &Path, act: impl FnOnce() -> T + Send) -> T {
+    if !nix::unistd::geteuid().is_root() {
+        return act();
+    }
+    let nobody = 65_534;
+    std::os::unix::fs::chown(at, Some(nobody), Some(nobody)).unwrap();
+    // Of this thread alone, with the capabilities that override permissions.
+    let alone = || {
+        nix::unistd::setfsuid(nobody.into());
+        act()
+    };
+    std::thread::scope(|scope| scope.spawn(alone).join().unwrap())
+}
+
+#[test]
+fn what_is_said_last_of_a_directory_holds_whatever_comes_before_and_after() {
+    let here = tempfile::tempdir().unwrap();
+    set_mode(here.path(), 0o755);
+    let to = here.path().join("to");
+    fs::create_dir(&to).unwrap();
+    fs::create_dir(to.join("there")).unwrap();
+    set_mode(&to, 0o777);
+    set_mode(&to.join("there"), 0o777);
+    set_time(&to.join("there"), 9);
+    let there = to.join("there").metadata().unwrap();
+    as_nobody(&to, || {
+        let place = to.to_str().unwrap().as_bytes();
+        let root = directory("root");
+        let mut writer = Writer::new(&open, place, true, &root, b"root", OPTIONS).unwrap();
+        let begin = |writer: &mut Writer, name, is_said: bool, (mode, modified)| {
+            let entry = described(name, mode, modified);
+            match is_said {
+                true => writer.entry(&entry).unwrap(),
+                false => writer.enter(&entry).unwrap(),
+            }
+        };
+        for name in ["one", "two", "three", "four"] {
+            let put = |writer: &mut Writer| {
+                writer.entry(&file(name)).unwrap();
+                writer.close().unwrap();
+            };
+            // Said once it is full; twice; once, and filled later.
+            let said: &[_] = match name {
+                "one" => &[(false, (0o755, 1)), (true, (0o555, 5))],
+                "two" => &[(true, (0o755, 1)), (true, (0o555, 5))],
+                "three" => &[(true, (0o555, 5)), (false, (0o755, 1))],
+                _ => &[(true, (0o500, 1)), (false, (0o755, 1)), (true, (0o555, 5))],
+            };
+            for (is_said, what) in said {
+                begin(&mut writer, name, *is_said, *what);
+                put(&mut writer);
+                begin(&mut writer, "inner", false, (0o750, 7));
+                writer.close().unwrap();
+                writer.close().unwrap();
+            }
+        }
+        // What was there is not of this tree.
+        for is_said in [true, false, true] {
+            begin(&mut writer, "there", is_said, (0o700, 1));
+            writer.close().unwrap();
+        }
+        writer.close().unwrap();
+        assert!(writer.is_finished());
+    });
+    for name in ["one", "two", "three", "four"] {
+        let meta = to.join(name).metadata().unwrap();
+        assert_eq!((meta.mode() & 0o7777, meta.mtime()), (0o555, 5), "{name}");
+        assert!(to.join(name).join(name).is_file());
+        let inner = to.join(name).join("inner").metadata().unwrap();
+        assert_eq!((inner.mode() & 0o7777, inner.mtime()), (0o750, 7), "{name}");
+    }
+    let meta = to.join("there").metadata().unwrap();
+    assert_eq!((meta.mode(), meta.mtime()), (there.mode(), there.mtime()));
+}
+
+#[test]
+fn a_hard_link_is_another_name_of_the_same_file() {
+    let here = tempfile::tempdir().unwrap();
+    let place = here.path().join("to");
+    let to = place.to_str().unwrap().as_bytes();
+    let mut writer = Writer::new(&open, to, false, &directory("to"), b"to", OPTIONS).unwrap();
+    writer.entry(&directory("d")).unwrap();
+    writer.entry(&file("f")).unwrap();
+    writer.data(b"content").unwrap();
+    writer.close().unwrap();
+    writer.close().unwrap();
+    fs::write(place.join("taken"), "before").unwrap();
+    writer.entry(&directory("e")).unwrap();
+    // Also of its own name, and again.
+    writer.hard_link(b"g", b"d/f").unwrap();
+    writer.hard_link(b"g", b"d/f").unwrap();
+    writer.hard_link(b"g", b"e/g").unwrap();
+    writer.close().unwrap();
+    writer.hard_link(b"taken", b"e/g").unwrap();
+    writer.close().unwrap();
+    let file = place.join("d/f").metadata().unwrap();
+    assert_eq!(file.nlink(), 3);
+    for name in ["e/g", "taken"] {
+        assert_eq!(place.join(name).metadata().unwrap().ino(), file.ino());
+        assert_eq!(fs::read(place.join(name)).unwrap(), b"content");
+    }
+    assert_eq!(fs::read_dir(place.join("e")).unwrap().count(), 1);
 }

@@ -5,13 +5,16 @@ use std::io::{self, Write};
 use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use clap::Args;
 use flashpan::state::Vm;
 use flashpan::{Copied, CopyOptions, Sandbox};
+use serde_json::json;
 
 use crate::archive_stdio::{Input, Output};
-use crate::failure::{Failure, plain, say};
+use crate::failure::{Failure, plain, print_json_line, say};
+use crate::parse;
 use crate::runtime;
 use crate::signals::Signals;
 use crate::stdio::Patient;
@@ -26,6 +29,7 @@ Examples:
   flashpan cp dev:/etc - > etc.tar          as a tar archive
   tar -c . | flashpan cp - dev:/srv         unpacked into a directory
   flashpan cp one:/srv - | flashpan cp - two:/
+  flashpan cp --timeout 5m dev:/srv ./srv   given up after five minutes, with status 124
 
 As docker's: a place that is a directory takes the copy under its own name, one that is
 not there becomes the copy; a slash at the end says that it must be a directory. A path
@@ -35,7 +39,12 @@ belongs to its root, what comes out to you, unless -a is given.
 A - stands for a tar archive, on standard output or input: not compressed, with the
 owners that it says, -a or not. The first name in one that comes out is the last of the
 path; /. at the path's end leaves it out. One that goes in needs a directory that is
-there, and nothing in it may lead out of that.
+there, and nothing in it may lead out of that; a hard link is to what comes before it.
+
+--json says what was copied as one object on a line: entries and bytes, and the paths
+that were left out (skipped) and that are filled with zeros (shrunk), at most 256 of
+each, with their numbers (skipped_count, shrunk_count). It is on standard output, or on
+standard error if an archive is on that; nothing else is said of what was copied.
 
 What comes out of a VM is what its guest wants it to be: look before you run it. It
 goes in the place of a symbolic link of this machine, to which a directory is refused,
@@ -57,8 +66,16 @@ pub(crate) struct CpArgs {
     follow_link: bool,
 
     /// Do not say how much was copied.
-    #[arg(long, short)]
+    #[arg(long, short, conflicts_with = "json")]
     quiet: bool,
+
+    /// Say what was copied as JSON.
+    #[arg(long)]
+    json: bool,
+
+    /// Give the copy up if it takes longer, e.g. 30s or 1h30m.
+    #[arg(long, value_name = "DURATION", value_parser = parse::duration)]
+    timeout: Option<Duration>,
 
     /// What to copy: VM:PATH, a path of this machine, or - for an archive.
     #[arg(value_name = "[VM:]SOURCE")]
@@ -180,8 +197,12 @@ impl<'a> Open<'a> {
 }
 
 /// Why a copy failed.
-fn of_copy(vm: &Vm, error: flashpan::Error) -> Failure {
+fn of_copy(vm: &Vm, error: flashpan::Error, timeout: Option<Duration>) -> Failure {
     match error {
+        // Other limits are not the user's.
+        flashpan::Error::Timeout { after, .. } if Some(after) == timeout => {
+            Failure::timed_out(error)
+        }
         // As of every command whose reader has had enough.
         flashpan::Error::Host { source, .. } if source.kind() == io::ErrorKind::BrokenPipe => {
             Failure::signalled(nix::libc::SIGPIPE)
@@ -192,24 +213,57 @@ fn of_copy(vm: &Vm, error: flashpan::Error) -> Failure {
 
 /// Runs `flashpan cp`.
 pub(crate) fn cp(args: &CpArgs) -> Result<u8, Failure> {
-    let options = CopyOptions::new()
+    let mut options = CopyOptions::new()
         .archive(args.archive)
         .follow_link(args.follow_link);
+    if let Some(timeout) = args.timeout {
+        options = options.timeout(timeout);
+    }
     let (name, way) = Way::between(&args.source, &args.place)?;
     let vm = find(name)?;
     // Before anything that takes time.
+    let is_packed = matches!(way, Way::Pack { .. });
     let way = Open::of(way)?;
     let copied = runtime(async {
         let mut signals =
             Signals::watch().map_err(|e| Failure::new(format!("cannot watch signals: {e}")))?;
         let sandbox = attach(&vm).await?;
         tokio::select! {
-            copied = way.copy(&sandbox, options) => copied.map_err(|error| of_copy(&vm, error)),
+            copied = way.copy(&sandbox, options) => {
+                copied.map_err(|error| of_copy(&vm, error, args.timeout))
+            }
             signal = signals.ending() => Err(Failure::signalled(signal)),
         }
     })?;
-    report(&copied, args.quiet);
+    match (args.json, is_packed) {
+        (false, _) => report(&copied, args.quiet),
+        (true, false) => print_json_line(&shown(&copied))?,
+        (true, true) => tell(&format!("{}\n", shown(&copied))),
+    }
     Ok(0)
+}
+
+/// What was copied, as JSON has it.
+fn shown(copied: &Copied) -> serde_json::Value {
+    let paths = |paths: &[PathBuf]| -> Vec<String> {
+        let text = |path: &PathBuf| path.to_string_lossy().into_owned();
+        paths.iter().map(text).collect()
+    };
+    json!({
+        "entries": copied.entries,
+        "bytes": copied.bytes,
+        "skipped": paths(&copied.skipped),
+        "skipped_count": copied.skipped_count,
+        "shrunk": paths(&copied.shrunk),
+        "shrunk_count": copied.shrunk_count,
+    })
+}
+
+/// Says it on standard error.
+fn tell(line: &str) {
+    // With that gone there is nobody to tell.
+    let _ =
+        Patient::new(io::stderr().as_fd()).and_then(|mut stderr| stderr.write_all(line.as_bytes()));
 }
 
 /// Paths in a guest count from its root, as docker's do.
@@ -230,15 +284,25 @@ fn report(copied: &Copied, quiet: bool) {
         1 => say("warning", "another one is left out as well"),
         more => say("warning", &format!("{more} others are left out as well")),
     }
+    for path in copied.shrunk.iter().take(SKIPPED_SHOWN) {
+        let path = plain(&path.display().to_string());
+        say(
+            "warning",
+            &format!("{path} became shorter while it was read, and ends in zeros"),
+        );
+    }
+    let more = u64::try_from(copied.shrunk.len().min(SKIPPED_SHOWN)).unwrap_or(0);
+    match copied.shrunk_count.saturating_sub(more) {
+        0 => {}
+        more => say("warning", &format!("so did {more} more")),
+    }
     if !quiet {
         let entries = match copied.entries {
             1 => "one entry".to_owned(),
             entries => format!("{entries} entries"),
         };
-        let line = format!("Copied {entries}, {}\n", crate::image::size(copied.bytes));
-        // With standard error gone there is nobody to tell.
-        let _ = Patient::new(io::stderr().as_fd())
-            .and_then(|mut stderr| stderr.write_all(line.as_bytes()));
+        let size = crate::image::size(copied.bytes);
+        tell(&format!("Copied {entries}, {size}\n"));
     }
 }
 

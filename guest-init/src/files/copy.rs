@@ -44,6 +44,8 @@ pub(super) fn receive(
             FileInput::Entry(entry) => writer.entry(&entry),
             FileInput::Data(bytes) => writer.data(&bytes),
             FileInput::Close => writer.close(),
+            FileInput::Enter(entry) => writer.enter(&entry),
+            FileInput::HardLink { name, path } => writer.hard_link(&name, &path),
             FileInput::End if writer.is_finished() => return Ok(()),
             FileInput::End | FileInput::Start(_) => return Err(Stop::Gone),
         };

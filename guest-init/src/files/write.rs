@@ -32,7 +32,11 @@ pub(super) fn write(link: &mut Link, root: &OwnedFd, request: &WriteRequest) -> 
                 write_all(&temporary.file, &bytes).map_err(failed("write it"))?;
             }
             FileInput::End => break,
-            FileInput::Start(_) | FileInput::Entry(_) | FileInput::Close => {
+            FileInput::Start(_)
+            | FileInput::Entry(_)
+            | FileInput::Close
+            | FileInput::Enter(_)
+            | FileInput::HardLink { .. } => {
                 return Err(Stop::Gone);
             }
         }

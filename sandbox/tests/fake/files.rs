@@ -314,6 +314,13 @@ fn tree(link: &mut Link, trick: &str) {
     };
     let directory = |name: &str| entry(name, 0o040_755, "");
     let file = |name: &str| entry(name, 0o104_755, "");
+    let hollow = |name: &str, size: u64| match file(name) {
+        FileOutput::Entry(mut entry) => {
+            entry.stat.size = size;
+            FileOutput::Entry(entry)
+        }
+        other => other,
+    };
     let data = || FileOutput::Data(b"poison".to_vec());
     let (close, done) = (FileOutput::Close, FileOutput::Done);
     let frames = match trick {
@@ -346,6 +353,21 @@ fn tree(link: &mut Link, trick: &str) {
             done,
         ],
         "cut" => vec![directory("t"), file("half"), data()],
+        // Much, it says, and has nothing.
+        "hollow" => vec![
+            directory("t"),
+            hollow("big", 1 << 60),
+            close.clone(),
+            close,
+            done,
+        ],
+        "shrunk" => vec![
+            directory("t"),
+            hollow("big", 1 << 20),
+            close.clone(),
+            close,
+            done,
+        ],
         "no-root" => vec![done],
         "no-entry" => vec![data()],
         "endless" | "endless-nothing" => vec![file("endless")],

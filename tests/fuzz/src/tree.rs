@@ -206,6 +206,13 @@ fn write(
                 writer.as_mut().map_or(Ok(()), |open| open.data(&bytes))?;
                 continue;
             }
+            5 if step >= 128 => {
+                let (name, path) = (choices.name(&scene.outside), choices.name(&scene.outside));
+                names.insert(name.clone());
+                let link = |open: &mut Writer| open.hard_link(&name, &path);
+                writer.as_mut().map_or(Ok(()), link)?;
+                continue;
+            }
             5 => {
                 writer.as_mut().map_or(Ok(()), Writer::close)?;
                 continue;
@@ -229,6 +236,7 @@ fn write(
         };
         names.insert(entry.name.to_vec());
         match &mut writer {
+            Some(writer) if kind == 0o040_000 && step >= 128 => writer.enter(&entry)?,
             Some(writer) => writer.entry(&entry)?,
             None => {
                 let path = to.as_os_str().as_bytes();

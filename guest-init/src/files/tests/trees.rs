@@ -122,6 +122,50 @@ fn a_tree_goes_in_with_modes_times_and_links() {
 }
 
 #[test]
+fn a_tree_out_of_order_is_put_in_order_and_may_have_hard_links() {
+    let here = Directory::new();
+    let link = |name: &str, path: &str| FileInput::HardLink {
+        name: Bytes::from(name.as_bytes()),
+        path: Bytes::from(path.as_bytes()),
+    };
+    let enter = |name: &str| match directory(name) {
+        FileInput::Entry(entry) => FileInput::Enter(entry),
+        other => other,
+    };
+    let frames = [
+        directory("tree"),
+        enter("late"),
+        file("one"),
+        data(b"1"),
+        FileInput::Close,
+        link("two", "late/one"),
+        FileInput::Close,
+        entry("late", 0o040_711, ""),
+        FileInput::Close,
+        enter("late"),
+        link("three", "late/two"),
+        FileInput::Close,
+        FileInput::Close,
+        FileInput::End,
+    ];
+    sent(receive(&here.0, false), frames).unwrap();
+    let late = here.path("tree/late").metadata().unwrap();
+    assert_eq!((late.mode() & 0o7777, late.mtime()), (0o711, 1000));
+    let one = here.path("tree/late/one").metadata().unwrap();
+    assert_eq!(one.nlink(), 3);
+    for name in ["tree/late/two", "tree/late/three"] {
+        assert_eq!(here.path(name).metadata().unwrap().ino(), one.ino());
+    }
+    let frames = [directory("tree"), link("x", "late/none")];
+    let (kind, text) = sent(receive(&here.0, false), frames).unwrap_err();
+    assert_eq!(kind, FileFailureKind::NotFound);
+    assert!(
+        text.starts_with("x: it is a hard link, and the file is not there"),
+        "{text}"
+    );
+}
+
+#[test]
 fn a_tree_comes_out_whole() {
     let here = Directory::new();
     fs::create_dir_all(here.path("tree/inner")).unwrap();
