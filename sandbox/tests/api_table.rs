@@ -133,6 +133,7 @@ fn existing() -> BTreeSet<&'static str> {
         flashpan::Error::is_timeout,
         flashpan::Launch::boot,
         flashpan::Sandbox::config,
+        flashpan::Sandbox::events,
         flashpan::Sandbox::exec,
         flashpan::Sandbox::id,
         flashpan::Sandbox::kill,
@@ -154,6 +155,14 @@ fn existing() -> BTreeSet<&'static str> {
         flashpan::api::VfsConfig::workspace,
         flashpan::api::VolumeMountSpec::parse,
     );
+    // They take the builder, and are of several kinds of lists.
+    let _ = |builder: flashpan::SandboxBuilder, hook| builder.on_request(["a"], hook);
+    let _ = |builder: flashpan::SandboxBuilder, hook| builder.on_response(["a"], hook);
+    let of_builder = [
+        "flashpan::SandboxBuilder",
+        "flashpan::SandboxBuilder::on_request",
+        "flashpan::SandboxBuilder::on_response",
+    ];
     let calls = calls!(
         flashpan::Sandbox: list_files("/d"),
         flashpan::Sandbox: read_file("/f", 1),
@@ -195,7 +204,11 @@ fn existing() -> BTreeSet<&'static str> {
         flashpan::api::VfsInterceptionConfig: emit_events, rules;
         flashpan::api::VolumeMountSpec: guest_path, host_path, mount_type, readonly;
     );
-    let all = items.into_iter().chain(methods).chain(calls);
+    let all = items
+        .into_iter()
+        .chain(methods)
+        .chain(calls)
+        .chain(of_builder);
     all.chain(functions).chain(fields).collect()
 }
 
