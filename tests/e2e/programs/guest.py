@@ -159,7 +159,7 @@ def _():
     for version in ["--http1.1", "--http2"]:
         output = curl(version, "-w", "%{http_code}", "-d", "x=1", "https://api.test/denied/x")
         expect(output.endswith("403"), output)
-        told = refused(output.removesuffix("403"), "blocked_by_rule")
+        told = refused(output.removesuffix("403"), "host_denied")
         expect(told["rule"] == "deny POST api.test/denied/**", output)
     # curl says so as it says of any server.
     curl("--fail", "-d", "x=1", "https://api.test/denied/x", status=22)
@@ -242,7 +242,7 @@ def _():
 @check("apt")
 def _():
     with open(WORK + "/list", "w") as file:
-        file.write("deb [trusted=yes] https://api.test/apt ./\n")
+        file.write("deb [trusted=yes] https://open.test/apt ./\n")
     run("apt-get", "-q", "update", "-o", f"Dir::Etc::sourcelist={WORK}/list",
         "-o", "Dir::Etc::sourceparts=-", "--error-on=any")
     output = run("apt-cache", "show", "demo-of-apt")
@@ -252,12 +252,12 @@ def _():
 @check("openssl s_client")
 def _():
     for bare in [False, True]:
-        request = f"GET /who HTTP/1.1\r\nHost: api.test\r\n{BEARER}\r\nConnection: close\r\n\r\n"
+        request = f"GET /who HTTP/1.0\r\nHost: api.test\r\n{BEARER}\r\n\r\n"
         output = run("openssl", "s_client", "-quiet", "-verify_return_error", "-verify_hostname",
                      "api.test", "-connect", "api.test:443", "-servername", "api.test",
                      "-ign_eof", stdin=None, input=request.encode(), bare=bare)
         head, _, body = output.partition("\r\n\r\n")
-        expect(head.startswith("HTTP/1.1 200"), output)
+        expect(head.startswith("HTTP/1.") and head[8:12] == " 200", output)
         granted(body)
 
 
@@ -306,8 +306,7 @@ def _():
 @check("ssh, by name")
 def _():
     output = run("ssh", "-v", "-o", "BatchMode=yes", "-o", "ConnectTimeout=120",
-                 "-o", "KexAlgorithms=curve25519-sha256", "ssh.test", status=255, stdin=None,
-                 input=b"")
+                 "ssh.test", status=255)
     expect("remote software version of_the_test" in output, output)
 
 
@@ -348,10 +347,12 @@ def _():
 
 
 os.makedirs(WORK, exist_ok=True)
+import time, sys
 for name, does in CHECKS:
+    T = time.monotonic(); print("TIME", file=sys.stderr)
     try:
         does()
-        print("ok", name, flush=True)
+        print("ok", name, int(time.monotonic() - T), flush=True)
     except Exception as error:
         why = " ".join((str(error) or repr(error)).split())
         print(f"failed {name}: {type(error).__name__} {why[:1500]}", flush=True)
