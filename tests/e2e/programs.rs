@@ -190,6 +190,8 @@ fn programs() {
     let told = told.expect_status(0).text();
     let events = home.file("events");
     fs::write(&events, &told).unwrap();
+    let form = ["events", "--format", "{{.Type}} {{.What}}", &vm];
+    let lines = flashpan(&form).finish().expect_status(0).text();
     flashpan(&["stop", &vm]).finish().expect_status(0);
     let mut places = home.environment().map(|(_, path)| path).to_vec();
     places.extend([seen, events]);
@@ -221,10 +223,13 @@ fn programs() {
             && event["network"]["status_code"] == 200
             && event["secrets_substituted"] == serde_json::json!(["KEY"])
     });
+    let line = "network https GET https://api.test/who 200 ";
+    let is_shown = |line: &str| lines.lines().any(|shown| shown.starts_with(line));
+    assert!(is_shown(line), "{line}: {lines}");
     is_told("a rule that refused", &|event| {
         event["code"] == "host_denied"
             && event["rule"] == "deny POST mirror.test/**/git-receive-pack"
-            && event["network"]["blocked"] == true
+            && event["network"]["block_reason"] == "request blocked by policy"
     });
     is_told("a placeholder for another host", &|event| {
         event["code"] == "secret_leak"

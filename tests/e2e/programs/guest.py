@@ -5,7 +5,6 @@ what a guest has from the host; those that are said to be bare have not even var
 """
 
 import asyncio
-import base64
 import hashlib
 import json
 import os
@@ -16,7 +15,6 @@ KEY = os.environ["KEY"]
 BEARER = "Authorization: Bearer " + KEY
 WORK = "/tmp/work"
 DATA = b"".join(b"%08d" % number for number in range(1 << 17))
-PUSHED = hashlib.sha256(KEY.encode()).digest() * 65536
 
 
 class Failed(Exception):
@@ -132,7 +130,7 @@ def _():
 
 @check("curl, the value is taken out of responses")
 def _():
-    output = curl("-H", BEARER, "-o", "reflected", "https://api.test/reflect")
+    curl("-H", BEARER, "-o", "reflected", "https://api.test/reflect")
     with open(WORK + "/reflected") as file:
         reflected = file.read()
     expect(reflected.startswith("Bearer ") and len(reflected) > len("Bearer "), reflected)
@@ -140,8 +138,8 @@ def _():
 
 @check("curl, a host that is not allowed")
 def _():
-    # Could not resolve host.
-    curl("--max-time", "120", "https://evil.test/", status=6)
+    # Could not resolve host, which is said before a resolver would ask again.
+    curl("--max-time", "10", "https://evil.test/", status=6)
 
 
 @check("curl, the same by its address")
@@ -243,9 +241,9 @@ def _():
 def _():
     with open(WORK + "/list", "w") as file:
         file.write("deb [trusted=yes] https://open.test/apt ./\n")
-    run("apt-get", "-q", "update", "-o", f"Dir::Etc::sourcelist={WORK}/list",
-        "-o", "Dir::Etc::sourceparts=-", "--error-on=any")
-    output = run("apt-cache", "show", "demo-of-apt")
+    source = ["-o", f"Dir::Etc::sourcelist={WORK}/list", "-o", "Dir::Etc::sourceparts=-"]
+    run("apt-get", *source, "-q", "update", "--error-on=any")
+    output = run("apt-cache", *source, "show", "demo-of-apt")
     expect("Version: 1.0" in output, output)
 
 
@@ -347,12 +345,10 @@ def _():
 
 
 os.makedirs(WORK, exist_ok=True)
-import time, sys
 for name, does in CHECKS:
-    T = time.monotonic(); print("TIME", file=sys.stderr)
     try:
         does()
-        print("ok", name, int(time.monotonic() - T), flush=True)
+        print("ok", name, flush=True)
     except Exception as error:
         why = " ".join((str(error) or repr(error)).split())
         print(f"failed {name}: {type(error).__name__} {why[:1500]}", flush=True)
