@@ -87,8 +87,8 @@ impl Guest {
             .find_map(|(name, path)| (name == "flashpan").then_some(path))
             .context("cargo built no program `flashpan`")?;
         let kernel = kernel(&flashpan)?;
-        let (debian_directory, debian) = debian("debian", DEBIAN_PACKAGES)?;
         let (_, programs) = debian("programs", NETWORK_PACKAGES)?;
+        let (debian_directory, debian) = debian("debian", DEBIAN_PACKAGES)?;
         let images = images::prepare()?;
         let place = place(&flashpan)?;
         Ok(Self {
