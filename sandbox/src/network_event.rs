@@ -69,8 +69,11 @@ impl From<Report> for NetworkActivity {
             network: NetworkEvent {
                 method: report.method,
                 url: report.url,
-                // The interface has the address and port for what is no request.
-                host: report.host,
+                // The interface has a port only for what is no request.
+                host: match is_of_connection {
+                    true => report.host,
+                    false => without_port(&report.host).to_owned(),
+                },
                 status_code: report.status,
                 request_bytes: report.sent,
                 response_bytes: report.received,
@@ -95,11 +98,24 @@ fn milliseconds(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
+/// A host alone, if there is a port as well; of IPv6 addresses, those in brackets.
+fn without_port(host: &str) -> &str {
+    let is_number = |port: &str| !port.is_empty() && port.bytes().all(|byte| byte.is_ascii_digit());
+    match host.rsplit_once(':') {
+        Some((alone, port))
+            if is_number(port) && (alone.ends_with(']') || !alone.contains(':')) =>
+        {
+            alone
+        }
+        _ => host,
+    }
+}
+
 /// The reason that the interface has for it.
 fn reason(code: Code) -> BlockReason {
     match code {
         Code::SecretLeak => BlockReason::SecretLeak,
-        Code::Rule | Code::Callback | Code::Ambiguous | Code::UnknownProtocol => {
+        Code::Denied | Code::Rule | Code::Callback | Code::Ambiguous | Code::UnknownProtocol => {
             BlockReason::Policy
         }
         _ => BlockReason::HostNotAllowed,
@@ -145,5 +161,34 @@ mod tests {
         let allowed = activity(Scheme::Https, allowed);
         assert_eq!((allowed.code, allowed.hint), (None, None));
         assert_eq!(allowed.rule.as_deref(), Some("*.test"));
+    }
+
+    #[test]
+    fn what_is_denied_is_so_by_the_policy_and_not_for_want_of_an_entry() {
+        let denial = Denial {
+            code: Code::Denied,
+            host: "a.test:443".to_owned(),
+            rule: Some("deny POST a.test/x".to_owned()),
+        };
+        let json = serde_json::to_value(activity(Scheme::Https, Outcome::Refused(denial))).unwrap();
+        let reason = &json["network"]["block_reason"];
+        assert_eq!(reason, "request blocked by policy");
+        assert_eq!(json["code"], "host_denied");
+    }
+
+    #[test]
+    fn the_host_of_a_request_is_told_without_its_port() {
+        let allowed = || Outcome::Allowed(Basis::Open);
+        assert_eq!(activity(Scheme::Https, allowed()).network.host, "a.test");
+        assert_eq!(activity(Scheme::Tls, allowed()).network.host, "a.test:443");
+        for (host, alone) in [
+            ("a.test", "a.test"),
+            ("[::1]:443", "[::1]"),
+            ("::1", "::1"),
+            ("a.test:", "a.test:"),
+            ("", ""),
+        ] {
+            assert_eq!(without_port(host), alone);
+        }
     }
 }

@@ -40,6 +40,12 @@ pub fn debian_directory() -> PathBuf {
     given("FLASHPAN_TEST_DEBIAN_DIR")
 }
 
+/// An EROFS image of Debian with programs that speak to a network.
+#[must_use]
+pub fn programs() -> PathBuf {
+    given("FLASHPAN_TEST_PROGRAMS")
+}
+
 /// A directory with container images: an OCI layout `layout` with the images
 /// `python` (several layers, with deletions) and `multi` (for two platforms),
 /// and `box.tar`, an image by `docker save`.

@@ -84,6 +84,7 @@ impl Row for LoggedEvent {
             LoggedKind::Vm { .. } => "vm",
             LoggedKind::ExecStarted { .. } => "exec_started",
             LoggedKind::Exec { .. } => "exec",
+            LoggedKind::Network { .. } => "network",
             LoggedKind::Lost { .. } => "lost",
             _ => "",
         };

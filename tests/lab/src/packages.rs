@@ -53,6 +53,9 @@ pub const IMAGES: &[&str] = &[
     "zstd",
 ];
 
+/// What the servers consist of that programs in a guest speak to.
+pub const SERVERS: &[&str] = &["git", "iproute2", "openssl", "python3"];
+
 /// What the lab runs on, QEMU apart, which has a version to watch.
 pub const LAB: &[&str] = &["busybox-static", "e2fsprogs", "xz-utils"];
 

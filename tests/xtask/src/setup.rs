@@ -16,6 +16,9 @@ use crate::{images, space, step};
 pub(crate) const DEBIAN: &str = "bookworm";
 /// What the tests run in it: a language with a big runtime, and an editor.
 const DEBIAN_PACKAGES: &str = "python3,vim-tiny";
+/// Programs that speak to a network, each with libraries of its own for TLS and HTTP.
+const NETWORK_PACKAGES: &str = "ca-certificates,curl,git,nodejs,openssh-client,openssl,\
+    python3-h2,python3-httpx,python3-pip,python3-requests,python3-websockets,wget";
 
 /// Installs, or names, every package that any of our commands needs.
 pub(crate) fn setup() -> Result<()> {
@@ -25,6 +28,7 @@ pub(crate) fn setup() -> Result<()> {
         packages::KERNEL,
         packages::ROOTFS,
         packages::IMAGES,
+        packages::SERVERS,
         packages::LAB,
     ]
     .concat();
@@ -63,6 +67,8 @@ pub(crate) struct Guest {
     pub(crate) debian: PathBuf,
     /// The same as a directory.
     pub(crate) debian_directory: PathBuf,
+    /// Another one, with programs that speak to a network.
+    pub(crate) programs: PathBuf,
     /// Container images in several forms; see `images`.
     pub(crate) images: PathBuf,
     /// Where VMs run on this machine.
@@ -81,6 +87,7 @@ impl Guest {
             .find_map(|(name, path)| (name == "flashpan").then_some(path))
             .context("cargo built no program `flashpan`")?;
         let kernel = kernel(&flashpan)?;
+        let (_, programs) = debian("programs", NETWORK_PACKAGES)?;
         let (debian_directory, debian) = debian("debian", DEBIAN_PACKAGES)?;
         let images = images::prepare()?;
         let place = place(&flashpan)?;
@@ -89,6 +96,7 @@ impl Guest {
             kernel,
             debian,
             debian_directory,
+            programs,
             images,
             place,
         })
@@ -118,6 +126,7 @@ impl Guest {
         command.env("FLASHPAN_KERNEL", &self.kernel);
         command.env("FLASHPAN_TEST_DEBIAN", &self.debian);
         command.env("FLASHPAN_TEST_DEBIAN_DIR", &self.debian_directory);
+        command.env("FLASHPAN_TEST_PROGRAMS", &self.programs);
         command.env("FLASHPAN_TEST_IMAGES", &self.images);
         Ok(command)
     }
