@@ -1,6 +1,7 @@
 //! VMs that outlive the command that makes them: what is kept of a command line, and
 //! the process that such a VM lives in.
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -8,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use clap::Args;
-use flashpan::api::Config;
+use flashpan::api::{Config, SecretValue};
 use flashpan::launch::{HostOptions, LaunchError, PullPolicy, RootSource, Silent, UpperSource};
 use flashpan::state::{NewVm, Programs, Publish, Record, Vm, Vms};
 use flashpan::supervise::{self, Launching, NotStarted, StartOptions, Starter};
@@ -20,7 +21,7 @@ use tokio::sync::oneshot;
 use tokio::time::timeout;
 
 use crate::failure::{Failure, say};
-use crate::{full, parse, pin, publish};
+use crate::{full, parse, pin, publish, secrets};
 
 /// The file in a VM's directory that takes the writes to its root.
 const UPPER: &str = "upper.ext4";
@@ -115,6 +116,8 @@ fn settled(launch: &Launch) -> Result<Asked, Failure> {
             ))
         })?;
     }
+    // Values of secrets are nowhere but in the memory of who needs them.
+    let config = config.redacted();
     Ok(Asked { config, options })
 }
 
@@ -123,6 +126,39 @@ fn make_disk(new: &NewVm, size: u64) -> Result<(), Failure> {
     let made = disk::kept(&new.directory().join(UPPER), size, &cache);
     let places = [new.directory(), cache.path()];
     made.map(drop).map_err(|e| full::failure(&e, &places, None))
+}
+
+/// The values of a VM's secrets, from where they came from when it was made; those in
+/// `given` go before.
+pub(crate) fn secrets_of(
+    vm: &Vm,
+    mut given: BTreeMap<String, SecretValue>,
+) -> Result<BTreeMap<String, SecretValue>, Failure> {
+    let asked: Asked = serde_json::from_value(vm.record().launch.clone())
+        .map_err(|e| Failure::new(format!("cannot understand what the VM was made from: {e}")))?;
+    let names = asked
+        .config
+        .network
+        .into_iter()
+        .flat_map(|network| network.secrets);
+    let mut values = BTreeMap::new();
+    for (name, _) in names {
+        let value = match (given.remove(&name), asked.options.secret_sources.get(&name)) {
+            (Some(value), _) => value,
+            (None, Some(source)) => secrets::read(&name, source)?,
+            (None, None) => {
+                return Err(Failure::new(format!(
+                    "the value of the secret {name} was not kept; give it again with --secret \
+                     {name}=VALUE or --secret-file {name}=FILE"
+                )));
+            }
+        };
+        values.insert(name, value);
+    }
+    match given.into_keys().next() {
+        None => Ok(values),
+        Some(name) => Err(Failure::new(format!("the VM has no secret {name}"))),
+    }
 }
 
 /// Starts a VM that is in the list, and waits until it is ready.
@@ -177,9 +213,17 @@ async fn launch(mut launching: Launching) -> Result<Sandbox, NotStarted> {
         ))
     })?;
     let Asked {
-        config,
+        mut config,
         mut options,
     } = asked;
+    let values = launching.take_secrets();
+    if let Some(network) = &mut config.network {
+        for (name, secret) in &mut network.secrets {
+            if let Some(value) = values.get(name) {
+                secret.value = value.clone();
+            }
+        }
+    }
     if let UpperSource::Disk(path) = &options.upper {
         let path = launching.directory().join(path);
         find_disk(&path).await?;

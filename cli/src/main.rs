@@ -23,6 +23,7 @@ mod progress;
 mod publish;
 mod reach;
 mod run;
+mod secrets;
 mod signals;
 mod stdio;
 mod terminal;
@@ -87,6 +88,7 @@ enum Command {
     #[command(name = "allow-list")]
     AllowList(vms::AllowListArgs),
     Policy(policy::PolicyArgs),
+    Secret(vms::SecretArgs),
     #[command(hide = true)]
     Supervise(detached::SuperviseArgs),
     #[command(name = "__complete", hide = true)]
@@ -150,6 +152,7 @@ fn dispatch(command: Command, started_ns: u64) -> Result<u8, Failure> {
         Command::Events(args) => vms::events(&args),
         Command::AllowList(args) => vms::allow_list(&args),
         Command::Policy(args) => policy::policy(&args),
+        Command::Secret(args) => vms::secret(&args),
         Command::Ls(args) => vms::ls(&args),
         Command::Ps(args) => vms::ps(&args),
         Command::Inspect(args) => vms::inspect(&args),

@@ -1,15 +1,20 @@
 //! Options of what a guest may reach: the network, and files of the host.
 
+use std::collections::BTreeMap;
+use std::io::{self, IsTerminal};
 use std::net::IpAddr;
+use std::path::PathBuf;
 
 use clap::Args;
-use flashpan::Network;
-use flashpan::api::{Config, HostIpMapping, NamedSecret, VolumeMountSpec};
+use flashpan::api::{Config, HostIpMapping, NamedSecret, NetworkConfig, VolumeMountSpec};
+use flashpan::launch::SecretSource;
 use flashpan::policy::{Pattern, PatternError};
+use flashpan::{Launch, Network};
 
-use crate::failure::Failure;
+use crate::failure::{Failure, say};
 use crate::given::Given;
 use crate::parse;
+use crate::secrets::{self, SourceArgs};
 
 /// Options that become fields of a configuration, whether this version obeys these
 /// or refuses them. Hidden is what it refuses.
@@ -73,13 +78,19 @@ pub(crate) struct ReachArgs {
     #[arg(long = "add-host", value_name = "HOST:IP", value_delimiter = ',')]
     add_hosts: Vec<HostIpMapping>,
 
-    /// A secret for some hosts; may be repeated.
+    /// A secret for some hosts, which can then be reached: programs have a placeholder in
+    /// the variable NAME, in whose place the value comes in requests to these hosts. Without
+    /// a value it is that of your variable of that name; may be repeated.
     // The text of an error of clap's would show the value.
-    #[arg(long = "secret", value_name = "NAME[=VALUE]@HOST[,HOST]", hide = true)]
+    #[arg(long = "secret", value_name = "NAME[=VALUE]@HOST[,HOST]")]
     secrets: Vec<String>,
 
-    /// A name server; may be repeated, and be a list with commas.
-    #[arg(long, value_name = "IP", value_delimiter = ',', hide = true)]
+    #[command(flatten)]
+    secret_sources: SourceArgs,
+
+    /// A name server to ask in place of this machine's own; may be repeated, and be a list
+    /// with commas.
+    #[arg(long, value_name = "IP", value_delimiter = ',')]
     dns_servers: Vec<IpAddr>,
 
     /// Largest packet of the network, 1280 to 65520 bytes; 1500 otherwise.
@@ -87,8 +98,13 @@ pub(crate) struct ReachArgs {
           value_parser = clap::value_parser!(u32).range(1..))]
     mtu: Option<u32>,
 
-    /// Inspect HTTP and HTTPS even if nothing else asks for it.
-    #[arg(long, hide = true)]
+    /// A file with authorities, in PEM, that hosts are verified by besides those that this
+    /// machine trusts, where TLS is looked into; may be repeated.
+    #[arg(long = "upstream-ca", value_name = "FILE")]
+    pub(crate) upstream_ca_files: Vec<PathBuf>,
+
+    /// Look into HTTP and HTTPS even if nothing else asks for it.
+    #[arg(long)]
     network_intercept: bool,
 
     /// A directory or file of the host; may be repeated.
@@ -142,7 +158,10 @@ impl ReachArgs {
     }
 
     /// Sets what was asked for.
-    pub(crate) fn apply_to(&self, config: &mut Config) -> Result<(), Failure> {
+    pub(crate) fn apply_to(
+        &self,
+        config: &mut Config,
+    ) -> Result<BTreeMap<String, SecretSource>, Failure> {
         let network = config.network.get_or_insert_default();
         network.no_network = self.no_network;
         network.allowed_hosts.clone_from(&self.allow_hosts);
@@ -156,14 +175,10 @@ impl ReachArgs {
         }
         network.mtu = self.mtu;
         network.dns_servers = self.dns_servers.iter().map(ToString::to_string).collect();
-        for text in &self.secrets {
-            let secret: NamedSecret = text
-                .parse()
-                .map_err(|e| Failure::new(format!("invalid secret: {e}")))?;
-            network.secrets.insert(secret.name, secret.secret);
-        }
+        let secrets = secrets::with_hosts(&self.secrets, &self.secret_sources)?;
+        network.secrets.extend(secrets.secrets);
         if self.volumes.is_empty() {
-            return Ok(());
+            return Ok(secrets.sources);
         }
         let workspace = self.workspace.as_deref().ok_or_else(|| {
             Failure::new(
@@ -183,8 +198,36 @@ impl ReachArgs {
             })?;
             vfs.mounts.insert(volume.guest_path, mount);
         }
-        Ok(())
+        Ok(secrets.sources)
     }
+}
+
+/// Says to a person what network a VM has.
+pub(crate) fn tell(launch: &Launch) {
+    if !io::stderr().is_terminal() {
+        return;
+    }
+    let (config, options) = (launch.config(), launch.options());
+    let network = config.network.as_ref();
+    let is_none = network.is_some_and(|network| network.no_network);
+    let hosts = network
+        .map(NetworkConfig::reachable_hosts)
+        .unwrap_or_default();
+    let rules = network
+        .map(|network| network.rules.len())
+        .unwrap_or_default();
+    let what = match (options.network, hosts.as_slice()) {
+        (Network::None, _) => "none".to_owned(),
+        _ if is_none => "none".to_owned(),
+        (Network::Open, _) => "open: every public address that is not denied".to_owned(),
+        (_, []) if rules == 0 => {
+            "sealed: nothing can be reached; --allow-host HOST or --network open".to_owned()
+        }
+        (_, []) => format!("sealed: what {rules} rules allow"),
+        (_, [host]) => format!("sealed: {host} can be reached"),
+        (_, [host, ..]) => format!("sealed: {host} and {} more can be reached", hosts.len() - 1),
+    };
+    say("network", &what);
 }
 
 /// A host with its port.

@@ -26,7 +26,7 @@ use crate::signals::{Asked, Signals};
 use crate::stdio::Patient;
 use crate::timeline_file::TimelineFile;
 use crate::vm::{VmArgs, Wanted};
-use crate::{runtime, terminal, vm};
+use crate::{reach, runtime, terminal, vm};
 
 pub(crate) use stay::{CreateArgs, create};
 
@@ -68,8 +68,8 @@ itself failed.
 The command is confined as in a container (docs/privilege.md): root without the
 capabilities by which the guest is administered. --privileged and its like lift that.
 
-Guests have no network unless --network gives them one: then the internet, but not this
-machine and its networks. What a guest writes to its root file system is
+Guests reach nothing but what --allow-host and --rule allow, unless the network is open:
+then the internet, but not this machine and its networks (docs/network.md). What a guest writes to its root file system is
 lost at the end, unless the VM stays (-d, --rm=false); what it writes to a --disk is kept. Signals are passed on to the command; the third interrupt ends the VM.
 With -it every key goes to the command, but Ctrl-] three times within one second ends
 the VM at once, whatever the guest is doing; exit status 130.
@@ -217,6 +217,7 @@ pub(crate) fn run(args: &RunArgs, started_ns: u64) -> Result<u8, Failure> {
     let has_image = wanted.has_image();
     args.publish.check()?;
     let launch = args.vm.resolve(wanted)?;
+    reach::tell(&launch);
     let exec = args.exec_options(launch.exec_defaults(), has_image)?;
     runtime(async {
         let mut signals =

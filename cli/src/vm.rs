@@ -1,5 +1,6 @@
 //! Options that describe a VM, and what they stand for.
 
+use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -9,7 +10,7 @@ use clap::{Args, ValueEnum};
 use flashpan::api::{self, Config};
 use flashpan::launch::{
     Cancel, Event, HostOptions, ImageSource, Platform, Progress as Watch, RootEvent, RootSource,
-    TimeLimit, UpperSource,
+    SecretSource, TimeLimit, UpperSource,
 };
 use flashpan::{BootProtocol, DiskMount, DiskSource, Error, FullDisk, Launch, RateLimit};
 
@@ -227,7 +228,8 @@ impl VmArgs {
     ) -> Result<Wanted, Failure> {
         let file = self.file.as_deref().map(config_file::read).transpose()?;
         let from_file = file.is_some();
-        let mut config = file.unwrap_or_default().merge(over).merge(self.config()?);
+        let (own, secret_sources) = self.config()?;
+        let mut config = file.unwrap_or_default().merge(over).merge(own);
         let image_before = config.image.clone();
         let root = self.root(&mut config)?;
         let has_own_image = config.image != image_before;
@@ -289,6 +291,8 @@ impl VmArgs {
         options.pids_limit = self.pids_limit;
         options.disk_rate = self.disk_rate();
         options.network = self.reach.network;
+        options.secret_sources = secret_sources;
+        (options.upstream_ca_files).clone_from(&self.reach.upstream_ca_files);
         options.network_rate =
             (self.reach.network_bps).map(|bytes| RateLimit::default().bytes_per_second(bytes));
         // The runtime of every command stays on its main thread.
@@ -333,10 +337,10 @@ impl VmArgs {
         (limit != RateLimit::default()).then_some(limit)
     }
 
-    /// The fields that options are for.
-    fn config(&self) -> Result<Config, Failure> {
+    /// The fields that options are for, and where values of secrets come from.
+    fn config(&self) -> Result<(Config, BTreeMap<String, SecretSource>), Failure> {
         let mut config = Config::default();
-        self.reach.apply_to(&mut config)?;
+        let sources = self.reach.apply_to(&mut config)?;
         let resources = config.resources.get_or_insert_default();
         resources.cpus = self.cpus;
         resources.memory_mb = self.memory;
@@ -345,7 +349,7 @@ impl VmArgs {
             network.hostname.clone_from(hostname);
         }
         config.extra_disks = self.disks.iter().map(disk_of).collect();
-        Ok(config)
+        Ok((config, sources))
     }
 
     /// Where the root comes from. An option goes before the environment, and that

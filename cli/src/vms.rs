@@ -13,6 +13,7 @@ mod logs;
 mod outcome;
 mod programs;
 mod remove;
+mod secret;
 mod stats;
 
 use flashpan::state::{Status, Vm, Vms};
@@ -35,6 +36,7 @@ pub(crate) use logs::{LogsArgs, logs};
 pub(crate) use outcome::Outcome;
 pub(crate) use programs::{PsArgs, ps};
 pub(crate) use remove::{PruneArgs, RmArgs, prune, rm};
+pub(crate) use secret::{SecretArgs, secret};
 pub(crate) use stats::{StatsArgs, stats};
 
 /// The VM that a user names.

@@ -341,15 +341,16 @@ fn a_start_or_a_stop_that_is_killed_has_happened_or_not() {
                 (vms.0.flashpan(begin), vec![directory.clone()])
             },
             |when| {
-                let status = vms.status(&id);
+                // In one look: it may be about to end.
+                let shown = vms.inspect(&id);
+                let (status, exit) = (shown["status"].as_str().unwrap(), &shown["exit"]);
                 assert!(
                     [
                         "created", "starting", "running", "stopping", "stopped", "crashed"
                     ]
-                    .contains(&status.as_str()),
+                    .contains(&status),
                     "{when}: {status}"
                 );
-                let exit = vms.inspect(&id)["exit"].clone();
                 assert!(status != "running" || exit.is_null(), "{when}: {exit}");
             },
         );

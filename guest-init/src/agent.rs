@@ -4,7 +4,7 @@
 use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
-use flashpan_protocol::agent::{MAX_DATA, StartFailure, StartFailureKind};
+use flashpan_protocol::agent::{Bytes, MAX_DATA, StartFailure, StartFailureKind};
 use nix::errno::Errno;
 use nix::libc;
 use nix::sys::epoll::EpollFlags;
@@ -71,7 +71,7 @@ pub(crate) struct Shared {
     pub(crate) devices: Option<DeviceTree>,
     pub(crate) privileges: Privileges,
     /// Variables of every program, in place of what it was given.
-    pub(crate) variables: Vec<(&'static str, Vec<u8>)>,
+    pub(crate) variables: Vec<(Bytes, Bytes)>,
     /// What happened to programs, for the supervisor.
     pub(crate) events: Events,
     /// Bytes on their way from one descriptor to another.
@@ -154,7 +154,7 @@ impl Agent {
     }
 
     /// With variables that every program has, in place of what it was given.
-    pub(crate) fn with_variables(mut self, variables: Vec<(&'static str, Vec<u8>)>) -> Self {
+    pub(crate) fn with_variables(mut self, variables: Vec<(Bytes, Bytes)>) -> Self {
         self.shared.variables = variables;
         self
     }

@@ -291,10 +291,7 @@ impl Exec {
 
     fn start(&mut self, mut request: ExecRequest, shared: &mut Shared) {
         self.deadline = None;
-        let variables = shared.variables.iter();
-        let variables =
-            variables.map(|(name, value)| (name.as_bytes().to_vec().into(), value.clone().into()));
-        request.env.extend(variables);
+        request.env.extend(shared.variables.iter().cloned());
         let started = Plan::new(request, &Accounts::load(&shared.anchors)).and_then(|plan| {
             let news = Box::new(events::started(self.id, &plan));
             Ok((Run::start(plan, self.id, shared)?, news))

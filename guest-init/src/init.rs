@@ -4,7 +4,9 @@ use std::convert::Infallible;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use flashpan_protocol::agent::{EXEC_PORT, GuestConfig, GuestMessage, HOST_CID, HostMessage};
+use flashpan_protocol::agent::{
+    EXEC_PORT, GuestConfig, GuestMessage, HOST_CID, HostMessage, MAX_VARIABLES,
+};
 use flashpan_protocol::file::FILE_PORT;
 use flashpan_protocol::forward::FORWARD_PORT;
 use flashpan_protocol::phase::{CODE_INIT_READY, CODE_INIT_START, ExitRequest};
@@ -138,11 +140,13 @@ fn set_up() -> Result<Init, Failure> {
         }
         None => Trust::default(),
     };
+    let mut variables = trust.variables;
+    variables.extend(config.variables.iter().take(MAX_VARIABLES).cloned());
     let mut writable = disks::mount_all(&config.mounts)?;
     writable.extend(root.disk);
     let anchors = Anchors::take().during("open the root directory, /dev/null and /dev/pts")?;
-    let agent = Agent::new(&poller, anchors, groups, devices, Privileges::Set)
-        .with_variables(trust.variables);
+    let agent =
+        Agent::new(&poller, anchors, groups, devices, Privileges::Set).with_variables(variables);
     let mut boot = boot.into_connection();
     ports::mark(CODE_INIT_READY);
     boot.send(&GuestMessage::Ready);

@@ -10,6 +10,7 @@ use std::io::{self, Read};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
+use flashpan_protocol::agent::Bytes;
 use nix::mount::{MsFlags, mount};
 
 use crate::device_tree::DeviceTree;
@@ -48,7 +49,7 @@ const BEGIN: &str = "# flashpan: begin\n";
 const END: &str = "# flashpan: end\n";
 
 /// Variables for programs that look for a whole bundle.
-const OF_BUNDLE: [&str; 10] = [
+static OF_BUNDLE: [&str; 10] = [
     "SSL_CERT_FILE",
     "REQUESTS_CA_BUNDLE",
     "CURL_CA_BUNDLE",
@@ -62,13 +63,13 @@ const OF_BUNDLE: [&str; 10] = [
 ];
 
 /// Variables for programs that add to a bundle of their own.
-const OF_MORE: [&str; 2] = ["NODE_EXTRA_CA_CERTS", "DENO_CERT"];
+static OF_MORE: [&str; 2] = ["NODE_EXTRA_CA_CERTS", "DENO_CERT"];
 
 /// What programs need to know.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
 pub(crate) struct Trust {
     /// Variables of every program, in place of what it was given.
-    pub(crate) variables: Vec<(&'static str, Vec<u8>)>,
+    pub(crate) variables: Vec<(Bytes, Bytes)>,
     /// What went wrong.
     pub(crate) warnings: Vec<String>,
 }
@@ -91,11 +92,17 @@ pub(crate) fn install(certificate: &str, writable: bool, devices: Option<&Device
     }
     let bundle = bundles(own, certificate, writable, &mut trust.warnings);
     let bundle = bundle.unwrap_or_else(|| own.join("bundle.pem"));
-    let value = |path: &Path| path.as_os_str().as_encoded_bytes().to_vec();
-    let of_bundle = OF_BUNDLE.into_iter().map(|name| (name, value(&bundle)));
     let more = own.join("ca.pem");
-    let of_more = OF_MORE.into_iter().map(|name| (name, value(&more)));
-    trust.variables = of_bundle.chain(of_more).collect();
+    let set = |names: &'static [&'static str], path: &Path| {
+        let value = path.as_os_str().as_encoded_bytes().to_vec();
+        let name = |name: &&str| Bytes::from(name.as_bytes().to_vec());
+        let pairs = names.iter().map(name);
+        pairs
+            .map(|name| (name, value.clone().into()))
+            .collect::<Vec<_>>()
+    };
+    trust.variables = set(&OF_BUNDLE, &bundle);
+    trust.variables.extend(set(&OF_MORE, &more));
     trust
 }
 

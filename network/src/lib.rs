@@ -23,6 +23,7 @@
 pub mod address;
 mod dial;
 pub mod dns;
+pub mod edit;
 mod flow;
 mod gateway;
 pub mod host;

@@ -13,6 +13,8 @@
 mod corpus;
 #[path = "../../tests/fuzz/src/dns.rs"]
 mod dns;
+#[path = "../../tests/fuzz/src/edit.rs"]
+mod edit;
 #[path = "../../tests/fuzz/src/hello.rs"]
 mod hello;
 
@@ -24,4 +26,9 @@ fn dns() {
 #[test]
 fn hello() {
     corpus::each("hello", self::hello::hello);
+}
+
+#[test]
+fn edit() {
+    corpus::each("edit", self::edit::edit);
 }

@@ -181,7 +181,13 @@ pub struct GuestConfig {
     /// The certificate, in PEM, of an authority that programs are to trust; at most
     /// [`MAX_AUTHORITY`] bytes.
     pub authority: Option<String>,
+    /// Variables of every program, in place of what it is given; at most
+    /// [`MAX_VARIABLES`].
+    pub variables: Vec<(Bytes, Bytes)>,
 }
+
+/// Most of [`GuestConfig::variables`].
+pub const MAX_VARIABLES: usize = 256;
 
 /// The longest certificate of [`GuestConfig::authority`], in bytes.
 pub const MAX_AUTHORITY: usize = 16 * 1024;

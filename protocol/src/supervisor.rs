@@ -101,6 +101,28 @@ pub enum PolicyRequest {
         /// A host, with or without a port, or a URL.
         target: String,
     },
+    /// Give a secret another value. Answered by [`Answer::Done`].
+    SetSecret {
+        /// Its name.
+        name: String,
+        /// The value.
+        value: Hidden,
+    },
+    /// Take a secret's value away. Answered by [`Answer::Done`].
+    RevokeSecret {
+        /// Its name.
+        name: String,
+    },
+}
+
+/// A text that is not shown.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Hidden(pub String);
+
+impl std::fmt::Debug for Hidden {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("(hidden)")
+    }
 }
 
 /// From the supervisor.

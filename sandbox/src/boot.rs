@@ -41,9 +41,15 @@ impl SandboxBuilder {
         let shared = Arc::clone(&self.shared);
         shared.timeline().mark(Phase::ProcessStart, start);
         let vcpus = spec.vcpus;
-        let guest = self.guest_config();
+        let mut guest = self.guest_config();
         shared.set_disks(self.disk_roles());
         let flows = Flows::new(&self.network, spec.network, &shared)?;
+        guest.authority.clone_from(&flows.authority);
+        let bytes = |text: &String| text.as_bytes().to_vec().into();
+        let placeholders = flows.placeholders.iter();
+        guest.variables = placeholders
+            .map(|(name, placeholder)| (bytes(name), bytes(placeholder)))
+            .collect();
         let vmm = VmmProcess::start(&mut self, spec)?;
         let tap = self.console_sink.take().map(console_thread).transpose()?;
         let driver = Driver::start(vmm, Arc::clone(&shared), tap, flows);

@@ -411,6 +411,7 @@ impl SandboxBuilder {
             // It was checked.
             network: self.network.link().ok().flatten(),
             authority: None,
+            variables: Vec::new(),
         }
     }
 }

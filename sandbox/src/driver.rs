@@ -13,6 +13,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use flashpan_network::Gateway;
+use flashpan_network::edit::Secrets;
 use flashpan_protocol::agent::BOOT_PORT;
 use flashpan_protocol::control::{Event, MAX_DISKS, MAX_PACKET, Request, Stats, VERSION};
 use flashpan_protocol::phase::Phase;
@@ -77,6 +78,8 @@ pub(crate) struct Shared {
     pub(crate) events: Hub,
     /// What decides where the guest's flows go, if it has a network.
     gateway: OnceLock<Arc<Gateway>>,
+    /// What is put into the guest's requests, which can be changed.
+    secrets: OnceLock<Arc<Secrets>>,
     /// What the disks are for, in the order in which the VMM has them.
     disks: OnceLock<Vec<DiskRole>>,
     /// Whether somebody listens to the guest's PID 1.
@@ -95,6 +98,16 @@ impl Shared {
     /// Keeps what decides where flows go. Once.
     pub(crate) fn set_gateway(&self, gateway: Arc<Gateway>) {
         let _ = self.gateway.set(gateway);
+    }
+
+    /// Keeps what is put into requests. Once.
+    pub(crate) fn set_secrets(&self, secrets: Arc<Secrets>) {
+        let _ = self.secrets.set(secrets);
+    }
+
+    /// What is put into requests, if there is a network.
+    pub(crate) fn secrets(&self) -> Option<&Arc<Secrets>> {
+        self.secrets.get()
     }
 
     /// What decides where flows go, if there is a network.

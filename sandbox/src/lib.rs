@@ -64,6 +64,7 @@ mod forward_udp;
 mod frames;
 mod guest_limits;
 mod host_cgroup;
+mod inspection;
 pub mod launch;
 mod locate;
 mod log;

@@ -4,13 +4,14 @@ use std::collections::HashMap;
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::OwnedFd;
+use std::path::PathBuf;
 use std::str::FromStr;
 use std::sync::{Arc, Weak};
 
-use flashpan_network::dns;
 use flashpan_network::policy::Policy;
 use flashpan_network::report::{self, Reports};
 use flashpan_network::{Answer, Gateway};
+use flashpan_network::{dns, edit};
 use flashpan_protocol::control::{IoRate, Request};
 use flashpan_protocol::network::{End, Link, MTU, Protocol, Refusal, Tuple};
 use flashpan_protocol::supervisor::MAX_PATTERNS;
@@ -19,10 +20,11 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
 use tokio::task::AbortHandle;
 
-use crate::api::{Config, DEFAULT_NETWORK_MTU};
+use crate::api::{self, Config, DEFAULT_NETWORK_MTU};
 use crate::config::SandboxBuilder;
 use crate::driver::Shared;
 use crate::error::{Error, Result};
+use crate::inspection::Inspected;
 use crate::rate::RateLimit;
 
 /// Reports that wait to be told. What comes when so many do is counted, and lost.
@@ -84,6 +86,7 @@ pub(crate) struct Settings {
     pub(crate) block_private_ips: bool,
     pub(crate) mtu: u32,
     pub(crate) rate: Option<RateLimit>,
+    pub(crate) inspected: Inspected,
 }
 
 impl Default for Settings {
@@ -98,6 +101,7 @@ impl Default for Settings {
             block_private_ips: true,
             mtu: DEFAULT_NETWORK_MTU,
             rate: None,
+            inspected: Inspected::default(),
         }
     }
 }
@@ -112,7 +116,7 @@ impl Settings {
         if let Some(config) = &config.network {
             settings.block_private_ips = config.blocks_private_ips();
             settings.mtu = config.mtu_or_default();
-            settings.allow.clone_from(&config.allowed_hosts);
+            settings.allow = config.reachable_hosts();
             settings.deny.clone_from(&config.denied_hosts);
             settings.rules.clone_from(&config.rules);
             settings.dns_servers.clone_from(&config.dns_servers);
@@ -121,6 +125,12 @@ impl Settings {
             let known =
                 hosts.filter_map(|entry| Some((entry.host.clone(), entry.ip.parse().ok()?)));
             settings.hosts = known.collect();
+            settings.inspected.all = config.intercept;
+            settings
+                .inspected
+                .interception
+                .clone_from(&config.interception);
+            settings.inspected.secrets.clone_from(&config.secrets);
         }
         settings
     }
@@ -145,9 +155,10 @@ impl Settings {
     pub(crate) fn checked(&self) -> Result<&Self> {
         let policy = self.policy()?;
         self.dns()?;
+        self.inspected.check()?;
         let names_something = !(policy.allow.is_empty() && policy.rules.is_empty());
         if self.network == Network::None && names_something {
-            let why = "there is no network in which hosts could be allowed; give sealed or open";
+            let why = "there is none in which hosts could be allowed; let it be sealed or open";
             return Err(Error::config("network", why));
         }
         Ok(self)
@@ -180,7 +191,7 @@ impl Settings {
             allow: parsed(&self.allow, "network.allowed_hosts")?,
             deny: parsed(&self.deny, "network.denied_hosts")?,
             rules: parsed(&self.rules, "network.rules")?,
-            ..Policy::default()
+            inspects: self.inspected.is_any(),
         })
     }
 }
@@ -235,6 +246,66 @@ impl SandboxBuilder {
     /// means one counts.
     pub fn network_rule(mut self, rule: impl Into<String>) -> Self {
         self.network.rules.push(rule.into());
+        self
+    }
+
+    /// A secret, whose placeholder programs of the guest have in the variable `name`. Its
+    /// hosts can be reached. Without a placeholder it gets a random one.
+    pub fn secret(mut self, name: impl Into<String>, secret: api::Secret) -> Self {
+        let hosts = secret.hosts.iter().cloned();
+        self.network.allow.extend(hosts);
+        self.network.inspected.secrets.insert(name.into(), secret);
+        self
+    }
+
+    /// Whether all requests are looked at, whether anything else asks for that or not.
+    pub fn intercept(mut self, all: bool) -> Self {
+        self.network.inspected.all = all;
+        self
+    }
+
+    /// Rules for requests and responses, and the socket at which some of them ask.
+    pub fn interception(mut self, interception: api::NetworkInterceptionConfig) -> Self {
+        self.network.inspected.interception = Some(interception);
+        self
+    }
+
+    /// Has every request to these hosts (patterns; none: all) looked at by a function of the
+    /// host's ([`edit::on_request`](flashpan_network::edit::on_request)).
+    pub fn on_request<I>(self, hosts: I, hook: Arc<dyn edit::Callback>) -> Self
+    where
+        I: IntoIterator<Item: Into<String>>,
+    {
+        self.hook(edit::Phase::Before, hosts, hook)
+    }
+
+    /// The same for responses ([`edit::on_response`](flashpan_network::edit::on_response)).
+    pub fn on_response<I>(self, hosts: I, hook: Arc<dyn edit::Callback>) -> Self
+    where
+        I: IntoIterator<Item: Into<String>>,
+    {
+        self.hook(edit::Phase::After, hosts, hook)
+    }
+
+    fn hook<I>(mut self, phase: edit::Phase, hosts: I, hook: Arc<dyn edit::Callback>) -> Self
+    where
+        I: IntoIterator<Item: Into<String>>,
+    {
+        let hosts = hosts.into_iter().map(Into::into).collect();
+        self.network.inspected.hooks.push((phase, hosts, hook));
+        self
+    }
+
+    /// A file with authorities, in PEM, that hosts are verified by besides those that this
+    /// host trusts.
+    pub fn upstream_ca_file(mut self, path: impl Into<PathBuf>) -> Self {
+        self.network.inspected.upstream_ca_files.push(path.into());
+        self
+    }
+
+    /// A name server to ask, in place of those of this host.
+    pub fn dns_server(mut self, address: IpAddr) -> Self {
+        self.network.dns_servers.push(address.to_string());
         self
     }
 
@@ -307,6 +378,10 @@ async fn tell(mut reports: Reports, shared: Weak<Shared>) {
 pub(crate) struct Flows {
     /// None without a network.
     gateway: Option<Arc<Gateway>>,
+    /// The certificate that the guest has to trust, if there is anything for it.
+    pub(crate) authority: Option<String>,
+    /// Variables of the guest's programs.
+    pub(crate) placeholders: Vec<(String, String)>,
     running: HashMap<u64, AbortHandle>,
     sender: mpsc::Sender<(u64, Answer)>,
     answers: mpsc::Receiver<(u64, Answer)>,
@@ -319,14 +394,27 @@ impl Flows {
         shared: &Arc<Shared>,
     ) -> Result<Self> {
         let (reporter, reports) = report::channel(REPORTS);
+        let mut authority = None;
+        let mut placeholders = Vec::new();
         let gateway = match link {
             None => None,
-            Some(link) => Some(Arc::new(Gateway::new(flashpan_network::Settings {
-                link,
-                policy: settings.policy()?,
-                dns: settings.dns()?,
-                reporter,
-            }))),
+            Some(link) => {
+                let policy = settings.policy()?;
+                let made = settings.inspected.make()?;
+                // Where nothing is looked into nobody sees certificates of ours but with
+                // what is refused anyway.
+                let has_rules = !(policy.allow.is_empty() && policy.rules.is_empty());
+                authority = (has_rules || policy.inspects).then_some(made.authority);
+                shared.set_secrets(made.secrets);
+                placeholders = made.placeholders;
+                Some(Arc::new(Gateway::new(flashpan_network::Settings {
+                    link,
+                    policy,
+                    dns: settings.dns()?,
+                    inspection: Some(made.inspection),
+                    reporter,
+                })))
+            }
         };
         if let Some(gateway) = &gateway {
             raise_limit();
@@ -336,6 +424,8 @@ impl Flows {
         let (sender, answers) = mpsc::channel(ANSWERS);
         Ok(Self {
             gateway,
+            authority,
+            placeholders,
             running: HashMap::new(),
             sender,
             answers,

@@ -2,10 +2,12 @@
 
 use flashpan_network::policy::{Basis, Pattern, Policy, Target};
 use flashpan_protocol::supervisor::{
-    Answer, Explained, MAX_PATTERNS, PolicyRequest, Reachable, Request,
+    Answer, Explained, Hidden, MAX_PATTERNS, PolicyRequest, Reachable, Request,
 };
 
-use crate::api::Config;
+use zeroize::Zeroizing;
+
+use crate::api::{Config, SecretValue};
 use crate::attach::unexpected;
 use crate::error::{Error, Result};
 use crate::network::{Network, Settings};
@@ -64,6 +66,37 @@ impl Sandbox {
         }
     }
 
+    /// Gives a secret another value, from the next request on. The value before it is still
+    /// taken out of responses.
+    ///
+    /// # Errors
+    /// [`Error::InvalidConfig`]: there is no such secret, or the value makes no sense.
+    pub async fn set_secret(&self, name: &str, value: &SecretValue) -> Result<()> {
+        let request = PolicyRequest::SetSecret {
+            name: name.to_owned(),
+            value: Hidden(value.expose().to_owned()),
+        };
+        match self.ask_policy(request).await? {
+            Answer::Done => Ok(()),
+            _ => Err(unexpected()),
+        }
+    }
+
+    /// Takes a secret's value away: requests with its placeholder are refused from now on.
+    ///
+    /// # Errors
+    /// [`Error::InvalidConfig`]: there is no such secret.
+    pub async fn revoke_secret(&self, name: &str) -> Result<()> {
+        let name = name.to_owned();
+        match self
+            .ask_policy(PolicyRequest::RevokeSecret { name })
+            .await?
+        {
+            Answer::Done => Ok(()),
+            _ => Err(unexpected()),
+        }
+    }
+
     async fn policy(&self, request: PolicyRequest) -> Result<Reachable> {
         match self.ask_policy(request).await? {
             Answer::Policy(reachable) => Ok(*reachable),
@@ -89,6 +122,23 @@ impl Sandbox {
             let policy = gateway.map(|gateway| gateway.policy());
             return explain(policy.as_deref().unwrap_or(&sealed), method, target);
         }
+        let secrets = self.shared.secrets();
+        match (request, secrets) {
+            (PolicyRequest::SetSecret { name, value }, Some(secrets)) => {
+                let value = Zeroizing::new(value.0.clone());
+                let set = secrets.set(name, value);
+                return set
+                    .map(|()| Answer::Done)
+                    .map_err(|error| no_secret(&error));
+            }
+            (PolicyRequest::RevokeSecret { name }, Some(secrets)) => {
+                let revoked = secrets.revoke(name);
+                return revoked
+                    .map(|()| Answer::Done)
+                    .map_err(|error| no_secret(&error));
+            }
+            _ => {}
+        }
         let Some(gateway) = gateway else {
             return match request {
                 PolicyRequest::Show => Ok(Answer::Policy(Box::default())),
@@ -96,7 +146,11 @@ impl Sandbox {
             };
         };
         let changed = match request {
-            PolicyRequest::Show | PolicyRequest::Explain { .. } => Vec::new(),
+            // These were answered.
+            PolicyRequest::Explain { .. }
+            | PolicyRequest::SetSecret { .. }
+            | PolicyRequest::RevokeSecret { .. }
+            | PolicyRequest::Show => Vec::new(),
             PolicyRequest::Allow(patterns) => {
                 let patterns = parsed(patterns)?;
                 gateway.change(|policy| allow(policy, patterns))?
@@ -109,6 +163,10 @@ impl Sandbox {
         reachable.changed = changed;
         Ok(Answer::Policy(Box::new(reachable)))
     }
+}
+
+fn no_secret(error: &flashpan_network::edit::SecretError) -> Error {
+    Error::config("network.secrets", error.to_string())
 }
 
 fn parsed(patterns: &[String]) -> Result<Vec<Pattern>> {

@@ -91,9 +91,9 @@ async fn a_configuration_becomes_a_vm_that_knows_it() {
 async fn what_cannot_be_obeyed_is_refused_before_there_is_a_vm() {
     let world = World::new("normal");
     let json = r#"{"network":{"secrets":{"K":{"value":"hunter2","hosts":["a"]}}}}"#;
-    let error = Sandbox::create(config(json), options(&world, "normal"))
-        .await
-        .unwrap_err();
+    let mut options = options(&world, "normal");
+    options.network = flashpan::Network::None;
+    let error = Sandbox::create(config(json), options).await.unwrap_err();
     assert_eq!(error.code(), ErrorCode::Unsupported);
     let shown = format!("{error} {error:?}");
     assert!(shown.contains("network.secrets"), "{shown}");

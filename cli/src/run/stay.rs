@@ -1,9 +1,11 @@
 //! `flashpan run` and `create` of a VM that outlives the command.
 
+use std::collections::BTreeMap;
 use std::ffi::OsString;
 
 use clap::Args;
 use flashpan::Sandbox;
+use flashpan::api::SecretValue;
 use flashpan::launch::{ExecDefaults, LaunchError};
 use flashpan::state::{Programs, Vm, Vms};
 use flashpan::supervise::StartOptions;
@@ -13,7 +15,7 @@ use super::{NO_JSON, RunArgs};
 use crate::failure::{Failure, print, print_json_line, say};
 use crate::signals::Signals;
 use crate::vms::Outcome;
-use crate::{detached, pin, runtime, terminal, vm, vms};
+use crate::{detached, pin, reach, runtime, terminal, vm, vms};
 
 const CREATE_EXAMPLES: &str = "\
 Examples:
@@ -40,7 +42,7 @@ pub(crate) fn create(args: &CreateArgs) -> Result<u8, Failure> {
              and --timeline out, and use `flashpan exec -it` once it runs",
         ));
     }
-    let vm = args.make(args.rm.unwrap_or(false))?;
+    let (vm, _) = args.make(args.rm.unwrap_or(false))?;
     args.say(&vm)?;
     Ok(0)
 }
@@ -57,11 +59,12 @@ pub(super) fn stay(args: &RunArgs) -> Result<u8, Failure> {
     }
     // Its supervisor finds out too, but after an image was pulled.
     args.publish.check()?;
-    let vm = args.make(args.rm.unwrap_or(false))?;
+    let (vm, secrets) = args.make(args.rm.unwrap_or(false))?;
     // One that is not ready when this command ends is not wanted.
     let options = StartOptions {
         run_command: args.detach,
         remove_unless_ready: true,
+        secrets,
     };
     detached::start(&vm, options).inspect_err(|_| abandon(&vm))?;
     if args.detach {
@@ -121,8 +124,9 @@ impl RunArgs {
         }
     }
 
-    /// Makes a VM that is started later, and by another process.
-    fn make(&self, remove: bool) -> Result<Vm, Failure> {
+    /// Makes a VM that is started later, and by another process; and the values of its
+    /// secrets, which are kept nowhere.
+    fn make(&self, remove: bool) -> Result<(Vm, BTreeMap<String, SecretValue>), Failure> {
         if let Some(name) = &self.name {
             vms::check_free(name)?;
         }
@@ -142,6 +146,11 @@ impl RunArgs {
         new.id().clone_into(&mut wanted.config.id);
         let image = wanted.has_image().then(|| wanted.config.image.clone());
         let launch = self.vm.resolve(wanted)?;
+        reach::tell(&launch);
+        let network = launch.config().network.as_ref();
+        let secrets = network.into_iter().flat_map(|network| &network.secrets);
+        let secrets = secrets.map(|(name, secret)| (name.clone(), secret.value.clone()));
+        let secrets = secrets.collect();
         let wishes = detached::Wishes {
             name: self.name.as_deref(),
             image,
@@ -150,7 +159,7 @@ impl RunArgs {
             grace: self.graceful_shutdown,
             programs: self.kept_programs(launch.exec_defaults())?,
         };
-        detached::create(new, wishes, launch)
+        Ok((detached::create(new, wishes, launch)?, secrets))
     }
 
     /// The command, if there is one, and what its VM's programs have in common.

@@ -1,9 +1,11 @@
 //! Starting, stopping and everything in between.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use clap::Args;
+use flashpan::api::SecretValue;
 use flashpan::state::{Status, Vm, Vms};
 use flashpan::supervise::{StartOptions, WITHIN};
 use flashpan::{Exit, ExitReason, Sandbox};
@@ -12,6 +14,7 @@ use crate::detached;
 use crate::failure::{Failure, each, say};
 use crate::parse;
 use crate::runtime;
+use crate::secrets::{self, SourceArgs};
 use crate::vms::outcome::{Outcome, OutcomeArgs};
 use crate::vms::{alive, find, of};
 
@@ -87,6 +90,14 @@ pub(crate) struct StartArgs {
     /// Ids, their beginnings, or names.
     #[arg(value_name = "VM", required = true)]
     vms: Vec<String>,
+
+    /// The value of a secret that was not kept when the VM was made, NAME=VALUE, or NAME of
+    /// your variable of that name; may be repeated.
+    #[arg(long = "secret", value_name = "NAME[=VALUE]")]
+    secrets: Vec<String>,
+
+    #[command(flatten)]
+    secret_sources: SourceArgs,
 
     #[command(flatten)]
     outcome: OutcomeArgs,
@@ -206,17 +217,19 @@ fn grace(text: &str) -> Result<Duration, String> {
 }
 
 pub(crate) fn start(args: &StartArgs) -> Result<u8, Failure> {
+    let secrets = secrets::values(&args.secrets, &args.secret_sources)?;
     each_with_code(&args.vms, |text| {
         let vm = find(text)?;
-        start_again(&vm)?;
+        start_again(&vm, secrets.clone())?;
         done(args.outcome, &vm, text)
     })
 }
 
-fn start_again(vm: &Vm) -> Result<(), Failure> {
+fn start_again(vm: &Vm, secrets: BTreeMap<String, SecretValue>) -> Result<(), Failure> {
     let options = StartOptions {
         run_command: true,
         remove_unless_ready: false,
+        secrets: detached::secrets_of(vm, secrets)?,
     };
     detached::start(vm, options)
 }
@@ -251,7 +264,7 @@ pub(crate) fn restart(args: &RestartArgs) -> Result<u8, Failure> {
                 _ => Err(failure),
             })?;
         }
-        start_again(&vm)?;
+        start_again(&vm, BTreeMap::new())?;
         done(args.outcome, &vm, text)
     })
 }

@@ -75,6 +75,9 @@ impl Passing {
                 Err(frame) => {
                     let mut trailers = frame.into_trailers().unwrap_or_default();
                     headers::strip_trailers(&mut trailers);
+                    if let Some(transform) = &mut self.transform {
+                        transform.trailers(&mut trailers)?;
+                    }
                     self.trailers = (!trailers.is_empty()).then_some(trailers);
                     if let Some(last) = self.finish()? {
                         return Poll::Ready(Some(Ok(last)));
@@ -114,9 +117,10 @@ impl Passing {
     }
 
     fn size_hint(&self) -> SizeHint {
-        match self.transform {
-            None if !self.is_over => self.body.size_hint(),
-            _ => SizeHint::default(),
+        match &self.transform {
+            _ if self.is_over => SizeHint::default(),
+            Some(transform) if !transform.keeps_length() => SizeHint::default(),
+            _ => self.body.size_hint(),
         }
     }
 }

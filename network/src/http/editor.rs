@@ -5,9 +5,10 @@ use std::fmt;
 use std::future::Future;
 use std::io;
 use std::pin::Pin;
+use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
-use http::{request, response};
+use http::{HeaderMap, request, response};
 
 use crate::host::Host;
 use crate::policy::Denial;
@@ -42,6 +43,21 @@ pub trait Transform: Send {
     /// # Errors
     /// The body is broken off, visibly for who gets it.
     fn finish(&mut self, out: &mut Vec<u8>) -> io::Result<()>;
+
+    /// Whether it gives on as many bytes as it takes, so that the length of the body stays
+    /// known. Some servers refuse a body without one.
+    fn keeps_length(&self) -> bool {
+        false
+    }
+
+    /// Changes the trailers, after the last byte and before [`Self::finish`].
+    ///
+    /// # Errors
+    /// The body is broken off, visibly for who gets it.
+    fn trailers(&mut self, trailers: &mut HeaderMap) -> io::Result<()> {
+        let _ = trailers;
+        Ok(())
+    }
 
     /// How often it has taken the value of a secret out so far.
     fn scrubbed(&self) -> u64 {
@@ -80,6 +96,8 @@ pub type State = Box<dyn Any + Send>;
 pub struct RequestEdit {
     /// What changes its body, which has no known length then.
     pub body: Option<Box<dyn Transform>>,
+    /// Why the request may not pass after all, once its body has been broken off for that.
+    pub why: Option<Arc<OnceLock<Refused>>>,
     /// What was done with secrets.
     pub secrets: SecretUse,
     /// What [`Editor::response`] gets.

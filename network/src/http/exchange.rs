@@ -265,6 +265,7 @@ impl<D: Dial> Exchange<D> {
         let edited = self.editor.request(&cx, &mut parts).await;
         let RequestEdit {
             body: transform,
+            why,
             secrets,
             state,
         } = edited.map_err(|refused| fail(refused, meter))?;
@@ -277,7 +278,10 @@ impl<D: Dial> Exchange<D> {
                 .insert(TE, HeaderValue::from_static("trailers"));
         }
         let transform = transform.filter(|_| !body.is_end_stream());
-        if transform.is_some() {
+        if transform
+            .as_ref()
+            .is_some_and(|transform| !transform.keeps_length())
+        {
             parts.headers.remove(CONTENT_LENGTH);
         }
         let expects = version == Version::HTTP_11
@@ -296,7 +300,11 @@ impl<D: Dial> Exchange<D> {
         let is_head = parts.method == Method::HEAD;
         let body = Outgoing::new(Passing::new(body, transform), gate, Arc::clone(&meter.sent));
         let is_upgrade = upgrade.is_some();
-        let mut answered = self.send(&target, parts, body, opener, is_upgrade).await?;
+        let answered = self.send(&target, parts, body, opener, is_upgrade).await;
+        if let Some(refused) = why.as_ref().and_then(|why| why.get()) {
+            return Err(fail(refused.clone(), meter));
+        }
+        let mut answered = answered?;
         let upgraded = hyper::upgrade::on(&mut answered.response);
         let (mut parts, body) = answered.response.into_parts();
         parts.version = version.max(Version::HTTP_11);

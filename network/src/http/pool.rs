@@ -28,8 +28,10 @@ const MAX_IDLE: usize = 8;
 /// How long a connection may take to be ready again after all of a response was there.
 const READY_WITHIN: Duration = Duration::from_secs(1);
 
-/// What one flow of HTTP/2 may have under way before it is taken.
-const WINDOW: u32 = 1024 * 1024;
+/// What one stream of HTTP/2 may have under way before it is taken, and all of them: a few
+/// that nobody takes do not hold up the others.
+const STREAM_WINDOW: u32 = 1024 * 1024;
+const CONNECTION_WINDOW: u32 = 16 * STREAM_WINDOW;
 
 /// Connections to hosts, all to one port, all with TLS or all without.
 pub(crate) struct Pool<D> {
@@ -186,8 +188,8 @@ impl<D: Dial> Pool<D> {
         builder
             .timer(TokioTimer::new())
             .max_header_list_size(MAX_HEAD.try_into().unwrap_or(u32::MAX))
-            .initial_stream_window_size(WINDOW)
-            .initial_connection_window_size(2 * WINDOW);
+            .initial_stream_window_size(STREAM_WINDOW)
+            .initial_connection_window_size(CONNECTION_WINDOW);
         let (sender, connection) = builder
             .handshake(io)
             .await

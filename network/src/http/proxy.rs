@@ -45,6 +45,11 @@ const MAX_STREAMS: u32 = 100;
 /// Most streams that are begun and reset before anybody has looked at them.
 const MAX_RESETS: usize = 20;
 
+/// What one stream of HTTP/2 may have under way before it is taken, and all of them: a few
+/// that nobody takes do not hold up the others. A guest is near.
+const STREAM_WINDOW: u32 = 256 * 1024;
+const CONNECTION_WINDOW: u32 = 16 * STREAM_WINDOW;
+
 /// Who makes connections to hosts that the policy allows: who resolves names, and decides
 /// about addresses.
 pub trait Dial: Send + Sync + 'static {
@@ -318,6 +323,10 @@ where
         if error.is_parse() {
             exchange.tell_unread();
         }
+        // It was silent for long enough, as between two requests it may be.
+        if error.is_timeout() {
+            return Ok(());
+        }
         return Err(io::Error::other(error));
     }
     let relay = exchange
@@ -357,6 +366,8 @@ where
         .max_concurrent_streams(MAX_STREAMS)
         .max_header_list_size(MAX_HEAD.try_into().unwrap_or(u32::MAX))
         .max_pending_accept_reset_streams(MAX_RESETS)
+        .initial_stream_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
         .auto_date_header(false);
     let connection = builder.serve_connection(TokioIo::new(stream), service);
     let mut connection = std::pin::pin!(connection);

@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::io;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use rustls::pki_types::pem::PemObject;
@@ -77,6 +77,17 @@ impl ClientCertificate {
 /// How hosts are connected to in TLS: with 1.2 or later, and only if their certificate is
 /// of an authority that is trusted, for their name, and valid now.
 pub struct Upstream {
+    roots: RootCertStore,
+    /// Whether what this host trusts is trusted as well.
+    with_native: bool,
+    clients: Vec<ClientCertificate>,
+    /// Made when the first host is connected to: a host trusts many, and most guests do not
+    /// get that far.
+    made: OnceLock<Result<Made, TlsError>>,
+}
+
+/// What connections are made with.
+struct Made {
     clients: Vec<(Vec<Pattern>, Offers)>,
     others: Offers,
 }
@@ -94,9 +105,9 @@ impl Upstream {
     /// # Errors
     /// Something of what was given is not of use.
     pub fn new(extra: &[u8], clients: Vec<ClientCertificate>) -> Result<Self, TlsError> {
-        let mut roots = RootCertStore::empty();
-        roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
-        Self::with_roots(roots, extra, clients)
+        let mut upstream = Self::with_roots(RootCertStore::empty(), extra, clients)?;
+        upstream.with_native = true;
+        Ok(upstream)
     }
 
     /// Trusts `roots` and the authorities of `extra`, and nothing else.
@@ -115,21 +126,28 @@ impl Upstream {
                 .add(root)
                 .map_err(|error| TlsError::Root { number, error })?;
         }
-        let roots = Arc::new(roots);
-        let builder = || {
-            let builder = ClientConfig::builder_with_provider(provider());
-            let builder = builder.with_safe_default_protocol_versions()?;
-            Ok::<_, TlsError>(builder.with_root_certificates(Arc::clone(&roots)))
-        };
-        let others = Offers::new(&builder()?.with_no_client_auth());
-        let clients = clients.into_iter().map(|client| {
-            let config = builder()?.with_client_auth_cert(client.chain, client.key)?;
-            Ok((client.hosts, Offers::new(&config)))
-        });
+        if !clients.is_empty() {
+            // Whether they are of use, before anybody waits for it.
+            Made::new(RootCertStore::empty(), &clients)?;
+        }
         Ok(Self {
-            clients: clients.collect::<Result<_, TlsError>>()?,
-            others,
+            roots,
+            with_native: false,
+            clients,
+            made: OnceLock::new(),
         })
+    }
+
+    fn made(&self) -> Option<&Made> {
+        let made = self.made.get_or_init(|| {
+            let mut roots = self.roots.clone();
+            if self.with_native {
+                let native = rustls_native_certs::load_native_certs().certs;
+                roots.add_parsable_certificates(native);
+            }
+            Made::new(roots, &self.clients)
+        });
+        made.as_ref().ok()
     }
 
     /// A connection to this host on a stream that leads to it.
@@ -153,8 +171,9 @@ impl Upstream {
         };
         let name = name.map_err(|_| failed(Code::Certificate))?;
         let means = |pattern: &Pattern| pattern.matches(Protocol::Tcp, host, port);
-        let client = self.clients.iter().find(|(of, _)| of.iter().any(means));
-        let offers = client.map_or(&self.others, |(_, offers)| offers);
+        let made = self.made().ok_or_else(|| failed(Code::Certificate))?;
+        let client = made.clients.iter().find(|(of, _)| of.iter().any(means));
+        let offers = client.map_or(&made.others, |(_, offers)| offers);
         let connector = match alpn {
             Alpn::Http1 => &offers.http1,
             Alpn::Any => &offers.any,
@@ -167,6 +186,27 @@ impl Upstream {
                 is_late: true,
             }),
         }
+    }
+}
+
+impl Made {
+    fn new(roots: RootCertStore, clients: &[ClientCertificate]) -> Result<Self, TlsError> {
+        let roots = Arc::new(roots);
+        let builder = || {
+            let builder = ClientConfig::builder_with_provider(provider());
+            let builder = builder.with_safe_default_protocol_versions()?;
+            Ok::<_, TlsError>(builder.with_root_certificates(Arc::clone(&roots)))
+        };
+        let others = Offers::new(&builder()?.with_no_client_auth());
+        let clients = clients.iter().map(|client| {
+            let (chain, key) = (client.chain.clone(), client.key.clone_key());
+            let config = builder()?.with_client_auth_cert(chain, key)?;
+            Ok((client.hosts.clone(), Offers::new(&config)))
+        });
+        Ok(Self {
+            clients: clients.collect::<Result<_, TlsError>>()?,
+            others,
+        })
     }
 }
 

@@ -203,7 +203,9 @@ pub(super) fn bare(
     if let Some(limit) = options.disk_rate {
         builder = builder.disk_rate(limit);
     }
-    let network = Settings::of(config, options.network_of(config));
+    let mut network = Settings::of(config, options.network_of(config));
+    let files = &options.upstream_ca_files;
+    network.inspected.upstream_ca_files.clone_from(files);
     builder = builder.network_settings(network);
     if let Some(limit) = options.network_rate {
         builder = builder.network_rate(limit);

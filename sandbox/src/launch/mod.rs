@@ -35,7 +35,8 @@ pub use check::Checked;
 pub use defaults::ExecDefaults;
 pub use error::LaunchError;
 pub use options::{
-    HostOptions, ImageSource, PullPolicy, RegistryOptions, RootSource, TimeLimit, UpperSource,
+    HostOptions, ImageSource, PullPolicy, RegistryOptions, RootSource, SecretSource, TimeLimit,
+    UpperSource,
 };
 pub use progress::{Event, ImageEvent, Progress, RootEvent, Silent};
 pub use refuse::Unsupported;

@@ -48,6 +48,14 @@ pub struct HostOptions {
     /// What network the VM has; none if its configuration says so (`network.no_network`).
     #[serde(default)]
     pub network: Network,
+    /// Where values of secrets come from, by their names, when the VM is started again. The
+    /// values themselves are never kept.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub secret_sources: BTreeMap<String, SecretSource>,
+    /// Files with authorities, in PEM, that hosts are verified by when TLS is looked into,
+    /// besides those that this host trusts.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub upstream_ca_files: Vec<PathBuf>,
     /// How much passes the VM's network card at most, in each direction for itself; as
     /// much as the host does if there is none.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -65,6 +73,19 @@ pub struct HostOptions {
     pub end_with_thread: bool,
     /// How long the VM may run, if not as `resources.timeout_seconds` says.
     pub time_limit: TimeLimit,
+}
+
+/// Where the value of a secret comes from.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum SecretSource {
+    /// A variable of the process that starts the VM.
+    Env(String),
+    /// A file, without the line break at its end.
+    File(PathBuf),
+    /// What a command prints, without the line break at its end, run by a shell.
+    Command(String),
 }
 
 /// How long a VM may run once its guest is ready.
@@ -201,6 +222,12 @@ impl HostOptions {
         full(&mut self.kernel);
         self.vmm.as_mut().map(full);
         self.guest_init.as_mut().map(full);
+        self.upstream_ca_files.iter_mut().for_each(full);
+        for source in self.secret_sources.values_mut() {
+            if let SecretSource::File(path) = source {
+                full(path);
+            }
+        }
         if let UpperSource::Disk(path) = &mut self.upper {
             full(path);
         }
@@ -226,6 +253,8 @@ impl Default for HostOptions {
             pids_limit: None,
             disk_rate: None,
             network: Network::default(),
+            secret_sources: BTreeMap::new(),
+            upstream_ca_files: Vec::new(),
             network_rate: None,
             vmm: None,
             guest_init: None,

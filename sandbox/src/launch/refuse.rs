@@ -17,7 +17,6 @@ pub struct Unsupported {
 
 /// Why a field cannot be obeyed.
 const NO_NETWORK: &str = "guests have no network";
-const NOT_YET: &str = "requests are not looked into";
 const NO_MOUNTS: &str = "guests see no files of the host; use a disk";
 
 impl Unsupported {
@@ -62,14 +61,17 @@ fn check_network(
     let mtu = none && network.mtu_or_default() != DEFAULT_NETWORK_MTU;
     let private = none && !network.blocks_private_ips();
     let hosts = !network.allowed_hosts.is_empty();
-    let why = if none { NO_NETWORK } else { NOT_YET };
+    let why = NO_NETWORK;
     for (asked, field) in [
         (none && hosts, "network.allowed_hosts"),
         (none && !network.rules.is_empty(), "network.rules"),
         (private, "network.block_private_ips"),
-        (network.intercept, "network.intercept"),
-        (network.interception.is_some(), "network.interception"),
-        (!network.secrets.is_empty(), "network.secrets"),
+        (none && network.intercept, "network.intercept"),
+        (
+            none && network.interception.is_some(),
+            "network.interception",
+        ),
+        (none && !network.secrets.is_empty(), "network.secrets"),
         (
             none && !network.dns_servers.is_empty(),
             "network.dns_servers",

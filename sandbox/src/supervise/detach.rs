@@ -16,7 +16,9 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use crate::error::{Error, Result};
 use crate::state::Vms;
-use crate::supervise::start::{MAX_MESSAGE, NotStarted, Order, Report, TEXT_MAX, WARNINGS_MAX};
+use crate::supervise::start::{
+    MAX_MESSAGE, MAX_ORDER, NotStarted, Order, Report, TEXT_MAX, WARNINGS_MAX,
+};
 use crate::text::one_line;
 
 /// First descriptor that is no standard stream.
@@ -75,7 +77,7 @@ impl Starter {
 
     /// What is to be done. `None` if the starter is gone.
     pub(super) fn order(&mut self) -> Option<(Order, Vms)> {
-        let mut decoder = Decoder::new(MAX_MESSAGE);
+        let mut decoder = Decoder::new(MAX_ORDER);
         let order = decoder.read_message::<Order>(&mut self.stream);
         let order = order.ok().flatten()?;
         let base = OsString::from_vec(order.base.clone());

@@ -1,5 +1,6 @@
 //! The life of a supervisor: from the claim on its VM to the word on how it ended.
 
+use std::collections::BTreeMap;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
@@ -12,6 +13,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{oneshot, watch};
 use tokio::time::timeout;
 
+use crate::api::SecretValue;
 use crate::error::{Error, Result};
 use crate::events::VmEvent;
 use crate::exit::Exit;
@@ -41,6 +43,7 @@ pub struct Launching {
     record: Record,
     directory: PathBuf,
     console: Option<LogFile>,
+    secrets: BTreeMap<String, SecretValue>,
 }
 
 impl Launching {
@@ -54,6 +57,11 @@ impl Launching {
     #[must_use]
     pub fn directory(&self) -> &Path {
         &self.directory
+    }
+
+    /// The values of its secrets, by name. Once.
+    pub fn take_secrets(&mut self) -> BTreeMap<String, SecretValue> {
+        std::mem::take(&mut self.secrets)
     }
 
     /// Where its console goes: [`crate::SandboxBuilder::console_sink`]. Once.
@@ -222,19 +230,24 @@ where
     L: FnOnce(Launching) -> F,
     F: Future<Output = Result<Sandbox, NotStarted>>,
 {
-    let Some((order, vms)) = starter.order() else {
+    let Some((mut order, vms)) = starter.order() else {
         return;
     };
     let Ok(channel) = starter.channel() else {
         return;
     };
-    match begin(&order, &vms) {
+    let secrets = std::mem::take(&mut order.secrets);
+    match begin(&order, secrets, &vms) {
         Ok(begun) => live(begun, &order, channel, launch).await,
         Err(why) => channel.failed(&why).await,
     }
 }
 
-fn begin(order: &Order, vms: &Vms) -> Result<Begun, NotStarted> {
+fn begin(
+    order: &Order,
+    secrets: BTreeMap<String, SecretValue>,
+    vms: &Vms,
+) -> Result<Begun, NotStarted> {
     // From here on a signal ends the VM in order, and not this process.
     let ending = Ending::watch()?;
     let claim = Arc::new(vms.claim(&order.id, !order.run_command)?);
@@ -263,6 +276,7 @@ fn begin(order: &Order, vms: &Vms) -> Result<Begun, NotStarted> {
         record: claim.record().clone(),
         directory,
         console: Some(console),
+        secrets,
     };
     let shared = Arc::new(Shared {
         claim,

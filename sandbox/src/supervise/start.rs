@@ -1,5 +1,6 @@
 //! Starting the supervisor of a VM, and what is said meanwhile.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::io;
 use std::os::fd::OwnedFd;
@@ -11,12 +12,16 @@ use flashpan_protocol::frame::{self, Decoder};
 use flashpan_rootfs::child;
 use serde::{Deserialize, Serialize};
 
+use crate::api::SecretValue;
 use crate::error::Error;
 use crate::state::Vms;
 use crate::text::one_line;
 
 /// Longest message on the channel, in bytes.
 pub(super) const MAX_MESSAGE: usize = 64 * 1024;
+
+/// Longest order: 256 secrets of 64 KiB.
+pub(super) const MAX_ORDER: usize = 17 * 1024 * 1024;
 
 /// Longest text in one, in characters.
 pub(super) const TEXT_MAX: usize = 1000;
@@ -36,6 +41,8 @@ pub(super) struct Order {
     pub(super) id: String,
     pub(super) run_command: bool,
     pub(super) remove_unless_ready: bool,
+    /// By name.
+    pub(super) secrets: BTreeMap<String, SecretValue>,
 }
 
 /// From the supervisor.
@@ -46,12 +53,14 @@ pub(super) enum Report {
 }
 
 /// How a VM is started.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct StartOptions {
     /// Whether the VM's own command runs.
     pub run_command: bool,
     /// Whether a VM that does not come up is removed.
     pub remove_unless_ready: bool,
+    /// Values of secrets, by name. They go to the supervisor, and nowhere else.
+    pub secrets: BTreeMap<String, SecretValue>,
 }
 
 /// A VM that runs, and its command if it was to.
@@ -141,6 +150,7 @@ pub fn start(
         id: id.to_owned(),
         run_command: options.run_command,
         remove_unless_ready: options.remove_unless_ready,
+        secrets: options.secrets,
     };
     supervisor
         .stdin(Stdio::from(OwnedFd::from(theirs)))
@@ -149,7 +159,7 @@ pub fn start(
     // It holds the other end of the channel.
     drop(supervisor);
     // One that is gone already says why by its status.
-    let _ = frame::write(&mut ours, &order, MAX_MESSAGE);
+    let _ = frame::write(&mut ours, &order, MAX_ORDER);
     let report = Decoder::new(MAX_MESSAGE).read_message::<Report>(&mut ours);
     match report {
         Ok(Some(Report::Ready { warnings })) => {

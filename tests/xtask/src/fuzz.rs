@@ -25,6 +25,7 @@ Fuzzes what reads what strangers made.
                network: frames of a guest's network card
                dns: a guest's questions for names
                hello: what a guest says first in TLS
+               edit: heads and bodies of HTTP that rules and secrets change
   --seconds  how long to run each; 600 if not given
 
 What is found is in target/fuzz/artifacts; put it into tests/fuzz/corpus with
@@ -32,7 +33,7 @@ the fix, where `cargo test` runs it ever after. New inputs are kept in
 target/fuzz/corpus.
 ";
 
-const TARGETS: [&str; 14] = [
+const TARGETS: [&str; 15] = [
     "tar",
     "convert",
     "decompress",
@@ -47,6 +48,7 @@ const TARGETS: [&str; 14] = [
     "network",
     "dns",
     "hello",
+    "edit",
 ];
 const TRIPLE: &str = "x86_64-unknown-linux-gnu";
 

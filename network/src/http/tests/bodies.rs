@@ -437,3 +437,30 @@ async fn trailers_of_http1_pass_when_they_are_announced_and_wanted() {
     let body = "5\r\nhello\r\n0\r\nx-sum: 2\r\n\r\n";
     assert_eq!(exactly(&mut guest, body.len()).await.to_lowercase(), body);
 }
+
+/// A host need not take all of a body to answer.
+#[tokio::test]
+async fn an_answer_before_the_end_of_an_upload_arrives() {
+    let world = World::new(policy(&["api.test"], &[]));
+    let server = stepwise(&world, "api.test").await;
+    let (guest, _) = world.plain(80).await;
+    let (mut read, mut write) = guest.into_split();
+    let head_of_request = format!(
+        "POST / HTTP/1.1\r\nHost: api.test\r\nContent-Length: {}\r\n\r\n",
+        1_u64 << 40
+    );
+    write.write_all(head_of_request.as_bytes()).await.unwrap();
+    let uploading = tokio::spawn(async move {
+        let block = vec![0; 1 << 16];
+        while write.write_all(&block).await.is_ok() {}
+    });
+    let mut server = within(server).await.unwrap();
+    head(&mut server).await;
+    let answer = b"HTTP/1.1 413 Too Much\r\nConnection: close\r\nContent-Length: 3\r\n\r\nbig";
+    server.write_all(answer).await.unwrap();
+    let got = super::got(&mut read).await;
+    assert_eq!((got.status, got.body.as_str()), (413, "big"));
+    drop(server);
+    // Nobody takes the rest.
+    within(uploading).await.unwrap();
+}

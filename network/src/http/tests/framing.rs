@@ -322,6 +322,23 @@ async fn a_head_has_to_come_in_time() {
         .unwrap();
     let destination = SocketAddr::from(([192, 0, 2, 1], 80));
     let began = tokio::time::Instant::now();
-    let _ = world.proxy.serve_plain(side, destination).await;
+    world.proxy.serve_plain(side, destination).await.unwrap();
+    assert_eq!(began.elapsed().as_secs(), 30);
+}
+
+/// Nor is one that may never come.
+#[tokio::test(start_paused = true)]
+async fn a_connection_on_which_nothing_is_asked_ends() {
+    let world = World::new(policy(&["api.test"], &[]));
+    let (mut guest, side) = tokio::io::duplex(1024);
+    let destination = SocketAddr::from(([192, 0, 2, 1], 80));
+    let served = tokio::spawn({
+        let proxy = world.proxy();
+        async move { proxy.serve_plain(side, destination).await }
+    });
+    let got = ask(&mut guest, "GET / HTTP/1.1\r\nHost: evil.test\r\n\r\n").await;
+    assert_eq!(got.status, 403);
+    let began = tokio::time::Instant::now();
+    served.await.unwrap().unwrap();
     assert_eq!(began.elapsed().as_secs(), 30);
 }

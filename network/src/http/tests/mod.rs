@@ -6,7 +6,9 @@
 mod bodies;
 mod frames;
 mod framing;
+mod http2;
 mod plain;
+mod secrets;
 mod tls;
 mod upgrades;
 
@@ -21,7 +23,7 @@ use rustls::pki_types::ServerName;
 use rustls::{ClientConfig, RootCertStore};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 use tokio_rustls::{TlsAcceptor, TlsConnector};
@@ -45,11 +47,18 @@ async fn within<T>(future: impl Future<Output = T>) -> T {
 struct Map {
     hosts: Mutex<HashMap<String, SocketAddr>>,
     dialled: Mutex<Vec<String>>,
+    /// While somebody takes it, who wants a connection waits for ever.
+    waiting: Mutex<Option<mpsc::Sender<()>>>,
 }
 
 impl Dial for Map {
     async fn dial(&self, host: &Host, port: u16) -> Result<TcpStream, Denial> {
         self.dialled.lock().unwrap().push(host.to_string());
+        let waiting = self.waiting.lock().unwrap().clone();
+        if let Some(waiting) = waiting {
+            waiting.send(()).await.unwrap();
+            return std::future::pending().await;
+        }
         let address = self.hosts.lock().unwrap().get(&host.to_string()).copied();
         let denial = |code| Denial {
             code,

@@ -52,10 +52,10 @@ fn what_is_wrong_is_told_in_order_and_by_name() {
             &["resources.memory_mb", "resources.cpus"][..],
         ),
         (
-            r#"{"network":{"intercept":true}}"#,
+            r#"{"vfs":{"direct_mounts":{"/d":{"host_path":"/d"}}}}"#,
             no_kernel.clone(),
             ErrorCode::Unsupported,
-            &["network.intercept: not supported by this version"],
+            &["vfs.direct_mounts: not supported by this version"],
         ),
         (
             r#"{"resources":{"memory_mb":4294967295}}"#,

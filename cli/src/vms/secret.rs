@@ -1,0 +1,107 @@
+//! `secret`: the values of a running VM's secrets.
+
+use clap::{Args, Subcommand};
+
+use crate::failure::Failure;
+use crate::runtime;
+use crate::secrets::{self, SourceArgs};
+use crate::vms::{attach, find, of};
+
+const EXAMPLES: &str = "\
+Examples:
+  flashpan secret set web --secret-file API_KEY=key.txt
+  flashpan secret set web API_KEY                 from the variable of that name
+  flashpan secret revoke web API_KEY
+
+What is changed holds for requests that begin from now on, and until the VM stops.";
+
+const SET_EXAMPLES: &str = "\
+Examples:
+  flashpan secret set web --secret-file API_KEY=key.txt
+  API_KEY=abc flashpan secret set web API_KEY
+
+The value that a secret had before is still taken out of responses.";
+
+const REVOKE_EXAMPLES: &str = "\
+Examples:
+  flashpan secret revoke web API_KEY
+
+Requests with the secret's placeholder are refused from now on.";
+
+/// Changes values of a running VM's secrets
+#[derive(Debug, Args)]
+#[command(after_help = EXAMPLES)]
+pub(crate) struct SecretArgs {
+    #[command(subcommand)]
+    command: Action,
+}
+
+#[derive(Debug, Subcommand)]
+enum Action {
+    /// Gives secrets other values
+    #[command(after_help = SET_EXAMPLES)]
+    Set(SetArgs),
+    /// Takes values of secrets away
+    #[command(after_help = REVOKE_EXAMPLES)]
+    Revoke(RevokeArgs),
+}
+
+#[derive(Debug, Args)]
+struct SetArgs {
+    /// Its id, the beginning of it, or its name.
+    #[arg(value_name = "VM")]
+    vm: String,
+
+    /// Secrets whose value is in the variable of that name, or is given.
+    #[arg(value_name = "NAME[=VALUE]", id = "secrets")]
+    values: Vec<String>,
+
+    #[command(flatten)]
+    from: SourceArgs,
+}
+
+#[derive(Debug, Args)]
+struct RevokeArgs {
+    /// Its id, the beginning of it, or its name.
+    #[arg(value_name = "VM")]
+    vm: String,
+
+    /// Names of secrets.
+    #[arg(value_name = "NAME", required = true)]
+    names: Vec<String>,
+}
+
+pub(crate) fn secret(args: &SecretArgs) -> Result<u8, Failure> {
+    match &args.command {
+        Action::Set(args) => set(args),
+        Action::Revoke(args) => revoke(args),
+    }
+}
+
+fn set(args: &SetArgs) -> Result<u8, Failure> {
+    if args.values.is_empty() && args.from.is_empty() {
+        return Err(Failure::new("name a secret; see --help"));
+    }
+    let values = secrets::values(&args.values, &args.from)?;
+    let vm = find(&args.vm)?;
+    runtime(async {
+        let sandbox = attach(&vm).await?;
+        for (name, value) in &values {
+            let set = sandbox.set_secret(name, value).await;
+            set.map_err(|error| of(&vm, error))?;
+        }
+        Ok(0)
+    })
+}
+
+fn revoke(args: &RevokeArgs) -> Result<u8, Failure> {
+    let vm = find(&args.vm)?;
+    runtime(async {
+        let sandbox = attach(&vm).await?;
+        for name in &args.names {
+            let revoked = sandbox.revoke_secret(name).await;
+            revoked.map_err(|error| of(&vm, error))?;
+        }
+        Ok(0)
+    })
+}

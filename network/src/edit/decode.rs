@@ -1,0 +1,583 @@
+//! Content codings, undone: what is looked for in a body has to be seen.
+
+use std::io::{self, Write};
+
+use brotli_decompressor::{BrotliDecompressStream, BrotliResult, BrotliState, StandardAlloc};
+use flate2::write::{DeflateDecoder, MultiGzDecoder, ZlibDecoder};
+use http::HeaderMap;
+use http::header::{ACCEPT_ENCODING, CONTENT_ENCODING, HeaderValue};
+use ruzstd::decoding::{BlockDecodingStrategy, FrameDecoder};
+
+use super::filter::{Broken, Chain, Filter};
+
+/// How much more a body may become: this, and [`RATIO`] times what it was. What is put out
+/// at once is bounded by that as well.
+const SLACK: u64 = 1 << 20;
+/// See [`SLACK`]. A body that is far from any that somebody reads is refused; deflate
+/// alone could do four times as much, and the others have no bound.
+const RATIO: u64 = 256;
+/// Most codings of one body.
+const MAX_CODINGS: usize = 3;
+/// The largest window of zstd in HTTP (RFC 9659).
+const MAX_WINDOW: u64 = 8 << 20;
+/// The longest head of a frame of zstd.
+const ZSTD_HEAD: usize = 18;
+
+/// The codings that a client is said to take where bodies are looked into. Zstd is undone
+/// if it is there, but is not among them: its decoder keeps a window's worth to itself,
+/// and with it events that somebody waits for.
+const OFFERED: [&str; 2] = ["gzip", "br"];
+
+/// Leaves in `Accept-Encoding` only what can be undone. Without the header a server may
+/// send any coding, so that there always is one afterwards.
+pub(super) fn restrict(headers: &mut HeaderMap) {
+    let values = headers.get_all(ACCEPT_ENCODING);
+    let texts = values.iter().filter_map(|value| value.to_str().ok());
+    let mut kept: Vec<&str> = Vec::new();
+    for one in texts.flat_map(|text| text.split(',')) {
+        let one = one.trim();
+        let coding = one.split(';').next().unwrap_or_default().trim();
+        let is_kept = |offered: &&str| coding.eq_ignore_ascii_case(offered);
+        if OFFERED.iter().any(is_kept) && kept.len() < OFFERED.len() {
+            kept.push(one);
+        }
+    }
+    let value = HeaderValue::from_str(&kept.join(", "));
+    let value = value.ok().filter(|value| !value.is_empty());
+    headers.insert(
+        ACCEPT_ENCODING,
+        value.unwrap_or(HeaderValue::from_static("identity")),
+    );
+}
+
+/// What undoes the codings of a body, none if it has none.
+///
+/// # Errors
+/// One of them cannot be undone.
+pub(super) fn decoder(headers: &HeaderMap) -> Result<Option<Chain>, Broken> {
+    let mut filters: Vec<Box<dyn Filter>> = Vec::new();
+    for value in headers.get_all(CONTENT_ENCODING) {
+        let unknown = || {
+            let text = String::from_utf8_lossy(value.as_bytes());
+            Broken::Coding(crate::host::shown(&text))
+        };
+        for coding in value.to_str().map_err(|_| unknown())?.split(',') {
+            let coding = coding.trim().to_ascii_lowercase();
+            let kind = match coding.as_str() {
+                "" | "identity" => continue,
+                "gzip" | "x-gzip" => Kind::Gzip(Box::new(MultiGzDecoder::new(Sink::default()))),
+                "deflate" => Kind::Unknown,
+                "br" => Kind::brotli(),
+                "zstd" => Kind::zstd(),
+                _ => return Err(unknown()),
+            };
+            if filters.len() == MAX_CODINGS {
+                return Err(unknown());
+            }
+            filters.push(Box::new(Decoder::new(kind)));
+        }
+    }
+    // The last one was applied last.
+    filters.reverse();
+    Ok((!filters.is_empty()).then_some(Chain(filters)))
+}
+
+/// Undoes one coding.
+struct Decoder {
+    kind: Kind,
+    /// Bytes that it got.
+    taken: u64,
+    /// Bytes that it gave.
+    given: u64,
+}
+
+enum Kind {
+    Gzip(Box<MultiGzDecoder<Sink>>),
+    /// Deflate before its first byte: with the head of zlib, or, by an old mistake,
+    /// without.
+    Unknown,
+    Zlib(Box<ZlibDecoder<Sink>>),
+    Deflate(Box<DeflateDecoder<Sink>>),
+    Brotli(Box<Brotli>),
+    Zstd(Box<Zstd>),
+}
+
+struct Brotli {
+    state: BrotliState<StandardAlloc, StandardAlloc, StandardAlloc>,
+    buffer: Vec<u8>,
+    total: usize,
+    is_done: bool,
+}
+
+/// Frames of zstd, block by block, so that no more is decoded than one block at a time.
+struct Zstd {
+    decoder: FrameDecoder,
+    input: Vec<u8>,
+    /// Whether the frame that is being read ends in a check sum; none between frames.
+    frame: Option<bool>,
+}
+
+/// Where decoders write to, which has an end.
+#[derive(Default)]
+struct Sink {
+    out: Vec<u8>,
+    room: u64,
+    is_over: bool,
+}
+
+impl Sink {
+    fn put(&mut self, bytes: &[u8]) -> Result<(), Failed> {
+        let len = u64::try_from(bytes.len()).unwrap_or(u64::MAX);
+        match self.room.checked_sub(len) {
+            Some(room) => {
+                self.room = room;
+                self.out.extend_from_slice(bytes);
+                Ok(())
+            }
+            None => {
+                self.is_over = true;
+                Err(Failed)
+            }
+        }
+    }
+}
+
+impl Write for Sink {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let put = self.put(bytes);
+        put.map_err(|Failed| io::ErrorKind::StorageFull.into())
+            .map(|()| bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// Something is wrong: the input, or its length.
+struct Failed;
+
+impl From<io::Error> for Failed {
+    fn from(_: io::Error) -> Self {
+        Self
+    }
+}
+
+impl Kind {
+    fn brotli() -> Self {
+        let alloc = StandardAlloc::default;
+        Self::Brotli(Box::new(Brotli {
+            // Windows of at most 16 MiB.
+            state: BrotliState::new_strict(alloc(), alloc(), alloc()),
+            buffer: vec![0; 16 << 10],
+            total: 0,
+            is_done: false,
+        }))
+    }
+
+    fn zstd() -> Self {
+        let mut decoder = FrameDecoder::new();
+        decoder.set_max_window_size(MAX_WINDOW);
+        Self::Zstd(Box::new(Zstd {
+            decoder,
+            input: Vec::new(),
+            frame: None,
+        }))
+    }
+
+    fn name(&self) -> &'static str {
+        match self {
+            Self::Gzip(_) => "gzip",
+            Self::Unknown | Self::Zlib(_) | Self::Deflate(_) => "deflate",
+            Self::Brotli(_) => "br",
+            Self::Zstd(_) => "zstd",
+        }
+    }
+}
+
+impl Decoder {
+    fn new(kind: Kind) -> Self {
+        Self {
+            kind,
+            taken: 0,
+            given: 0,
+        }
+    }
+
+    /// Decodes, and tells what came out, and what went wrong after that.
+    fn run(&mut self, bytes: &[u8], is_end: bool) -> (Sink, Result<(), Failed>) {
+        let len = u64::try_from(bytes.len()).unwrap_or(u64::MAX);
+        self.taken = self.taken.saturating_add(len);
+        let most = self.taken.saturating_mul(RATIO).saturating_add(SLACK);
+        let mut sink = Sink {
+            room: most.saturating_sub(self.given),
+            ..Sink::default()
+        };
+        if let (Kind::Unknown, [first, ..]) = (&self.kind, bytes) {
+            // A block of deflate never begins so: its kind would be the one that is reserved,
+            // or it would be stored, with padding that is not zero.
+            self.kind = match first & 0x0f == 8 {
+                true => Kind::Zlib(Box::new(ZlibDecoder::new(Sink::default()))),
+                false => Kind::Deflate(Box::new(DeflateDecoder::new(Sink::default()))),
+            };
+        }
+        macro_rules! write {
+            ($decoder:expr) => {{
+                *$decoder.get_mut() = sink;
+                let result = match is_end {
+                    true => $decoder.try_finish(),
+                    false => $decoder.write_all(bytes).and_then(|()| $decoder.flush()),
+                };
+                sink = std::mem::take($decoder.get_mut());
+                result.map_err(Failed::from)
+            }};
+        }
+        let result = match &mut self.kind {
+            // An empty body is one, whatever it is said to be: it is that of no content.
+            _ if self.taken == 0 => Ok(()),
+            Kind::Unknown => Ok(()),
+            Kind::Gzip(decoder) => write!(decoder),
+            Kind::Zlib(decoder) => write!(decoder),
+            Kind::Deflate(decoder) => write!(decoder),
+            Kind::Brotli(decoder) if is_end => decoder.is_done.then_some(()).ok_or(Failed),
+            Kind::Brotli(decoder) => decoder.push(bytes, &mut sink),
+            Kind::Zstd(decoder) if is_end => {
+                let is_done = decoder.frame.is_none() && decoder.input.is_empty();
+                is_done.then_some(()).ok_or(Failed)
+            }
+            Kind::Zstd(decoder) => decoder.push(bytes, &mut sink),
+        };
+        let len = u64::try_from(sink.out.len()).unwrap_or(u64::MAX);
+        self.given = self.given.saturating_add(len);
+        (sink, result)
+    }
+
+    fn pass(&mut self, bytes: &[u8], is_end: bool, out: &mut Vec<u8>) -> Result<(), Broken> {
+        let (mut sink, result) = self.run(bytes, is_end);
+        let name = self.kind.name();
+        match result {
+            Ok(()) => {
+                out.append(&mut sink.out);
+                Ok(())
+            }
+            Err(Failed) if sink.is_over => Err(Broken::Bomb(name)),
+            Err(Failed) => Err(Broken::Malformed(name)),
+        }
+    }
+}
+
+impl Filter for Decoder {
+    fn push(&mut self, bytes: &[u8], out: &mut Vec<u8>) -> Result<(), Broken> {
+        self.pass(bytes, false, out)
+    }
+
+    fn finish(&mut self, out: &mut Vec<u8>) -> Result<(), Broken> {
+        self.pass(&[], true, out)
+    }
+}
+
+impl Brotli {
+    fn push(&mut self, bytes: &[u8], sink: &mut Sink) -> Result<(), Failed> {
+        let (mut available, mut offset) = (bytes.len(), 0);
+        loop {
+            if self.is_done {
+                // What follows the end belongs to nothing.
+                return (available == 0).then_some(()).ok_or(Failed);
+            }
+            let (mut room, mut end) = (self.buffer.len(), 0);
+            let result = BrotliDecompressStream(
+                &mut available,
+                &mut offset,
+                bytes,
+                &mut room,
+                &mut end,
+                &mut self.buffer,
+                &mut self.total,
+                &mut self.state,
+            );
+            sink.put(self.buffer.get(..end).unwrap_or_default())?;
+            match result {
+                BrotliResult::ResultSuccess => self.is_done = true,
+                BrotliResult::NeedsMoreOutput => {}
+                BrotliResult::NeedsMoreInput => return Ok(()),
+                BrotliResult::ResultFailure => return Err(Failed),
+            }
+        }
+    }
+}
+
+impl Zstd {
+    fn push(&mut self, bytes: &[u8], sink: &mut Sink) -> Result<(), Failed> {
+        self.input.extend_from_slice(bytes);
+        let input = std::mem::take(&mut self.input);
+        let mut rest = input.as_slice();
+        while self.step(&mut rest, sink)? {}
+        self.input = rest.to_vec();
+        Ok(())
+    }
+
+    /// Reads a head or a block, if it is there in full.
+    fn step(&mut self, rest: &mut &[u8], sink: &mut Sink) -> Result<bool, Failed> {
+        let Some(has_sum) = self.frame else {
+            // Magic number, then what the head has.
+            let Some(descriptor) = rest.get(4) else {
+                return Ok(false);
+            };
+            let mut after = *rest;
+            return match self.decoder.reset(&mut after) {
+                Ok(()) => {
+                    self.frame = Some(descriptor & 4 != 0);
+                    *rest = after;
+                    Ok(true)
+                }
+                Err(_) if rest.len() < ZSTD_HEAD => Ok(false),
+                Err(_) => Err(Failed),
+            };
+        };
+        let [a, b, c, ..] = **rest else {
+            return Ok(false);
+        };
+        let head = u32::from_le_bytes([a, b, c, 0]);
+        let is_last = head & 1 != 0;
+        let stored = match head >> 1 & 3 {
+            // One byte, many times.
+            1 => 1,
+            _ => usize::try_from(head >> 3).unwrap_or(usize::MAX),
+        };
+        if stored > 128 << 10 {
+            return Err(Failed);
+        }
+        let sum = if is_last && has_sum { 4 } else { 0 };
+        if rest.len() < 3 + stored + sum {
+            return Ok(false);
+        }
+        let one = BlockDecodingStrategy::UptoBlocks(1);
+        let is_end = self.decoder.decode_blocks(&mut *rest, one);
+        let is_end = is_end.map_err(|_| Failed)?;
+        self.decoder.collect_to_writer(&mut *sink)?;
+        if is_end {
+            let told = self.decoder.get_checksum_from_data();
+            if told.is_some() && told != self.decoder.get_calculated_checksum() {
+                return Err(Failed);
+            }
+            self.frame = None;
+        }
+        Ok(true)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use flate2::Compression;
+    use flate2::write::{DeflateEncoder, GzEncoder, ZlibEncoder};
+    use ruzstd::encoding::{CompressionLevel, compress_to_vec};
+
+    use super::*;
+
+    fn text() -> Vec<u8> {
+        let lines = (0..2000).map(|line| format!("line {line} of a text\n"));
+        lines.collect::<String>().into_bytes()
+    }
+
+    fn gzip(bytes: &[u8]) -> Vec<u8> {
+        let mut encoder = GzEncoder::new(Vec::new(), Compression::default());
+        encoder.write_all(bytes).unwrap();
+        encoder.finish().unwrap()
+    }
+
+    fn zlib(bytes: &[u8]) -> Vec<u8> {
+        let mut encoder = ZlibEncoder::new(Vec::new(), Compression::default());
+        encoder.write_all(bytes).unwrap();
+        encoder.finish().unwrap()
+    }
+
+    fn raw(bytes: &[u8]) -> Vec<u8> {
+        let mut encoder = DeflateEncoder::new(Vec::new(), Compression::default());
+        encoder.write_all(bytes).unwrap();
+        encoder.finish().unwrap()
+    }
+
+    fn zstd(bytes: &[u8]) -> Vec<u8> {
+        compress_to_vec(bytes, CompressionLevel::Fastest)
+    }
+
+    fn headers(coding: &str) -> HeaderMap {
+        let mut headers = HeaderMap::new();
+        headers.insert(CONTENT_ENCODING, coding.parse().unwrap());
+        headers
+    }
+
+    fn decoded(coding: &str, bytes: &[u8], step: usize) -> Result<Vec<u8>, Broken> {
+        let mut decoder = decoder(&headers(coding))?.unwrap();
+        let mut out = Vec::new();
+        for piece in bytes.chunks(step) {
+            decoder.push(piece, &mut out)?;
+        }
+        decoder.finish(&mut out)?;
+        Ok(out)
+    }
+
+    #[test]
+    fn codings_are_undone_whatever_the_pieces() {
+        let text = text();
+        let stored: Vec<u8> = (0..=255).cycle().take(300_000).collect();
+        let two = [gzip(b"one "), gzip(b"two")].concat();
+        let frames = [zstd(b"one "), zstd(b"two")].concat();
+        for (coding, bytes, plain) in [
+            ("gzip", gzip(&text), &text[..]),
+            ("X-Gzip", gzip(b""), b""),
+            ("gzip", two, b"one two"),
+            ("deflate", zlib(&text), &text),
+            ("deflate", raw(&text), &text),
+            ("zstd", zstd(&text), &text),
+            ("zstd", zstd(&stored), &stored),
+            ("zstd", zstd(b""), b""),
+            ("zstd", frames, b"one two"),
+            ("gzip, zstd", zstd(&gzip(&text)), &text),
+            ("identity, gzip", gzip(&text), &text),
+            ("br", Vec::new(), b""),
+            ("gzip", Vec::new(), b""),
+        ] {
+            for step in [1, 7, 1000, usize::MAX] {
+                let out = decoded(coding, &bytes, step);
+                assert!(out.as_deref() == Ok(plain), "{coding} {step}");
+            }
+        }
+    }
+
+    /// What came can be seen at once: nothing waits for the end but with zstd.
+    #[test]
+    fn what_was_flushed_is_there() {
+        let mut encoder = GzEncoder::new(Vec::new(), Compression::default());
+        encoder.write_all(b"data: 1\n\n").unwrap();
+        encoder.flush().unwrap();
+        let mut decoder = decoder(&headers("gzip")).unwrap().unwrap();
+        let mut out = Vec::new();
+        decoder.push(encoder.get_ref(), &mut out).unwrap();
+        assert_eq!(out, b"data: 1\n\n");
+    }
+
+    #[test]
+    fn what_is_cut_off_or_wrong_is_refused() {
+        let text = text();
+        for (coding, bytes) in [
+            ("gzip", gzip(&text)),
+            ("deflate", zlib(&text)),
+            ("deflate", raw(&text)),
+            ("zstd", zstd(&text)),
+        ] {
+            let name = coding;
+            for len in [1, 5, 12, bytes.len() / 2, bytes.len() - 1] {
+                let out = decoded(coding, &bytes[..len], 100);
+                assert_eq!(out.err(), Some(Broken::Malformed(name)), "{coding} {len}");
+            }
+            let longer = [&bytes[..], b"more"].concat();
+            assert!(decoded(coding, &longer, 100).is_err(), "{coding}");
+        }
+        for coding in ["gzip", "deflate", "br", "zstd"] {
+            let out = decoded(coding, &[0xff; 1000], 100);
+            assert!(matches!(out, Err(Broken::Malformed(_))), "{coding}");
+        }
+    }
+
+    #[test]
+    fn a_body_does_not_become_what_it_likes() {
+        let zeros = vec![0; 64 << 20];
+        // A frame with a window, and blocks of one byte 128 Ki times.
+        let mut blocks = vec![0x28, 0xb5, 0x2f, 0xfd, 0, 0x38];
+        for _ in 0..1000 {
+            blocks.extend_from_slice(&((128_u32 << 10) << 3 | 2).to_le_bytes()[..3]);
+            blocks.push(0);
+        }
+        for (coding, bytes) in [
+            ("gzip", gzip(&zeros)),
+            ("deflate", raw(&zeros)),
+            ("gzip, gzip", gzip(&gzip(&zeros))),
+            ("zstd", blocks),
+        ] {
+            let out = decoded(coding, &bytes, 16 << 10);
+            assert!(
+                matches!(out, Err(Broken::Bomb(_))),
+                "{coding}: {:?}",
+                out.err()
+            );
+        }
+        // A window of 16 MiB.
+        let large = [
+            0x28, 0xb5, 0x2f, 0xfd, 0, 0x70, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0,
+        ];
+        assert_eq!(decoded("zstd", &large, 100), Err(Broken::Malformed("zstd")));
+    }
+
+    #[test]
+    fn what_cannot_be_undone_is_refused() {
+        for coding in [
+            "compress",
+            "aws-chunked",
+            "gzip, dcb",
+            "gzip, gzip, gzip, gzip",
+        ] {
+            let refused = decoder(&headers(coding));
+            assert!(matches!(refused, Err(Broken::Coding(_))), "{coding}");
+        }
+        assert!(decoder(&headers("identity")).is_ok_and(|chain| chain.is_none()));
+        assert!(decoder(&HeaderMap::new()).is_ok_and(|chain| chain.is_none()));
+    }
+
+    #[test]
+    fn a_server_is_asked_for_what_can_be_undone() {
+        for (asked, left) in [
+            (None, "identity"),
+            (Some("gzip, deflate, br, zstd"), "gzip, br"),
+            (Some("GZIP;q=0.5 , dcz"), "GZIP;q=0.5"),
+            (Some("*"), "identity"),
+            (Some("identity"), "identity"),
+            (Some(""), "identity"),
+        ] {
+            let mut headers = HeaderMap::new();
+            if let Some(asked) = asked {
+                headers.insert(ACCEPT_ENCODING, asked.parse().unwrap());
+            }
+            restrict(&mut headers);
+            assert_eq!(headers.get(ACCEPT_ENCODING).unwrap(), left, "{asked:?}");
+        }
+    }
+
+    /// Texts as the reference program writes them.
+    #[test]
+    fn brotli_is_undone() {
+        let hello = from_hex("1b170000a4144072104594a9c373fa0b");
+        for step in [1, 3, 100] {
+            let out = decoded("br", &hello, step);
+            assert_eq!(out.as_deref(), Ok(&b"hello hello hello hello\n"[..]));
+        }
+        for len in 1..hello.len() {
+            let out = decoded("br", &hello[..len], 100);
+            assert_eq!(out, Err(Broken::Malformed("br")), "{len}");
+        }
+        let longer = [&hello[..], b"more"].concat();
+        assert!(decoded("br", &longer, 100).is_err());
+        // An event, flushed, and the end of the stream after it.
+        let mut decoder = decoder(&headers("br")).unwrap().unwrap();
+        let mut out = Vec::new();
+        let event = from_hex("0b0480646174613a20310a0a");
+        decoder.push(&event, &mut out).unwrap();
+        assert_eq!(out, b"data: 1\n\n");
+        // 64 MiB of zeros.
+        let zeros = from_hex(concat!(
+            "cbffff3ff82700e2b14020f7fe8fffff7ff04f00c4611180eefd1fffffffe09f0088c30200ddfb3f",
+            "feffffc13f0110870500baf77ffcffff837f02200e0b0074effff8ffff07ff04401c1600e8defff1",
+            "ffff0ffe0980382c00d0bdffe3ffff1ffc130071",
+        ));
+        assert_eq!(decoded("br", &zeros, 100), Err(Broken::Bomb("br")));
+        // A window of 1 GiB, as only an extension of the format has it.
+        let large = from_hex("111e0000000000");
+        assert_eq!(decoded("br", &large, 100), Err(Broken::Malformed("br")));
+    }
+
+    fn from_hex(text: &str) -> Vec<u8> {
+        let digits = text.as_bytes().chunks(2);
+        let byte = |pair| u8::from_str_radix(std::str::from_utf8(pair).unwrap(), 16).unwrap();
+        digits.map(byte).collect()
+    }
+}

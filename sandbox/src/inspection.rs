@@ -1,0 +1,204 @@
+//! What is looked at, and changed, in the requests of a guest.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use flashpan_network::Inspection;
+use flashpan_network::edit::{
+    Action, Ask, Callback, Edits, Hook, HookSpec, Options, Phase, Secret, Secrets, SocketCallback,
+};
+use flashpan_network::tls::{Authority, Upstream};
+use rustix::rand::{GetRandomFlags, getrandom};
+use zeroize::Zeroizing;
+
+use crate::api::{
+    self, HookPhase, NetworkHookAction, NetworkHookRule, NetworkInterceptionConfig,
+    SECRET_PLACEHOLDER_PREFIX,
+};
+use crate::error::{Error, Result};
+
+/// What of the settings of a network is about requests.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Inspected {
+    /// Whether all requests are looked at, whatever for.
+    pub(crate) all: bool,
+    pub(crate) interception: Option<NetworkInterceptionConfig>,
+    /// By the variable that has the placeholder.
+    pub(crate) secrets: BTreeMap<String, api::Secret>,
+    /// What the embedder looks at itself.
+    pub(crate) hooks: Vec<(Phase, Vec<String>, Arc<dyn Callback>)>,
+    /// Files of authorities that hosts are verified by, besides those of this host.
+    pub(crate) upstream_ca_files: Vec<PathBuf>,
+    pub(crate) options: Options,
+}
+
+/// What looks at requests, and what can be changed of it later.
+#[derive(Debug)]
+pub(crate) struct Made {
+    pub(crate) inspection: Inspection,
+    pub(crate) secrets: Arc<Secrets>,
+    /// The certificate that a guest has to trust.
+    pub(crate) authority: String,
+    /// The placeholders, by the variables that have them.
+    pub(crate) placeholders: Vec<(String, String)>,
+}
+
+impl Inspected {
+    /// Whether any request has to be looked at for it.
+    pub(crate) fn is_any(&self) -> bool {
+        let rules = self.interception.is_some() || !self.hooks.is_empty();
+        self.all || rules || !self.secrets.is_empty()
+    }
+
+    /// Whether all of it makes sense.
+    pub(crate) fn check(&self) -> Result<()> {
+        self.rules()?;
+        Secrets::new(self.secrets()?).map_err(|error| refused(&error))?;
+        self.upstream().map(drop)
+    }
+
+    pub(crate) fn make(&self) -> Result<Made> {
+        let failed = |error: flashpan_network::tls::TlsError| {
+            Error::host("make an authority for the guest")(std::io::Error::other(error))
+        };
+        let authority = Authority::new().map_err(failed)?;
+        let secrets = self.secrets()?;
+        let placeholders = secrets.iter();
+        let placeholders = placeholders
+            .map(|secret| (secret.name.clone(), secret.placeholder.clone()))
+            .collect();
+        let secrets = Arc::new(Secrets::new(secrets).map_err(|error| refused(&error))?);
+        let options = Options {
+            all: self.all || self.interception.is_some(),
+            ..self.options
+        };
+        let edits = Edits::new(self.rules()?, Arc::clone(&secrets), options);
+        Ok(Made {
+            authority: authority.pem().to_owned(),
+            placeholders,
+            inspection: Inspection {
+                authority: Arc::new(authority),
+                upstream: Arc::new(self.upstream()?),
+                editor: Arc::new(edits),
+            },
+            secrets,
+        })
+    }
+
+    fn upstream(&self) -> Result<Upstream> {
+        let mut extra = Vec::new();
+        for path in &self.upstream_ca_files {
+            let read = std::fs::read(path);
+            let pem = read.map_err(|source| Error::Open {
+                what: "certificates of authorities",
+                path: path.clone(),
+                source,
+            })?;
+            extra.extend(pem);
+            extra.push(b'\n');
+        }
+        let upstream = Upstream::new(&extra, Vec::new());
+        upstream.map_err(|error| Error::config("upstream authorities", error.to_string()))
+    }
+
+    fn secrets(&self) -> Result<Vec<Secret>> {
+        let wrong = |why: String| Error::config("network.secrets", why);
+        let mut secrets = Vec::new();
+        for (name, secret) in &self.secrets {
+            let hosts = secret.hosts.iter().map(|host| host.parse());
+            let hosts: std::result::Result<Vec<_>, flashpan_network::policy::PatternError> =
+                hosts.collect();
+            let hosts = hosts.map_err(|error| wrong(format!("{name}: {error}")))?;
+            let value = Zeroizing::new(secret.value.expose().to_owned());
+            let placeholder = match secret.placeholder.as_str() {
+                "" => random_placeholder()?,
+                placeholder => placeholder.to_owned(),
+            };
+            secrets.push(Secret::new(name, value, placeholder, hosts));
+        }
+        Ok(secrets)
+    }
+
+    fn rules(&self) -> Result<Vec<Hook>> {
+        let wrong = |error: flashpan_network::edit::HookError| {
+            Error::config("network.interception", error.to_string())
+        };
+        let mut rules = Vec::new();
+        if let Some(interception) = &self.interception {
+            for rule in interception.effective_rules() {
+                let spec = spec(&rule, &interception.callback_socket);
+                rules.extend(Hook::new(spec).map_err(wrong)?);
+            }
+        }
+        for (phase, hosts, callback) in &self.hooks {
+            let spec = HookSpec {
+                phase: *phase,
+                hosts: hosts.clone(),
+                ask: Some(Ask::new(Arc::clone(callback))),
+                ..HookSpec::default()
+            };
+            rules.extend(Hook::new(spec).map_err(wrong)?);
+        }
+        Ok(rules)
+    }
+}
+
+fn refused(error: &flashpan_network::edit::SecretError) -> Error {
+    Error::config("network.secrets", error.to_string())
+}
+
+/// One that nobody can guess: 128 random bits.
+fn random_placeholder() -> Result<String> {
+    let mut bytes = [0; 16];
+    // So few come in one piece (getrandom(2)).
+    getrandom(&mut bytes, GetRandomFlags::empty())
+        .map_err(|errno| Error::host("make a placeholder")(std::io::Error::from(errno)))?;
+    let mut placeholder = SECRET_PLACEHOLDER_PREFIX.to_owned();
+    for byte in bytes {
+        placeholder.push_str(&format!("{byte:02x}"));
+    }
+    Ok(placeholder)
+}
+
+/// A rule of the configuration as the network has it.
+fn spec(rule: &NetworkHookRule, socket: &str) -> HookSpec {
+    let asks = !rule.callback_id.is_empty() && !socket.is_empty();
+    let ask = asks.then(|| {
+        let mut ask = Ask::new(Arc::new(SocketCallback {
+            path: socket.into(),
+            id: rule.callback_id.clone(),
+        }));
+        if let Some(within) = rule.timeout_ms {
+            ask.deadline = Duration::from_millis(within.into());
+        }
+        ask
+    });
+    let replacements = rule.body_replacements.iter();
+    HookSpec {
+        name: rule.name.clone(),
+        phase: match rule.phase {
+            HookPhase::After => Phase::After,
+            _ => Phase::Before,
+        },
+        hosts: rule.hosts.clone(),
+        methods: rule.methods.clone(),
+        path: rule.path.clone(),
+        action: match rule.action {
+            NetworkHookAction::Block => Action::Block,
+            _ => Action::Allow,
+        },
+        ask,
+        set_headers: rule.set_headers.clone(),
+        delete_headers: rule.delete_headers.clone(),
+        set_query: rule.set_query.clone(),
+        delete_query: rule.delete_query.clone(),
+        rewrite_path: rule.rewrite_path.clone(),
+        set_response_headers: rule.set_response_headers.clone(),
+        delete_response_headers: rule.delete_response_headers.clone(),
+        body_replacements: replacements
+            .map(|change| (change.find.clone(), change.replace.clone()))
+            .collect(),
+    }
+}
