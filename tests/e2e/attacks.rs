@@ -16,7 +16,7 @@
 mod attempt;
 mod guest;
 
-use attempt::{Policy, addresses, make, names, protocols};
+use attempt::{Policy, addresses, make, names, protocols, web};
 use flashpan::Network;
 use flashpan_tests::internet::Internet;
 
@@ -28,6 +28,7 @@ const SEALED: Policy = Policy {
         "api.allowed.test",
         "port.allowed.test:7000",
         "literal.allowed.test",
+        "web.allowed.test",
         "udp:time.allowed.test:123",
         "*.glob.test",
         // Somebody's own network, by one port.
@@ -54,12 +55,16 @@ fn prepare(internet: &Internet) {
     for (name, addresses) in names::ZONES {
         internet.name(name, addresses);
     }
+    for (name, addresses) in web::ZONES {
+        internet.name(name, addresses);
+    }
     for (name, addresses) in addresses::ZONES {
         internet.name(name, addresses);
     }
-    for port in [21, 22, 25, 80, 443, 853, 5432] {
+    for port in [21, 22, 25, 443, 853, 5432] {
         internet.serve_tcp(port);
     }
+    internet.serve_http(80);
     internet.flood_tcp(7001);
     internet.serve_udp("93.184.216.12", 123);
     internet.serve_udp("93.184.216.10", 443);
@@ -76,6 +81,8 @@ fn a_list_of_hosts_cannot_be_walked_around() {
             addresses::RESOLVED,
             names::DNS,
             protocols::SEALED,
+            web::HOSTS,
+            web::PROTOCOLS,
             names::LIMITS,
         ],
     );

@@ -8,7 +8,12 @@
 //! VMM as a library.
 
 // A helper of tests fails as tests do: by a panic that says what is wrong.
-#![allow(clippy::panic, clippy::expect_used, clippy::unwrap_used)]
+#![allow(
+    clippy::panic,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::unwrap_used
+)]
 
 mod autopsy;
 pub mod fixtures;

@@ -186,14 +186,16 @@ seen = each((to, tcp(to, 6000)) for to in ('::ffff:127.0.0.1', GATEWAY, GATEWAY6
         id: "B2",
         what: "what clouds tell their machines",
         code: "\
-seen = each((to, tcp(to, 80, b'GET /latest/meta-data/ HTTP/1.0\\r\\n\\r\\n')) for to in (
-    '169.254.169.254', '169.254.170.2', '100.100.100.200', '168.63.129.16', '192.0.0.192',
-    'fd00:ec2::254', '::ffff:169.254.169.254'))",
-        seen: "all ECONNREFUSED",
+targets = ('169.254.169.254', '169.254.170.2', '100.100.100.200', '168.63.129.16', '192.0.0.192',
+           'fd00:ec2::254', '::ffff:169.254.169.254')
+seen = each((to, tcp(to, 7000)) for to in targets)
+seen += ', ' + each((to, http(to, '[%s]' % to if ':' in to else to)) for to in targets)",
+        seen: "all ECONNREFUSED, all 403 metadata_address",
         told: &[
-            told("tcp", "169.254.169.254:80", "metadata_address"),
-            told("tcp", "168.63.129.16:80", "metadata_address"),
-            told("tcp", "[fd00:ec2::254]:80", "metadata_address"),
+            told("tcp", "169.254.169.254:7000", "metadata_address"),
+            told("tcp", "168.63.129.16:7000", "metadata_address"),
+            told("http", "169.254.169.254", "metadata_address"),
+            told("http", "fd00:ec2::254", "metadata_address"),
         ],
         ..NONE
     },
@@ -261,13 +263,14 @@ seen = each((to, tcp(to, 7000)) for to in (
     },
     Attempt {
         id: "B6",
-        what: "every port of the gateway below 200, and some above",
+        what: "nearly every port of the gateway below 200, and some above",
         code: "\
-ports = [port for port in range(1, 200) if port != 53] + [1080, 3128, 6000, 7000, 8080, 8443, 9050, 65535]
+ports = [port for port in range(1, 200) if port not in (53, 80)] + [1080, 3128, 6000, 7000, 8080, 8443, 9050, 65535]
 seen = each((port, tcp(GATEWAY, port)) for port in ports)
 seen += ', ' + each((port, udp(GATEWAY, port)) for port in (1, 69, 123, 161, 443, 500, 5353, 6000, 51820))
-seen += ', ' + each((port, tcp(GATEWAY6, port)) for port in (22, 80, 6000))",
-        seen: "all ECONNREFUSED, all EHOSTUNREACH, all ECONNREFUSED",
+seen += ', ' + each((port, tcp(GATEWAY6, port)) for port in (22, 81, 6000))
+seen += ', ' + each((to, http(to, '198.18.0.1')) for to in (GATEWAY, GATEWAY6))",
+        seen: "all ECONNREFUSED, all EHOSTUNREACH, all ECONNREFUSED, all 403 private_address",
         told: &[told("tcp", "198.18.0.1:8080", "private_address")],
         // A few hundred connections.
         waits: true,
@@ -360,7 +363,7 @@ pub const METADATA: &[Attempt] = &[
         id: "B2",
         what: "what clouds tell their machines, with private ones allowed",
         code: "\
-seen = each(((to, port), tcp(to, port)) for port in (80, 7000) for to in (
+seen = each(((to, port), tcp(to, port)) for port in (8000, 7000) for to in (
     '169.254.169.254', '169.254.170.2', '100.100.100.200', '168.63.129.16', '192.0.0.192',
     'fd00:ec2::254', '::ffff:169.254.169.254'))
 seen += ', ' + udp('169.254.169.254', 123)
@@ -368,7 +371,7 @@ seen += ', ' + each(((name, kind), ask(name + '.glob.test', kind))
                     for name, kind in (('meta', 'A'), ('meta', 'AAAA'), ('azure', 'A')))",
         seen: "all ECONNREFUSED, EHOSTUNREACH, all REFUSED metadata_address",
         told: &[
-            told("tcp", "169.254.169.254:80", "metadata_address"),
+            told("tcp", "169.254.169.254:8000", "metadata_address"),
             told("tcp", "100.100.100.200:7000", "metadata_address"),
             told("dns", "meta.glob.test", "metadata_address"),
         ],

@@ -135,6 +135,49 @@ def ask_tcp(messages, server=GATEWAY):
     except OSError as problem:
         return error(problem)
 
+# What a stream answers to requests: the status of each response, and why it was refused or
+# what is in it.
+def responses(stream, count=1):
+    lines, all = stream.makefile('rb'), []
+    for _ in range(count):
+        status = lines.readline().decode('latin-1').split(' ')
+        if len(status) < 2:
+            all.append(status[0].strip() or 'ended')
+            break
+        headers = {}
+        while (line := lines.readline().decode('latin-1').strip()):
+            name, _, value = line.partition(':')
+            headers[name.lower()] = value.strip()
+        body = lines.read(int(headers.get('content-length', 0))).decode('latin-1').strip()
+        all.append(status[1] + ' ' + headers.get('x-flashpan-denied', body))
+    return ', '.join(all)
+
+# What is answered to bytes that are, or are not, requests.
+def raw_http(to, data, port=80, count=1):
+    try:
+        with socket.create_connection((to, port), PATIENCE) as stream:
+            stream.sendall(data if isinstance(data, bytes) else data.encode('latin-1'))
+            return responses(stream, count)
+    except OSError as problem:
+        return error(problem)
+
+def http(to, host, port=80, target='/', more=''):
+    return raw_http(to, 'GET %s HTTP/1.1\r\nHost: %s\r\n%s\r\n' % (target, host, more), port)
+
+# The same in TLS that names `name`, or nobody.
+def https(to, name, host=None, port=443):
+    import ssl
+    try:
+        with socket.create_connection((to, port), PATIENCE) as stream:
+            context = ssl._create_unverified_context()
+            with context.wrap_socket(stream, server_hostname=name) as stream:
+                stream.sendall(('GET / HTTP/1.1\r\nHost: %s\r\n\r\n' % (host or name or to)).encode())
+                return responses(stream)
+    except ssl.SSLError as problem:
+        return 'tls ' + problem.reason
+    except OSError as problem:
+        return error(problem)
+
 def checksum(data):
     data += b'\0' * (len(data) % 2)
     total = sum(struct.unpack('>%dH' % (len(data) // 2), data))

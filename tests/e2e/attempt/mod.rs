@@ -3,6 +3,7 @@
 pub mod addresses;
 pub mod names;
 pub mod protocols;
+pub mod web;
 
 use std::collections::BTreeSet;
 use std::io::Write as _;
@@ -43,6 +44,7 @@ const END: &str = "end.test";
 /// What has to be told of an attempt.
 #[derive(Debug, Clone, Copy)]
 pub struct Told {
+    /// None: whichever it is.
     pub scheme: &'static str,
     /// A part of the host, as it is told.
     pub host: &'static str,
@@ -67,7 +69,8 @@ pub struct Attempt {
     pub seen: &'static str,
     /// What has to be among what is told.
     pub told: &'static [Told],
-    /// All that anybody outside may see of it; with `*` at its end what begins so.
+    /// All that anybody outside may see of it, and sees unless it is a question for a name;
+    /// with `*` at its end what begins so.
     pub contacts: &'static [&'static str],
     /// It waits for what must not come, or for time to pass.
     pub waits: bool,
@@ -164,10 +167,8 @@ fn row(columns: [&str; 4]) {
         None => text.to_owned(),
     };
     let [id, what, expected, seen] = columns;
-    let (expected, seen) = (
-        cut(expected, 48),
-        cut(seen.lines().next().unwrap_or_default(), 300),
-    );
+    let seen = seen.lines().next().unwrap_or_default();
+    let (expected, seen) = (cut(expected.trim_end(), 48), cut(seen, 300));
     // Past what the harness keeps back.
     let mut errors = std::io::stderr();
     writeln!(errors, "{id:<4} {what:<66} {expected:<49} {seen}").unwrap();
@@ -233,6 +234,13 @@ fn judge(
         known.copied().any(|known| is_it(&known))
     };
     let mut surplus: BTreeSet<String> = internet.contacts(mark);
+    // Answers to questions are kept for a while, and connections are not.
+    let is_due = |contact: &&&str| !(contact.starts_with("dns ") || contact.ends_with('*'));
+    for contact in attempt.contacts.iter().filter(is_due) {
+        if !surplus.contains(*contact) {
+            wrong.push(format!("outside was not seen {contact}"));
+        }
+    }
     surplus.retain(|contact| !is_known(contact));
     if !surplus.is_empty() {
         wrong.push(format!("outside was seen {surplus:?}"));
@@ -243,7 +251,7 @@ fn judge(
     }
     for expected in attempt.told {
         let is_it = |event: &Arc<NetworkActivity>| {
-            event.scheme == expected.scheme
+            (expected.scheme.is_empty() || event.scheme == expected.scheme)
                 && event.network.host.contains(expected.host)
                 && event.code.as_deref().unwrap_or("allowed") == expected.code
         };

@@ -18,7 +18,7 @@ mod tun;
 
 use std::collections::BTreeSet;
 use std::fs::File;
-use std::io::{Read, Write};
+use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{IpAddr, Ipv6Addr, TcpListener, TcpStream, UdpSocket};
 use std::process::Command;
 use std::sync::{Arc, Mutex, PoisonError, mpsc};
@@ -103,7 +103,7 @@ impl Internet {
                 if !packet_seen.is_housekeeping {
                     seen.add(packet_seen.what, packet);
                 }
-            })
+            });
         });
         thread::spawn(move || pump(world, to_host, |_| {}));
         let internet = Self {
@@ -139,6 +139,19 @@ impl Internet {
     /// If there is one already.
     pub fn serve_tcp(&self, port: u16) {
         self.within(move || listen(port, |_| {}));
+    }
+
+    /// A server of HTTP/1.1 at every address. It says at which one it is, and for whom it
+    /// was asked. Bodies of requests it takes for requests, and does not keep connections
+    /// that send something else.
+    ///
+    /// # Panics
+    /// If there is one already.
+    pub fn serve_http(&self, port: u16) {
+        self.within(move || {
+            let listener = TcpListener::bind((Ipv6Addr::UNSPECIFIED, port)).expect("a port");
+            each(listener, |stream| drop(serve_requests(stream)));
+        });
     }
 
     /// A server at every address that sends without an end, and takes nothing.
@@ -280,4 +293,31 @@ fn each(listener: TcpListener, serve: impl Fn(TcpStream) + Send + Copy + 'static
             thread::spawn(move || serve(stream));
         }
     });
+}
+
+fn serve_requests(mut stream: TcpStream) -> io::Result<()> {
+    let at = stream.local_addr()?.ip().to_canonical();
+    let mut lines = BufReader::new(stream.try_clone()?).lines();
+    while let Some(request) = lines.next() {
+        if !request?.ends_with(" HTTP/1.1") {
+            break;
+        }
+        let mut host = String::new();
+        for line in lines.by_ref() {
+            match line?.split_once(':') {
+                Some((name, value)) if name.eq_ignore_ascii_case("host") => {
+                    value.trim().clone_into(&mut host);
+                }
+                Some(_) => {}
+                None => break,
+            }
+        }
+        let body = format!("{at} for {host}");
+        let length = body.len();
+        write!(
+            stream,
+            "HTTP/1.1 200 OK\r\nContent-Length: {length}\r\n\r\n{body}"
+        )?;
+    }
+    Ok(())
 }
