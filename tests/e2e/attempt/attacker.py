@@ -1,0 +1,250 @@
+# What attempts are made with. Each line of standard input is one, in Python, and each line
+# of standard output is what came of it.
+import errno, json, os, select, socket, struct, sys, time, traceback
+
+GATEWAY = '198.18.0.1'
+GATEWAY6 = 'fdf1:a5f1:a5f1::1'
+# What never may be found in anything that leaves the host.
+CANARY = b'c4n4ry'
+# Longer than the host takes for anything that it answers.
+PATIENCE = 30
+# How long is waited for what must not come.
+MOMENT = 1.5
+
+def family(host):
+    return socket.AF_INET6 if ':' in host else socket.AF_INET
+
+def error(problem):
+    if isinstance(problem, TimeoutError):
+        return 'silence'
+    return errno.errorcode.get(problem.errno, str(problem))
+
+# The first line that a server says, or what becomes of the connection.
+def tcp(host, port, send=CANARY):
+    try:
+        with socket.create_connection((host, port), PATIENCE) as stream:
+            if send:
+                stream.sendall(send)
+            said = stream.makefile('rb').readline().decode('latin-1').strip()
+            return said or 'ended'
+    except OSError as problem:
+        return error(problem)
+
+def udp(host, port, send=CANARY, wait=PATIENCE):
+    with socket.socket(family(host), socket.SOCK_DGRAM) as peer:
+        peer.settimeout(wait)
+        try:
+            peer.connect((host, port))
+            peer.send(send)
+            return 'echo' if peer.recv(2048) == send else 'answer'
+        except OSError as problem:
+            return error(problem)
+
+# One word if all is the same.
+def each(results):
+    results = [(what, result) for what, result in results]
+    kinds = {result for _, result in results}
+    if len(kinds) == 1:
+        return 'all ' + kinds.pop()
+    common = max(kinds, key=lambda kind: sum(result == kind for _, result in results))
+    return 'most %s, but %s' % (common, [pair for pair in results if pair[1] != common])
+
+TYPES = dict(A=1, NS=2, CNAME=5, SOA=6, NULL=10, PTR=12, MX=15, TXT=16, AAAA=28, LOC=29, SRV=33,
+             NAPTR=35, DNAME=39, SSHFP=44, TLSA=52, SVCB=64, HTTPS=65, URI=256, CAA=257,
+             IXFR=251, AXFR=252, ANY=255)
+CODES = ['NOERROR', 'FORMERR', 'SERVFAIL', 'NXDOMAIN', 'NOTIMP', 'REFUSED']
+
+def encoded(name):
+    labels = name if isinstance(name, list) else [l for l in name.encode().split(b'.') if l]
+    return b''.join(bytes([len(label)]) + label for label in labels) + b'\0'
+
+def question(name, kind='A', options=b'', flags=0x0100, klass=1, count=1):
+    head = os.urandom(2) + struct.pack('>HHHHH', flags, count, 0, 0, 1)
+    one = encoded(name) + struct.pack('>HH', TYPES[kind], klass)
+    return head + one * count + b'\0' + struct.pack('>HHIH', 41, 1232, 0, len(options)) + options
+
+def option(number, data):
+    return struct.pack('>HH', number, len(data)) + data
+
+def skip(message, at):
+    while message[at]:
+        if message[at] & 0xc0:
+            return at + 2
+        at += message[at] + 1
+    return at + 1
+
+# The code of an answer, the addresses or types of its records, and the word for why.
+def told(message):
+    flags, questions, *counts = struct.unpack('>HHHHH', message[2:12])
+    at, found, why = 12, [], []
+    for _ in range(questions):
+        at = skip(message, at) + 4
+    for _ in range(sum(counts)):
+        at = skip(message, at)
+        kind, _, _, length = struct.unpack('>HHIH', message[at:at + 10])
+        data = message[at + 10:at + 10 + length]
+        at += 10 + length
+        if kind == 1:
+            found.append(socket.inet_ntop(socket.AF_INET, data))
+        elif kind == 28:
+            found.append(socket.inet_ntop(socket.AF_INET6, data))
+        elif kind == 41:
+            if data[:2] == b'\0\x0f':
+                why = [data[6:].decode().split(':')[0]]
+        else:
+            found.append('TYPE%d' % kind)
+    return ' '.join([CODES[flags & 15]] + sorted(found) + why)
+
+def asked(message, server=GATEWAY, wait=PATIENCE):
+    with socket.socket(family(server), socket.SOCK_DGRAM) as peer:
+        peer.settimeout(wait)
+        try:
+            peer.connect((server, 53))
+            peer.send(message)
+            answer = peer.recv(4096)
+        except OSError as problem:
+            return error(problem)
+    if len(message) > 1 and answer[:2] != message[:2]:
+        return 'an answer to something else'
+    return told(answer)
+
+def ask(name, kind='A', server=GATEWAY, **how):
+    return asked(question(name, kind, **how), server)
+
+def exactly(stream, length):
+    data = b''
+    while len(data) < length:
+        more = stream.recv(length - len(data))
+        if not more:
+            raise EOFError
+        data += more
+    return data
+
+# Several questions in one piece.
+def ask_tcp(messages, server=GATEWAY):
+    try:
+        with socket.create_connection((server, 53), PATIENCE) as stream:
+            stream.sendall(b''.join(struct.pack('>H', len(m)) + m for m in messages))
+            answers = {}
+            for _ in messages:
+                answer = exactly(stream, struct.unpack('>H', exactly(stream, 2))[0])
+                answers[answer[:2]] = told(answer)
+            return [answers.get(message[:2]) for message in messages]
+    except EOFError:
+        return 'ended'
+    except OSError as problem:
+        return error(problem)
+
+# What a stream answers to requests: the status of each response, and why it was refused or
+# what is in it.
+def responses(stream, count=1):
+    lines, all = stream.makefile('rb'), []
+    for _ in range(count):
+        status = lines.readline().decode('latin-1').split(' ')
+        if len(status) < 2:
+            all.append(status[0].strip() or 'ended')
+            break
+        headers = {}
+        while (line := lines.readline().decode('latin-1').strip()):
+            name, _, value = line.partition(':')
+            headers[name.lower()] = value.strip()
+        body = lines.read(int(headers.get('content-length', 0))).decode('latin-1').strip()
+        all.append(status[1] + ' ' + headers.get('x-flashpan-denied', body))
+    return ', '.join(all)
+
+# What is answered to bytes that are, or are not, requests.
+def raw_http(to, data, port=80, count=1):
+    try:
+        with socket.create_connection((to, port), PATIENCE) as stream:
+            stream.sendall(data if isinstance(data, bytes) else data.encode('latin-1'))
+            return responses(stream, count)
+    except OSError as problem:
+        return error(problem)
+
+def http(to, host, port=80, target='/', more=''):
+    return raw_http(to, 'GET %s HTTP/1.1\r\nHost: %s\r\n%s\r\n' % (target, host, more), port)
+
+# The same in TLS that names `name`, or nobody.
+def https(to, name, host=None, port=443):
+    import ssl
+    try:
+        with socket.create_connection((to, port), PATIENCE) as stream:
+            context = ssl._create_unverified_context()
+            with context.wrap_socket(stream, server_hostname=name) as stream:
+                stream.sendall(('GET / HTTP/1.1\r\nHost: %s\r\n\r\n' % (host or name or to)).encode())
+                return responses(stream)
+    except ssl.SSLError as problem:
+        return 'tls ' + problem.reason
+    except OSError as problem:
+        return error(problem)
+
+def checksum(data):
+    data += b'\0' * (len(data) % 2)
+    total = sum(struct.unpack('>%dH' % (len(data) // 2), data))
+    while total >> 16:
+        total = (total & 0xffff) + (total >> 16)
+    return ~total & 0xffff
+
+# A packet of IPv4. `part` has flags and offset of a fragment.
+def packet(protocol, to, body, source='198.18.0.2', part=0, number=1):
+    head = struct.pack('>BBHHHBBH', 0x45, 0, 20 + len(body), number, part, 64, protocol, 0)
+    addresses = socket.inet_aton(source) + socket.inet_aton(to)
+    total = struct.pack('>H', checksum(head + addresses))
+    return head[:10] + total + addresses + body
+
+def datagram(to, port, data, source='198.18.0.2'):
+    length = 8 + len(data)
+    body = struct.pack('>HHHH', 4000, port, length, 0) + data
+    pseudo = socket.inet_aton(source) + socket.inet_aton(to) + struct.pack('>BBH', 0, 17, length)
+    return body[:6] + struct.pack('>H', checksum(pseudo + body) or 0xffff) + body[8:]
+
+def syn(to, port, source='198.18.0.2', data=b''):
+    body = struct.pack('>HHIIBBHHH', 4001, port, 1, 0, 0x50, 2, 64000, 0, 0) + data
+    pseudo = socket.inet_aton(source) + socket.inet_aton(to) + struct.pack('>BBH', 0, 6, len(body))
+    return body[:16] + struct.pack('>H', checksum(pseudo + body)) + body[18:]
+
+GUEST_MAC = bytes.fromhex('02f1a5000002')
+GATEWAY_MAC = bytes.fromhex('02f1a5000001')
+
+def frame(body, kind=0x0800, to=GATEWAY_MAC, source=GUEST_MAC):
+    return to + source + struct.pack('>H', kind) + body
+
+# Puts frames on the link as they are.
+def send_frames(*frames):
+    with socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as link:
+        link.bind(('eth0', 0))
+        for one in frames:
+            link.send(one)
+    return 'sent'
+
+# What the link says in a moment: frames of one kind.
+def heard(frames, kind, protocol=None):
+    with socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(kind)) as link:
+        link.bind(('eth0', kind))
+        for one in frames:
+            link.send(one)
+        until, count = time.monotonic() + MOMENT, 0
+        while select.select([link], [], [], max(0, until - time.monotonic()))[0]:
+            got, (_, _, way, *_) = link.recvfrom(70000)
+            if way != socket.PACKET_OUTGOING and (protocol is None or got[23] == protocol):
+                count += 1
+        return count
+
+# What has to work whatever was tried.
+def alive():
+    if ask('alive.allowed.test') != 'NOERROR 93.184.216.99':
+        return False
+    return tcp('93.184.216.99', 7000, b'') == 'hello 93.184.216.99:7000'
+
+for line in sys.stdin:
+    attempt = json.loads(line)
+    # Names of its own, with all of these to begin with.
+    began, names = time.monotonic(), dict(globals())
+    try:
+        exec(attempt['code'], names)
+        seen = str(names['seen'])
+    except Exception:
+        seen = traceback.format_exc()
+    took = time.monotonic() - began
+    answer = dict(seen=seen, took=took, alive=alive(), ended=ask(attempt['end']))
+    print(json.dumps(answer), flush=True)

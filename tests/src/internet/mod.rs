@@ -1,0 +1,323 @@
+//! An internet of one's own: a network of the kernel's beside the one of a test, to which
+//! every address belongs, and a wire between both on which all packets are seen.
+//!
+//! ```text
+//!  thread of the test, and what it starts      threads of the internet
+//!  ┌───────────────────────────────────┐       ┌──────────────────────────────┐
+//!  │ a host: 81.2.69.142, default ─ net0 ─ tap ─ net0 ─ every address is local │
+//!  └───────────────────────────────────┘       └──────────────────────────────┘
+//! ```
+//!
+//! Nothing of it reaches another network. Whatever the host sends to any address arrives,
+//! unless its routes keep it, and is written down before it does: what is not written
+//! down nobody outside has seen.
+
+mod dns;
+mod packet;
+mod tun;
+
+use std::collections::BTreeSet;
+use std::fs::File;
+use std::io::{self, BufRead, BufReader, Read, Write};
+use std::net::{IpAddr, Ipv6Addr, TcpListener, TcpStream, UdpSocket};
+use std::process::Command;
+use std::sync::{Arc, Mutex, PoisonError, mpsc};
+use std::thread;
+
+use nix::sched::{CloneFlags, unshare};
+
+use dns::Zones;
+
+/// The name server of the internet.
+pub const NAME_SERVER: &str = "9.9.9.9";
+
+/// The host's own addresses, as others know it: of the internet.
+pub const HOST: [&str; 2] = ["81.2.69.142", "2a02:6b8:1::142"];
+
+/// Something that left the host, or reached one of its own services.
+type Contact = (Option<String>, Vec<u8>);
+
+/// What was seen, in its order.
+#[derive(Debug, Default)]
+struct Record(Mutex<Vec<Contact>>);
+
+impl Record {
+    fn add(&self, what: Option<String>, bytes: &[u8]) {
+        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        all.push((what, bytes.to_vec()));
+    }
+}
+
+type Job = Box<dyn FnOnce() + Send>;
+
+/// An internet.
+#[derive(Debug)]
+pub struct Internet {
+    zones: Arc<Zones>,
+    record: Arc<Record>,
+    jobs: mpsc::Sender<Job>,
+}
+
+impl Internet {
+    /// Gives the calling thread, and all that it starts from now on, the network of a host
+    /// that has this internet as its own.
+    ///
+    /// # Panics
+    /// Without the right to make networks (root has it, in a user namespace too), and
+    /// without `ip`.
+    #[must_use]
+    #[allow(clippy::new_without_default)] // It changes the thread.
+    pub fn new() -> Self {
+        let host = apart();
+        ip("addr add 81.2.69.142/28 dev net0");
+        ip("addr add 2a02:6b8:1::142/64 dev net0 nodad");
+        ip("route add default dev net0");
+        ip("-6 route add default dev net0");
+        let record = Arc::<Record>::default();
+        let (jobs, queue) = mpsc::channel::<Job>();
+        let (ready, is_ready) = mpsc::channel();
+        thread::spawn(move || {
+            let world = apart();
+            for (address, everything) in [
+                ("81.2.69.142/32", "0.0.0.0/0"),
+                ("2a02:6b8:1::142/128", "::/0"),
+            ] {
+                // The host is somewhere else; everything else is here.
+                ip(&format!("route add {address} dev net0 table local"));
+                ip(&format!("route add local {everything} dev lo table local"));
+            }
+            // The test waits for it.
+            let _ = ready.send(world);
+            for job in queue {
+                job();
+            }
+        });
+        let world = is_ready.recv().expect("there is no internet");
+        let copy = |file: &File| file.try_clone().expect("a descriptor");
+        let (to_host, to_world) = (copy(&host), copy(&world));
+        let seen = Arc::clone(&record);
+        let server = NAME_SERVER.parse().expect("an address");
+        thread::spawn(move || {
+            pump(host, to_world, |packet| {
+                let packet_seen = packet::seen(packet, server);
+                if !packet_seen.is_housekeeping {
+                    seen.add(packet_seen.what, packet);
+                }
+            });
+        });
+        thread::spawn(move || pump(world, to_host, |_| {}));
+        let internet = Self {
+            zones: Arc::default(),
+            record,
+            jobs,
+        };
+        let zones = Arc::clone(&internet.zones);
+        internet.within(move || dns::serve(server, &zones));
+        internet
+    }
+
+    /// Has something done in the network of the internet.
+    fn within<T: Send + 'static>(&self, job: impl FnOnce() -> T + Send + 'static) -> T {
+        let (sender, done) = mpsc::channel();
+        let job = move || drop(sender.send(job()));
+        self.jobs.send(Box::new(job)).expect("there is no internet");
+        done.recv().expect("it failed in the internet")
+    }
+
+    /// What the name server answers for a name, or for all names below it (`*.x`): the
+    /// addresses of each answer, and the last ones from then on.
+    ///
+    /// # Panics
+    /// If one is no address.
+    pub fn name(&self, name: &str, answers: &[&[&str]]) {
+        self.zones.add(name, answers);
+    }
+
+    /// A server at every address. It says `hello ADDRESS:PORT`, and then what it hears.
+    ///
+    /// # Panics
+    /// If there is one already.
+    pub fn serve_tcp(&self, port: u16) {
+        self.within(move || listen(port, |_| {}));
+    }
+
+    /// A server of HTTP/1.1 at every address. It says at which one it is, and for whom it
+    /// was asked. Bodies of requests it takes for requests, and does not keep connections
+    /// that send something else.
+    ///
+    /// # Panics
+    /// If there is one already.
+    pub fn serve_http(&self, port: u16) {
+        self.within(move || {
+            let listener = TcpListener::bind((Ipv6Addr::UNSPECIFIED, port)).expect("a port");
+            each(listener, |stream| drop(serve_requests(stream)));
+        });
+    }
+
+    /// A server at every address that sends without an end, and takes nothing.
+    ///
+    /// # Panics
+    /// If there is one already.
+    pub fn flood_tcp(&self, port: u16) {
+        self.within(move || {
+            let listener = TcpListener::bind((Ipv6Addr::UNSPECIFIED, port)).expect("a port");
+            each(
+                listener,
+                |mut stream| {
+                    while stream.write_all(&[b'x'; 4096]).is_ok() {}
+                },
+            );
+        });
+    }
+
+    /// A server of datagrams at one address, which says what it hears.
+    ///
+    /// # Panics
+    /// If there is one already, or it is no address.
+    pub fn serve_udp(&self, address: &str, port: u16) {
+        let address: IpAddr = address.parse().expect("an address");
+        self.within(move || {
+            let socket = UdpSocket::bind((address, port)).expect("a port");
+            thread::spawn(move || {
+                let mut buffer = [0; 2048];
+                while let Ok((len, from)) = socket.recv_from(&mut buffer) {
+                    socket.send_to(&buffer[..len], from).expect("cannot answer");
+                }
+            });
+        });
+    }
+
+    /// Services of the host itself, at every address that it has, which nobody is to reach.
+    ///
+    /// # Panics
+    /// If the port is used, and in another thread than that of [`Internet::new`].
+    pub fn host_service(&self, port: u16) {
+        let seen = Arc::clone(&self.record);
+        listen(port, move |stream| {
+            let local = stream.local_addr().map(|local| local.ip().to_canonical());
+            seen.add(Some(format!("host tcp {local:?}")), &[]);
+        });
+        let socket = UdpSocket::bind((Ipv6Addr::UNSPECIFIED, port)).expect("a port");
+        let seen = Arc::clone(&self.record);
+        thread::spawn(move || {
+            while socket.recv_from(&mut [0; 2048]).is_ok() {
+                seen.add(Some("host udp".to_owned()), &[]);
+            }
+        });
+    }
+
+    /// How much was seen so far.
+    #[must_use]
+    pub fn mark(&self) -> usize {
+        let all = self.record.0.lock();
+        all.unwrap_or_else(PoisonError::into_inner).len()
+    }
+
+    /// What was seen since: each once, in a line.
+    #[must_use]
+    pub fn contacts(&self, mark: usize) -> BTreeSet<String> {
+        let all = self.record.0.lock();
+        let all = all.unwrap_or_else(PoisonError::into_inner);
+        let new = all.iter().skip(mark);
+        new.filter_map(|(what, _)| what.clone()).collect()
+    }
+
+    /// Whether any packet since has these bytes in it.
+    #[must_use]
+    pub fn has_seen(&self, mark: usize, bytes: &[u8]) -> bool {
+        let all = self.record.0.lock();
+        let all = all.unwrap_or_else(PoisonError::into_inner);
+        let has = |packet: &[u8]| packet.windows(bytes.len()).any(|part| part == bytes);
+        all.iter().skip(mark).any(|(_, packet)| has(packet))
+    }
+}
+
+/// Gives the calling thread a network of its own, with a wire that ends in the file.
+fn apart() -> File {
+    unshare(CloneFlags::CLONE_NEWNET).expect("no right to make a network");
+    let wire = tun::interface("net0").expect("no right to make an interface");
+    ip("link set lo up");
+    // The kernel has nothing to say on it by itself.
+    ip("link set net0 addrgenmode none");
+    ip("link set net0 up");
+    wire
+}
+
+/// Runs `ip` in the network of the calling thread.
+fn ip(arguments: &str) {
+    let output = Command::new("ip").args(arguments.split(' ')).output();
+    let output = output.expect("there is no `ip`");
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "ip {arguments}: {errors}");
+}
+
+/// Passes packets on, each after it was seen.
+fn pump(mut from: File, mut to: File, see: impl Fn(&[u8])) {
+    let mut packet = vec![0; 64 << 10];
+    while let Ok(len) = from.read(&mut packet) {
+        see(&packet[..len]);
+        // What the other side does not take is lost, as on any wire.
+        let _ = to.write_all(&packet[..len]);
+    }
+}
+
+fn listen(port: u16, seen: impl Fn(&TcpStream) + Send + 'static) {
+    let listener = TcpListener::bind((Ipv6Addr::UNSPECIFIED, port)).expect("a port");
+    let serve = |mut stream: TcpStream| {
+        let Ok(local) = stream.local_addr() else {
+            return;
+        };
+        let (ip, port) = (local.ip().to_canonical(), local.port());
+        let hello = format!("hello {}\n", std::net::SocketAddr::new(ip, port));
+        if stream.write_all(hello.as_bytes()).is_err() {
+            return;
+        }
+        let mut buffer = [0; 4096];
+        while let Ok(len @ 1..) = stream.read(&mut buffer) {
+            if stream.write_all(&buffer[..len]).is_err() {
+                return;
+            }
+        }
+    };
+    thread::spawn(move || {
+        for stream in listener.incoming().map_while(Result::ok) {
+            seen(&stream);
+            thread::spawn(move || serve(stream));
+        }
+    });
+}
+
+fn each(listener: TcpListener, serve: impl Fn(TcpStream) + Send + Copy + 'static) {
+    thread::spawn(move || {
+        for stream in listener.incoming().map_while(Result::ok) {
+            thread::spawn(move || serve(stream));
+        }
+    });
+}
+
+fn serve_requests(mut stream: TcpStream) -> io::Result<()> {
+    let at = stream.local_addr()?.ip().to_canonical();
+    let mut lines = BufReader::new(stream.try_clone()?).lines();
+    while let Some(request) = lines.next() {
+        if !request?.ends_with(" HTTP/1.1") {
+            break;
+        }
+        let mut host = String::new();
+        for line in lines.by_ref() {
+            match line?.split_once(':') {
+                Some((name, value)) if name.eq_ignore_ascii_case("host") => {
+                    value.trim().clone_into(&mut host);
+                }
+                Some(_) => {}
+                None => break,
+            }
+        }
+        let body = format!("{at} for {host}");
+        let length = body.len();
+        write!(
+            stream,
+            "HTTP/1.1 200 OK\r\nContent-Length: {length}\r\n\r\n{body}"
+        )?;
+    }
+    Ok(())
+}
