@@ -1,8 +1,9 @@
 //! Names to addresses, as the host has them.
 
 use std::collections::HashMap;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::pin::pin;
+use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use hickory_resolver::lookup::Lookup;
@@ -150,7 +151,10 @@ type Failure = (ResolveError, Duration);
 pub struct Resolver {
     hosts: HashMap<Name, Vec<IpAddr>>,
     synthetic: bool,
-    upstream: Option<Upstream>,
+    servers: Vec<SocketAddr>,
+    /// Made for the first question that leaves the host: most guests have none, and it wants
+    /// random numbers before it is asked anything.
+    upstream: OnceLock<Option<Upstream>>,
     cache: Cache,
     questions: Bucket,
     at_once: Semaphore,
@@ -173,7 +177,8 @@ impl Resolver {
         Self {
             hosts,
             synthetic: settings.synthetic,
-            upstream: upstream::asking(&servers),
+            servers,
+            upstream: OnceLock::new(),
             cache: Cache::default(),
             questions: Bucket::new(QUESTIONS_PER_SECOND, second, QUESTIONS_AT_ONCE),
             at_once: Semaphore::new(MAX_AT_ONCE),
@@ -318,7 +323,8 @@ impl Resolver {
     /// Asks the name servers.
     async fn look_up(&self, name: &Name, kind: RecordType) -> Result<Lookup, Failure> {
         let name_of = || name.clone();
-        let Some(upstream) = &self.upstream else {
+        let upstream = (self.upstream).get_or_init(|| upstream::asking(&self.servers));
+        let Some(upstream) = upstream else {
             return Err((ResolveError::NoServer(name_of()), FAILURE_COUNTS));
         };
         // With its dot at the end no domain is searched.
