@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use clap::Args;
-use flashpan::api::{Config, SecretValue};
+use flashpan::api::{Config, Secret, SecretValue};
 use flashpan::launch::{HostOptions, LaunchError, PullPolicy, RootSource, Silent, UpperSource};
 use flashpan::state::{NewVm, Programs, Publish, Record, Vm, Vms};
 use flashpan::supervise::{self, Launching, NotStarted, StartOptions, Starter};
@@ -115,6 +115,15 @@ fn settled(launch: &Launch) -> Result<Asked, Failure> {
                 path.display()
             ))
         })?;
+    }
+    // Programs may have written placeholders to the VM's disk: they stay the same.
+    let secrets = config
+        .network
+        .iter_mut()
+        .flat_map(|network| &mut network.secrets);
+    for (_, secret) in secrets.filter(|(_, secret)| secret.placeholder.is_empty()) {
+        secret.placeholder = Secret::random_placeholder()
+            .map_err(|e| Failure::new(format!("cannot make a placeholder: {e}")))?;
     }
     // Values of secrets are nowhere but in the memory of who needs them.
     let config = config.redacted();

@@ -28,21 +28,38 @@ const SPECIAL4: [(Ipv4Addr, u8); 16] = [
 ];
 
 /// Where clouds tell their machines of themselves, credentials among it.
-const METADATA: [IpAddr; 6] = [
-    IpAddr::V4(Ipv4Addr::new(169, 254, 169, 254)),
-    // Containers of Amazon's.
-    IpAddr::V4(Ipv4Addr::new(169, 254, 170, 2)),
-    IpAddr::V6(Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x254)),
+const METADATA: [IpAddr; 3] = [
     // Alibaba, Azure, Oracle.
     IpAddr::V4(Ipv4Addr::new(100, 100, 100, 200)),
     IpAddr::V4(Ipv4Addr::new(168, 63, 129, 16)),
     IpAddr::V4(Ipv4Addr::new(192, 0, 0, 192)),
 ];
 
-/// Whether a cloud tells its machines of themselves there.
+/// Whether a cloud tells its machines of themselves there, or could: all of the network of
+/// which 169.254.169.254 is, and those that clouds have for it in IPv6.
 #[must_use]
 pub fn is_metadata(address: IpAddr) -> bool {
-    METADATA.contains(&plain(address))
+    let address = plain(address);
+    let is_of_network = match address {
+        IpAddr::V4(address) => address.is_link_local(),
+        IpAddr::V6(address) => {
+            let segments = address.segments();
+            // Amazon, Google.
+            matches!(segments, [0xfd00, 0xec2, ..] | [0xfd20, 0xce, ..])
+                || embedded(segments).is_some_and(|address| is_metadata(address.into()))
+        }
+    };
+    is_of_network || METADATA.contains(&address)
+}
+
+/// The address of IPv4 to which a gateway (NAT64, 6to4) would take one of IPv6.
+fn embedded(segments: [u16; 8]) -> Option<Ipv4Addr> {
+    let (high, low) = match segments {
+        [0x64, 0xff9b, 0, 0, 0, 0, high, low] => (high, low),
+        [0x2002, high, low, ..] => (high, low),
+        _ => return None,
+    };
+    Some(Ipv4Addr::from(u32::from(high) << 16 | u32::from(low)))
 }
 
 /// The one network of IPv6 that is the internet (RFC 4291 §2.4).
@@ -113,6 +130,24 @@ mod tests {
             "2003::1",
         ] {
             assert!(public(address), "{address}");
+        }
+    }
+
+    #[test]
+    fn metadata_services() {
+        for (address, is_one) in [
+            ("169.254.169.254", true),
+            ("169.254.170.23", true),
+            ("fd00:ec2::23", true),
+            ("fd20:ce::254", true),
+            ("64:ff9b::a9fe:a9fe", true),
+            ("2002:a9fe:a9fe::1", true),
+            ("168.63.129.16", true),
+            ("64:ff9b::808:808", false),
+            ("10.0.0.1", false),
+            ("fd00::1", false),
+        ] {
+            assert_eq!(is_metadata(address.parse().unwrap()), is_one, "{address}");
         }
     }
 

@@ -13,7 +13,7 @@ use tokio::time::timeout;
 
 use crate::address::plain;
 use crate::dns::Resolver;
-use crate::host::Host;
+use crate::host::{Host, Name};
 use crate::http;
 use crate::names::Names;
 use crate::policy::{Code, Denial, Policy};
@@ -103,7 +103,7 @@ impl Dialer {
     ) -> Result<Vec<SocketAddr>, Denial> {
         let name = match host {
             Host::Address(address) => {
-                policy.address(protocol, *address, port, None)?;
+                self.may_be(policy, protocol, *address, port, None)?;
                 return Ok(vec![self.real(*address, port)]);
             }
             Host::Name(name) => name,
@@ -113,7 +113,7 @@ impl Dialer {
         let mut refused = None;
         let mut targets = Vec::new();
         for address in resolved.addresses {
-            match policy.address(protocol, address, port, Some(name)) {
+            match self.may_be(policy, protocol, address, port, Some(name)) {
                 Ok(()) => targets.push(self.real(address, port)),
                 Err(denial) => refused = Some(denial),
             }
@@ -128,6 +128,26 @@ impl Dialer {
                 rule: None,
             }),
         }
+    }
+
+    /// Whether an address may be connected to. The gateway and the loopback interface are one
+    /// host: what is denied of the one is denied of the other.
+    pub(crate) fn may_be(
+        &self,
+        policy: &Policy,
+        protocol: Protocol,
+        address: IpAddr,
+        port: u16,
+        name: Option<&Name>,
+    ) -> Result<(), Denial> {
+        policy.address(protocol, address, port, name)?;
+        let real = self.real(address, port).ip();
+        policy.not_denied(protocol, real, port)?;
+        if real.is_loopback() {
+            policy.not_denied(protocol, self.link.gateway4.into(), port)?;
+            policy.not_denied(protocol, self.link.gateway6.into(), port)?;
+        }
+        Ok(())
     }
 
     /// Where an address leads: the gateway is the host, of which the guest has no other

@@ -218,7 +218,8 @@ impl Gateway {
         }
         let standing = self.standing(&policy, protocol, address, port);
         let standing = standing.and_then(|(host, basis)| {
-            policy.address(protocol, address, port, host.name())?;
+            let name = host.name();
+            self.dialer.may_be(&policy, protocol, address, port, name)?;
             Ok((host, basis))
         });
         if self.looks_into(&policy, protocol, port) {

@@ -10,13 +10,9 @@ use flashpan_network::edit::{
     Action, Ask, Callback, Edits, Hook, HookSpec, Options, Phase, Secret, Secrets, SocketCallback,
 };
 use flashpan_network::tls::{Authority, Upstream};
-use rustix::rand::{GetRandomFlags, getrandom};
 use zeroize::Zeroizing;
 
-use crate::api::{
-    self, HookPhase, NetworkHookAction, NetworkHookRule, NetworkInterceptionConfig,
-    SECRET_PLACEHOLDER_PREFIX,
-};
+use crate::api::{self, HookPhase, NetworkHookAction, NetworkHookRule, NetworkInterceptionConfig};
 use crate::error::{Error, Result};
 
 /// What of the settings of a network is about requests.
@@ -50,6 +46,16 @@ impl Inspected {
     pub(crate) fn is_any(&self) -> bool {
         let rules = self.interception.is_some() || !self.hooks.is_empty();
         self.all || rules || !self.secrets.is_empty()
+    }
+
+    /// Hosts whose requests are looked at.
+    pub(crate) fn hosts(&self) -> Vec<String> {
+        let of_secrets = self.secrets.values().flat_map(|secret| &secret.hosts);
+        let rules = self.interception.iter().flat_map(|of| &of.rules);
+        let of_rules = rules.flat_map(|rule| &rule.hosts);
+        let of_hooks = self.hooks.iter().flat_map(|(_, hosts, _)| hosts);
+        let all = of_secrets.chain(of_rules).chain(of_hooks);
+        all.map(|host| host.trim().to_owned()).collect()
     }
 
     /// Whether all of it makes sense.
@@ -113,7 +119,9 @@ impl Inspected {
             let hosts = hosts.map_err(|error| wrong(format!("{name}: {error}")))?;
             let value = Zeroizing::new(secret.value.expose().to_owned());
             let placeholder = match secret.placeholder.as_str() {
-                "" => random_placeholder()?,
+                "" => {
+                    api::Secret::random_placeholder().map_err(Error::host("make a placeholder"))?
+                }
                 placeholder => placeholder.to_owned(),
             };
             secrets.push(Secret::new(name, value, placeholder, hosts));
@@ -147,19 +155,6 @@ impl Inspected {
 
 fn refused(error: &flashpan_network::edit::SecretError) -> Error {
     Error::config("network.secrets", error.to_string())
-}
-
-/// One that nobody can guess: 128 random bits.
-fn random_placeholder() -> Result<String> {
-    let mut bytes = [0; 16];
-    // So few come in one piece (getrandom(2)).
-    getrandom(&mut bytes, GetRandomFlags::empty())
-        .map_err(|errno| Error::host("make a placeholder")(std::io::Error::from(errno)))?;
-    let mut placeholder = SECRET_PLACEHOLDER_PREFIX.to_owned();
-    for byte in bytes {
-        placeholder.push_str(&format!("{byte:02x}"));
-    }
-    Ok(placeholder)
 }
 
 /// A rule of the configuration as the network has it.

@@ -192,6 +192,7 @@ impl Settings {
             deny: parsed(&self.deny, "network.denied_hosts")?,
             rules: parsed(&self.rules, "network.rules")?,
             inspects: self.inspected.is_any(),
+            inspected: parsed(&self.inspected.hosts(), "network.secrets")?,
         })
     }
 }

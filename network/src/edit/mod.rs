@@ -62,13 +62,6 @@ use crate::http::{
 use crate::policy::{Code, Denial, path};
 use crate::report::SecretUse;
 
-/// Headers in which some servers look for another method than that of the request.
-const METHOD_OVERRIDES: [&str; 3] = [
-    "x-http-method-override",
-    "x-http-method",
-    "x-method-override",
-];
-
 /// How requests and responses are changed beyond what rules and secrets say.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Options {
@@ -114,7 +107,8 @@ struct Kept {
     /// The request as callbacks see it, if one may be asked.
     seen: Option<RequestSeen>,
     set: Arc<Set>,
-    bound: Vec<bool>,
+    /// Whose values are taken out.
+    scrubbed: Vec<bool>,
 }
 
 impl Edits {
@@ -132,7 +126,7 @@ impl Edits {
     fn is_needed(&self, host: &Host, port: u16) -> bool {
         let set = self.secrets.now();
         let of_secrets = match self.options.splice {
-            true => set.bound(host, port).contains(&true),
+            true => set.scrubbed(host, port).contains(&true),
             false => !set.is_empty(),
         };
         self.options.all || of_secrets || self.hooks.iter().any(|hook| hook.is_for(host, port))
@@ -153,11 +147,23 @@ impl Edits {
                 .filter(|hook| hook.is_for(&cx.host, cx.port))
         };
         if hooks().any(Hook::judges_methods) {
-            for name in METHOD_OVERRIDES {
+            // Some servers take `post` for POST.
+            if parts
+                .method
+                .as_str()
+                .bytes()
+                .any(|byte| byte.is_ascii_lowercase())
+            {
+                return Err(denial(cx, Code::Ambiguous, None));
+            }
+            for name in crate::http::OVERRIDES {
                 parts.headers.remove(name);
             }
         }
         if hooks().any(Hook::judges_paths) {
+            for name in crate::http::OVERRIDES {
+                parts.headers.remove(name);
+            }
             let query = head::query(parts).to_owned();
             let path = path::normal(head::path(parts));
             let set = path.and_then(|path| head::set_target(parts, &path, &query));
@@ -195,17 +201,18 @@ impl Edits {
         }
         let set = self.secrets.now();
         let bound = set.bound(&cx.host, cx.port);
+        let scrubbed = set.scrubbed(&cx.host, cx.port);
+        let scrubs = self.options.scrub && scrubbed.contains(&true);
         let asks = self.hooks(Phase::After, cx).any(|hook| hook.ask.is_some());
         let kept = Kept {
             method: parts.method.clone(),
             path: head::path(parts).to_owned(),
             seen: asks.then(|| RequestSeen::of(&cx.host, parts)),
             set: Arc::clone(&set),
-            bound: bound.clone(),
+            scrubbed,
         };
         let substituted = substitute::substitute(&set, &bound, cx, parts);
         let Substituted { secrets, body } = substituted.map_err(|refused| *refused)?;
-        let scrubs = self.options.scrub && bound.contains(&true);
         if scrubs && self.options.forbid_range {
             substitute::without_range(&mut parts.headers);
         }
@@ -281,7 +288,7 @@ impl Edits {
             }
         }
         let table = match self.options.scrub {
-            true => Some(kept.set.scrubber(&kept.bound)).filter(|table| !table.is_empty()),
+            true => Some(kept.set.scrubber(&kept.scrubbed)).filter(|table| !table.is_empty()),
             false => None,
         };
         let table = table.as_ref();

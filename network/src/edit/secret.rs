@@ -220,6 +220,15 @@ impl Set {
             .collect()
     }
 
+    /// Whose values are taken out of what this host answers: those that are for it, and
+    /// those that were.
+    pub(super) fn scrubbed(&self, host: &Host, port: u16) -> Vec<bool> {
+        let entries = self.entries.iter();
+        entries
+            .map(|entry| entry.secret.is_for(host, port))
+            .collect()
+    }
+
     /// What takes the values of these secrets out of a response.
     pub(super) fn scrubber(&self, bound: &[bool]) -> Arc<Table> {
         let mut ready = self.ready.lock().unwrap_or_else(PoisonError::into_inner);
@@ -292,21 +301,26 @@ impl Secrets {
         self.change(name, |entry| {
             if entry.secret.value != value {
                 let former = std::mem::replace(&mut entry.secret.value, value);
-                entry.former = Some(former).filter(|former| !former.is_empty());
+                if !former.is_empty() {
+                    entry.former = Some(former);
+                }
             }
             entry.is_revoked = false;
         })
     }
 
     /// Takes a secret's value away. Its placeholder is nobody's to have then: a request with
-    /// it is refused.
+    /// it is refused. The value is still taken out of responses.
     ///
     /// # Errors
     /// There is no such secret.
     pub fn revoke(&self, name: &str) -> Result<(), SecretError> {
         self.change(name, |entry| {
-            entry.secret.value = Zeroizing::default();
-            entry.former = None;
+            // It may be valid still, and be somewhere where a request put it.
+            let value = std::mem::take(&mut entry.secret.value);
+            if !value.is_empty() {
+                entry.former = Some(value);
+            }
             entry.is_revoked = true;
         })
     }

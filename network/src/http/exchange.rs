@@ -251,7 +251,7 @@ impl<D: Dial> Exchange<D> {
         let wants_trailers = headers::has_word(&parts.headers, &TE, "trailers");
         headers::strip(&mut parts.headers);
         if judged.is_ruled {
-            for name in headers::METHOD_OVERRIDES {
+            for name in headers::OVERRIDES {
                 parts.headers.remove(name);
             }
         }

@@ -20,10 +20,13 @@ const OF_ONE_CONNECTION: [HeaderName; 10] = [
 ];
 
 /// What tells a server to take a method for another.
-pub(crate) const METHOD_OVERRIDES: [&str; 3] = [
+pub(crate) const OVERRIDES: [&str; 6] = [
     "x-http-method",
     "x-http-method-override",
     "x-method-override",
+    "x-original-url",
+    "x-original-uri",
+    "x-rewrite-url",
 ];
 
 /// Takes out what is of this connection alone: what is known to be, and what it says is.

@@ -27,6 +27,7 @@ pub use self::editor::{
     BodyEdit, Editor, Later, Plain, Refused, RequestContext, RequestEdit, ResponseEdit, State,
     Transform,
 };
+pub(crate) use self::headers::OVERRIDES;
 pub use self::proxy::{Dial, Proxy};
 
 /// The longest head of a request or response, in bytes.

@@ -48,6 +48,9 @@ pub struct Policy {
     /// Whether requests are looked at, whatever the rules say: there are secrets, hooks or
     /// callbacks. HTTP/3, which cannot be looked at, is refused then.
     pub inspects: bool,
+    /// Hosts whose requests are looked at for another reason than rules. The ports that they
+    /// name are ports of HTTP.
+    pub inspected: Vec<Pattern>,
     /// What may be reached.
     pub allow: Vec<Pattern>,
     /// What may not be.
@@ -98,6 +101,14 @@ impl Policy {
         method: &str,
         path: &str,
     ) -> Result<Basis, Denial> {
+        // Some servers take `post` for POST, and rules do not.
+        if self.has_rules_for(host, port) && method.bytes().any(|byte| byte.is_ascii_lowercase()) {
+            return Err(Denial {
+                code: Code::Ambiguous,
+                host: named(host, Protocol::Tcp, port),
+                rule: None,
+            });
+        }
         let means = |rule: &Rule| rule.matches(host, port, method, path);
         self.decide(Protocol::Tcp, host, port, means)
     }
@@ -115,7 +126,8 @@ impl Policy {
             rule: rule.map(str::to_owned),
         };
         let is_for = |pattern: &&Pattern| pattern.matches(protocol, host, port);
-        if let Some(pattern) = self.deny.iter().find(is_for) {
+        let denies = |pattern: &&Pattern| pattern.denies(protocol, host, port);
+        if let Some(pattern) = self.deny.iter().find(denies) {
             return Err(deny(Code::Denied, Some(pattern.as_str())));
         }
         if let Some(rule) = self.rules.iter().find(|rule| means(rule)) {
@@ -127,7 +139,7 @@ impl Policy {
         if let Some(pattern) = self.allow.iter().find(is_for) {
             return Ok(Basis::Rule(pattern.as_str().to_owned()));
         }
-        let is_http3 = protocol == Protocol::Udp && is_http(port);
+        let is_http3 = protocol == Protocol::Udp && self.is_http(port);
         match self.open && !(is_http3 && self.looks_at_requests()) {
             true => Ok(Basis::Open),
             false => Err(deny(Code::NotAllowed, None)),
@@ -153,7 +165,8 @@ impl Policy {
             let host = rule.host();
             rule.is_of_requests() && host.has_ports() && host.has_port(port)
         };
-        is_http(port) || self.rules.iter().any(names_it)
+        let is_inspected = |pattern: &Pattern| pattern.has_ports() && pattern.has_port(port);
+        is_http(port) || self.rules.iter().any(names_it) || self.inspected.iter().any(is_inspected)
     }
 
     /// Whether which hosts there are matters at all: without, a flow is decided by its
@@ -215,6 +228,7 @@ impl Policy {
         name: Option<&Name>,
     ) -> Result<(), Denial> {
         let address = address::plain(address);
+        self.not_denied(protocol, address, port)?;
         let names_it = |pattern: &Pattern| pattern.names_address(protocol, address, port);
         if self.allowing().any(names_it) {
             return Ok(());
@@ -229,6 +243,29 @@ impl Policy {
         })
     }
 
+    /// Whether an address is not denied as one, whatever name leads there.
+    ///
+    /// # Errors
+    /// It is.
+    pub fn not_denied(&self, protocol: Protocol, address: IpAddr, port: u16) -> Result<(), Denial> {
+        let host = Host::from(address);
+        let deny = |rule: &str| Denial {
+            code: Code::Denied,
+            host: named(&host, protocol, port),
+            rule: Some(rule.to_owned()),
+        };
+        if let Some(pattern) = self.deny.iter().find(|of| of.denies(protocol, &host, port)) {
+            return Err(deny(pattern.as_str()));
+        }
+        let means = |rule: &&Rule| !rule.is_of_requests() && rule.is_for(protocol, &host, port);
+        // A rule for all hosts is one for names, which were decided.
+        let of_addresses = |rule: &&Rule| !rule.host().is_all();
+        match self.rules.iter().filter(of_addresses).find(means) {
+            Some(rule) if rule.verdict() == Verdict::Deny => Err(deny(rule.as_str())),
+            _ => Ok(()),
+        }
+    }
+
     /// Whether this address may be told for a name that may be looked up: on some port it
     /// may be connected to.
     ///
@@ -236,6 +273,14 @@ impl Policy {
     /// Why not.
     pub fn told(&self, address: IpAddr, name: &Name) -> Result<(), Denial> {
         let address = address::plain(address);
+        let denies = |pattern: &&Pattern| !pattern.has_ports() && pattern.has_address(address);
+        if let Some(pattern) = self.deny.iter().find(denies) {
+            return Err(Denial {
+                code: Code::Denied,
+                host: format!("{name} ({address})"),
+                rule: Some(pattern.as_str().to_owned()),
+            });
+        }
         if self.allowing().any(|pattern| pattern.has_address(address)) {
             return Ok(());
         }

@@ -54,7 +54,7 @@ pub enum PatternError {
 ///   (`10.0.0.0/8`), or the first numbers of an IPv4 address (`10.0.*`).
 ///
 /// Without a port it means all of TCP; with `udp:` UDP in place of it, which it never
-/// means otherwise.
+/// means otherwise, but where it denies: there it means both.
 ///
 /// ```
 /// use flashpan_network::policy::Pattern;
@@ -68,6 +68,8 @@ pub enum PatternError {
 pub struct Pattern {
     text: String,
     protocol: Protocol,
+    /// Whether the protocol was not named.
+    is_short: bool,
     what: What,
     ports: Option<RangeInclusive<u16>>,
 }
@@ -102,6 +104,17 @@ impl Pattern {
             What::Addresses(network) => network.contains(&plain(address)),
         };
         self.protocol == protocol && self.has_port(port) && has_address
+    }
+
+    /// Whether it denies this host on this port, if it is there to deny.
+    #[must_use]
+    pub fn denies(&self, protocol: Protocol, host: &Host, port: u16) -> bool {
+        let protocol = if self.is_short {
+            self.protocol
+        } else {
+            protocol
+        };
+        self.matches(protocol, host, port)
     }
 
     /// Whether it means this host on this port.
@@ -171,10 +184,10 @@ impl FromStr for Pattern {
         if text.len() > MAX {
             return Err(PatternError::Length(text.len()));
         }
-        let (protocol, rest) = match text.split_once(':') {
-            Some(("udp", rest)) => (Protocol::Udp, rest),
-            Some(("tcp", rest)) => (Protocol::Tcp, rest),
-            _ => (Protocol::Tcp, text),
+        let (protocol, is_short, rest) = match text.split_once(':') {
+            Some(("udp", rest)) => (Protocol::Udp, false, rest),
+            Some(("tcp", rest)) => (Protocol::Tcp, false, rest),
+            _ => (Protocol::Tcp, true, text),
         };
         if text.contains("://") {
             return Err(PatternError::Url(shown(text)));
@@ -183,6 +196,7 @@ impl FromStr for Pattern {
         Ok(Self {
             text: text.to_owned(),
             protocol,
+            is_short,
             what: what(host)?,
             ports: ports.map(parse_ports).transpose()?,
         })

@@ -90,11 +90,17 @@ impl Rule {
         !self.methods.is_empty() || self.path.is_some()
     }
 
-    /// Whether it may mean a request to this host.
+    /// Whether it may mean a connection or request to this host.
     #[must_use]
     pub fn is_for(&self, protocol: Protocol, host: &Host, port: u16) -> bool {
+        if !self.is_of_requests() {
+            return match self.verdict {
+                Verdict::Allow => self.host.matches(protocol, host, port),
+                Verdict::Deny => self.host.denies(protocol, host, port),
+            };
+        }
         let may_be_http = self.host.has_ports() || super::is_http(port);
-        self.host.matches(protocol, host, port) && (may_be_http || !self.is_of_requests())
+        self.host.matches(protocol, host, port) && may_be_http
     }
 
     /// Whether it means this request, whose path has been through [`super::path::normal`].

@@ -269,3 +269,66 @@ fn a_name_that_only_a_glob_allows_is_known_as_one() {
     assert_eq!(glob(&["*.x.test", "*:80"], &[], false), None);
     assert_eq!(glob(&["b.x.test"], &[], false), None);
 }
+
+/// A name that leads to what is denied leads nowhere.
+#[test]
+fn a_denied_address_is_denied_by_whatever_name() {
+    let name = "a.test".parse().unwrap();
+    let address = |policy: &Policy, address: &str| {
+        let address = address.parse().unwrap();
+        let decided = policy.address(Protocol::Tcp, address, 443, Some(&name));
+        decided.map_err(|denial| denial.code)
+    };
+    let of_list = Policy {
+        allow: all(&["*", "10.0.0.0/8"]),
+        deny: all(&["10.0.0.7", "93.184.216.34"]),
+        ..Policy::default()
+    };
+    let of_rules = Policy {
+        allow: all(&["*", "10.0.0.0/8"]),
+        rules: all(&["allow 10.0.0.6", "deny 10.0.0.0/29", "deny 93.184.216.34"]),
+        ..Policy::default()
+    };
+    for policy in [of_list, of_rules] {
+        assert_eq!(address(&policy, "10.0.0.7"), Err(Code::Denied));
+        assert_eq!(address(&policy, "::ffff:10.0.0.7"), Err(Code::Denied));
+        assert_eq!(address(&policy, "93.184.216.34"), Err(Code::Denied));
+        assert_eq!(address(&policy, "10.0.0.9"), Ok(()));
+    }
+}
+
+#[test]
+fn what_is_denied_is_denied_by_every_protocol() {
+    let policy = Policy {
+        deny: all(&["192.0.2.1", "a.test:443", "tcp:b.test"]),
+        rules: all(&["deny c.test"]),
+        ..Policy::open()
+    };
+    let udp = |host: &str, port| {
+        let decided = policy.connection(Protocol::Udp, &host.parse().unwrap(), port);
+        decided.is_ok()
+    };
+    assert!(!udp("192.0.2.1", 443));
+    assert!(!udp("a.test", 443));
+    assert!(udp("a.test", 53));
+    assert!(udp("b.test", 443));
+    assert!(!udp("c.test", 443));
+}
+
+#[test]
+fn what_rules_could_miss_is_refused() {
+    let policy = Policy {
+        allow: all(&["a.test", "b.test"]),
+        rules: all(&["deny POST a.test/**"]),
+        inspected: all(&["c.test:8443"]),
+        ..Policy::default()
+    };
+    let request = |host: &str, method| {
+        let decided = policy.request(&host.parse().unwrap(), 443, method, "/x");
+        decided.map(drop).map_err(|denial| denial.code)
+    };
+    assert_eq!(request("a.test", "post"), Err(Code::Ambiguous));
+    assert_eq!(request("a.test", "PUT"), Ok(()));
+    assert_eq!(request("b.test", "post"), Ok(()));
+    assert!(policy.is_http(8443) && !policy.is_http(8444));
+}

@@ -1,7 +1,9 @@
 //! Secrets that go into requests on the host and never into the guest.
 
 use std::fmt;
+use std::io;
 
+use rustix::rand::{GetRandomFlags, getrandom};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use zeroize::Zeroizing;
 
@@ -102,6 +104,22 @@ impl Secret {
             placeholder: String::new(),
             hosts: hosts.into_iter().map(Into::into).collect(),
         }
+    }
+
+    /// A placeholder that nobody can guess: [`SECRET_PLACEHOLDER_PREFIX`] and 128 random
+    /// bits.
+    ///
+    /// # Errors
+    /// There are no random numbers.
+    pub fn random_placeholder() -> io::Result<String> {
+        let mut bytes = [0; 16];
+        // So few come in one piece (getrandom(2)).
+        getrandom(&mut bytes, GetRandomFlags::empty())?;
+        let mut placeholder = SECRET_PLACEHOLDER_PREFIX.to_owned();
+        for byte in bytes {
+            placeholder.push_str(&format!("{byte:02x}"));
+        }
+        Ok(placeholder)
     }
 
     /// The same without its value.

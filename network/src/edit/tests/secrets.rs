@@ -256,6 +256,12 @@ async fn values_change_while_requests_run() {
     let refused = refused(&edits, &cx, parts()).await;
     assert_eq!(refused.denial.code, Code::SecretLeak);
     assert_eq!(refused.secrets.leaked, ["KEY"]);
+    // It may be valid still, and come back from where it was put.
+    let parts = request("GET", "/", &[]);
+    let (_, edit) = sent(&edits, &cx, parts).await.unwrap();
+    drop(edit);
+    let out = answered_with(&edits, &cx, "GET", &[], b"another one", 3).await;
+    same(&out.unwrap().1, KEY, "the value that was taken away");
 }
 
 /// G23
