@@ -118,6 +118,9 @@ fn the_guest_sees_what_umoci_unpacks() {
         &python,
         "--insecure-registry",
         "127.0.0.1",
+        // With one there is a resolv.conf that is not the image's.
+        "--network",
+        "none",
         "--",
     ];
     words.extend(["python3", "-B", "-S", "-c", TREE, "/"]);

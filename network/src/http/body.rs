@@ -276,6 +276,8 @@ pub(crate) struct Reply {
     lease: Option<Lease>,
     /// Who keeps the body of the request from being broken off.
     _opener: Option<Arc<Opener>>,
+    /// The body of the request, if nobody takes it.
+    _unread: Option<Incoming>,
 }
 
 enum Content {
@@ -290,7 +292,14 @@ impl Reply {
             meter,
             lease: None,
             _opener: None,
+            _unread: None,
         }
+    }
+
+    /// The same, with a request whose body nobody takes.
+    pub(crate) fn beside(mut self, request: Option<Incoming>) -> Self {
+        self._unread = request;
+        self
     }
 
     pub(crate) fn passing(
@@ -304,6 +313,7 @@ impl Reply {
             meter: Some(meter),
             lease,
             _opener: opener,
+            _unread: None,
         }
     }
 

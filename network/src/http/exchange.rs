@@ -97,6 +97,7 @@ impl<D: Dial> Exchange<D> {
             && headers::is_websocket(request.headers());
         let upgrade = is_websocket.then(|| hyper::upgrade::on(&mut request));
         let (parts, body) = request.into_parts();
+        let mut body = Some(body);
         let mut meter = self.meter(&parts);
         let passed = match self.fault(&parts.uri) {
             Some(failure) => {
@@ -106,7 +107,7 @@ impl<D: Dial> Exchange<D> {
                 report.host.clone_from(&failure.denial.host);
                 Err(failure)
             }
-            None => self.pass(parts, body, upgrade, &mut meter).await,
+            None => self.pass(parts, &mut body, upgrade, &mut meter).await,
         };
         let response = match passed {
             Ok(passed) => self.reply(passed, meter),
@@ -114,7 +115,9 @@ impl<D: Dial> Exchange<D> {
                 meter.report.status = failure.status.as_u16();
                 meter.report.outcome = Outcome::Refused(failure.denial.clone());
                 let response = failure.response(version);
-                response.map(|body| Reply::whole(body, Some(meter)))
+                // In HTTP/2 a body that is dropped before the answer to it resets the stream,
+                // answer and all.
+                response.map(|answer| Reply::whole(answer, Some(meter)).beside(body))
             }
         };
         if is_for_upgrade && let Some(switch) = &self.switch {
@@ -239,7 +242,7 @@ impl<D: Dial> Exchange<D> {
     async fn pass(
         &self,
         mut parts: request::Parts,
-        body: Incoming,
+        body: &mut Option<Incoming>,
         upgrade: Option<OnUpgrade>,
         meter: &mut Meter,
     ) -> Result<Passed, Failure> {
@@ -277,6 +280,10 @@ impl<D: Dial> Exchange<D> {
                 .headers
                 .insert(TE, HeaderValue::from_static("trailers"));
         }
+        // It was put there by the only caller.
+        let body = body
+            .take()
+            .ok_or_else(|| Failure::ambiguous(target.name()))?;
         let transform = transform.filter(|_| !body.is_end_stream());
         if transform
             .as_ref()

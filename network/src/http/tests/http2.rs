@@ -197,6 +197,22 @@ async fn a_server_of_http1_serves_guests_of_http2() {
 }
 
 /// A host that does not take a body holds up nothing but that body.
+/// Nobody takes the body of what is refused, and the guest learns why all the same.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_upload_that_is_refused_is_told_why() {
+    let world = World::new(policy(&["api.test"], &["deny POST api.test"]));
+    for _ in 0..20 {
+        let mut guest = http2(&world, "api.test").await;
+        for len in [1, 100_000, 8 << 20] {
+            let mut request = get("https://api.test/");
+            *request.method_mut() = Method::POST;
+            *request.body_mut() = Full::from(vec![b'x'; len]);
+            let answer = ask2(&mut guest, request).await;
+            assert_eq!(answer, (403, "host_denied".to_owned()), "{len}");
+        }
+    }
+}
+
 #[tokio::test]
 async fn uploads_do_not_wait_for_each_other() {
     let world = World::new(policy(&["api.test"], &[]));
