@@ -392,14 +392,27 @@ async fn connect_datagrams(target: SocketAddr) -> io::Result<UdpSocket> {
     Ok(outside)
 }
 
-/// Whether an error was one of a single datagram.
+/// Whether an error was one of a single datagram: what ICMP has to say of one.
 fn may_go_on(error: &io::Error) -> bool {
-    matches!(
-        error.kind(),
-        io::ErrorKind::ConnectionRefused
-            | io::ErrorKind::HostUnreachable
-            | io::ErrorKind::NetworkUnreachable
-    )
+    use nix::libc::{
+        EACCES, ECONNREFUSED, EHOSTDOWN, EHOSTUNREACH, EMSGSIZE, ENETDOWN, ENETUNREACH,
+        ENOPROTOOPT, EOPNOTSUPP, EPROTO,
+    };
+    let of_one = [
+        EACCES,
+        ECONNREFUSED,
+        EHOSTDOWN,
+        EHOSTUNREACH,
+        EMSGSIZE,
+        ENETDOWN,
+        ENETUNREACH,
+        ENOPROTOOPT,
+        EOPNOTSUPP,
+        EPROTO,
+    ];
+    error
+        .raw_os_error()
+        .is_some_and(|errno| of_one.contains(&errno))
 }
 
 /// What the guest is told instead of a connection.

@@ -1,6 +1,6 @@
 //! Whether a VM has a network, and what becomes of the flows that its guest asks for.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::OwnedFd;
@@ -336,10 +336,10 @@ const RATE: &str = "network rate";
 /// Descriptors that flows leave for everything else.
 const RESERVE: u64 = 256;
 
-/// How many flows there may be: each takes two descriptors of this process.
+/// How many flows there may be: each takes up to three descriptors of this process.
 fn most_flows() -> usize {
     let limit = getrlimit(Resource::Nofile).current;
-    let most = limit.map(|limit| limit.saturating_sub(RESERVE) / 2);
+    let most = limit.map(|limit| limit.saturating_sub(RESERVE) / 3);
     most.map_or(usize::MAX, |most| {
         usize::try_from(most).unwrap_or(usize::MAX)
     })
@@ -384,6 +384,10 @@ pub(crate) struct Flows {
     /// Variables of the guest's programs.
     pub(crate) placeholders: Vec<(String, String)>,
     running: HashMap<u64, AbortHandle>,
+    /// Flows that are over on the guest's side, whose last bytes are on their way out.
+    ending: HashMap<u64, AbortHandle>,
+    /// Flows of which the VMM was told that they broke.
+    broken: HashSet<u64>,
     sender: mpsc::Sender<(u64, Answer)>,
     answers: mpsc::Receiver<(u64, Answer)>,
 }
@@ -428,6 +432,8 @@ impl Flows {
             authority,
             placeholders,
             running: HashMap::new(),
+            ending: HashMap::new(),
+            broken: HashSet::new(),
             sender,
             answers,
         })
@@ -446,7 +452,9 @@ impl Flows {
             return refuse(Refusal::Silence);
         };
         // A descriptor does not arrive where there is no room for it.
-        let Some(socket) = socket.filter(|_| self.running.len() < most_flows()) else {
+        self.ending.retain(|_, flow| !flow.is_finished());
+        let flows = self.running.len().saturating_add(self.ending.len());
+        let Some(socket) = socket.filter(|_| flows < most_flows()) else {
             return refuse(Refusal::Host);
         };
         let flow = gateway.begin(id, protocol, tuple, socket, self.sender.clone());
@@ -462,23 +470,44 @@ impl Flows {
         let Some(flow) = self.running.remove(&id) else {
             return;
         };
+        let was_broken = self.broken.remove(&id);
         match how {
-            // What the guest has sent may still be on its way out; it ends by itself.
-            End::Closed => {}
-            End::Reset | End::Idle => flow.abort(),
+            // What the guest has sent may still be on its way out; it ends by itself, unless
+            // it broke meanwhile.
+            End::Closed if !was_broken => drop(self.ending.insert(id, flow)),
+            End::Closed | End::Reset | End::Idle => flow.abort(),
         }
     }
 
     /// What the VMM is to be told next. Cancel safe.
     pub(crate) async fn next(&mut self) -> Request {
-        match self.answers.recv().await {
+        loop {
+            let answer = self.answers.recv().await;
+            if let Some((id, Answer::Close)) = answer
+                && let Some(flow) = self.ending.remove(&id)
+            {
+                // It waits for an end that was there already.
+                flow.abort();
+                continue;
+            }
+            return self.request(answer).await;
+        }
+    }
+
+    async fn request(&mut self, answer: Option<(u64, Answer)>) -> Request {
+        match answer {
             Some((id, Answer::Accept)) => Request::FlowAccept { id },
             Some((id, Answer::Refuse(why))) => {
                 self.running.remove(&id);
                 Request::FlowRefuse { id, why }
             }
             // The flow waits for its end on the guest's side.
-            Some((id, Answer::Close)) => Request::FlowClose { id },
+            Some((id, Answer::Close)) => {
+                if self.running.contains_key(&id) {
+                    self.broken.insert(id);
+                }
+                Request::FlowClose { id }
+            }
             // It fails only if all senders are gone, of which `self` holds one.
             None => std::future::pending().await,
         }
@@ -487,7 +516,7 @@ impl Flows {
 
 impl Drop for Flows {
     fn drop(&mut self) {
-        for flow in self.running.values() {
+        for flow in self.running.values().chain(self.ending.values()) {
             flow.abort();
         }
     }
@@ -505,6 +534,31 @@ mod tests {
             assert_eq!(json, format!("\"{network}\""));
         }
         assert!("host".parse::<Network>().is_err());
+    }
+
+    fn waiting() -> AbortHandle {
+        tokio::spawn(std::future::pending::<()>()).abort_handle()
+    }
+
+    /// However the two ends of a flow come, its task does not outlive both.
+    #[tokio::test]
+    async fn a_flow_that_broke_and_is_over_leaves_nothing() {
+        let settings = Settings::default();
+        let mut flows = Flows::new(&settings, None, &Arc::default()).unwrap();
+        let (first, second) = (waiting(), waiting());
+        flows.running.insert(1, first.clone());
+        flows.running.insert(2, second.clone());
+        // Over in the guest before the word that it broke.
+        flows.ended(1, End::Closed);
+        flows.sender.send((1, Answer::Close)).await.unwrap();
+        flows.sender.send((2, Answer::Close)).await.unwrap();
+        assert_eq!(flows.next().await, Request::FlowClose { id: 2 });
+        // And after it.
+        flows.ended(2, End::Closed);
+        while !(first.is_finished() && second.is_finished()) {
+            tokio::task::yield_now().await;
+        }
+        assert!(flows.ending.is_empty() && flows.broken.is_empty());
     }
 
     #[test]

@@ -132,6 +132,13 @@ pub(crate) struct RestartArgs {
     #[arg(long, short, value_name = "DURATION", value_parser = grace)]
     time: Option<Duration>,
 
+    /// The value of a secret that was not kept, as for `start`; may be repeated.
+    #[arg(long = "secret", value_name = "NAME[=VALUE]")]
+    secrets: Vec<String>,
+
+    #[command(flatten)]
+    secret_sources: SourceArgs,
+
     #[command(flatten)]
     outcome: OutcomeArgs,
 }
@@ -226,10 +233,14 @@ pub(crate) fn start(args: &StartArgs) -> Result<u8, Failure> {
 }
 
 fn start_again(vm: &Vm, secrets: BTreeMap<String, SecretValue>) -> Result<(), Failure> {
+    start_with(vm, detached::secrets_of(vm, secrets)?)
+}
+
+fn start_with(vm: &Vm, secrets: BTreeMap<String, SecretValue>) -> Result<(), Failure> {
     let options = StartOptions {
         run_command: true,
         remove_unless_ready: false,
-        secrets: detached::secrets_of(vm, secrets)?,
+        secrets,
     };
     detached::start(vm, options)
 }
@@ -246,8 +257,11 @@ fn done(outcome: OutcomeArgs, vm: &Vm, text: &str) -> Result<(), Failure> {
 }
 
 pub(crate) fn restart(args: &RestartArgs) -> Result<u8, Failure> {
+    let secrets = secrets::values(&args.secrets, &args.secret_sources)?;
     each_with_code(&args.vms, |text| {
         let vm = find(text)?;
+        // Before it is stopped: what cannot be started again goes on.
+        let secrets = detached::secrets_of(&vm, secrets.clone())?;
         if vm.status().is_alive() {
             if vm.record().remove {
                 return Err(Failure::new(format!(
@@ -264,7 +278,7 @@ pub(crate) fn restart(args: &RestartArgs) -> Result<u8, Failure> {
                 _ => Err(failure),
             })?;
         }
-        start_again(&vm, BTreeMap::new())?;
+        start_with(&vm, secrets)?;
         done(args.outcome, &vm, text)
     })
 }

@@ -16,8 +16,9 @@ const SLACK: u64 = 1 << 20;
 /// See [`SLACK`]. A body that is far from any that somebody reads is refused; deflate
 /// alone could do four times as much, and the others have no bound.
 const RATIO: u64 = 256;
-/// Most codings of one body.
-const MAX_CODINGS: usize = 3;
+/// Most codings of one body. Each has the ratio for itself, so that two of them could make
+/// gigabytes of a piece of a few kilobytes; servers use one.
+const MAX_CODINGS: usize = 1;
 /// The largest window of zstd in HTTP (RFC 9659).
 const MAX_WINDOW: u64 = 8 << 20;
 /// The longest head of a frame of zstd.
@@ -433,7 +434,6 @@ mod tests {
             ("zstd", zstd(&stored), &stored),
             ("zstd", zstd(b""), b""),
             ("zstd", frames, b"one two"),
-            ("gzip, zstd", zstd(&gzip(&text)), &text),
             ("identity, gzip", gzip(&text), &text),
             ("br", Vec::new(), b""),
             ("gzip", Vec::new(), b""),
@@ -492,7 +492,6 @@ mod tests {
         for (coding, bytes) in [
             ("gzip", gzip(&zeros)),
             ("deflate", raw(&zeros)),
-            ("gzip, gzip", gzip(&gzip(&zeros))),
             ("zstd", blocks),
         ] {
             let out = decoded(coding, &bytes, 16 << 10);
@@ -511,12 +510,7 @@ mod tests {
 
     #[test]
     fn what_cannot_be_undone_is_refused() {
-        for coding in [
-            "compress",
-            "aws-chunked",
-            "gzip, dcb",
-            "gzip, gzip, gzip, gzip",
-        ] {
+        for coding in ["compress", "aws-chunked", "gzip, dcb", "gzip, gzip"] {
             let refused = decoder(&headers(coding));
             assert!(matches!(refused, Err(Broken::Coding(_))), "{coding}");
         }

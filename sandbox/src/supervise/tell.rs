@@ -6,12 +6,16 @@ use std::time::{Duration, Instant};
 use tokio::sync::oneshot;
 use tokio::time::timeout;
 
-use crate::events::{Events, VmEvent};
+use crate::events::{Events, VmEvent, VmEventKind};
 use crate::supervise::life::Shared;
 
-/// Most events of a guest that are written down in a second. Only programs that are run
-/// through its agent are events, two each; a guest that says more lies, or is told to.
+/// Most events of programs that are written down in a second: of those that are run through
+/// the agent, two each. A guest that says more lies, or is told to.
 const PER_SECOND: u32 = 400;
+
+/// Most events of the network, for themselves: any program can make as many as it likes, and
+/// must not push out what is told of programs.
+const NETWORK_PER_SECOND: u32 = 100;
 
 /// The time in which so many count.
 const SECOND: Duration = Duration::from_secs(1);
@@ -20,9 +24,10 @@ const SECOND: Duration = Duration::from_secs(1);
 pub(super) fn tell(mut events: Events, shared: Arc<Shared>) -> oneshot::Receiver<()> {
     let (teller, told) = oneshot::channel();
     tokio::spawn(async move {
-        let mut quota = Quota::new(Instant::now());
+        let mut quota = Quota::new(PER_SECOND, Instant::now());
+        let mut of_network = Quota::new(NETWORK_PER_SECOND, Instant::now());
         loop {
-            let next = match quota.lost {
+            let next = match quota.lost.saturating_add(of_network.lost) {
                 0 => Ok(events.next().await),
                 // What is lost is told soon, also if nothing follows.
                 _ => timeout(SECOND, events.next()).await,
@@ -32,15 +37,23 @@ pub(super) fn tell(mut events: Events, shared: Arc<Shared>) -> oneshot::Receiver
                 Ok(None) => break,
                 Err(_) => None,
             };
-            if let Some(lost) = quota.renewed(Instant::now()) {
-                shared.tell(&VmEvent::lost(lost));
+            for quota in [&mut quota, &mut of_network] {
+                if let Some(lost) = quota.renewed(Instant::now()) {
+                    shared.tell(&VmEvent::lost(lost));
+                }
             }
-            if let Some(event) = event.filter(|_| quota.admits()) {
+            let Some(event) = event else { continue };
+            let quota = match event.kind {
+                VmEventKind::Network(_) => &mut of_network,
+                _ => &mut quota,
+            };
+            if quota.admits() {
                 shared.tell(&event);
             }
         }
-        if quota.lost > 0 {
-            shared.tell(&VmEvent::lost(quota.lost));
+        let lost = quota.lost.saturating_add(of_network.lost);
+        if lost > 0 {
+            shared.tell(&VmEvent::lost(lost));
         }
         // Nobody waits any more when it took too long.
         let _ = teller.send(());
@@ -51,6 +64,7 @@ pub(super) fn tell(mut events: Events, shared: Arc<Shared>) -> oneshot::Receiver
 /// How many events may still be written down.
 #[derive(Debug)]
 struct Quota {
+    most: u32,
     begun: Instant,
     written: u32,
     /// How many were not.
@@ -58,8 +72,9 @@ struct Quota {
 }
 
 impl Quota {
-    fn new(now: Instant) -> Self {
+    fn new(most: u32, now: Instant) -> Self {
         Self {
+            most,
             begun: now,
             written: 0,
             lost: 0,
@@ -72,13 +87,13 @@ impl Quota {
             return None;
         }
         let lost = self.lost;
-        *self = Self::new(now);
+        *self = Self::new(self.most, now);
         (lost > 0).then_some(lost)
     }
 
     /// Whether another one may be.
     fn admits(&mut self) -> bool {
-        match self.written < PER_SECOND {
+        match self.written < self.most {
             true => self.written = self.written.saturating_add(1),
             false => self.lost = self.lost.saturating_add(1),
         }
@@ -93,7 +108,7 @@ mod tests {
     #[test]
     fn what_is_too_much_in_a_second_is_counted_and_told_in_the_next() {
         let begun = Instant::now();
-        let mut quota = Quota::new(begun);
+        let mut quota = Quota::new(PER_SECOND, begun);
         let admitted = (0..PER_SECOND + 30).filter(|_| quota.admits()).count();
         assert_eq!(admitted, usize::try_from(PER_SECOND).unwrap());
         assert_eq!(quota.renewed(begun + SECOND / 2), None);
