@@ -28,12 +28,22 @@ const SPECIAL4: [(Ipv4Addr, u8); 16] = [
 ];
 
 /// Where clouds tell their machines of themselves, credentials among it.
-const METADATA: [IpAddr; 3] = [
+const METADATA: [IpAddr; 6] = [
+    IpAddr::V4(Ipv4Addr::new(169, 254, 169, 254)),
+    // Containers of Amazon's.
+    IpAddr::V4(Ipv4Addr::new(169, 254, 170, 2)),
+    IpAddr::V6(Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x254)),
     // Alibaba, Azure, Oracle.
     IpAddr::V4(Ipv4Addr::new(100, 100, 100, 200)),
     IpAddr::V4(Ipv4Addr::new(168, 63, 129, 16)),
     IpAddr::V4(Ipv4Addr::new(192, 0, 0, 192)),
 ];
+
+/// Whether it is known that a cloud tells its machines of themselves there.
+#[must_use]
+pub(crate) fn is_known_metadata(address: IpAddr) -> bool {
+    METADATA.contains(&plain(address))
+}
 
 /// Whether a cloud tells its machines of themselves there, or could: all of the network of
 /// which 169.254.169.254 is, and those that clouds have for it in IPv6.

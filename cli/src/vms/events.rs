@@ -25,8 +25,9 @@ Examples:
   flashpan events --json web | jq -r 'select(.type == \"exec\") | .exec.command'
 
 Every start and end of a program that somebody runs in a VM (not of those that it starts
-itself) is an event, and everything that a VM does: starting,
-running, paused, stopping, stopped. A VM keeps its last 8 to 16 MiB of them, until it is
+itself) is an event, every connection, request and question for a name of its guest, and
+everything that a VM does: starting, running, paused, stopping, stopped. Types are vm,
+exec_started, exec, network and lost. A VM keeps its last 8 to 16 MiB of them, until it is
 removed. What programs are called is what the guest says. Fields of --format: Time, VM,
 Type, What; {{json .}} for all.";
 

@@ -300,7 +300,7 @@ impl Policy {
 
     /// Whether an address may be reached that nothing names.
     fn unnamed(&self, address: IpAddr, name: Option<&Name>) -> Result<(), Code> {
-        if address::is_metadata(address) {
+        if address::is_known_metadata(address) {
             return Err(Code::Metadata);
         }
         if !self.private && (!address::is_public(address) || neighbours::has(address)) {
@@ -308,6 +308,10 @@ impl Policy {
                 Some(_) => Code::ResolvedToPrivate,
                 None => Code::Private,
             });
+        }
+        // Where private addresses may be reached, those that could be such services may not.
+        if address::is_metadata(address) {
+            return Err(Code::Metadata);
         }
         Ok(())
     }
