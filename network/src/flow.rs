@@ -4,20 +4,21 @@ use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use flashpan_protocol::network::{Protocol, Refusal, Tuple};
 use tokio::io::{AsyncReadExt, copy_bidirectional_with_sizes};
 use tokio::net::{TcpStream, UdpSocket, UnixStream};
+use tokio::sync::watch;
 use tokio::time::timeout;
 
+use crate::counted::{self, Counted};
 use crate::dial::{self, Undialled};
 use crate::gateway::{Answer, Gateway, Route};
 use crate::host::Host;
 use crate::message::Messages;
-use crate::policy::{Basis, Code, Denial};
+use crate::meter::Meter;
+use crate::policy::{Code, Denial, Policy};
 use crate::report::{Outcome, Report, Scheme};
-use crate::telling::{Counted, Passed, Telling};
 use crate::tls::hello;
 
 /// What passes at once, in each direction.
@@ -33,13 +34,16 @@ enum Inside {
 }
 
 impl Inside {
-    fn new(protocol: Protocol, socket: OwnedFd, passed: &Arc<Passed>) -> io::Result<Self> {
+    fn new(protocol: Protocol, socket: OwnedFd, meter: Option<&Meter>) -> io::Result<Self> {
         match protocol {
             Protocol::Tcp => {
                 let socket = std::os::unix::net::UnixStream::from(socket);
                 socket.set_nonblocking(true)?;
                 let stream = UnixStream::from_std(socket)?;
-                Ok(Self::Stream(Counted::new(stream, passed)))
+                let (sent, received) = meter
+                    .map(|meter| (Arc::clone(&meter.sent), Arc::clone(&meter.received)))
+                    .unwrap_or_default();
+                Ok(Self::Stream(Counted::new(stream, sent, received)))
             }
             Protocol::Udp => Messages::new(socket).map(Self::Datagrams),
         }
@@ -107,64 +111,63 @@ pub(crate) async fn serve<F, S>(
         Ok(Route::Http { first }) => return http(gateway, tuple, first, socket, &answer).await,
         _ => {}
     }
-    let mut telling = Telling::new(gateway.reporter(), report(protocol, tuple));
+    let mut meter = meter(gateway, protocol, tuple);
     let route = match route {
         Ok(route) => route,
         Err(denial) => {
-            telling.refused(denial);
-            drop(telling);
-            let denied = match protocol {
-                Protocol::Tcp => Refusal::Reset,
-                Protocol::Udp => Refusal::Prohibited,
-            };
+            meter.report.outcome = Outcome::Refused(denial);
+            drop(meter);
             // Fails only if nobody is there any more to be told.
-            return drop(answer(Answer::Refuse(denied)).await);
+            return drop(answer(Answer::Refuse(denied(protocol))).await);
         }
     };
-    telling.allowed(&route, tuple.destination.port());
-    let passed = Arc::clone(telling.passed());
-    let served = match Inside::new(protocol, socket, &passed) {
+    let (host, basis) = route.decided(tuple.destination);
+    meter.report.host = format!("{host}:{}", tuple.destination.port());
+    let served = match Inside::new(protocol, socket, Some(&meter)) {
         Err(error) => Err((Broken::unreachable(tuple.destination, &error), None)),
         Ok(mut inside) => {
             let flow = async {
                 let port = tuple.destination.port();
-                match &mut inside {
-                    Inside::Stream(inside) => {
-                        stream(connect(gateway, route, port).await?, inside, &answer).await
-                    }
-                    Inside::Datagrams(inside) => {
-                        let target = datagram_target(gateway, route, port).await?;
-                        datagrams(target, inside, &passed, &answer).await
-                    }
+                let outside = connect(gateway, protocol, route, port).await?;
+                if answer(Answer::Accept).await.is_err() {
+                    return Ok(());
                 }
-            };
-            let denied = async {
-                loop {
-                    // Without a gateway there are no flows.
-                    if changes.changed().await.is_err() {
-                        std::future::pending::<()>().await;
+                meter.report.outcome = Outcome::Allowed(basis);
+                let passed = match (&mut inside, outside) {
+                    (Inside::Stream(inside), Outside::Stream(outside)) => {
+                        stream(inside, outside).await
                     }
-                    if let Err(denial) = gateway.route(protocol, tuple) {
-                        return denial;
+                    (Inside::Datagrams(inside), Outside::Datagrams(outside)) => {
+                        datagrams(inside, &outside, &meter).await
                     }
-                }
+                    // Both are of the flow's protocol.
+                    _ => Err(io::ErrorKind::Unsupported.into()),
+                };
+                passed.map_err(|_| Broken::reset())
             };
             let served = tokio::select! {
                 // One that has ended by itself was not refused.
                 biased;
                 served = flow => served,
-                denial = denied => Err(Broken { answer: Answer::Close, denial: Some(denial) }),
+                denial = not_any_more(gateway, &mut changes, protocol, tuple) => Err(Broken {
+                    answer: Answer::Close,
+                    denial: Some(denial),
+                }),
             };
             served.map_err(|broken| (broken, Some(inside)))
         }
     };
-    let Err((broken, inside)) = served else {
+    let Err((mut broken, inside)) = served else {
         return;
     };
-    if let Some(denial) = broken.denial {
-        telling.refused(denial);
+    let was_accepted = matches!(meter.report.outcome, Outcome::Allowed(_));
+    if broken.answer == Answer::Close && !was_accepted {
+        broken.answer = Answer::Refuse(denied(protocol));
     }
-    drop(telling);
+    if let Some(denial) = broken.denial {
+        meter.report.outcome = Outcome::Refused(denial);
+    }
+    drop(meter);
     // Fails as above.
     let _ = answer(broken.answer).await;
     if broken.answer == Answer::Close {
@@ -175,16 +178,48 @@ pub(crate) async fn serve<F, S>(
     }
 }
 
-fn report(protocol: Protocol, tuple: &Tuple) -> Report {
+/// What the guest is told of a flow that may not be.
+fn denied(protocol: Protocol) -> Refusal {
+    match protocol {
+        Protocol::Tcp => Refusal::Reset,
+        Protocol::Udp => Refusal::Prohibited,
+    }
+}
+
+/// Why a flow may not be any more, as soon as that is so.
+async fn not_any_more(
+    gateway: &Gateway,
+    changes: &mut watch::Receiver<Arc<Policy>>,
+    protocol: Protocol,
+    tuple: &Tuple,
+) -> Denial {
+    loop {
+        // Without a gateway there are no flows.
+        if changes.changed().await.is_err() {
+            std::future::pending::<()>().await;
+        }
+        if let Err(denial) = gateway.route(protocol, tuple) {
+            return denial;
+        }
+    }
+}
+
+/// The beginning of what is told: dropped before anything is known, it is a flow whose guest
+/// has gone away.
+fn meter(gateway: &Gateway, protocol: Protocol, tuple: &Tuple) -> Meter {
     let scheme = match protocol {
         Protocol::Tcp => Scheme::Tcp,
         Protocol::Udp => Scheme::Udp,
     };
     let destination = tuple.destination;
-    let undecided = Outcome::Allowed(Basis::Open);
-    let mut report = Report::new(scheme, destination.to_string(), undecided);
+    let denial = Denial {
+        code: Code::Connect,
+        host: destination.to_string(),
+        rule: None,
+    };
+    let mut report = Report::refused(scheme, denial);
     report.destination = Some(destination);
-    report
+    Meter::new(gateway.reporter().clone(), report)
 }
 
 /// Answers questions for names. They are told of one by one.
@@ -197,20 +232,16 @@ async fn names<F, S>(
     F: Future<Output = Result<(), S>>,
 {
     let dns = gateway.dns();
-    let inside = match Inside::new(protocol, socket, &Arc::default()) {
+    let inside = match Inside::new(protocol, socket, None) {
         Ok(inside) => inside,
         Err(_) => return drop(answer(Answer::Refuse(Refusal::Host)).await),
     };
     if answer(Answer::Accept).await.is_err() {
         return;
     }
-    let served = match &inside {
-        Inside::Datagrams(messages) => dns.serve_datagrams(messages).await,
-        Inside::Stream(_) => Ok(()),
-    };
     let served = match inside {
         Inside::Stream(stream) => dns.serve_stream(stream).await,
-        Inside::Datagrams(_) => served,
+        Inside::Datagrams(messages) => dns.serve_datagrams(&messages).await,
     };
     if served.is_err() {
         let _ = answer(Answer::Close).await;
@@ -234,18 +265,14 @@ async fn http<F, S>(
         match dial::connect(target, dial::CONNECT_WITHIN).await {
             Ok(stream) => ready = Some((target, stream)),
             Err(error) => {
-                let mut telling = Telling::new(gateway.reporter(), report(Protocol::Tcp, tuple));
-                let broken = Broken::unreachable(tuple.destination, &error);
-                if let Some(denial) = broken.denial {
-                    telling.refused(denial);
-                }
-                drop(telling);
-                return drop(answer(broken.answer).await);
+                // It is told as a flow that was never connected.
+                drop(meter(gateway, Protocol::Tcp, tuple));
+                return drop(answer(Answer::Refuse(refusal(&error))).await);
             }
         }
     }
     let held = socket.try_clone();
-    let inside = Inside::new(Protocol::Tcp, socket, &Arc::default());
+    let inside = Inside::new(Protocol::Tcp, socket, None);
     let (Ok(held), Ok(Inside::Stream(inside)), Some(proxy)) = (held, inside, gateway.proxy(ready))
     else {
         return drop(answer(Answer::Refuse(Refusal::Host)).await);
@@ -281,77 +308,63 @@ async fn first_byte(
     Ok((first, hello::Rewound::new(vec![first], stream)))
 }
 
-/// The connection that a route leads to.
-async fn connect(gateway: &Gateway, route: Route, port: u16) -> Result<TcpStream, Broken> {
-    match route {
-        Route::Direct { target, .. } => {
-            let connected = dial::connect(target, dial::CONNECT_WITHIN).await;
-            connected.map_err(|error| Broken::unreachable(target, &error))
-        }
-        Route::Named { name, .. } => {
-            let policy = gateway.policy();
-            let (dialer, host) = (gateway.dialer(), Host::Name(name));
-            let dialled = dialer.dial(&policy, &host, port).await;
-            dialled.map_err(Broken::undialled)
-        }
-        Route::Names | Route::Http { .. } => Err(Broken::reset()),
-    }
+/// The host's end of a flow.
+enum Outside {
+    Stream(TcpStream),
+    Datagrams(UdpSocket),
 }
 
-async fn datagram_target(gateway: &Gateway, route: Route, port: u16) -> Result<SocketAddr, Broken> {
-    let name = match route {
-        Route::Direct { target, .. } => return Ok(target),
-        Route::Named { name, .. } => Host::Name(name),
-        Route::Names | Route::Http { .. } => return Err(Broken::reset()),
-    };
+/// What a route leads to.
+async fn connect(
+    gateway: &Gateway,
+    protocol: Protocol,
+    route: Route,
+    port: u16,
+) -> Result<Outside, Broken> {
     let (policy, dialer) = (gateway.policy(), gateway.dialer());
-    let targets = dialer.targets(&policy, Protocol::Udp, &name, port).await;
-    let targets = targets.map_err(|denial| Broken::undialled(denial.into()))?;
-    // There is one at least.
-    targets.first().copied().ok_or_else(Broken::reset)
+    match (protocol, route) {
+        (Protocol::Tcp, Route::Direct { target, .. }) => {
+            let connected = dial::connect(target, dial::CONNECT_WITHIN).await;
+            let connected = connected.map_err(|error| Broken::unreachable(target, &error));
+            connected.map(Outside::Stream)
+        }
+        (Protocol::Tcp, Route::Named { name, .. }) => {
+            let dialled = dialer.dial(&policy, &Host::Name(name), port).await;
+            dialled.map(Outside::Stream).map_err(Broken::undialled)
+        }
+        (Protocol::Udp, Route::Direct { target, .. }) => to_datagrams(target).await,
+        (Protocol::Udp, Route::Named { name, .. }) => {
+            let name = Host::Name(name);
+            let targets = dialer.targets(&policy, Protocol::Udp, &name, port).await;
+            let targets = targets.map_err(|denial| Broken::undialled(denial.into()))?;
+            // There is one at least.
+            to_datagrams(*targets.first().ok_or_else(Broken::reset)?).await
+        }
+        // They were served before.
+        (_, Route::Names | Route::Http { .. }) => Err(Broken::reset()),
+    }
 }
 
-async fn stream<F, S>(
-    mut outside: TcpStream,
-    inside: &mut Counted<UnixStream>,
-    answer: &impl Fn(Answer) -> F,
-) -> Result<(), Broken>
-where
-    F: Future<Output = Result<(), S>>,
-{
-    if answer(Answer::Accept).await.is_err() {
-        return Ok(());
-    }
-    let passed = copy_bidirectional_with_sizes(inside, &mut outside, BUFFER, BUFFER).await;
-    if passed.is_err() {
-        return Err(Broken::reset());
-    }
+async fn to_datagrams(target: SocketAddr) -> Result<Outside, Broken> {
+    let connected = connect_datagrams(target).await;
+    let connected = connected.map_err(|error| Broken::unreachable(target, &error));
+    connected.map(Outside::Datagrams)
+}
+
+/// Passes on what comes until both sides have ended.
+async fn stream(inside: &mut Counted<UnixStream>, mut outside: TcpStream) -> io::Result<()> {
+    copy_bidirectional_with_sizes(inside, &mut outside, BUFFER, BUFFER).await?;
     dial::in_order(&outside);
     Ok(())
 }
 
-async fn datagrams<F, S>(
-    target: SocketAddr,
-    inside: &Messages,
-    passed: &Passed,
-    answer: &impl Fn(Answer) -> F,
-) -> Result<(), Broken>
-where
-    F: Future<Output = Result<(), S>>,
-{
-    let connected = connect_datagrams(target).await;
-    let outside = connected.map_err(|error| Broken::unreachable(target, &error))?;
-    if answer(Answer::Accept).await.is_err() {
-        return Ok(());
-    }
-    let count = |counter: &std::sync::atomic::AtomicU64, len| {
-        counter.fetch_add(u64::try_from(len).unwrap_or(u64::MAX), Ordering::Relaxed);
-    };
+/// Passes on datagrams until the guest's side has ended.
+async fn datagrams(inside: &Messages, outside: &UdpSocket, meter: &Meter) -> io::Result<()> {
     let up = async {
         let mut buffer = vec![0; MAX_DATAGRAM];
         loop {
             let len = inside.receive(&mut buffer).await?;
-            count(&passed.sent, len);
+            counted::add(&meter.sent, len);
             let datagram = buffer.get(..len).unwrap_or_default();
             // A datagram may be lost: nobody listens, there is no way just now, or it is
             // too long.
@@ -364,18 +377,17 @@ where
             match outside.recv(&mut buffer).await {
                 Ok(len) => {
                     inside.send(buffer.get(..len).unwrap_or_default()).await?;
-                    count(&passed.received, len);
+                    counted::add(&meter.received, len);
                 }
                 Err(error) if may_go_on(&error) => {}
                 Err(error) => return Err(error),
             }
         }
     };
-    let ended: io::Result<()> = tokio::select! {
+    tokio::select! {
         ended = up => ended,
         ended = down => ended,
-    };
-    ended.map_err(|_| Broken::reset())
+    }
 }
 
 async fn connect_datagrams(target: SocketAddr) -> io::Result<UdpSocket> {

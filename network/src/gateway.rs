@@ -66,6 +66,17 @@ pub(crate) enum Route {
     Http { first: Option<SocketAddr> },
 }
 
+impl Route {
+    /// The host that it leads to, and what allows that; of flows that are told of as one.
+    pub(crate) fn decided(&self, destination: SocketAddr) -> (Host, Basis) {
+        match self {
+            Self::Direct { host, basis, .. } => (host.clone(), basis.clone()),
+            Self::Named { name, basis } => (Host::Name(name.clone()), basis.clone()),
+            Self::Names | Self::Http { .. } => (destination.ip().into(), Basis::Open),
+        }
+    }
+}
+
 /// What looks into HTTP and TLS.
 #[derive(Debug)]
 pub struct Inspection {
@@ -121,7 +132,8 @@ impl Gateway {
         Arc::clone(&self.policy.borrow())
     }
 
-    /// Changes what it may reach. Flows that may not be any more are ended.
+    /// Changes what it may reach. Flows that may not be any more are ended; of those that are
+    /// looked into the next request is refused.
     pub fn change<T>(&self, change: impl FnOnce(&mut Policy) -> T) -> T {
         let mut policy = Policy::clone(&self.policy());
         let changed = change(&mut policy);

@@ -16,11 +16,12 @@
 //! * `gateway` – where flows lead: the one choke point;
 //! * `dial` – the host's connections to what may be reached;
 //! * `flow` – one flow, from the question to its end;
-//! * `telling` – what is told of one;
+//! * `meter` – what is told of one flow or request; `counted` – how much passes;
 //! * `neighbours` – the addresses of this host, and of what is next to it;
 //! * `message` – datagrams on a socket pair.
 
 pub mod address;
+mod counted;
 mod dial;
 pub mod dns;
 pub mod edit;
@@ -29,11 +30,11 @@ mod gateway;
 pub mod host;
 pub mod http;
 mod message;
+mod meter;
 pub mod names;
 mod neighbours;
 pub mod policy;
 pub mod report;
-mod telling;
 pub mod tls;
 
 pub use gateway::{Answer, Gateway, Inspection, Settings};

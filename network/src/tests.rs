@@ -258,6 +258,45 @@ async fn a_flow_ends_when_it_may_not_be_any_more() {
     assert_eq!(report.sent, 1);
 }
 
+/// What ICMP says of one datagram is not the end of the others.
+#[tokio::test]
+async fn a_datagram_that_nobody_takes_does_not_end_its_flow() {
+    let address = {
+        let closed = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+        closed.local_addr().unwrap()
+    };
+    let kind = SockType::SeqPacket;
+    let (guest, host) =
+        socketpair(AddressFamily::Unix, kind, None, SockFlag::SOCK_CLOEXEC).unwrap();
+    let (sender, mut answers) = mpsc::channel(4);
+    let flow = gateway(true).begin(7, Protocol::Udp, to(address), host, sender);
+    assert_eq!(next(&mut answers).await, Answer::Accept);
+    let guest = Messages::new(guest).unwrap();
+    for _ in 0..3 {
+        guest.send(b"nobody").await.unwrap();
+    }
+    let server = UdpSocket::bind(address).await.unwrap();
+    let mut buffer = [0; 64];
+    // What was sent before may still arrive.
+    loop {
+        guest.send(b"somebody").await.unwrap();
+        let (len, from) = timeout(PATIENCE, server.recv_from(&mut buffer))
+            .await
+            .unwrap()
+            .unwrap();
+        if &buffer[..len] == b"somebody" {
+            server.send_to(b"here", from).await.unwrap();
+            break;
+        }
+    }
+    let len = timeout(PATIENCE, guest.receive(&mut buffer))
+        .await
+        .unwrap()
+        .unwrap();
+    assert_eq!(&buffer[..len], b"here");
+    flow.abort();
+}
+
 /// A question for the addresses of a name, as a guest's resolver sends it.
 fn question(name: &str) -> Vec<u8> {
     let mut message = vec![0xab, 0xcd, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0];

@@ -13,10 +13,10 @@ use tokio::io::AsyncWriteExt;
 use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 
-use crate::driver::Shared;
 use crate::error::{Error, Result};
 use crate::exit::GuestWord;
 use crate::frames::FrameReader;
+use crate::shared::Shared;
 use crate::text::one_line;
 
 /// Longest message that PID 1 may send, in bytes: the start of a program is the

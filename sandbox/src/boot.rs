@@ -14,12 +14,13 @@ use crate::agent::BootLink;
 use crate::api::Config;
 use crate::config::{ConsoleSink, SandboxBuilder};
 use crate::console;
-use crate::driver::{ConsoleTap, Driver, DriverHandle, Shared};
+use crate::driver::{ConsoleTap, Driver, DriverHandle};
 use crate::error::{Error, Result};
 use crate::exit::{Exit, ExitReason};
 use crate::network::Flows;
 use crate::pump::Task;
 use crate::sandbox::{Sandbox, Way, end_after, wait};
+use crate::shared::Shared;
 use crate::timeline::now_ns;
 use crate::vmm_process::VmmProcess;
 

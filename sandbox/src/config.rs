@@ -14,12 +14,12 @@ use flashpan_protocol::control::{
 
 use crate::api::{Config, HostIpMapping, vcpu_count};
 use crate::disk::{Disk, DiskRole, Upper, check_guest_paths};
-use crate::driver::Shared;
 use crate::error::{Error, Result};
 use crate::log::VmLog;
 use crate::network::Settings;
 use crate::rate::RateLimit;
 use crate::sandbox::{LIMIT_GRACE, POWER_OFF_TIMEOUT};
+use crate::shared::Shared;
 
 /// vCPUs of a VM unless asked otherwise.
 pub const DEFAULT_CPUS: u32 = 1;

@@ -11,9 +11,10 @@ use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::{mpsc, oneshot};
 
 use crate::attach::{Attachment, unexpected};
-use crate::driver::{Command, Ended, Shared};
+use crate::driver::{Command, Ended};
 use crate::error::{Error, Result};
 use crate::pump::lost;
+use crate::shared::Shared;
 
 /// What makes connections for a task that may outlive the handle of the VM, and
 /// does not keep the VM alive.

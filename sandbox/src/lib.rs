@@ -77,6 +77,7 @@ mod pump;
 mod rate;
 mod reach;
 mod sandbox;
+mod shared;
 mod spawn;
 pub mod state;
 mod stdio;

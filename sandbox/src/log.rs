@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use crate::disk::FullDisk;
-use crate::driver::Shared;
+use crate::shared::Shared;
 use crate::timeline::Report;
 
 /// What became known of a VM: while it boots, while it runs, and after its end.

@@ -22,10 +22,10 @@ use tokio::task::AbortHandle;
 
 use crate::api::{self, Config, DEFAULT_NETWORK_MTU};
 use crate::config::SandboxBuilder;
-use crate::driver::Shared;
 use crate::error::{Error, Result};
 use crate::inspection::Inspected;
 use crate::rate::RateLimit;
+use crate::shared::Shared;
 
 /// Reports that wait to be told. What comes when so many do is counted, and lost.
 const REPORTS: usize = 1024;
@@ -459,7 +459,9 @@ impl Flows {
         };
         let flow = gateway.begin(id, protocol, tuple, socket, self.sender.clone());
         // A VMM that uses a number twice cannot leave a task behind.
-        if let Some(old) = self.running.insert(id, flow) {
+        self.broken.remove(&id);
+        let old = self.running.insert(id, flow).into_iter();
+        for old in old.chain(self.ending.remove(&id)) {
             old.abort();
         }
         None

@@ -14,10 +14,11 @@ use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
 
-use crate::driver::{Ended, Shared};
+use crate::driver::Ended;
 use crate::error::{Error, Result};
 use crate::frames::FrameReader;
 use crate::pump::{OutputPump, Task, TimeLimit, pump_input};
+use crate::shared::Shared;
 use crate::stdio::{self, Output, Stdin};
 
 /// Signals that wait for an agent that does not take them.

@@ -15,10 +15,11 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, timeout};
 
-use crate::driver::{Ended, Shared};
+use crate::driver::Ended;
 use crate::error::{Error, Result};
 use crate::frames::FrameReader;
 use crate::sandbox::reason_of_end;
+use crate::shared::Shared;
 use crate::stdio::InputGate;
 
 /// Longest frame of an agent: one of output and some bytes around it.

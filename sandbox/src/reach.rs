@@ -38,7 +38,7 @@ impl Sandbox {
     }
 
     /// Takes back what was allowed: the very patterns. Connections that may not be any more
-    /// are ended. [`Reachable::changed`] has what is gone.
+    /// are ended; of those that are looked into the next request is refused. [`Reachable::changed`] has what is gone.
     ///
     /// # Errors
     /// As [`Self::reachable`].

@@ -20,7 +20,7 @@ use crate::api::Config;
 use crate::attach::{Attachment, KILL_WITHIN};
 use crate::config::{Root, SandboxBuilder};
 use crate::dial::Dialer;
-use crate::driver::{Command, Ended, Shared};
+use crate::driver::{Command, Ended};
 use crate::error::{Error, Result};
 use crate::events::Events;
 use crate::exec::ExecOptions;
@@ -28,6 +28,7 @@ use crate::exit::{Exit, ExitReason};
 use crate::frames::FrameReader;
 use crate::process::Process;
 use crate::pump::{MAX_OUTPUT_FRAME, Task, broken, lost};
+use crate::shared::Shared;
 use crate::text::one_line;
 use crate::timeline::Report;
 

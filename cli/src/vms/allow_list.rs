@@ -15,7 +15,7 @@ Examples:
   flashpan allow-list list web
 
 What is changed holds from now on and until the VM stops. Connections that may not be any
-more are ended.";
+more are ended; of those of HTTP that are looked into the next request is refused.";
 
 const ADD_EXAMPLES: &str = "\
 Examples:

@@ -16,8 +16,8 @@ use tokio::time::Sleep;
 
 use super::editor::Transform;
 use super::headers;
-use super::meter::Meter;
 use super::pool::Lease;
+use crate::meter::Meter;
 
 /// What a body breaks with.
 pub(crate) type BodyError = Box<dyn std::error::Error + Send + Sync>;

@@ -25,12 +25,13 @@ use super::editor::{BodyEdit, Editor, Refused, RequestContext, RequestEdit};
 use super::failure::Failure;
 use super::head::Fault;
 use super::headers;
-use super::meter::Meter;
 use super::pool::{Lease, Pool, Taken};
-use super::relay::{Counted, relay};
+use super::relay::relay;
 use super::strict::Switch;
 use super::target::Target;
+use crate::counted::Counted;
 use crate::host::Host;
+use crate::meter::Meter;
 use crate::policy::{Basis, Code, Denial, Policy, path};
 use crate::report::{Outcome, Report, Reporter, Scheme};
 

@@ -15,7 +15,6 @@ mod exchange;
 mod failure;
 mod head;
 mod headers;
-mod meter;
 mod pool;
 mod proxy;
 mod relay;

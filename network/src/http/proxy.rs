@@ -21,13 +21,15 @@ use tokio_rustls::TlsAcceptor;
 use super::editor::Editor;
 use super::exchange::Exchange;
 use super::failure::Failure;
-use super::meter::Meter;
 use super::pool::Pool;
-use super::relay::{Counted, linger_in_order, relay};
+use super::relay::relay;
 use super::strict::{Strict, Switch};
 use super::tasks::Tasks;
 use super::{MAX_HEAD, MAX_HEADERS};
+use crate::counted::Counted;
+use crate::dial::in_order;
 use crate::host::Host;
+use crate::meter::Meter;
 use crate::policy::{Code, Denial, Policy};
 use crate::report::{Outcome, Report, Reporter, Scheme};
 use crate::tls::hello::{self, Hello, HelloError, Rewound};
@@ -199,7 +201,7 @@ impl<D: Dial> Proxy<D> {
         let may_be = |policy: &Policy| policy.connection(Protocol::Tcp, host, port).map(drop);
         let mut policy = self.policy.clone();
         match relay(&mut guest, &mut outside, &mut policy, may_be).await {
-            Ok(Ok(())) => linger_in_order(&outside),
+            Ok(Ok(())) => in_order(&outside),
             Ok(Err(error)) => return Err(error),
             Err(denial) => {
                 meter.report.outcome = Outcome::Refused(denial);

@@ -1,4 +1,4 @@
-//! The report of one request, from its first byte to its last.
+//! The report of one flow or request, from its first byte to its last.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
