@@ -516,6 +516,9 @@ fn write(
         special_bits: archive,
         // A link there may be one that this guest sent before.
         follow_place: false,
+        // A guest has no need to begin one again, and could send millions.
+        again: false,
+        entries: MAX_TREE_ENTRIES,
         depth: DEPTH,
     };
     let (path, contents) = (place.as_os_str().as_bytes(), root.contents);

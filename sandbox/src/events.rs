@@ -134,7 +134,7 @@ impl VmEvent {
         Self::now(VmEventKind::Lost(count))
     }
 
-    fn now(kind: VmEventKind) -> Self {
+    pub(crate) fn now(kind: VmEventKind) -> Self {
         Self {
             at: SystemTime::now().into(),
             kind,
@@ -292,7 +292,7 @@ impl Running {
                 command: exec.command,
             }),
             LoggedKind::Network { activity, .. } => VmEventKind::Network(Arc::new(*activity)),
-            LoggedKind::Lost { count } => VmEventKind::Lost(count),
+            LoggedKind::Lost { count, .. } => VmEventKind::Lost(count),
             LoggedKind::Vm { .. } => return None,
         };
         Some(VmEvent {

@@ -8,7 +8,7 @@ use std::time::SystemTime;
 use flashpan_protocol::agent::{Bytes, MAX_DATA};
 use flashpan_protocol::file::{
     FileFailureKind, FileInput, FileRequest, FileStat, MAX_FILE_FRAME, MAX_NAME, MAX_PATH,
-    MAX_TREE_DEPTH, TreeEntry, TreeInRequest,
+    MAX_TREE_DEPTH, MAX_TREE_ENTRIES, TreeEntry, TreeInRequest,
 };
 use flashpan_protocol::frame;
 use flashpan_rootfs::tar::{self, Event, Kind, Reader, Segment};
@@ -262,7 +262,7 @@ impl Unpacker {
                 };
                 names.pop();
                 self.enter(&names)?;
-                self.copied.entries = self.copied.entries.saturating_add(1);
+                self.count()?;
                 return self.frame(&link);
             }
             Kind::CharDevice(..) | Kind::BlockDevice(..) => {
@@ -290,7 +290,7 @@ impl Unpacker {
             let whole = [names.as_slice(), &[name]].concat();
             self.linkable.insert(self.numbers.hash_one(whole));
         }
-        self.copied.entries = self.copied.entries.saturating_add(1);
+        self.count()?;
         self.frame(&FileInput::Entry(TreeEntry {
             name: Bytes::from(name),
             stat: FileStat {
@@ -319,6 +319,17 @@ impl Unpacker {
             _ => {}
         }
         Ok(())
+    }
+
+    /// One more: of each a number is kept.
+    fn count(&mut self) -> Result<()> {
+        self.copied.entries = self.copied.entries.saturating_add(1);
+        match self.copied.entries > MAX_TREE_ENTRIES {
+            true => Err(Error::archive(
+                "there are more than 4194304 files and directories in it",
+            )),
+            false => Ok(()),
+        }
     }
 
     /// Another name for what came before, or why it is none.

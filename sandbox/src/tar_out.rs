@@ -19,7 +19,7 @@ use crate::sandbox::Sandbox;
 
 /// Most bytes that are kept of a file that said it had none, as those of /proc do:
 /// its length comes before its content.
-const UNSIZED: usize = 1 << 20;
+const UNSIZED: usize = 16 << 20;
 
 /// Longest file that is read before its length is written: those of /sys say that
 /// they have 4096 bytes, and most have fewer.
@@ -263,7 +263,7 @@ impl<'a> Packer<'a> {
                         return Err(broken("it sent more of a file than it had said".to_owned()));
                     }
                     let path = [self.path.as_slice(), entry.name.as_slice()].concat();
-                    let why = "it says that it is empty, and has more than 1 MiB";
+                    let why = "it says that it is empty, and has more than 16 MiB";
                     return Err(self.failed(&path, why));
                 }
                 content.extend_from_slice(bytes);
@@ -491,8 +491,8 @@ mod tests {
             (vec![entry(b"t", 0o010_644, 0, b"")], "a kind that is not"),
             (vec![directory(b"t"); MAX_TREE_DEPTH + 1], "256 levels"),
             (
-                [vec![file(b"t", 0)], vec![data(&[0; 1 << 19]); 3]].concat(),
-                "has more than 1 MiB",
+                [vec![file(b"t", 0)], vec![data(&[0; 1 << 19]); 33]].concat(),
+                "has more than 16 MiB",
             ),
         ] {
             let text = pack("/top", steps).unwrap_err().to_string();

@@ -50,6 +50,14 @@ pub struct Options {
     /// but where the path of the place ends in `/` or `/.`, it is followed to a
     /// directory that is there.
     pub follow_place: bool,
+    /// Whether a directory that came with this tree may be begun again, and then has
+    /// what was said of it last. It takes memory for each directory: not if the tree comes
+    /// from one who is not trusted with it. One that is begun again is then as any
+    /// that was there before.
+    pub again: bool,
+    /// Most entries, if fewer than [`MAX_TREE_ENTRIES`]. A directory that is begun again
+    /// with nothing said of it ([`Writer::enter`]) is none.
+    pub entries: u64,
     /// Most levels of directories, if fewer than [`MAX_TREE_DEPTH`]: each takes a
     /// descriptor while it is open.
     pub depth: usize,
@@ -63,8 +71,7 @@ pub struct Options {
 /// replaced by files and links, and kept where it is a directory in both, with
 /// the owner, permissions and times that it has;
 /// a directory takes the place of nothing else, and nothing else that of a
-/// directory. One that came with this tree and is begun again has what was said of it
-/// last.
+/// directory ([`Options::again`] says what becomes of one that is begun again).
 #[derive(Debug)]
 pub struct Writer {
     /// Where the root goes, until it has begun.
@@ -174,10 +181,18 @@ impl Writer {
     /// One more entry, if there may be one.
     fn count(&mut self) -> Result<(), Failure> {
         self.entries = self.entries.saturating_add(1);
-        if self.entries > MAX_TREE_ENTRIES {
-            let why = "there are more than 4194304 files and directories";
+        if self.entries > self.options.entries.min(MAX_TREE_ENTRIES) {
+            let why = match self.options.entries {
+                MAX_TREE_ENTRIES.. => "there are more than 4194304 files and directories",
+                _ => "there are more files and directories than are taken",
+            };
             return Err(Failure::refused(FileFailureKind::TooMany, why));
         }
+        self.place()
+    }
+
+    /// `Ok` if something may begin here.
+    fn place(&self) -> Result<(), Failure> {
         match self.finished || self.file.is_some() {
             true => Err(Failure::protocol("an entry where none can be")),
             false => Ok(()),
@@ -195,6 +210,12 @@ impl Writer {
             return Err(Failure::protocol("an entry where none can be"));
         };
         let (directory, made) = make_directory(above, name)?;
+        if made && !is_said {
+            self.count()?;
+        }
+        if !self.options.again {
+            return Ok((directory, made.then_some(entry.stat)));
+        }
         let there = fstat(&directory).map_err(Failure::system("look at the directory"))?;
         let identity = (there.st_dev, there.st_ino);
         let stat = match self.made.get(&identity) {
@@ -220,7 +241,11 @@ impl Writer {
     }
 
     fn begin(&mut self, entry: &TreeEntry, is_said: bool) -> Result<(), Failure> {
-        self.count()?;
+        match is_said {
+            true => self.count()?,
+            // It is one more only if it has to be made.
+            false => self.place()?,
+        }
         let name = match self.landing.take() {
             Some(Landing::Into(directory)) => {
                 self.levels.push(Level {

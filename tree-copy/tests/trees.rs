@@ -455,6 +455,50 @@ fn what_is_said_last_of_a_directory_holds_whatever_comes_before_and_after() {
 }
 
 #[test]
+fn a_directory_that_one_may_not_begin_again_is_as_one_that_was_there() {
+    let here = tempfile::tempdir().unwrap();
+    let place = here.path().join("to");
+    let to = place.to_str().unwrap().as_bytes();
+    let options = Options {
+        again: false,
+        ..OPTIONS
+    };
+    let mut writer = Writer::new(&open, to, false, &directory("to"), b"to", options).unwrap();
+    for mode in [0o750, 0o700] {
+        writer.entry(&described("d", mode, 1)).unwrap();
+        writer.close().unwrap();
+    }
+    writer.enter(&described("d", 0o711, 2)).unwrap();
+    writer.enter(&described("new", 0o711, 2)).unwrap();
+    for _ in 0..3 {
+        writer.close().unwrap();
+    }
+    assert!(writer.is_finished());
+    let mode = |path: &str| place.join(path).metadata().unwrap().mode() & 0o7777;
+    assert_eq!((mode("d"), mode("d/new")), (0o750, 0o711));
+}
+
+#[test]
+fn going_into_a_directory_again_is_no_entry_and_making_one_is() {
+    let here = tempfile::tempdir().unwrap();
+    let place = here.path().join("to");
+    let to = place.to_str().unwrap().as_bytes();
+    let options = Options {
+        entries: 3,
+        ..OPTIONS
+    };
+    let mut writer = Writer::new(&open, to, false, &directory("to"), b"to", options).unwrap();
+    for _ in 0..20 {
+        writer.enter(&directory("one")).unwrap();
+        writer.close().unwrap();
+    }
+    writer.enter(&directory("one")).unwrap();
+    writer.enter(&directory("two")).unwrap();
+    let refused = writer.enter(&directory("three")).unwrap_err();
+    assert!(refused.to_string().contains("more files"), "{refused}");
+}
+
+#[test]
 fn a_hard_link_is_another_name_of_the_same_file() {
     let here = tempfile::tempdir().unwrap();
     let place = here.path().join("to");

@@ -27,8 +27,8 @@ Examples:
 Every start and end of a program that somebody runs in a VM (not of those that it starts
 itself) is an event, every connection, request and question for a name of its guest, and
 everything that a VM does: starting, running, paused, stopping, stopped. Types are vm,
-exec_started, exec, network and lost. A VM keeps its last 8 to 16 MiB of them, until it is
-removed. What programs are called is what the guest says. Fields of --format: Time, VM,
+exec_started, exec, network and lost. A VM keeps the last 8 to 16 MiB of those of its
+network, and as much of all others, until it is removed. What programs are called is what the guest says. Fields of --format: Time, VM,
 Type, What; {{json .}} for all.";
 
 /// Events that wait to be written; whoever has more waits.
@@ -309,7 +309,10 @@ fn what(event: &LoggedEvent) -> String {
             )
         }
         LoggedKind::Network { activity, .. } => of_network(activity),
-        LoggedKind::Lost { count } => format!("at least {count} events are missing"),
+        LoggedKind::Lost { count, network } => {
+            let of = if *network { " of the network" } else { "" };
+            format!("at least {count} events{of} are missing")
+        }
         _ => "something that this version does not know".to_owned(),
     }
 }

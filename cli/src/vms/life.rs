@@ -24,10 +24,6 @@ const LONG: Duration = Duration::from_secs(10);
 /// How long what is left of a VM may take to go, once it has been told to.
 const GONE_WITHIN: Duration = Duration::from_secs(30);
 
-/// When a supervisor that does not listen is looked for again: it ends, which is told, or
-/// it has just begun, which is not.
-const LISTENS_WITHIN: Duration = Duration::from_secs(1);
-
 const START_EXAMPLES: &str = "\
 Examples:
   flashpan create --name web --image nginx && flashpan start web
@@ -317,7 +313,7 @@ fn stop_in_order(vm: &Vm, time: Option<Duration>) -> Result<(), Failure> {
     };
     // Of one that was still starting nothing can be lost.
     let came_up = !matches!(exit.reason, ExitReason::Other { .. });
-    if came_up && !exit.reason.is_orderly() && !was_removed(vm, &exit.reason) {
+    if came_up && !exit.reason.is_orderly() && !is_removed(vm, &exit.reason) {
         return Err(Failure::new(format!(
             "the VM {} did not shut down in order ({}); what it wrote last may be lost",
             vm.id(),
@@ -327,9 +323,10 @@ fn stop_in_order(vm: &Vm, time: Option<Duration>) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Whether its supervisor did not die but went, and the VM with it, in order.
-fn was_removed(vm: &Vm, reason: &ExitReason) -> bool {
-    vm.record().remove && *reason == ExitReason::SupervisorDied && !vm.directory().exists()
+/// Whether nothing of it is to stay, so that nothing is lost, and nothing did.
+fn is_removed(vm: &Vm, reason: &ExitReason) -> bool {
+    // One that went before it could answer has removed it first.
+    vm.record().remove && (*reason != ExitReason::SupervisorDied || !vm.directory().exists())
 }
 
 /// How it ended; `None` if it had before it could be told to.
@@ -356,17 +353,10 @@ fn shut_down(vm: &Vm, grace: Duration) -> Result<Option<Arc<Exit>>, Failure> {
 
 /// A handle to a VM that ran a moment ago; `None` if it has ended since.
 async fn attach_unless_ended(vm: &Vm) -> Result<Option<Sandbox>, Failure> {
-    let vms = Vms::user().map_err(Failure::new)?;
-    let begun = Instant::now();
-    loop {
-        match Sandbox::attach(vm).await {
-            Ok(sandbox) => return Ok(Some(sandbox)),
-            Err(flashpan::Error::NotRunning) if begun.elapsed() < GONE_WITHIN => {}
-            Err(error) => return Err(of_running(vm, error)),
-        }
-        if ended_within(&vms, vm.id(), LISTENS_WITHIN)? {
-            return Ok(None);
-        }
+    match Sandbox::attach(vm).await {
+        Ok(sandbox) => Ok(Some(sandbox)),
+        Err(flashpan::Error::NotRunning) => Ok(None),
+        Err(error) => Err(of_running(vm, error)),
     }
 }
 
@@ -395,36 +385,20 @@ fn of_running(vm: &Vm, error: flashpan::Error) -> Failure {
 /// Ends a VM whatever it is doing, also if its files cannot be understood.
 pub(super) fn end(id: &str) -> Result<(), Failure> {
     let vms = Vms::user().map_err(Failure::new)?;
-    let begun = Instant::now();
-    loop {
-        runtime(async { Ok(Sandbox::end(&vms, id).await?) })?;
-        if ended_within(&vms, id, LISTENS_WITHIN)? {
-            return Ok(());
-        }
-        // One that has just begun has not heard of it.
-        if begun.elapsed() >= GONE_WITHIN {
-            return Err(not_gone(id));
-        }
-    }
+    runtime(async { Ok(Sandbox::end(&vms, id).await?) })?;
+    gone(id)
 }
 
 /// Returns when a VM that was told to end has no supervisor any more.
 fn gone(id: &str) -> Result<(), Failure> {
     let vms = Vms::user().map_err(Failure::new)?;
-    match ended_within(&vms, id, GONE_WITHIN)? {
+    let ended = vms.wait_until_ended(id, GONE_WITHIN);
+    match ended.map_err(Failure::new)? {
         true => Ok(()),
-        false => Err(not_gone(id)),
+        false => Err(Failure::new(format!(
+            "the VM {id} has been told to end and has not in {GONE_WITHIN:?}"
+        ))),
     }
-}
-
-fn ended_within(vms: &Vms, id: &str, within: Duration) -> Result<bool, Failure> {
-    vms.wait_until_ended(id, within).map_err(Failure::new)
-}
-
-fn not_gone(id: &str) -> Failure {
-    Failure::new(format!(
-        "the VM {id} has been told to end and has not in {GONE_WITHIN:?}"
-    ))
 }
 
 pub(crate) fn kill(args: &KillArgs) -> Result<u8, Failure> {

@@ -4,7 +4,8 @@ use std::os::fd::OwnedFd;
 
 use flashpan_protocol::agent::MAX_DATA;
 use flashpan_protocol::file::{
-    FileFailure, FileFailureKind, FileInput, FileOutput, MAX_TREE_DEPTH, TreeInRequest,
+    FileFailure, FileFailureKind, FileInput, FileOutput, MAX_TREE_DEPTH, MAX_TREE_ENTRIES,
+    TreeInRequest,
 };
 use flashpan_tree_copy::{Failure, Options, Owner, Reader, Step, Why, Writer};
 use nix::errno::Errno;
@@ -30,6 +31,8 @@ pub(super) fn receive(
         special_bits: true,
         // Who asks may write everywhere in the guest.
         follow_place: true,
+        again: true,
+        entries: MAX_TREE_ENTRIES,
         depth: MAX_TREE_DEPTH,
     };
     let FileInput::Entry(first) = link.receive()? else {

@@ -3,13 +3,14 @@
 use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use flashpan_protocol::supervisor::{Activity, MAX_DOCUMENT};
 use nix::fcntl::posix_fallocate;
 
-use crate::attach::SOCKET;
+use crate::attach::{SOCKET, open_directory, through};
 use crate::forward::ForwardBinding;
 use crate::state::error::failed;
 use crate::state::lock::{LifeLock, Mark};
@@ -33,16 +34,22 @@ pub(crate) struct Claim {
 
 impl Vms {
     /// Takes the life of a VM in hand, whose command somebody else runs if it is
-    /// `attended`.
+    /// `attended`, and listens on its socket: whoever sees that the VM has a supervisor
+    /// can speak to it.
     ///
     /// # Errors
     /// [`crate::state::StateError::Status`] if it runs.
-    pub(crate) fn claim(&self, id: &str, attended: bool) -> Result<Claim> {
+    pub(crate) fn claim(&self, id: &str, attended: bool) -> Result<(Claim, UnixListener)> {
         let lock = self.lock()?;
         let vm = self.load(id)?;
         let file = vm.directory().join("lock");
-        let life = LifeLock::take(&file).map_err(failed("lock", &file))?;
-        let Some(life) = life else {
+        let mut listener = None;
+        let life = LifeLock::take(&file, || {
+            listener = Some(listen(vm.directory())?);
+            Ok(())
+        })
+        .map_err(failed("lock", &file))?;
+        let (Some(life), Some(listener)) = (life, listener) else {
             // Looked at again: it may have been started since.
             return Err(self.load(id)?.unsuitable("it has been started already"));
         };
@@ -71,15 +78,25 @@ impl Vms {
         // Now what is there is of this run.
         life.say(Activity::Starting)
             .map_err(failed("write", &file))?;
-        Ok(Claim {
+        let claim = Claim {
             vms: self.clone(),
             vm,
             run: Mutex::new(run),
             life: Mutex::new(Some(life)),
             room,
             mark: Mutex::new(mark),
-        })
+        };
+        Ok((claim, listener))
     }
+}
+
+/// Listens in a VM's directory, where only its supervisor does. The caller has the lock
+/// of the list, and no supervisor has the VM's life.
+fn listen(directory: &Path) -> io::Result<UnixListener> {
+    fs::remove_file(directory.join(SOCKET)).or_else(gone)?;
+    let listener = UnixListener::bind(through(&open_directory(directory)?))?;
+    listener.set_nonblocking(true)?;
+    Ok(listener)
 }
 
 impl Claim {

@@ -1,151 +1,24 @@
-//! What happened in a VM, as lines of JSON in its directory.
+//! What happens in a VM, written down as lines of JSON in its directory: what its programs
+//! and itself do in one log, and what the network sees in another. Of the network a guest
+//! can make any number of events, and must not push out what is told of programs.
 
-use std::collections::VecDeque;
 use std::io::Write;
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
-use flashpan_protocol::agent::ExitStatus;
-use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::timeout;
 
-use crate::api::{ExecEvent, Timestamp};
-use crate::events::{VmEvent, VmEventKind};
-use crate::network_event::NetworkActivity;
-use crate::state::{LogFile, LogReader, LogStream, Result, Status, Vm};
-use crate::text::one_line;
-
-/// Longest line that is read: a program's words are bounded by its agent, and each
-/// byte of them takes at most six in JSON.
-const LINE_MAX: usize = 64 * 1024;
-
-/// Longest text of an end, in characters.
-const MESSAGE_MAX: usize = 400;
-
-/// A line of a VM's events.
-///
-/// In JSON: `type`, `time`, `vm` and the fields of the type. Those of type `exec` have
-/// all that the reference's events have as well: `timestamp` and `exec`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[non_exhaustive]
-pub struct LoggedEvent {
-    /// When its supervisor heard of it.
-    pub time: Timestamp,
-    /// The VM's id.
-    pub vm: String,
-    /// What happened.
-    #[serde(flatten)]
-    pub kind: LoggedKind,
-}
-
-/// What happened in a VM, or with it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(tag = "type", rename_all = "snake_case")]
-#[non_exhaustive]
-pub enum LoggedKind {
-    /// The VM does something else.
-    Vm {
-        /// What it does now.
-        status: Status,
-        /// How it ended, on one line.
-        #[serde(default, skip_serializing_if = "Option::is_none")]
-        message: Option<String>,
-    },
-    /// A program was started.
-    ExecStarted {
-        /// The program's number in its VM.
-        id: u64,
-        /// Its process id in the guest.
-        pid: u32,
-        /// The program and its arguments; what is not UTF-8 is replaced.
-        argv: Vec<String>,
-        /// Whether there was more of them.
-        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
-        truncated: bool,
-        /// User id.
-        uid: u32,
-        /// Group id.
-        gid: u32,
-        /// Working directory.
-        working_dir: String,
-    },
-    /// A program has ended.
-    Exec {
-        /// Since 1970, in milliseconds.
-        timestamp: i64,
-        /// The command and its exit code.
-        exec: ExecEvent,
-        /// The program's number in its VM.
-        id: u64,
-        /// Its process id in the guest, which may be another's by now.
-        pid: u32,
-        /// The signal that ended it.
-        #[serde(default, skip_serializing_if = "Option::is_none")]
-        signal: Option<i32>,
-        /// How long it ran, in milliseconds.
-        duration_ms: u64,
-    },
-    /// A connection, request or question for a name is over, or was refused.
-    Network {
-        /// Since 1970, in seconds.
-        timestamp: i64,
-        /// What it was.
-        #[serde(flatten)]
-        activity: Box<NetworkActivity>,
-    },
-    /// At least so many events before this are missing: they came faster than they
-    /// could be told.
-    Lost {
-        /// How many.
-        count: u64,
-    },
-}
-
-impl LoggedEvent {
-    fn of_program(vm: &str, event: &VmEvent) -> Self {
-        let kind = match &event.kind {
-            VmEventKind::ExecStarted(started) => LoggedKind::ExecStarted {
-                id: started.id,
-                pid: started.pid,
-                argv: started
-                    .argv()
-                    .iter()
-                    .map(|word| word.to_string_lossy().into_owned())
-                    .collect(),
-                truncated: started.truncated,
-                uid: started.uid,
-                gid: started.gid,
-                working_dir: started.working_dir.to_string_lossy().into_owned(),
-            },
-            VmEventKind::ExecEnded(ended) => LoggedKind::Exec {
-                timestamp: event.at.unix_milliseconds(),
-                exec: ended.to_api(),
-                id: ended.id,
-                pid: ended.pid,
-                signal: match ended.status {
-                    ExitStatus::Signal(signal) => Some(signal),
-                    ExitStatus::Code(_) => None,
-                },
-                duration_ms: u64::try_from(ended.duration.as_millis()).unwrap_or(u64::MAX),
-            },
-            VmEventKind::Network(activity) => LoggedKind::Network {
-                timestamp: event.at.unix_seconds(),
-                activity: Box::new(NetworkActivity::clone(activity)),
-            },
-            VmEventKind::Lost(count) => LoggedKind::Lost { count: *count },
-        };
-        Self {
-            time: event.at,
-            vm: vm.to_owned(),
-            kind,
-        }
-    }
-}
+use crate::events::VmEvent;
+use crate::state::logged_event::{LoggedEvent, LoggedKind};
+use crate::state::{LogFile, LogStream, Status};
 
 /// Lines that wait for a slow disk. What comes when so many do is counted instead.
 const WAITING: usize = 1024;
+
+/// How much of that room what the network sees leaves for all else.
+const LEFT_BY_NETWORK: usize = WAITING / 2;
 
 /// How long the lines that wait may take when somebody waits for them.
 const WRITTEN_WITHIN: Duration = Duration::from_secs(5);
@@ -161,6 +34,43 @@ enum Entry {
     Written(oneshot::Sender<()>),
 }
 
+/// How many events there was no room for, behind all that were taken.
+#[derive(Debug, Default)]
+struct Lost {
+    /// Of the network.
+    network: u64,
+    /// All others.
+    others: u64,
+}
+
+impl Lost {
+    fn add(&mut self, event: &LoggedEvent) {
+        let count = match event.kind {
+            LoggedKind::Lost { count, .. } => count,
+            _ => 1,
+        };
+        let sum = match event.is_of_network() {
+            true => &mut self.network,
+            false => &mut self.others,
+        };
+        *sum = sum.saturating_add(count);
+    }
+
+    /// What has to be told of it, from now on not again.
+    fn take(&mut self, vm: &str) -> impl Iterator<Item = LoggedEvent> + use<> {
+        let Self { network, others } = std::mem::take(self);
+        let told =
+            |count: u64, network| (count > 0).then(|| LoggedEvent::of_lost(vm, count, network));
+        let told = [told(others, false), told(network, true)];
+        told.into_iter().flatten()
+    }
+
+    /// How many lines that takes.
+    fn lines(&self) -> usize {
+        usize::from(self.network > 0).saturating_add(usize::from(self.others > 0))
+    }
+}
+
 /// The events of a VM, in the hands of its supervisor. A thread of its own writes them,
 /// so nobody who has something to tell waits for a disk.
 #[derive(Debug)]
@@ -168,25 +78,32 @@ pub(crate) struct EventLog {
     vm: String,
     /// `None` from the end of the VM's run on.
     entries: Mutex<Option<mpsc::Sender<Entry>>>,
-    /// How many events there was no room for, behind all that were taken.
-    lost: Arc<Mutex<u64>>,
+    lost: Arc<Mutex<Lost>>,
     /// Tells when the thread has written everything.
     done: Mutex<Option<oneshot::Receiver<()>>>,
 }
 
 impl EventLog {
     pub(crate) fn open(vm: &str, directory: &Path) -> std::io::Result<Self> {
-        let mut file = LogFile::open(directory.join(LogStream::Events.file_name()))?;
-        // Behind what a killed supervisor was writing; an empty line is none.
-        file.write_all(b"\n")?;
-        Self::into(vm, move |line| {
+        let open = |stream: LogStream| {
+            let mut file = LogFile::open(directory.join(stream.file_name()))?;
+            // Behind what a killed supervisor was writing; an empty line is none.
+            file.write_all(b"\n")?;
+            Ok::<_, std::io::Error>(file)
+        };
+        let (mut events, mut network) = (open(LogStream::Events)?, open(LogStream::Network)?);
+        Self::into(vm, move |line, is_of_network| {
+            let file = match is_of_network {
+                true => &mut network,
+                false => &mut events,
+            };
             // A log takes everything, or does without.
             let _ = file.begin_line(line.len());
             let _ = file.write_all(line);
         })
     }
 
-    fn into(vm: &str, sink: impl FnMut(&[u8]) + Send + 'static) -> std::io::Result<Self> {
+    fn into(vm: &str, sink: impl FnMut(&[u8], bool) + Send + 'static) -> std::io::Result<Self> {
         let (sender, entries) = mpsc::channel(WAITING);
         let (teller, done) = oneshot::channel();
         let lost = Arc::default();
@@ -212,11 +129,16 @@ impl EventLog {
     }
 
     pub(crate) fn vm(&self, status: Status, message: Option<&str>) {
-        self.add(of_vm(&self.vm, status, message));
+        self.add(LoggedEvent::of_vm(&self.vm, status, message));
     }
 
     pub(crate) fn program(&self, event: &VmEvent) {
         self.add(LoggedEvent::of_program(&self.vm, event));
+    }
+
+    /// So many events could not be told, all of the network or none.
+    pub(crate) fn lost(&self, count: u64, network: bool) {
+        self.add(LoggedEvent::of_lost(&self.vm, count, network));
     }
 
     /// Waits until everything so far is written, unless that takes long.
@@ -242,12 +164,11 @@ impl EventLog {
         let (Some(entries), Some(done)) = (entries, done) else {
             return;
         };
-        let last = of_vm(&self.vm, Status::Stopped, Some(message));
+        let last = LoggedEvent::of_vm(&self.vm, Status::Stopped, Some(message));
         let all = async move {
-            if let Ok(mut room) = entries.reserve_many(2).await {
-                let lost = std::mem::take(&mut *locked(&self.lost));
-                let lost = (lost > 0).then(|| of_lost(&self.vm, lost));
-                for event in lost.into_iter().chain([last]) {
+            if let Ok(mut room) = entries.reserve_many(3).await {
+                let lost = locked(&self.lost).take(&self.vm);
+                for event in lost.chain([last]) {
                     if let Some(room) = room.next() {
                         room.send(Entry::Event(Box::new(event)));
                     }
@@ -263,41 +184,21 @@ impl EventLog {
         let entries = locked(&self.entries);
         let Some(entries) = &*entries else { return };
         let mut lost = locked(&self.lost);
-        let before = (*lost > 0).then(|| of_lost(&self.vm, *lost));
-        let wanted = if before.is_some() { 2 } else { 1 };
-        let Ok(mut room) = entries.try_reserve_many(wanted) else {
-            let more = match event.kind {
-                LoggedKind::Lost { count } => count,
-                _ => 1,
-            };
-            *lost = lost.saturating_add(more);
-            return;
+        let wanted = lost.lines().saturating_add(1);
+        let left = match event.is_of_network() {
+            true => LEFT_BY_NETWORK,
+            false => 0,
         };
-        *lost = 0;
-        for event in before.into_iter().chain([event]) {
+        let has_room = entries.capacity() >= wanted.saturating_add(left);
+        let room = has_room.then(|| entries.try_reserve_many(wanted).ok());
+        let Some(mut room) = room.flatten() else {
+            return lost.add(&event);
+        };
+        for event in lost.take(&self.vm).chain([event]) {
             if let Some(room) = room.next() {
                 room.send(Entry::Event(Box::new(event)));
             }
         }
-    }
-}
-
-fn of_vm(vm: &str, status: Status, message: Option<&str>) -> LoggedEvent {
-    LoggedEvent {
-        time: SystemTime::now().into(),
-        vm: vm.to_owned(),
-        kind: LoggedKind::Vm {
-            status,
-            message: message.map(|text| one_line(text, MESSAGE_MAX)),
-        },
-    }
-}
-
-fn of_lost(vm: &str, count: u64) -> LoggedEvent {
-    LoggedEvent {
-        time: SystemTime::now().into(),
-        vm: vm.to_owned(),
-        kind: LoggedKind::Lost { count },
     }
 }
 
@@ -310,11 +211,11 @@ fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 struct Writer<S> {
     vm: String,
     entries: mpsc::Receiver<Entry>,
-    lost: Arc<Mutex<u64>>,
+    lost: Arc<Mutex<Lost>>,
     sink: S,
 }
 
-impl<S: FnMut(&[u8])> Writer<S> {
+impl<S: FnMut(&[u8], bool)> Writer<S> {
     fn run(mut self) {
         while let Some(entry) = self.entries.blocking_recv() {
             match entry {
@@ -323,107 +224,25 @@ impl<S: FnMut(&[u8])> Writer<S> {
                 Entry::Written(teller) => drop(teller.send(())),
             }
             // What was lost is told also if nothing follows.
-            if let Some(lost) = self.lost_before_the_next() {
-                self.write(&of_lost(&self.vm, lost));
+            for lost in self.lost_before_the_next() {
+                self.write(&lost);
             }
         }
     }
 
-    fn lost_before_the_next(&self) -> Option<u64> {
+    fn lost_before_the_next(&self) -> Vec<LoggedEvent> {
         // Under this lock nothing is added.
         let mut lost = locked(&self.lost);
-        if *lost == 0 || !self.entries.is_empty() {
-            return None;
+        match self.entries.is_empty() {
+            true => lost.take(&self.vm).collect(),
+            false => Vec::new(),
         }
-        Some(std::mem::take(&mut *lost))
     }
 
     fn write(&mut self, event: &LoggedEvent) {
         if let Ok(mut line) = serde_json::to_vec(event) {
             line.push(b'\n');
-            (self.sink)(&line);
-        }
-    }
-}
-
-/// The events of a VM, as they are there and as they come.
-#[derive(Debug)]
-pub struct EventReader {
-    vm: String,
-    log: LogReader,
-    /// The beginning of a line.
-    rest: Vec<u8>,
-    ready: VecDeque<LoggedEvent>,
-}
-
-impl EventReader {
-    /// Opens the events of a VM; of those that are there already only the last `tail`
-    /// count, if that is given.
-    ///
-    /// # Errors
-    /// They cannot be read.
-    pub fn open(vm: &Vm, tail: Option<usize>) -> Result<Self> {
-        Self::at(vm.id(), vm.directory(), tail)
-    }
-
-    pub(crate) fn at(vm: &str, directory: &Path, tail: Option<usize>) -> Result<Self> {
-        let path = directory.join(LogStream::Events.file_name());
-        Ok(Self {
-            vm: vm.to_owned(),
-            log: LogReader::at(path, directory, tail)?,
-            rest: Vec::new(),
-            ready: VecDeque::new(),
-        })
-    }
-
-    /// The next one that is there; `None` at the end so far.
-    ///
-    /// # Errors
-    /// They cannot be read.
-    pub fn available(&mut self) -> Result<Option<LoggedEvent>> {
-        loop {
-            if let Some(event) = self.ready.pop_front() {
-                return Ok(Some(event));
-            }
-            let chunk = self.log.available()?;
-            if self.log.take_lost() {
-                // Nobody knows how many were in the file that is gone.
-                self.ready.push_back(LoggedEvent {
-                    time: SystemTime::now().into(),
-                    vm: self.vm.clone(),
-                    kind: LoggedKind::Lost { count: 1 },
-                });
-            }
-            if chunk.is_empty() && self.ready.is_empty() {
-                return Ok(None);
-            }
-            self.take_in(&chunk);
-        }
-    }
-
-    /// Waits until there may be more. Cancel safe.
-    ///
-    /// # Errors
-    /// The host does not say.
-    pub async fn changed(&mut self) -> Result<()> {
-        self.log.changed().await
-    }
-
-    fn take_in(&mut self, mut chunk: &[u8]) {
-        while let Some(end) = chunk.iter().position(|byte| *byte == b'\n') {
-            let (line, more) = chunk.split_at(end);
-            self.rest.extend_from_slice(line);
-            // Of a line that was not written whole (the disk was full), or is of a later
-            // version, nothing is known.
-            if let Ok(event) = serde_json::from_slice(&self.rest) {
-                self.ready.push_back(event);
-            }
-            self.rest.clear();
-            chunk = more.get(1..).unwrap_or_default();
-        }
-        self.rest.extend_from_slice(chunk);
-        if self.rest.len() > LINE_MAX {
-            self.rest.clear();
+            (self.sink)(&line, event.is_of_network());
         }
     }
 }
@@ -431,6 +250,13 @@ impl EventReader {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::events::VmEventKind;
+    use crate::network_event::NetworkActivity;
+
+    fn of_others(count: u64) -> LoggedKind {
+        let network = false;
+        LoggedKind::Lost { count, network }
+    }
 
     fn statuses(lines: &std::sync::mpsc::Receiver<LoggedEvent>) -> Vec<LoggedKind> {
         lines.try_iter().map(|event| event.kind).collect()
@@ -441,7 +267,7 @@ mod tests {
         let (at_disk, reached) = std::sync::mpsc::channel();
         let (open, gate) = std::sync::mpsc::channel::<()>();
         let (written, lines) = std::sync::mpsc::channel();
-        let log = EventLog::into("vm-00000001", move |line| {
+        let log = EventLog::into("vm-00000001", move |line, _| {
             let _ = at_disk.send(());
             // Shut for the first line, open for good when `open` is dropped.
             let _ = gate.recv();
@@ -473,7 +299,7 @@ mod tests {
                 .iter()
                 .all(|kind| *kind == vm(Status::Running, None))
         );
-        assert_eq!(kinds[WAITING + 1], LoggedKind::Lost { count: 7 });
+        assert_eq!(kinds[WAITING + 1], of_others(7));
         assert_eq!(kinds[WAITING + 2], vm(Status::Stopped, Some("told so")));
         // Nothing comes after the end.
         log.vm(Status::Running, None);
@@ -485,7 +311,7 @@ mod tests {
         let (at_disk, reached) = std::sync::mpsc::channel();
         let (open, gate) = std::sync::mpsc::channel::<()>();
         let (written, lines) = std::sync::mpsc::channel();
-        let log = EventLog::into("vm-00000001", move |line| {
+        let log = EventLog::into("vm-00000001", move |line, _| {
             let _ = at_disk.send(());
             let _ = gate.recv();
             let event: LoggedEvent = serde_json::from_slice(line).unwrap();
@@ -501,7 +327,7 @@ mod tests {
         let lost = lines
             .iter()
             .find(|kind| matches!(kind, LoggedKind::Lost { .. }));
-        assert_eq!(lost, Some(LoggedKind::Lost { count: 2 }));
+        assert_eq!(lost, Some(of_others(2)));
         log.vm(Status::Paused, None);
         log.written().await;
         let paused = LoggedKind::Vm {
@@ -509,5 +335,41 @@ mod tests {
             message: None,
         };
         assert_eq!(lines.try_iter().last(), Some(paused));
+    }
+
+    #[tokio::test]
+    async fn what_the_network_sees_takes_no_room_of_what_programs_do() {
+        let (at_disk, reached) = std::sync::mpsc::channel();
+        let (open, gate) = std::sync::mpsc::channel::<()>();
+        let (written, lines) = std::sync::mpsc::channel();
+        let log = EventLog::into("vm-00000001", move |line, network| {
+            let _ = at_disk.send(());
+            let _ = gate.recv();
+            let event: LoggedEvent = serde_json::from_slice(line).unwrap();
+            written.send((event.kind, network)).unwrap();
+        })
+        .unwrap();
+        log.vm(Status::Starting, None);
+        reached.recv().unwrap();
+        let seen = VmEvent::now(VmEventKind::Network(Arc::new(NetworkActivity::default())));
+        for _ in 0..=WAITING {
+            log.program(&seen);
+        }
+        for _ in 0..LEFT_BY_NETWORK - 1 {
+            log.vm(Status::Running, None);
+        }
+        drop(open);
+        log.end("told so").await;
+        let lines: Vec<_> = lines.iter().collect();
+        let of_network = |(_, network): &&(LoggedKind, bool)| *network;
+        let is_lost = |kind: &LoggedKind| matches!(kind, LoggedKind::Lost { .. });
+        let lost: Vec<_> = lines.iter().filter(|(kind, _)| is_lost(kind)).collect();
+        let count = u64::try_from(WAITING + 1 - LEFT_BY_NETWORK).unwrap();
+        let network = true;
+        assert_eq!(lost, [&(LoggedKind::Lost { count, network }, true)]);
+        let network = lines.iter().filter(of_network).count();
+        assert_eq!(network, WAITING - LEFT_BY_NETWORK + 1);
+        // All others, and the first and last.
+        assert_eq!(lines.len() - network, LEFT_BY_NETWORK - 1 + 2);
     }
 }

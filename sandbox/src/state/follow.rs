@@ -24,6 +24,8 @@ pub enum LogStream {
     Console,
     /// What happened, a line of JSON each: see [`crate::state::EventReader`].
     Events,
+    /// What the network saw, as part of what happened.
+    Network,
 }
 
 impl LogStream {
@@ -34,6 +36,7 @@ impl LogStream {
             Self::Output => "output.log",
             Self::Console => "console.log",
             Self::Events => "events.log",
+            Self::Network => "network.log",
         }
     }
 }

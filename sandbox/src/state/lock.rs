@@ -73,8 +73,12 @@ impl LifeLock {
     }
 
     /// Takes the lock; `None` if a supervisor has it. The caller has the lock of the
-    /// list, so no supervisor can come meanwhile.
-    pub(crate) fn take(path: &Path) -> io::Result<Option<Self>> {
+    /// list, so no supervisor can come meanwhile. `before` is what is done before anybody
+    /// can see that there is a supervisor, and not if there is another.
+    pub(crate) fn take(
+        path: &Path,
+        before: impl FnOnce() -> io::Result<()>,
+    ) -> io::Result<Option<Self>> {
         let file = OpenOptions::new()
             .read(true)
             .write(true)
@@ -85,6 +89,7 @@ impl LifeLock {
         if query(&file)? == Holder::Supervisor {
             return Ok(None);
         }
+        before()?;
         // What the supervisor before said last is said of no other run.
         file.write_all_at(&[BEGINS], 0)?;
         // Who waited for a share lets go of it at once.
@@ -283,12 +288,12 @@ mod tests {
             let paused = Some(Activity::Paused);
             assert_eq!(look(&path).unwrap(), (Holder::Supervisor, paused));
         }
-        assert!(LifeLock::take(&path).unwrap().is_none());
+        assert!(LifeLock::take(&path, || Ok(())).unwrap().is_none());
         assert!(!wait_until_free(&path, Duration::from_millis(10)).unwrap());
         drop(life);
         // Who waited in vain may still get its share, for a moment.
         assert_ne!(look(&path).unwrap().0, Holder::Supervisor);
-        assert!(LifeLock::take(&path).unwrap().is_some());
+        assert!(LifeLock::take(&path, || Ok(())).unwrap().is_some());
     }
 
     #[test]
@@ -308,7 +313,7 @@ mod tests {
         assert_eq!(look(&path).unwrap().0, Holder::Waiter);
         let next = {
             let path = path.clone();
-            thread::spawn(move || LifeLock::take(&path).unwrap().is_some())
+            thread::spawn(move || LifeLock::take(&path, || Ok(())).unwrap().is_some())
         };
         drop(share);
         assert!(next.join().unwrap());

@@ -20,9 +20,11 @@
 mod claim;
 mod error;
 mod event_log;
+mod event_reader;
 mod follow;
 mod lock;
 mod log_file;
+mod logged_event;
 mod names;
 mod new;
 mod programs;
@@ -41,8 +43,9 @@ use std::time::Duration;
 use rustix::rand::{GetRandomFlags, getrandom};
 
 pub use error::StateError;
-pub use event_log::{EventReader, LoggedEvent, LoggedKind};
+pub use event_reader::EventReader;
 pub use follow::{ListWatch, LogReader, LogStream};
+pub use logged_event::{LoggedEvent, LoggedKind};
 pub use new::NewVm;
 pub use programs::{NotText, Programs};
 pub use record::{CommandEnd, ExitRecord, NAME_MAX, Publish, Record, Run, Status};

@@ -27,9 +27,13 @@ impl Fixture {
         self.vms.find(id).unwrap().status()
     }
 
+    fn claim(&self, id: &str) -> Result<Claim> {
+        self.vms.claim(id, false).map(|(claim, _listener)| claim)
+    }
+
     /// A run that ends as it should.
     fn run(&self, id: &str) {
-        let claim = self.vms.claim(id, false).unwrap();
+        let claim = self.claim(id).unwrap();
         let exit = ExitRecord::new(claim.run(), Err("told so"), None);
         claim.end(&exit, false).unwrap();
     }
@@ -56,7 +60,7 @@ fn a_vm_is_made_runs_crashes_runs_again_and_is_removed() {
     let id = fixture.create(Some("web"));
     assert_eq!(fixture.status(&id), Status::Created);
 
-    let claim = fixture.vms.claim(&id, false).unwrap();
+    let claim = fixture.claim(&id).unwrap();
     assert_eq!(fixture.status(&id), Status::Starting);
     for (activity, status) in [
         (Activity::Running, Status::Running),
@@ -66,7 +70,7 @@ fn a_vm_is_made_runs_crashes_runs_again_and_is_removed() {
         claim.say(activity);
         assert_eq!(fixture.status(&id), status);
     }
-    let twice = fixture.vms.claim(&id, false).unwrap_err();
+    let twice = fixture.claim(&id).unwrap_err();
     assert!(twice.to_string().contains("is stopping; "), "{twice}");
     let refused = fixture.vms.remove(&id).unwrap_err();
     assert!(refused.to_string().contains("rm -f"), "{refused}");
@@ -82,7 +86,7 @@ fn a_vm_is_made_runs_crashes_runs_again_and_is_removed() {
     assert_eq!(vm.record().launch["kept"], true);
 
     // Killed again: the end of the run before says nothing of this one.
-    drop(fixture.vms.claim(&id, false).unwrap());
+    drop(fixture.claim(&id).unwrap());
     let vm = fixture.vms.find(&id).unwrap();
     assert_eq!((vm.status(), vm.exit()), (Status::Crashed, None));
 
@@ -100,7 +104,7 @@ use flashpan_protocol::supervisor::Activity;
 fn a_supervisor_that_removes_its_vm_leaves_nothing() {
     let fixture = Fixture::new();
     let id = fixture.create(Some("gone"));
-    let claim = fixture.vms.claim(&id, false).unwrap();
+    let claim = fixture.claim(&id).unwrap();
     let exit = ExitRecord::new(claim.run(), Err("told so"), None);
     claim.end(&exit, true).unwrap();
     assert_eq!(fixture.left(), [""; 0]);
@@ -188,7 +192,7 @@ fn a_vm_gets_another_name_and_the_old_one_is_free() {
     assert!(matches!(taken, StateError::NameTaken { .. }), "{taken}");
     // Its own name again, and while it runs.
     fixture.vms.rename(&two, "one").unwrap();
-    let claim = fixture.vms.claim(&two, false).unwrap();
+    let claim = fixture.claim(&two).unwrap();
     fixture.vms.rename(&two, "second").unwrap();
     assert_eq!(fixture.vms.find("second").unwrap().id(), two);
     drop(claim);
@@ -241,8 +245,8 @@ fn only_what_has_ended_is_pruned() {
         fixture.create(None),
     );
     fixture.run(&stopped);
-    drop(fixture.vms.claim(&crashed, false).unwrap());
-    let _claim = fixture.vms.claim(&running, false).unwrap();
+    drop(fixture.claim(&crashed).unwrap());
+    let _claim = fixture.claim(&running).unwrap();
     let (mut pruned, failures) = fixture.vms.prune().unwrap();
     assert!(failures.is_empty());
     pruned.sort();
@@ -275,7 +279,7 @@ fn a_damaged_vm_is_told_and_can_be_removed_by_its_name() {
         let (id, error) = &listing.damaged[0];
         assert_eq!(id, &bad);
         assert!(error.to_string().contains("vm.json"), "{error}");
-        assert!(fixture.vms.claim(&bad, false).is_err());
+        assert!(fixture.claim(&bad).is_err());
     }
     let id = fixture.vms.resolve("bad").unwrap();
     fixture.vms.remove(&id).unwrap();
@@ -322,7 +326,7 @@ fn a_vm_that_starts_again_is_never_seen_with_the_end_of_its_last_run() {
     let fixture = Fixture::new();
     let id = fixture.create(None);
     let directory = fixture.vms.directory(&id);
-    let claim = fixture.vms.claim(&id, false).unwrap();
+    let claim = fixture.claim(&id).unwrap();
     let command = CommandEnd {
         code: 7,
         signal: None,
@@ -335,7 +339,7 @@ fn a_vm_that_starts_again_is_never_seen_with_the_end_of_its_last_run() {
     assert_eq!(vm.run().unwrap().command, Some(command));
 
     // Its supervisor has taken the lock, and written nothing yet.
-    let life = lock::LifeLock::take(&directory.join("lock"))
+    let life = lock::LifeLock::take(&directory.join("lock"), || Ok(()))
         .unwrap()
         .unwrap();
     let vm = fixture.vms.find(&id).unwrap();
@@ -350,11 +354,36 @@ fn a_vm_that_starts_again_is_never_seen_with_the_end_of_its_last_run() {
     // It is started when a reader has read what was there.
     let mut claim = None;
     let (status, run, exit) = vm::look_between(&directory, || {
-        claim = fixture.vms.claim(&id, false).ok();
+        claim = fixture.claim(&id).ok();
     })
     .unwrap();
     let run = run.unwrap();
     assert_eq!((status, run.number), (Status::Starting, 2));
     assert_eq!((run.command, exit), (None, None));
     assert!(claim.is_some());
+}
+
+#[test]
+fn whoever_sees_a_supervisor_can_speak_to_it() {
+    use std::os::unix::net::UnixStream;
+    let fixture = Fixture::new();
+    let id = fixture.create(None);
+    let directory = fixture.vms.directory(&id);
+    let (lock, socket) = (directory.join("lock"), directory.join("control.sock"));
+    let stale = std::os::unix::net::UnixListener::bind(&socket).unwrap();
+    drop(stale);
+    let life = lock::LifeLock::take(&lock, || {
+        // What is done here nobody has seen.
+        assert_eq!(fixture.status(&id), Status::Created);
+        Ok(())
+    });
+    drop(life.unwrap().unwrap());
+
+    let (claim, listener) = fixture.vms.claim(&id, false).unwrap();
+    assert_eq!(fixture.status(&id), Status::Starting);
+    // Somebody who starts it as well is not in the way.
+    assert!(fixture.claim(&id).is_err());
+    let client = UnixStream::connect(&socket).unwrap();
+    let (server, _) = listener.accept().unwrap();
+    drop((client, server, claim));
 }

@@ -26,7 +26,7 @@ use crate::state::{
 use crate::supervise::command::OwnCommand;
 use crate::supervise::detach::{Channel, Starter};
 use crate::supervise::doing::Doing;
-use crate::supervise::server::{Clients, listen};
+use crate::supervise::server::Clients;
 use crate::supervise::start::{NotStarted, Order};
 use crate::supervise::tell::tell;
 
@@ -116,6 +116,11 @@ impl Shared {
     /// Writes down what happened in the guest.
     pub(super) fn tell(&self, event: &VmEvent) {
         self.events.program(event);
+    }
+
+    /// Writes down that so many events could not be, all of the network or none.
+    pub(super) fn lost(&self, count: u64, network: bool) {
+        self.events.lost(count, network);
     }
 
     /// Shuts the VM down. It goes on whoever asked, and the shortest time of all who ask
@@ -250,14 +255,16 @@ fn begin(
 ) -> Result<Begun, NotStarted> {
     // From here on a signal ends the VM in order, and not this process.
     let ending = Ending::watch()?;
-    let claim = Arc::new(vms.claim(&order.id, !order.run_command)?);
+    let (claim, listener) = vms.claim(&order.id, !order.run_command)?;
+    let claim = Arc::new(claim);
     let directory = claim.directory().to_owned();
     let prepared = (|| {
         let log = |stream: LogStream| LogFile::open(directory.join(stream.file_name()));
         let events = EventLog::open(&order.id, &directory)?;
         let noted = Arc::clone(&claim);
         let doing = Doing::starting(move |activity| noted.say(activity))?;
-        Ok((listen(&directory)?, log(LogStream::Console)?, events, doing))
+        let listener = UnixListener::from_std(listener)?;
+        Ok((listener, log(LogStream::Console)?, events, doing))
     })();
     let (listener, console, events, doing) = match prepared {
         Ok(prepared) => prepared,

@@ -1,6 +1,5 @@
 //! What clients ask of a supervisor, over its socket.
 
-use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Duration;
@@ -316,15 +315,4 @@ fn refusal_of(error: &Error) -> Answer {
         _ => RefusalKind::Failed,
     };
     refusal(kind, &error.to_string())
-}
-
-/// Listens in a VM's directory, where only its supervisor does.
-pub(super) fn listen(directory: &std::path::Path) -> io::Result<UnixListener> {
-    use crate::attach::{SOCKET, open_directory, through};
-    let open = open_directory(directory)?;
-    match std::fs::remove_file(directory.join(SOCKET)) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-        _ => {}
-    }
-    UnixListener::bind(through(&open))
 }

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::oneshot;
 use tokio::time::timeout;
 
-use crate::events::{Events, VmEvent, VmEventKind};
+use crate::events::{Events, VmEventKind};
 use crate::supervise::life::Shared;
 
 /// Most events of programs that are written down in a second: of those that are run through
@@ -24,41 +24,76 @@ const SECOND: Duration = Duration::from_secs(1);
 pub(super) fn tell(mut events: Events, shared: Arc<Shared>) -> oneshot::Receiver<()> {
     let (teller, told) = oneshot::channel();
     tokio::spawn(async move {
-        let mut quota = Quota::new(PER_SECOND, Instant::now());
-        let mut of_network = Quota::new(NETWORK_PER_SECOND, Instant::now());
+        let mut quotas = Quotas::new(Instant::now());
         loop {
-            let next = match quota.lost.saturating_add(of_network.lost) {
-                0 => Ok(events.next().await),
+            let next = match quotas.are_kept() {
+                true => Ok(events.next().await),
                 // What is lost is told soon, also if nothing follows.
-                _ => timeout(SECOND, events.next()).await,
+                false => timeout(SECOND, events.next()).await,
             };
             let event = match next {
                 Ok(Some(event)) => Some(event),
                 Ok(None) => break,
                 Err(_) => None,
             };
-            for quota in [&mut quota, &mut of_network] {
-                if let Some(lost) = quota.renewed(Instant::now()) {
-                    shared.tell(&VmEvent::lost(lost));
-                }
+            for (lost, is_of_network) in quotas.renewed(Instant::now()) {
+                shared.lost(lost, is_of_network);
             }
-            let Some(event) = event else { continue };
-            let quota = match event.kind {
-                VmEventKind::Network(_) => &mut of_network,
-                _ => &mut quota,
-            };
-            if quota.admits() {
+            if let Some(event) = event
+                && quotas.admit(&event.kind)
+            {
                 shared.tell(&event);
             }
         }
-        let lost = quota.lost.saturating_add(of_network.lost);
-        if lost > 0 {
-            shared.tell(&VmEvent::lost(lost));
+        for (lost, is_of_network) in quotas.lost() {
+            shared.lost(lost, is_of_network);
         }
         // Nobody waits any more when it took too long.
         let _ = teller.send(());
     });
     told
+}
+
+/// How many events of each kind may still be written down.
+#[derive(Debug)]
+struct Quotas {
+    programs: Quota,
+    network: Quota,
+}
+
+impl Quotas {
+    fn new(now: Instant) -> Self {
+        Self {
+            programs: Quota::new(PER_SECOND, now),
+            network: Quota::new(NETWORK_PER_SECOND, now),
+        }
+    }
+
+    /// Whether nothing was lost since the last second that was told of.
+    fn are_kept(&self) -> bool {
+        self.lost().next().is_none()
+    }
+
+    /// What was lost in a time that is over now, and whether it is of the network.
+    fn renewed(&mut self, now: Instant) -> impl Iterator<Item = (u64, bool)> + use<> {
+        let programs = self.programs.renewed(now).map(|lost| (lost, false));
+        let network = self.network.renewed(now).map(|lost| (lost, true));
+        programs.into_iter().chain(network)
+    }
+
+    /// What was lost and not told of yet, and whether it is of the network.
+    fn lost(&self) -> impl Iterator<Item = (u64, bool)> + use<> {
+        let lost = [(self.programs.lost, false), (self.network.lost, true)];
+        lost.into_iter().filter(|(lost, _)| *lost > 0)
+    }
+
+    /// Whether another one may be.
+    fn admit(&mut self, kind: &VmEventKind) -> bool {
+        match kind {
+            VmEventKind::Network(_) => self.network.admits(),
+            _ => self.programs.admits(),
+        }
+    }
 }
 
 /// How many events may still be written down.
@@ -116,5 +151,26 @@ mod tests {
         assert_eq!(quota.renewed(begun + SECOND), Some(31));
         assert!(quota.admits());
         assert_eq!(quota.renewed(begun + 3 * SECOND), None);
+    }
+
+    #[test]
+    fn what_the_network_sees_takes_nothing_from_programs_and_is_told_as_its_own() {
+        let begun = Instant::now();
+        let mut quotas = Quotas::new(begun);
+        let network = VmEventKind::Network(Arc::default());
+        let of_program = VmEventKind::Lost(1);
+        let admitted = (0..NETWORK_PER_SECOND + 7).filter(|_| quotas.admit(&network));
+        assert_eq!(
+            admitted.count(),
+            usize::try_from(NETWORK_PER_SECOND).unwrap()
+        );
+        let admitted = (0..PER_SECOND).filter(|_| quotas.admit(&of_program));
+        assert_eq!(admitted.count(), usize::try_from(PER_SECOND).unwrap());
+        assert!(!quotas.are_kept());
+        assert_eq!(quotas.lost().collect::<Vec<_>>(), [(7, true)]);
+        assert_eq!(quotas.renewed(begun).count(), 0);
+        let told: Vec<_> = quotas.renewed(begun + SECOND).collect();
+        assert_eq!(told, [(7, true)]);
+        assert!(quotas.are_kept());
     }
 }

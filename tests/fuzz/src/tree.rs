@@ -10,7 +10,7 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 
 use flashpan_protocol::agent::Bytes;
-use flashpan_protocol::file::{FileStat, MAX_TREE_DEPTH, TreeEntry};
+use flashpan_protocol::file::{FileStat, MAX_TREE_DEPTH, MAX_TREE_ENTRIES, TreeEntry};
 use flashpan_tree_copy::{Failure, Options, Owner, Reader, Step, Writer};
 use nix::fcntl::OFlag;
 use nix::sys::stat::Mode;
@@ -154,6 +154,8 @@ pub fn tree(data: &[u8]) {
         },
         special_bits: flags & 4 != 0,
         follow_place: flags & 64 == 0,
+        again: flags & 128 == 0,
+        entries: MAX_TREE_ENTRIES,
         depth: MAX_TREE_DEPTH,
     };
     let mut own_names = BTreeSet::new();
@@ -276,6 +278,8 @@ fn read_again(scene: &Scene) {
         owner: Owner::AsSent,
         special_bits: true,
         follow_place: true,
+        again: true,
+        entries: MAX_TREE_ENTRIES,
         depth: MAX_TREE_DEPTH,
     };
     let (from, to) = (&scene.place, scene.all.path().join("copy"));

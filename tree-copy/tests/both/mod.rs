@@ -5,7 +5,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 use flashpan_protocol::agent::Bytes;
-use flashpan_protocol::file::{FileStat, MAX_TREE_DEPTH, TreeEntry};
+use flashpan_protocol::file::{FileStat, MAX_TREE_DEPTH, MAX_TREE_ENTRIES, TreeEntry};
 use flashpan_tree_copy::{Failure, Options, Owner, Reader, Step, Writer};
 use nix::fcntl::OFlag;
 use nix::sys::stat::Mode;
@@ -14,6 +14,8 @@ pub(crate) const OPTIONS: Options = Options {
     owner: Owner::Writer,
     special_bits: true,
     follow_place: true,
+    again: true,
+    entries: MAX_TREE_ENTRIES,
     depth: MAX_TREE_DEPTH,
 };
 
