@@ -345,6 +345,22 @@ fn a_restart_is_a_stop_and_a_start() {
 }
 
 #[test]
+fn a_restart_without_a_secret_that_was_not_kept_stops_nothing() {
+    let vms = Vms::new("normal");
+    let secret = ["--secret", "KEY=hunter2@api.example.com", "--name", "web"];
+    let id = vms.run(&secret, &["sleep"]);
+    let refused = vms.refused(&["restart", "web"]);
+    assert!(refused.contains("KEY"), "{refused}");
+    assert!(!refused.contains("hunter2"), "{refused}");
+    assert_eq!(vms.status(&id), "running");
+    assert_eq!(vms.inspect(&id)["run"]["number"], 1);
+    vms.ok(&["restart", "--secret", "KEY=hunter3", "web"]);
+    assert_eq!(vms.inspect(&id)["run"]["number"], 2);
+    vms.ok(&["rm", "-f", "web"]);
+    vms.assert_nothing_left();
+}
+
+#[test]
 fn a_command_names_what_it_has_done_something_to_as_its_user_did() {
     let vms = Vms::new("normal");
     let id = vms.run(&["--name", "web"], &["sleep"]);
