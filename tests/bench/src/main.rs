@@ -3,6 +3,7 @@
 //! microsandbox in the same run.
 //! `flashpan-bench image`: how long the layers of an image take to become a root.
 //! `flashpan-bench exec`: how long a program takes in a VM that is there, beside ssh.
+//! `flashpan-bench tls`: requests in TLS that is opened on the way, beside mitmproxy.
 //! `flashpan-bench large`: how much memory that takes, for an image of any size.
 //!
 //! Prints one JSON object per line: `name`, `value`, `unit`, and where they
@@ -18,6 +19,7 @@ mod large;
 mod measure;
 mod microsandbox;
 mod qemu;
+mod tls;
 mod tree;
 mod vmm;
 
@@ -34,7 +36,8 @@ const USAGE: &str = "usage: flashpan-bench boot --kernel FILE --init FILE --flas
                      flashpan-bench image --layout DIRECTORY --tag TAG --work DIRECTORY \
                      --budgets FILE --runs N\n   or: flashpan-bench large --size SIZE --work \
                      DIRECTORY --budgets FILE\n   or: flashpan-bench exec --flashpan FILE --rootfs \
-                     IMAGE --budgets FILE [--runs N]";
+                     IMAGE --budgets FILE [--runs N]\n   or: flashpan-bench tls --budgets FILE \
+                     [--mitmdump FILE]";
 
 /// Names of the figures of `image` and `large`; all others are those of `boot`.
 const IMAGE: &str = "image/";
@@ -64,6 +67,12 @@ fn main() -> ExitCode {
         }
         Some((command, rest)) if command == "exec" => {
             exec::ExecOptions::parse(rest).and_then(|o| exec::exec(&o))
+        }
+        Some((command, rest)) if command == "tls" => {
+            tls::TlsOptions::parse(rest).and_then(|o| tls::tls(&o))
+        }
+        Some((command, [server, trusted, authority])) if command == "tls-opened" => {
+            tls::serve(server, trusted, authority).map(|()| true)
         }
         Some((command, rest)) if command == "large" => {
             large::LargeOptions::parse(rest).and_then(|o| large::large(&o))
@@ -126,9 +135,11 @@ fn boot(options: &Options) -> Result<bool> {
     let cleaned = fs::remove_dir_all(&directory);
     let figures = figures?;
     cleaned.with_context(|| format!("remove {}", directory.display()))?;
-    let names = budgets
-        .names()
-        .filter(|name| !name.starts_with(IMAGE) && !name.starts_with(exec::EXEC));
+    let names = budgets.names().filter(|name| {
+        ![IMAGE, exec::EXEC, tls::TLS]
+            .iter()
+            .any(|of| name.starts_with(of))
+    });
     print(&figures, names)
 }
 

@@ -1,6 +1,7 @@
-//! `cargo xtask bench boot|image`: figures as JSON lines, against budgets.
+//! `cargo xtask bench boot|image|exec|tls`: figures as JSON lines, against budgets.
 
 mod image;
+mod tls;
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -19,13 +20,15 @@ installed, microsandbox in the same run; and how long the layers of an image of
   cargo xtask bench image [--runs N | --short]
   cargo xtask bench image --size SIZE     (5G, 512M)
   cargo xtask bench exec
+  cargo xtask bench tls
 
 Prints JSON lines {name, value, unit, peer?, ratio?, budget?} on standard output
 and fails if a budget of tests/bench/budgets.toml is broken. In the lab, time is
 a count of instructions; on a host whose KVM runs guests it is nanoseconds. An
 image needs no VM, and its time is always that of this machine; so is that of exec,
 of which in the lab the ratio counts: a program in a VM that is there, beside ssh
-into the same VM. --short is three runs of each instead of five.
+into the same VM. tls is of requests in TLS that is opened on the way, beside mitmproxy,
+which is installed for it; it needs no VM either. --short is three runs of each instead of five.
 With --size an image of that many bytes is made up and converted once, for the
 memory that it takes; on disk it needs three times its size meanwhile.
 ";
@@ -47,6 +50,10 @@ pub(crate) fn bench(arguments: &[OsString]) -> Result<u8> {
         setup::setup()?;
         exec(&Guest::prepare()?)?;
         return Ok(0);
+    }
+    if words == ["tls"] {
+        setup::setup()?;
+        return tls::bench();
     }
     if let ["image", "--size", size] = words.as_slice() {
         setup::setup()?;
