@@ -93,7 +93,7 @@ pub(crate) struct ReachArgs {
     #[arg(long, value_name = "IP", value_delimiter = ',')]
     dns_servers: Vec<IpAddr>,
 
-    /// Largest packet of the network, 1280 to 65520 bytes; 1500 otherwise.
+    /// Largest packet of the network, 576 to 65520 bytes; 1500 otherwise.
     #[arg(long, value_name = "BYTES",
           value_parser = clap::value_parser!(u32).range(1..))]
     mtu: Option<u32>,

@@ -207,7 +207,7 @@ pub(crate) fn run(args: &RunArgs, started_ns: u64) -> Result<u8, Failure> {
         return Err(Failure::new(NO_JSON));
     }
     // Before anything that takes time.
-    let wanted = args.wanted()?;
+    let wanted = args.wanted(false)?;
     args.check_command(&wanted)?;
     // What cannot be written is said before anything is done.
     let timeline = args.timeline.as_deref().map(TimelineFile::open);
@@ -278,8 +278,8 @@ impl RunArgs {
     }
 
     /// The VM, as far as that is known before anything is looked at.
-    fn wanted(&self) -> Result<Wanted, Failure> {
-        let mut wanted = self.vm.wanted(self.config()?, self.timeout, self.stays())?;
+    fn wanted(&self, stays: bool) -> Result<Wanted, Failure> {
+        let mut wanted = self.vm.wanted(self.config()?, self.timeout, stays)?;
         wanted.given = wanted.given.and(self.given());
         wanted.options.console = match self.console {
             true => Console::Full,

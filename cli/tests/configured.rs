@@ -88,7 +88,7 @@ fn a_mistake_in_the_file_is_one_line_that_says_where() {
         (
             "s.toml",
             "resources = { memory_mb = 1 }\nnetwork = { mtu = 1 }\n",
-            "network.mtu: 1 is not between 68 and 65535; resources.memory_mb: 1 MiB is too little",
+            "network.mtu: 1 is not between 576 and 65520; resources.memory_mb: 1 MiB is too little",
         ),
         (
             "s.json",
@@ -150,25 +150,27 @@ fn the_time_limit_of_the_file_counts_and_that_of_the_option_before_it() {
 #[test]
 fn what_needs_a_network_or_mounts_is_refused_by_the_name_of_its_option() {
     let world = World::new("normal");
-    for (options, option) in [
-        (&["--allow-host", "a.com,b.com"][..], "--allow-host"),
-        (&["--secret", "K=hunter2@a.com,b.com"], "--secret"),
-        (&["--dns-servers", "1.1.1.1"], "--dns-servers"),
-        (&["--mtu", "1400"], "--mtu"),
-        (&["--network-intercept"], "--network-intercept"),
-        (&["-v", "/:src", "--workspace", "/w"], "--workspace"),
+    let (none, no) = (
+        "the VM is to have no network; leave one",
+        "not supported by this version",
+    );
+    for (options, option, why) in [
+        (&["--allow-host", "a.com,b.com"][..], "--allow-host", none),
+        (&["--secret", "K=hunter2@a.com,b.com"], "--secret", none),
+        (&["--network-intercept"], "--network-intercept", none),
+        (&["-v", "/:src", "--workspace", "/w"], "--workspace", no),
     ] {
         let options = [&["--network", "none"], options].concat();
         let output = world.output(&options, &["true"]);
         assert_eq!(output.status.code(), Some(125), "{output:?}");
         let complaint = complaint(&output);
-        let expected = format!("error: {option}: not supported by this version");
+        let expected = format!("error: {option}: {why}");
         assert!(complaint.contains(&expected), "{complaint}");
         assert!(!complaint.contains("hunter2"), "{complaint}");
         assert!(!world.path("cache").exists(), "{options:?}");
     }
     // That there is no network is so anyway.
-    let options = ["--no-network", "--mtu", "1500"];
+    let options = ["--no-network", "--mtu", "1400", "--dns-servers", "1.1.1.1"];
     let output = world.output(&options, &["exit", "0"]);
     assert_eq!(output.status.code(), Some(0), "{output:?}");
     // A secret that is written wrongly is not shown either.
@@ -295,7 +297,11 @@ fn a_message_names_the_option_or_the_field_that_was_written() {
         ),
         ("--pids-limit", "0", "--pids-limit: 0 leaves no room"),
         ("--disk-iops", "0", "--disk-iops: 0 is not from 1"),
-        ("--mtu", "66000", "--mtu: 66000 is not between 68 and 65535"),
+        (
+            "--mtu",
+            "66000",
+            "--mtu: 66000 is not between 576 and 65520",
+        ),
     ] {
         let output = world.output(&[option, value], &["exit", "0"]);
         let line = complaint(&output);

@@ -270,6 +270,19 @@ fn a_vm_whose_files_are_damaged_can_be_ended_and_removed() {
 }
 
 #[test]
+fn a_vm_that_stays_has_a_disk_however_it_is_made_unless_it_is_to_have_none() {
+    let vms = Vms::new("normal");
+    let upper = |id: &str| vms.state().join("vms").join(id).join("upper.ext4");
+    for (options, is_there) in [(&[][..], true), (&["--ephemeral"], false)] {
+        for id in [vms.create(options, &["both"]), vms.run(options, &["sleep"])] {
+            assert_eq!(upper(&id).exists(), is_there, "{options:?}");
+            vms.ok(&["rm", "-f", &id]);
+        }
+    }
+    vms.assert_nothing_left();
+}
+
+#[test]
 fn a_vm_has_one_id_and_gets_it_when_it_is_made() {
     let vms = Vms::new("normal");
     let file = vms.0.path("sandbox.json");

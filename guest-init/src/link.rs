@@ -57,6 +57,9 @@ pub(crate) fn set_up(link: &Link) -> Result<(), Failure> {
         "set the IPv4 address",
     )?;
     ask(route(card, link.gateway4.into()), "set the IPv4 route")?;
+    if !link.has_ipv6() {
+        return Ok(());
+    }
     ask(
         address(card, link.guest6.into(), link.prefix6),
         "set the IPv6 address",

@@ -4,9 +4,12 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use serde::{Deserialize, Serialize};
 
-/// Smallest and largest packet of the link: what IPv6 needs, and what a length of 16
-/// bits can say with room for headers.
-pub const MTU: std::ops::RangeInclusive<u16> = 1280..=65_520;
+/// Smallest and largest packet of the link: what every host takes (RFC 1122), and what a
+/// length of 16 bits can say with room for headers.
+pub const MTU: std::ops::RangeInclusive<u16> = 576..=65_520;
+
+/// The least largest packet of a link with IPv6 (RFC 8200).
+const MTU_IPV6: u16 = 1280;
 
 /// The link between the guest and its gateway, which is the VMM.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -49,6 +52,12 @@ impl Link {
             prefix6: 64,
             mtu,
         }
+    }
+
+    /// Whether its packets can be large enough for IPv6; otherwise it has IPv4 only.
+    #[must_use]
+    pub fn has_ipv6(&self) -> bool {
+        self.mtu >= MTU_IPV6
     }
 
     /// Whether an address is the gateway's own.

@@ -323,7 +323,7 @@ impl SandboxBuilder {
         self
     }
 
-    /// The largest packet of the network, 1280 to 65520 bytes; 1500 otherwise.
+    /// The largest packet of the network, 576 to 65520 bytes; 1500 otherwise.
     pub fn network_mtu(mut self, mtu: u32) -> Self {
         self.network.mtu = mtu;
         self
@@ -576,7 +576,7 @@ mod tests {
         };
         assert_eq!(none.link().unwrap(), None);
         assert_eq!(settings(1400).link().unwrap().unwrap().mtu, 1400);
-        for mtu in [0, 1279, 65_521, 70_000] {
+        for mtu in [0, 575, 65_521, 70_000] {
             let error = settings(mtu).link().unwrap_err().to_string();
             assert!(error.contains("network.mtu"), "{error}");
         }

@@ -87,6 +87,16 @@ fn a_guest_finds_addresses_routes_and_its_gateway() {
 }
 
 #[test]
+fn a_link_whose_packets_are_too_small_for_ipv6_has_ipv4() {
+    let home = Home::new();
+    let script = "cat /sys/class/net/eth0/mtu; ip -6 -o addr show eth0; \
+                  ping -c 1 -s 1100 198.18.0.1 >/dev/null && echo pong";
+    let options = ["--network", "open", "--mtu", "1200"];
+    let run = Flashpan::run(&home, options, ["sh", "-c", script]).finish();
+    run.expect_status(0).expect_stdout("1200\npong\n");
+}
+
+#[test]
 fn megabytes_pass_both_ways_and_each_half_ends_by_itself() {
     let home = Home::new();
     let port = server(backwards);

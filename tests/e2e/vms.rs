@@ -16,7 +16,11 @@ struct Vm<'a> {
 
 impl<'a> Vm<'a> {
     fn run(home: &'a Home, options: &[&str], script: &str) -> Self {
-        let mut words = vec!["run", "-d"];
+        Self::made(home, &["run", "-d"], options, script)
+    }
+
+    fn made(home: &'a Home, by: &[&str], options: &[&str], script: &str) -> Self {
+        let mut words = by.to_vec();
         words.extend(options);
         if !script.is_empty() {
             words.extend(["--", "sh", "-c", script]);
@@ -52,7 +56,9 @@ impl<'a> Vm<'a> {
 #[test]
 fn what_a_vm_wrote_is_there_when_it_is_started_again() {
     let home = Home::new();
-    let vm = Vm::run(&home, &[], "");
+    let vm = Vm::made(&home, &["create"], &[], "");
+    assert_eq!(vm.status(), "created");
+    vm.flashpan(&["start", "VM"]).expect_status(0);
     vm.script("echo kept > /root/file; mkdir /srv/new")
         .expect_status(0);
     vm.flashpan(&["stop", "VM"]).expect_status(0);

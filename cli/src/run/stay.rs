@@ -130,7 +130,7 @@ impl RunArgs {
         if let Some(name) = &self.name {
             vms::check_free(name)?;
         }
-        let mut wanted = self.wanted()?;
+        let mut wanted = self.wanted(true)?;
         if self.entrypoint.is_some() && !wanted.has_image() {
             return Err(vm::needs_image("--entrypoint"));
         }

@@ -71,7 +71,7 @@ pub enum NetEvent {
 #[derive(Debug, Error)]
 pub enum NetError {
     /// The packet size is none that a link can have.
-    #[error("{0} bytes cannot be the MTU of a network: give 1280 to 65520")]
+    #[error("{0} bytes cannot be the MTU of a network: give 576 to 65520")]
     Mtu(u16),
     /// The host refused a resource.
     #[error("could not {what} for the network device: {error}")]

@@ -119,7 +119,7 @@ fn network() -> impl Strategy<Value = NetworkConfig> {
     let rest = (option::of(any::<bool>()), any::<[bool; 2]>(), TEXT, servers);
     let more = (
         "[a-zA-Z0-9.-]{0,64}",
-        option::of(68..=65535_u32),
+        option::of(576..=65520_u32),
         option::of(interception),
     );
     (hosts, rest, more).prop_map(|(hosts, rest, more)| {

@@ -44,7 +44,7 @@ pub struct NetworkInterceptionConfig {
         skip_serializing_if = "Vec::is_empty"
     )]
     pub rules: Vec<NetworkHookRule>,
-    /// Path of a Unix socket where rules with a `callback_id` ask what to do;
+    /// Absolute path of a Unix socket where rules with a `callback_id` ask what to do;
     /// empty: none.
     #[serde(
         default,

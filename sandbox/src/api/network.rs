@@ -116,13 +116,14 @@ pub struct NetworkConfig {
         skip_serializing_if = "String::is_empty"
     )]
     pub hostname: String,
-    /// Largest packet in bytes, 68 to 65535. Absent or 0: 1500.
+    /// Largest packet in bytes, 576 to 65520; without IPv6 below 1280.
+    /// Absent or 0: 1500.
     #[serde(
         default,
         deserialize_with = "lenient::zero",
         skip_serializing_if = "Option::is_none"
     )]
-    #[cfg_attr(test, schemars(range(min = 0, max = 65535)))]
+    #[cfg_attr(test, schemars(range(min = 0, max = 65520)))]
     pub mtu: Option<u32>,
 }
 

@@ -6,7 +6,7 @@
 
 use std::fmt;
 
-use crate::api::{Config, DEFAULT_NETWORK_MTU, NetworkConfig, VfsConfig};
+use crate::api::{Config, NetworkConfig, VfsConfig};
 use crate::network::Network;
 
 /// Fields of a configuration that this version cannot obey: at least one.
@@ -16,8 +16,10 @@ pub struct Unsupported {
 }
 
 /// Why a field cannot be obeyed.
-const NO_NETWORK: &str = "guests have no network";
-const NO_MOUNTS: &str = "guests see no files of the host; use a disk";
+const NO_NETWORK: &str = "the VM is to have no network; leave one of them out";
+const NETWORK: &str = "the VM is to have a network; leave one of them out";
+const NO_MOUNTS: &str =
+    "not supported by this version: guests see no files of the host; use a disk";
 
 impl Unsupported {
     /// Paths of the fields, e.g. `network.allowed_hosts`.
@@ -26,9 +28,8 @@ impl Unsupported {
     }
 
     /// The same paths, each with why it cannot be obeyed.
-    pub fn reasons(&self) -> impl Iterator<Item = (&str, String)> {
-        let why = |why: &str| format!("not supported by this version: {why}");
-        self.fields.iter().map(move |(field, of)| (*field, why(of)))
+    pub fn reasons(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.fields.iter().map(|(field, why)| (*field, *why))
     }
 
     /// What of a configuration cannot be obeyed.
@@ -57,31 +58,25 @@ fn check_network(
     has: Network,
     refuse: &mut impl FnMut(bool, &'static str, &'static str),
 ) {
+    // Servers of names, sizes of packets and addresses that are out of reach mean nothing
+    // where there is no card, and are no contradiction.
     let none = has == Network::None;
-    let mtu = none && network.mtu_or_default() != DEFAULT_NETWORK_MTU;
-    let private = none && !network.blocks_private_ips();
     let hosts = !network.allowed_hosts.is_empty();
     let why = NO_NETWORK;
     for (asked, field) in [
         (none && hosts, "network.allowed_hosts"),
         (none && !network.rules.is_empty(), "network.rules"),
-        (private, "network.block_private_ips"),
         (none && network.intercept, "network.intercept"),
         (
             none && network.interception.is_some(),
             "network.interception",
         ),
         (none && !network.secrets.is_empty(), "network.secrets"),
-        (
-            none && !network.dns_servers.is_empty(),
-            "network.dns_servers",
-        ),
-        (mtu, "network.mtu"),
     ] {
         refuse(asked, field, why);
     }
     let asked = !none && network.no_network;
-    refuse(asked, "network.no_network", "the VM is to have a network");
+    refuse(asked, "network.no_network", NETWORK);
 }
 
 fn check_vfs(vfs: &VfsConfig, refuse: &mut impl FnMut(bool, &'static str, &'static str)) {
@@ -135,6 +130,8 @@ mod tests {
             r#"{"network":{"no_network":true,"hostname":"h","policy_script":"p"}}"#,
             r#"{"network":{"block_private_ips":true,"mtu":0,"dns_servers":[],"secrets":null}}"#,
             r#"{"network":{"mtu":1500,"allowed_hosts":null,"intercept":false}}"#,
+            r#"{"network":{"no_network":true,"mtu":1400,"dns_servers":["1.1.1.1"],
+                           "block_private_ips":false}}"#,
             r#"{"vfs":{"workspace":"","mounts":{},"interception":null}}"#,
         ] {
             assert_eq!(refused(json), [""; 0], "{json}");
@@ -146,11 +143,7 @@ mod tests {
         for (json, fields) in [
             (
                 r#"{"network":{"allowed_hosts":["a"],"mtu":1400}}"#,
-                vec!["network.allowed_hosts", "network.mtu"],
-            ),
-            (
-                r#"{"network":{"block_private_ips":false}}"#,
-                vec!["network.block_private_ips"],
+                vec!["network.allowed_hosts"],
             ),
             (
                 r#"{"network":{"intercept":true}}"#,
@@ -163,10 +156,6 @@ mod tests {
             (
                 r#"{"network":{"secrets":{"K":{"value":"v","hosts":["a"]}}}}"#,
                 vec!["network.secrets"],
-            ),
-            (
-                r#"{"network":{"dns_servers":["1.1.1.1"]}}"#,
-                vec!["network.dns_servers"],
             ),
             (
                 r#"{"vfs":{"workspace":"/w","mounts":{"/w":{"type":"memory"}}}}"#,
@@ -185,7 +174,7 @@ mod tests {
         let refused = Unsupported::check(&config.unwrap().config, Network::None).unwrap_err();
         assert_eq!(
             refused.to_string(),
-            "network.intercept: not supported by this version: guests have no network; \
+            "network.intercept: the VM is to have no network; leave one of them out; \
              vfs.interception: not supported by this version: guests see no files of the \
              host; use a disk"
         );

@@ -20,9 +20,14 @@ pub(super) fn check(interception: &NetworkInterceptionConfig, problems: &mut Pro
             problems.add(&at.field("callback_id"), ProblemKind::Required, why);
         }
     }
-    if interception.callback_socket.contains('\0') {
-        let at = top.field("callback_socket");
+    let socket = &interception.callback_socket;
+    let at = top.field("callback_socket");
+    if socket.contains('\0') {
         problems.add(&at, ProblemKind::Malformed, "contains a NUL");
+    } else if !socket.is_empty() && !socket.starts_with('/') {
+        // Whoever asks there may be a process with another working directory.
+        let why = format!("{} is not an absolute path", quoted(socket));
+        problems.add(&at, ProblemKind::Malformed, why);
     }
 }
 

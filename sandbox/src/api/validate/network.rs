@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use flashpan_network::policy::Rule;
+use flashpan_protocol::network::MTU;
 
 use super::super::network::NetworkConfig;
 use super::super::pattern::{check_host_pattern, matches_every_host};
@@ -13,9 +14,6 @@ use super::{check_variable_name, hooks};
 
 /// Longest host name (Linux `__NEW_UTS_LEN`).
 const MAX_HOSTNAME: usize = 64;
-
-/// Sizes of packets that Linux takes (`ETH_MIN_MTU`, `ETH_MAX_MTU`).
-const MTU: std::ops::RangeInclusive<u32> = 68..=65535;
 
 /// Most secrets. Placeholders are compared with each other.
 const MAX_SECRETS: usize = 256;
@@ -71,7 +69,8 @@ pub(super) fn check(network: &NetworkConfig, problems: &mut Problems) {
         }
     }
     check_hostname(&network.hostname, &top.field("hostname"), problems);
-    if let Some(mtu) = network.mtu.filter(|mtu| !MTU.contains(mtu)) {
+    let fits = |mtu: &u32| u16::try_from(*mtu).is_ok_and(|mtu| MTU.contains(&mtu));
+    if let Some(mtu) = network.mtu.filter(|mtu| !fits(mtu)) {
         let why = format!("{mtu} is not between {} and {}", MTU.start(), MTU.end());
         problems.add(&top.field("mtu"), ProblemKind::OutOfRange, why);
     }

@@ -86,7 +86,7 @@ fn every_mistake_is_told_at_once() {
         "invalid configuration: \
          network.no_network cannot be combined with network.allowed_hosts; \
          network.no_network cannot be combined with network.intercept; \
-         network.mtu: 1 is not between 68 and 65535; \
+         network.mtu: 1 is not between 576 and 65520; \
          vfs.workspace requires at least one vfs.mounts entry; \
          resources.cpus: must be a finite number > 0, not -1; \
          resources.memory_mb: 1 MiB is too little: want 48 MiB to 4294967295 MiB; \

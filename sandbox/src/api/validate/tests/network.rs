@@ -15,11 +15,16 @@ fn mistakes_in_network() {
     let rule = |fields: &str| format!(r#"{{"interception":{{"rules":[{{}},{{{fields}}}]}}}}"#);
     for (network, field, why) in [
         (
-            r#"{"mtu":67}"#.to_owned(),
+            r#"{"mtu":575}"#.to_owned(),
             "network.mtu",
-            "67 is not between 68 and 65535",
+            "575 is not between 576 and 65520",
         ),
-        (r#"{"mtu":65536}"#.to_owned(), "network.mtu", "not between"),
+        (
+            r#"{"interception":{"callback_socket":"run/hooks.sock"}}"#.to_owned(),
+            "network.interception.callback_socket",
+            "is not an absolute path",
+        ),
+        (r#"{"mtu":65521}"#.to_owned(), "network.mtu", "not between"),
         (
             r#"{"allowed_hosts":["a",""]}"#.to_owned(),
             "network.allowed_hosts[1]",
