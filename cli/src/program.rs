@@ -42,7 +42,7 @@ impl Attended {
         signals: &mut Signals,
         failed: impl Fn(flashpan::Error) -> Failure,
     ) -> Result<u8, Failure> {
-        signals.command_begins();
+        signals.command_begins().await;
         if self.tty {
             // Now: a change from here on is a signal.
             exec = exec.terminal(terminal::size());

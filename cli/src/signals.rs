@@ -84,7 +84,10 @@ impl Signals {
 
     /// Forgets what has come so far and means nothing before there is a
     /// command.
-    pub(crate) fn command_begins(&mut self) {
+    pub(crate) async fn command_begins(&mut self) {
+        // The kernel may have told of the guest first: after this, signals that came
+        // before it are known.
+        tokio::task::yield_now().await;
         let mut now = Context::from_waker(Waker::noop());
         for group in [&mut self.passed_on, &mut self.resize] {
             while group.poll(&mut now).is_ready() {}
