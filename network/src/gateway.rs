@@ -5,14 +5,13 @@ use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex};
 
 use flashpan_protocol::network::{Link, Protocol, Refusal, Tuple};
-use tokio::net::TcpStream;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::task::AbortHandle;
 
-use crate::dial::{Dialer, FlowDialer};
+use crate::dial::{Dialer, FlowDialer, MAX_CONNECTIONS, Place};
 use crate::dns::{self, Resolver};
 use crate::host::{Host, Name};
-use crate::http::{Editor, Proxy};
+use crate::http::{Connected, Editor, Proxy};
 use crate::names::{self, Names};
 use crate::policy::{Basis, Code, Denial, Policy};
 use crate::report::Reporter;
@@ -62,8 +61,8 @@ pub(crate) enum Route {
     },
     /// To whatever address this name has.
     Named { name: Name, basis: Basis },
-    /// Wherever the requests on it lead. If `first` is there they may lead to this address.
-    Http { first: Option<SocketAddr> },
+    /// Wherever the requests on it lead. If `first` is there they may lead to this place.
+    Http { first: Option<Place> },
 }
 
 impl Route {
@@ -112,6 +111,7 @@ impl Gateway {
                 link: settings.link,
                 resolver: Arc::clone(&resolver),
                 names: Arc::clone(&names),
+                room: Arc::new(Semaphore::new(MAX_CONNECTIONS)),
             }),
             dns: dns::Server {
                 resolver,
@@ -132,8 +132,7 @@ impl Gateway {
         Arc::clone(&self.policy.borrow())
     }
 
-    /// Changes what it may reach. Flows that may not be any more are ended; of those that are
-    /// looked into the next request is refused.
+    /// Changes what it may reach. Flows and requests that may not be any more are ended.
     pub fn change<T>(&self, change: impl FnOnce(&mut Policy) -> T) -> T {
         let mut policy = Policy::clone(&self.policy());
         let changed = change(&mut policy);
@@ -179,10 +178,7 @@ impl Gateway {
 
     /// What looks into a connection that leads wherever its requests do, the first perhaps
     /// to where there is a connection already.
-    pub(crate) fn proxy(
-        &self,
-        ready: Option<(SocketAddr, TcpStream)>,
-    ) -> Option<Proxy<FlowDialer>> {
+    pub(crate) fn proxy(&self, ready: Option<(Place, Connected)>) -> Option<Proxy<FlowDialer>> {
         let inspection = self.inspection.as_ref()?;
         let dial = FlowDialer {
             dialer: Arc::clone(&self.dialer),
@@ -204,6 +200,22 @@ impl Gateway {
     pub(crate) fn splices(&self, host: &Host, port: u16) -> bool {
         let needs = |inspection: &Inspection| inspection.editor.needs(host, port);
         !self.inspection.as_ref().is_some_and(needs)
+    }
+
+    /// Where a flow leads that was connected to this address for a name, if it may still be.
+    pub(crate) fn still(
+        &self,
+        protocol: Protocol,
+        tuple: &Tuple,
+        reached: Option<&(Name, IpAddr)>,
+    ) -> Result<(), Denial> {
+        self.route(protocol, tuple)?;
+        let Some((name, address)) = reached else {
+            return Ok(());
+        };
+        let port = tuple.destination.port();
+        self.dialer
+            .may_be(&self.policy(), protocol, *address, port, Some(name))
     }
 
     /// Where a flow leads, if it may be. This is the one place where that is decided.
@@ -237,7 +249,7 @@ impl Gateway {
         if self.looks_into(&policy, protocol, port) {
             return match standing {
                 Ok(_) => Ok(Route::Http {
-                    first: Some(self.dialer.real(address, port)),
+                    first: Some(self.dialer.place(address, port)),
                 }),
                 // What is refused is told why, if anything is ever not refused.
                 Err(_) if policy.allows_something() => Ok(Route::Http { first: None }),
@@ -270,13 +282,13 @@ impl Gateway {
         let itself = Host::Address(address);
         let literal = policy.connection(protocol, &itself, port);
         let mut decided = match literal {
-            Err(denial) if denial.code == Code::Denied => return Err(denial),
+            Err(denial) if denial.code.is_named() => return Err(denial),
             literal => literal.map(|basis| (itself, basis)),
         };
         for name in self.dialer.names.of(address) {
             let host = Host::Name(name);
             match policy.connection(protocol, &host, port) {
-                Err(denial) if denial.code == Code::Denied => return Err(denial),
+                Err(denial) if denial.code.is_named() => return Err(denial),
                 // What was asked for says more than its address.
                 Ok(basis) if !matches!(decided, Ok((Host::Name(_), _))) => {
                     decided = Ok((host, basis));

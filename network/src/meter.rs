@@ -16,7 +16,8 @@ pub(crate) struct Meter {
     pub(crate) received: Arc<AtomicU64>,
     /// How often the value of a secret was taken out of the body.
     pub(crate) scrubbed: u64,
-    reporter: Reporter,
+    /// None: nothing is told.
+    reporter: Option<Reporter>,
     began: Instant,
 }
 
@@ -27,19 +28,27 @@ impl Meter {
             sent: Arc::default(),
             received: Arc::default(),
             scrubbed: 0,
-            reporter,
+            reporter: Some(reporter),
             began: Instant::now(),
         }
+    }
+
+    /// Tells nothing: somebody else does.
+    pub(crate) fn forget(mut self) {
+        self.reporter = None;
     }
 }
 
 impl Drop for Meter {
     fn drop(&mut self) {
+        let Some(reporter) = self.reporter.take() else {
+            return;
+        };
         let mut report = self.report.clone();
         report.duration = self.began.elapsed();
         report.sent = self.sent.load(Ordering::Relaxed);
         report.received = self.received.load(Ordering::Relaxed);
         report.secrets.scrubbed += self.scrubbed;
-        self.reporter.tell(report);
+        reporter.tell(report);
     }
 }

@@ -10,7 +10,7 @@ use std::time::{Duration, SystemTime};
 
 use tokio::sync::mpsc;
 
-use crate::policy::{Basis, Denial};
+use crate::policy::{Basis, Code, Denial};
 
 /// The longest text of a report, in bytes.
 const MAX_TEXT: usize = 2048;
@@ -105,6 +105,16 @@ impl Report {
     #[must_use]
     pub fn refused(scheme: Scheme, denial: Denial) -> Self {
         let host = denial.host.clone();
+        Self::new(scheme, host, Outcome::Refused(denial))
+    }
+
+    /// A report of what begins now, and was given up by the guest unless more becomes known.
+    pub(crate) fn given_up(scheme: Scheme, host: String) -> Self {
+        let denial = Denial {
+            code: Code::GivenUp,
+            host: host.clone(),
+            rule: None,
+        };
         Self::new(scheme, host, Outcome::Refused(denial))
     }
 

@@ -7,14 +7,16 @@
 //! * `strict`, `head` – what a guest sends, before anything takes it;
 //! * `target` – whom a request is for;
 //! * `exchange` – one request, from its first byte to its last;
-//! * `pool` – connections to hosts.
+//! * `pool` – connections to hosts; `ongoing` – what ends when it may not be any more.
 
 mod body;
+mod connected;
 mod editor;
 mod exchange;
 mod failure;
 mod head;
 mod headers;
+mod ongoing;
 mod pool;
 mod proxy;
 mod relay;
@@ -22,6 +24,7 @@ mod strict;
 mod target;
 mod tasks;
 
+pub use self::connected::Connected;
 pub use self::editor::{
     BodyEdit, Editor, Later, Plain, Refused, RequestContext, RequestEdit, ResponseEdit, State,
     Transform,

@@ -3,7 +3,7 @@
 use std::convert::Infallible;
 use std::fmt;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -13,7 +13,6 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use rustls::ServerConfig;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::TcpStream;
 use tokio::sync::{Notify, watch};
 use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
@@ -21,11 +20,12 @@ use tokio_rustls::TlsAcceptor;
 use super::editor::Editor;
 use super::exchange::Exchange;
 use super::failure::Failure;
-use super::pool::Pool;
+use super::ongoing::revoked;
+use super::pool::{self, Pool};
 use super::relay::relay;
 use super::strict::{Strict, Switch};
-use super::tasks::Tasks;
-use super::{MAX_HEAD, MAX_HEADERS};
+use super::tasks::{Tasks, endable};
+use super::{Connected, MAX_HEAD, MAX_HEADERS};
 use crate::counted::Counted;
 use crate::dial::in_order;
 use crate::host::Host;
@@ -49,8 +49,11 @@ const MAX_RESETS: usize = 20;
 
 /// What one stream of HTTP/2 may have under way before it is taken, and all of them: a few
 /// that nobody takes do not hold up the others. A guest is near.
-const STREAM_WINDOW: u32 = 256 * 1024;
+const STREAM_WINDOW: u32 = 128 * 1024;
 const CONNECTION_WINDOW: u32 = 16 * STREAM_WINDOW;
+
+/// What is kept of a response that the guest does not take.
+const SEND_BUFFER: usize = 64 * 1024;
 
 /// Who makes connections to hosts that the policy allows: who resolves names, and decides
 /// about addresses.
@@ -63,7 +66,20 @@ pub trait Dial: Send + Sync + 'static {
         &self,
         host: &Host,
         port: u16,
-    ) -> impl Future<Output = Result<TcpStream, Denial>> + Send;
+    ) -> impl Future<Output = Result<Connected, Denial>> + Send;
+
+    /// Whether a connection that was made for this address ([`Connected::address`]) may be
+    /// under this policy. Whether the host may be reached was decided before.
+    ///
+    /// # Errors
+    /// Why not.
+    fn may_stay(
+        &self,
+        policy: &Policy,
+        host: &Host,
+        port: u16,
+        address: IpAddr,
+    ) -> Result<(), Denial>;
 }
 
 /// What becomes of connections of a guest to ports of HTTP.
@@ -143,18 +159,20 @@ impl<D: Dial> Proxy<D> {
                 if is_opened {
                     return self.open(stream, destination, host, None).await;
                 }
+                let name = format!("{host}:{port}");
+                let mut report = Report::given_up(Scheme::Tls, name);
+                report.destination = Some(destination);
+                let mut meter = Meter::new(self.reporter.clone(), report);
                 match self.dial.dial(&host, port).await {
                     Ok(outside) => {
-                        let mut report = Report::new(
-                            Scheme::Tls,
-                            format!("{host}:{port}"),
-                            Outcome::Allowed(basis),
-                        );
-                        report.destination = Some(destination);
-                        let meter = Meter::new(self.reporter.clone(), report);
+                        meter.report.outcome = Outcome::Allowed(basis);
                         return self.splice(stream, outside, &host, port, meter).await;
                     }
-                    Err(denial) => denial.into(),
+                    Err(denial) => {
+                        // It is told of when it is refused.
+                        meter.forget();
+                        denial.into()
+                    }
                 }
             }
         };
@@ -184,7 +202,7 @@ impl<D: Dial> Proxy<D> {
     async fn splice<S>(
         &self,
         stream: Rewound<S>,
-        mut outside: TcpStream,
+        outside: Connected,
         host: &Host,
         port: u16,
         mut meter: Meter,
@@ -192,15 +210,24 @@ impl<D: Dial> Proxy<D> {
     where
         S: AsyncRead + AsyncWrite + Unpin,
     {
+        let address = outside.address();
+        // Nothing of it is kept here but what passes just now.
+        let mut outside = outside.into_stream();
         outside.set_nodelay(true)?;
         // Whatever ends it but an end in order of both sides: the host must not take it for
         // one.
         outside.set_zero_linger()?;
         let (sent, received) = (Arc::clone(&meter.sent), Arc::clone(&meter.received));
         let mut guest = Counted::new(stream, sent, received);
-        let may_be = |policy: &Policy| policy.connection(Protocol::Tcp, host, port).map(drop);
-        let mut policy = self.policy.clone();
-        match relay(&mut guest, &mut outside, &mut policy, may_be).await {
+        let may_be = |policy: &Policy| pool::may_stay(&*self.dial, policy, host, port, address);
+        let now = Arc::clone(&self.policy.borrow());
+        let denied = async {
+            match may_be(&now) {
+                Ok(()) => revoked(self.policy.clone(), may_be).await,
+                Err(denial) => denial,
+            }
+        };
+        match relay(&mut guest, &mut outside, denied).await {
             Ok(Ok(())) => in_order(&outside),
             Ok(Err(error)) => return Err(error),
             Err(denial) => {
@@ -268,7 +295,8 @@ impl<D: Dial> Proxy<D> {
         let upstream = named.is_some().then(|| Arc::clone(&self.upstream));
         let dial = Arc::clone(&self.dial);
         let port = destination.port();
-        let pool = Pool::new(dial, upstream, port, is_http2, tasks.spawner());
+        let (policy, spawner) = (self.policy.clone(), tasks.spawner());
+        let pool = Pool::new(dial, policy, upstream, port, is_http2, spawner.clone());
         let switch = match is_http2 {
             true => None,
             false => Some(Arc::new(Switch::new(
@@ -279,7 +307,9 @@ impl<D: Dial> Proxy<D> {
             policy: self.policy.clone(),
             editor: Arc::clone(&self.editor),
             reporter: self.reporter.clone(),
+            dial: Arc::clone(&self.dial),
             pool,
+            spawner,
             named,
             destination,
             switch,
@@ -320,7 +350,9 @@ where
         .half_close(true)
         .preserve_header_case(true)
         .auto_date_header(false);
-    let served = builder.serve_connection(io, service).with_upgrades().await;
+    let served = endable(builder.serve_connection(io, service).with_upgrades()).await;
+    // A request on it may not be any more.
+    let served = served.ok_or(io::ErrorKind::ConnectionAborted)?;
     if let Err(error) = served {
         if error.is_parse() {
             exchange.tell_unread();
@@ -368,6 +400,7 @@ where
         .max_concurrent_streams(MAX_STREAMS)
         .max_header_list_size(MAX_HEAD.try_into().unwrap_or(u32::MAX))
         .max_pending_accept_reset_streams(MAX_RESETS)
+        .max_send_buf_size(SEND_BUFFER)
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
         .auto_date_header(false);

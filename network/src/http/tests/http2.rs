@@ -107,7 +107,7 @@ async fn a_stream_of_http2_that_is_refused_leaves_the_others_alone() {
         ask2(&mut second, get("https://api.test/no")),
     );
     assert_eq!(allowed, (200, "body".to_owned()));
-    assert_eq!(denied, (403, "host_denied".to_owned()));
+    assert_eq!(denied, (403, "rule_denied".to_owned()));
     // Another host on the same connection, whether it may be reached or not.
     for host in ["other.test", "evil.test", "api.test:444"] {
         let answer = ask2(&mut guest, get(&format!("https://{host}/"))).await;
@@ -208,7 +208,7 @@ async fn an_upload_that_is_refused_is_told_why() {
             *request.method_mut() = Method::POST;
             *request.body_mut() = Full::from(vec![b'x'; len]);
             let answer = ask2(&mut guest, request).await;
-            assert_eq!(answer, (403, "host_denied".to_owned()), "{len}");
+            assert_eq!(answer, (403, "rule_denied".to_owned()), "{len}");
         }
     }
 }
