@@ -3,6 +3,7 @@
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::OwnedFd;
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, OnceLock};
 
 use flashpan_protocol::network::{Protocol, Refusal, Tuple};
@@ -101,6 +102,7 @@ pub(crate) async fn serve<F, S>(
     protocol: Protocol,
     tuple: &Tuple,
     socket: OwnedFd,
+    given_up: Arc<AtomicBool>,
     answer: impl Fn(Answer) -> F,
 ) where
     F: Future<Output = Result<(), S>>,
@@ -113,6 +115,7 @@ pub(crate) async fn serve<F, S>(
         _ => {}
     }
     let mut meter = meter(gateway, protocol, tuple);
+    meter.given_up = given_up;
     let route = match route {
         Ok(route) => route,
         Err(denial) => {
@@ -298,7 +301,14 @@ async fn http<F, S>(
         _ => match first_byte(inside).await {
             Ok((hello::HANDSHAKE, inside)) => proxy.serve_tls(inside, destination, splice).await,
             Ok((_, inside)) => proxy.serve_plain(inside, destination).await,
-            Err(error) => Err(error),
+            Err(error) => {
+                if error.kind() == io::ErrorKind::TimedOut {
+                    let mut report = Report::silent(Scheme::Tcp, destination.to_string());
+                    report.destination = Some(destination);
+                    gateway.reporter().tell(report);
+                }
+                Err(error)
+            }
         },
     };
     if served.is_err() {

@@ -2,6 +2,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::OwnedFd;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
 use flashpan_protocol::network::{Link, Protocol, Refusal, Tuple};
@@ -11,7 +12,7 @@ use tokio::task::AbortHandle;
 use crate::dial::{Dialer, FlowDialer, MAX_CONNECTIONS, Place};
 use crate::dns::{self, Resolver};
 use crate::host::{Host, Name};
-use crate::http::{Connected, Editor, Proxy};
+use crate::http::{Connected, Editor, MAX_LOOKED_INTO, Proxy};
 use crate::names::{self, Names};
 use crate::policy::{Basis, Code, Denial, Policy};
 use crate::report::Reporter;
@@ -30,6 +31,41 @@ pub enum Answer {
     Refuse(Refusal),
     /// Its connection broke: reset it.
     Close,
+}
+
+/// A flow that was begun ([`Gateway::begin`]). It goes on when this is dropped.
+#[derive(Debug, Clone)]
+pub struct Flow {
+    task: AbortHandle,
+    given_up: Arc<AtomicBool>,
+}
+
+impl Flow {
+    /// Ends it, whatever it is at.
+    pub fn abort(&self) {
+        self.task.abort();
+    }
+
+    /// Ends it: the guest had given it up before it was accepted, and that is told of it.
+    pub fn give_up(&self) {
+        self.given_up.store(true, Ordering::Release);
+        self.task.abort();
+    }
+
+    /// Whether it has ended, and was told of.
+    #[must_use]
+    pub fn is_finished(&self) -> bool {
+        self.task.is_finished()
+    }
+}
+
+impl From<AbortHandle> for Flow {
+    fn from(task: AbortHandle) -> Self {
+        Self {
+            task,
+            given_up: Arc::default(),
+        }
+    }
 }
 
 /// What a gateway is made from.
@@ -95,6 +131,8 @@ pub struct Gateway {
     dns: dns::Server,
     is_synthetic: bool,
     inspection: Option<Inspection>,
+    /// For so many more connections that are looked into there is room.
+    room: Arc<Semaphore>,
     reporter: Reporter,
 }
 
@@ -122,6 +160,7 @@ impl Gateway {
             policy,
             is_synthetic,
             inspection: settings.inspection,
+            room: Arc::new(Semaphore::new(MAX_LOOKED_INTO)),
             reporter: settings.reporter,
         }
     }
@@ -142,7 +181,7 @@ impl Gateway {
 
     /// Begins with a flow that the guest has asked for, on the runtime of the caller.
     /// `answers` get its number with each answer. A flow that has ended on the guest's
-    /// side is to be aborted.
+    /// side is to be aborted, or given up.
     pub fn begin(
         self: &Arc<Self>,
         id: u64,
@@ -150,13 +189,23 @@ impl Gateway {
         tuple: Tuple,
         socket: OwnedFd,
         answers: mpsc::Sender<(u64, Answer)>,
-    ) -> AbortHandle {
+    ) -> Flow {
         let gateway = Arc::clone(self);
+        let given_up = Arc::new(AtomicBool::new(false));
+        let of_meter = Arc::clone(&given_up);
         let serve = async move {
             let answer = |answer| answers.send((id, answer));
-            flow::serve(&gateway, protocol, &tuple, socket, answer).await;
+            flow::serve(&gateway, protocol, &tuple, socket, of_meter, answer).await;
         };
-        tokio::spawn(serve).abort_handle()
+        Flow {
+            task: tokio::spawn(serve).abort_handle(),
+            given_up,
+        }
+    }
+
+    /// Waits until all is told of what was begun. What goes on has to be ended before.
+    pub async fn all_told(&self) {
+        self.reporter.all_told().await;
     }
 
     /// Tells when what the guest may reach has changed.
@@ -192,6 +241,7 @@ impl Gateway {
             reporter: self.reporter.clone(),
             dial: Arc::new(dial),
             editor: Arc::clone(&inspection.editor),
+            room: Arc::clone(&self.room),
         })
     }
 

@@ -4,13 +4,12 @@ use std::fmt;
 use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
-use http::header::{
-    ALT_SVC, CONNECTION, CONTENT_LENGTH, EXPECT, HOST, TE, TRANSFER_ENCODING, UPGRADE,
-};
-use http::uri::{PathAndQuery, Scheme as UriScheme};
+use http::header::{ALT_SVC, CONTENT_LENGTH, EXPECT, HOST, TE, UPGRADE};
+use http::uri::PathAndQuery;
 use http::{HeaderValue, Method, Request, Response, StatusCode, Uri, Version, request, response};
 use http_body::Body;
 use hyper::body::Incoming;
@@ -25,7 +24,8 @@ use super::failure::Failure;
 use super::head::Fault;
 use super::headers;
 use super::ongoing::Ongoing;
-use super::pool::{self, Lease, Pool, Taken};
+use super::outgoing::{add_upgrade, outgoing, with_opener};
+use super::pool::{self, Lease, Pool};
 use super::relay::relay;
 use super::strict::Switch;
 use super::target::Target;
@@ -53,6 +53,8 @@ pub(crate) struct Exchange<D> {
     pub(crate) destination: SocketAddr,
     /// With HTTP/1.
     pub(crate) switch: Option<Arc<Switch>>,
+    /// Whether anything was asked for.
+    pub(crate) was_asked: AtomicBool,
     /// Why no request may pass.
     pub(crate) refusal: Option<Failure>,
     /// What comes after an upgrade.
@@ -93,6 +95,7 @@ struct Answered {
 impl<D: Dial> Exchange<D> {
     /// Answers a request, in any case.
     pub(crate) async fn answer(&self, mut request: Request<Incoming>) -> Response<Reply> {
+        self.was_asked.store(true, Ordering::Relaxed);
         let version = request.version();
         let values = request.headers().get_all(UPGRADE).iter();
         let mut words = values.map(HeaderValue::as_bytes);
@@ -171,6 +174,20 @@ impl<D: Dial> Exchange<D> {
         };
         let denial = Failure::ambiguous(self.place()).denial;
         let mut report = Report::refused(scheme, denial);
+        report.destination = Some(self.destination);
+        self.reporter.tell(report);
+    }
+
+    /// Tells of a connection on which nobody has asked for anything, if that is so.
+    pub(crate) fn tell_silent(&self) {
+        if self.was_asked.load(Ordering::Relaxed) {
+            return;
+        }
+        let scheme = match self.named {
+            Some(_) => Scheme::Https,
+            None => Scheme::Http,
+        };
+        let mut report = Report::silent(scheme, self.place());
         report.destination = Some(self.destination);
         self.reporter.tell(report);
     }
@@ -285,6 +302,9 @@ impl<D: Dial> Exchange<D> {
     ) -> Result<Passed, Failure> {
         let judged = self.judge(&parts)?;
         meter.report.host = judged.target.name();
+        if let Outcome::Refused(given_up) = &mut meter.report.outcome {
+            given_up.host.clone_from(&meter.report.host);
+        }
         let ongoing = self.ongoing(&judged, &parts.method);
         let passed = tokio::select! {
             biased;
@@ -480,74 +500,6 @@ impl<D: Dial> Exchange<D> {
             is_again = true;
         }
     }
-}
-
-/// A request as it is sent on this connection.
-fn outgoing(
-    parts: &request::Parts,
-    body: Outgoing,
-    target: &Target,
-    taken: &Taken,
-    is_upgrade: bool,
-) -> Result<Request<Outgoing>, Failure> {
-    let mut parts = parts.clone();
-    let path = parts.uri.path_and_query().cloned();
-    let path = path.unwrap_or_else(|| PathAndQuery::from_static("/"));
-    if taken.connection.is_http2() {
-        parts.version = Version::HTTP_2;
-        parts.headers.remove(HOST);
-        let uri = Uri::builder()
-            .scheme(UriScheme::HTTPS)
-            .authority(target.authority.as_bytes())
-            .path_and_query(path)
-            .build();
-        parts.uri = uri.map_err(|_| Failure::ambiguous(target.name()))?;
-        return Ok(Request::from_parts(parts, body));
-    }
-    parts.version = Version::HTTP_11;
-    parts.uri = Uri::from(path);
-    if is_upgrade {
-        add_upgrade(&mut parts.headers);
-    } else if parts.headers.contains_key(TE) {
-        parts
-            .headers
-            .insert(CONNECTION, HeaderValue::from_static("TE"));
-    }
-    if !body.is_end_stream() && body.size_hint().exact().is_none() {
-        parts
-            .headers
-            .insert(TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
-    }
-    Ok(Request::from_parts(parts, body))
-}
-
-/// Has the body sent when the host wants it.
-fn with_opener(
-    mut request: Request<Outgoing>,
-    opener: Option<&Arc<Opener>>,
-    taken: &Taken,
-) -> Request<Outgoing> {
-    let Some(opener) = opener else {
-        return request;
-    };
-    if taken.connection.is_http2() {
-        // Nobody tells of 1xx there.
-        request.headers_mut().remove(EXPECT);
-        opener.open();
-        return request;
-    }
-    let opener = Arc::clone(opener);
-    hyper::ext::on_informational(&mut request, move |response| {
-        if response.status() == StatusCode::CONTINUE {
-            opener.open();
-        }
-    });
-    request
-}
-
-fn add_upgrade(headers: &mut http::HeaderMap) {
-    headers.insert(CONNECTION, HeaderValue::from_static("Upgrade"));
-    headers.insert(UPGRADE, HeaderValue::from_static("websocket"));
 }
 
 fn unreachable(target: &Target, status: StatusCode) -> Failure {

@@ -6,7 +6,7 @@
 //! * [`Editor`] – who may change requests and responses;
 //! * `strict`, `head` – what a guest sends, before anything takes it;
 //! * `target` – whom a request is for;
-//! * `exchange` – one request, from its first byte to its last;
+//! * `exchange` – one request, from its first byte to its last; `outgoing` – as a host gets it;
 //! * `pool` – connections to hosts; `ongoing` – what ends when it may not be any more.
 
 mod body;
@@ -17,6 +17,7 @@ mod failure;
 mod head;
 mod headers;
 mod ongoing;
+mod outgoing;
 mod pool;
 mod proxy;
 mod relay;
@@ -30,6 +31,7 @@ pub use self::editor::{
     Transform,
 };
 pub(crate) use self::headers::OVERRIDES;
+pub(crate) use self::proxy::MAX_LOOKED_INTO;
 pub use self::proxy::{Dial, Proxy};
 
 /// The longest head of a request or response, in bytes.

@@ -4,6 +4,7 @@ use std::convert::Infallible;
 use std::fmt;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -13,7 +14,7 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use rustls::ServerConfig;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::sync::{Notify, watch};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, watch};
 use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
 
@@ -38,6 +39,13 @@ use crate::tls::{Authority, Upstream};
 /// How long a guest may take for the head of a request, or be silent between two.
 const HEAD_WITHIN: Duration = Duration::from_secs(30);
 
+/// Most connections of a guest, at once, that are looked into: each keeps what a host does not
+/// take (`docs/network.md`).
+pub(crate) const MAX_LOOKED_INTO: usize = 512;
+
+/// How long one more waits for one of these to end.
+const ROOM_WITHIN: Duration = Duration::from_secs(10);
+
 /// How long a guest may take for a handshake.
 const HANDSHAKE_WITHIN: Duration = Duration::from_secs(10);
 
@@ -53,7 +61,7 @@ const STREAM_WINDOW: u32 = 128 * 1024;
 const CONNECTION_WINDOW: u32 = 16 * STREAM_WINDOW;
 
 /// What is kept of a response that the guest does not take.
-const SEND_BUFFER: usize = 64 * 1024;
+const SEND_BUFFER: usize = 32 * 1024;
 
 /// Who makes connections to hosts that the policy allows: who resolves names, and decides
 /// about addresses.
@@ -96,6 +104,9 @@ pub struct Proxy<D> {
     pub dial: Arc<D>,
     /// Who may change what passes.
     pub editor: Arc<dyn Editor>,
+    /// For so many more connections of the guest that are looked into there is room. One more
+    /// waits for ten seconds.
+    pub room: Arc<Semaphore>,
 }
 
 impl<D> fmt::Debug for Proxy<D> {
@@ -116,6 +127,7 @@ impl<D: Dial> Proxy<D> {
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
+        let _room = self.room(Scheme::Http, destination).await?;
         let tasks = Tasks::default();
         let exchange = self.exchange(&tasks, destination, None, false, None)?;
         serve_http1(stream, exchange).await
@@ -198,6 +210,28 @@ impl<D: Dial> Proxy<D> {
         io::Error::new(io::ErrorKind::InvalidData, error)
     }
 
+    /// Waits until there is room for one more connection that is looked into.
+    async fn room(
+        &self,
+        scheme: Scheme,
+        destination: SocketAddr,
+    ) -> io::Result<OwnedSemaphorePermit> {
+        let room = timeout(ROOM_WITHIN, Arc::clone(&self.room).acquire_owned()).await;
+        // It is never closed.
+        if let Ok(Ok(room)) = room {
+            return Ok(room);
+        }
+        let denial = Denial {
+            code: Code::Crowded,
+            host: destination.to_string(),
+            rule: None,
+        };
+        let mut report = Report::refused(scheme, denial);
+        report.destination = Some(destination);
+        self.reporter.tell(report);
+        Err(io::ErrorKind::QuotaExceeded.into())
+    }
+
     /// Passes a connection on as it is.
     async fn splice<S>(
         &self,
@@ -249,6 +283,7 @@ impl<D: Dial> Proxy<D> {
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
+        let _room = self.room(Scheme::Https, destination).await?;
         let denial = refusal.as_ref().map(|refusal| refusal.denial.clone());
         let acceptor = self.acceptor(&host)?;
         let accepted = timeout(HANDSHAKE_WITHIN, acceptor.accept(stream)).await;
@@ -313,6 +348,7 @@ impl<D: Dial> Proxy<D> {
             named,
             destination,
             switch,
+            was_asked: AtomicBool::new(false),
             refusal,
             relay: Mutex::default(),
         }))
@@ -359,6 +395,7 @@ where
         }
         // It was silent for long enough, as between two requests it may be.
         if error.is_timeout() {
+            exchange.tell_silent();
             return Ok(());
         }
         return Err(io::Error::other(error));

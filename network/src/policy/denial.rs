@@ -123,7 +123,9 @@ impl Denial {
             }
             Code::NoServerName => "connect by name, not by address".to_owned(),
             Code::UnknownProtocol => {
-                "ports 80 and 443 are for HTTP and TLS; other protocols have other ports".to_owned()
+                "this port is for HTTP and TLS, of which the guest speaks first; other protocols \
+                 have other ports"
+                    .to_owned()
             }
             Code::Ambiguous => "send a request that can be read in one way only".to_owned(),
             Code::SecretLeak => "the secret is for other hosts".to_owned(),

@@ -313,7 +313,7 @@ impl Stack {
             && let State::Asked(asked) = &flow.state
             && asked.withdrawn
         {
-            self.end(id, End::Reset);
+            self.end(id, End::GivenUp);
             self.reactor.wake();
             return;
         }

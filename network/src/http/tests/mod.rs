@@ -25,7 +25,7 @@ use rustls::pki_types::ServerName;
 use rustls::{ClientConfig, RootCertStore};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 use tokio_rustls::{TlsAcceptor, TlsConnector};
@@ -121,6 +121,7 @@ impl World {
             reporter,
             dial: Arc::new(Map::default()),
             editor,
+            room: Arc::new(Semaphore::new(16)),
         };
         Self {
             policy,
@@ -148,6 +149,7 @@ impl World {
             reporter: of.reporter.clone(),
             dial: Arc::clone(&of.dial),
             editor: Arc::clone(&of.editor),
+            room: Arc::clone(&of.room),
         }
     }
 

@@ -297,3 +297,33 @@ async fn http_1_0_is_served_as_what_it_is() {
         );
     }
 }
+
+/// A guest cannot have any number of connections looked into.
+#[tokio::test]
+async fn connections_that_are_looked_into_wait_for_room() {
+    let mut world = World::new(policy(&["api.test"], &[]));
+    let (address, _) = server(|_| ok("x")).await;
+    world.lead("api.test", address);
+    let room = Arc::clone(&world.proxy.room);
+    let all = room.acquire_many(16).await.unwrap();
+    tokio::time::pause();
+    for tls in [false, true] {
+        let (_guest, served) = match tls {
+            false => world.plain(80).await,
+            true => {
+                let (guest, served) = world.encrypted(false).await;
+                let authority = Arc::clone(&world.proxy.authority);
+                let _ = connect(guest, "api.test", &[], &authority).await;
+                (pair().await.0, served)
+            }
+        };
+        assert!(served.await.unwrap().is_err(), "{tls}");
+        assert_eq!(world.refused().await, Code::Crowded);
+    }
+    tokio::time::resume();
+    drop(all);
+    let (mut guest, _) = world.plain(80).await;
+    let request = "GET / HTTP/1.1\r\nHost: api.test\r\n\r\n";
+    assert_eq!(ask(&mut guest, request).await.status, 200);
+    assert_eq!(room.available_permits(), 15);
+}

@@ -1,5 +1,6 @@
 //! A guest that keeps to no rule.
 
+use flashpan_protocol::network::End;
 use proptest::prelude::*;
 use smoltcp::wire::{EthernetFrame, Ipv4Packet};
 
@@ -117,6 +118,24 @@ fn what_must_not_be_a_flow_is_none() {
     let mut link = link();
     link.stack.input(&broken);
     assert_eq!(link.stack.metrics().malformed, 1);
+}
+
+#[test]
+fn a_connection_that_is_taken_back_while_the_host_connects_was_none() {
+    let mut link = link();
+    link.card.sent.push_back(syn(9));
+    let (id, ..) = link.asked();
+    let mut reset = syn(9);
+    reset[14 + 20 + 13] = 4;
+    link.card.sent.push_back(reset);
+    link.settle();
+    link.stack.accept(id);
+    link.settle();
+    let event = link.events.pop_front();
+    assert!(
+        matches!(event, Some(NetEvent::Ended { id: of, how: End::GivenUp }) if of == id),
+        "{event:?}"
+    );
 }
 
 /// A guest has one address of each family, and its card nobody else's.
