@@ -1,6 +1,8 @@
 //! Flows against servers on the loopback interface.
 #![allow(clippy::unwrap_used, clippy::indexing_slicing)]
 
+mod looked_into;
+
 use std::net::{Ipv4Addr, SocketAddr, TcpListener as Closed};
 use std::os::unix::net::UnixStream as StdStream;
 use std::sync::Arc;
@@ -13,13 +15,10 @@ use tokio::net::{TcpListener, UdpSocket, UnixStream};
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 
-use crate::host::Host;
-use crate::http::{Connected, Dial, Plain};
 use crate::message::Messages;
 use crate::policy::{Basis, Code, Policy};
 use crate::report::{Outcome, Report, Reporter, Scheme};
-use crate::tls::{Authority, Upstream};
-use crate::{Answer, Gateway, Inspection, Settings, dial, dns, report};
+use crate::{Answer, Gateway, Settings, dns, report};
 
 const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -430,17 +429,6 @@ async fn an_address_of_a_denied_name_is_denied() {
     assert_eq!(ask().await, Answer::Refuse(Refusal::Reset));
 }
 
-/// A gateway that looks into HTTP.
-fn inspecting(policy: Policy, reporter: Reporter) -> Arc<Gateway> {
-    let mut settings = settings(policy, reporter);
-    settings.inspection = Some(Inspection {
-        authority: Arc::new(Authority::new().unwrap()),
-        upstream: Arc::new(Upstream::new(&[], Vec::new()).unwrap()),
-        editor: Arc::new(Plain),
-    });
-    Arc::new(Gateway::new(settings))
-}
-
 /// A flow of TCP through a gateway.
 fn begin(
     gateway: &Arc<Gateway>,
@@ -451,83 +439,6 @@ fn begin(
     let (sender, answers) = mpsc::channel(4);
     let flow = gateway.begin(7, Protocol::Tcp, to(destination), host.into(), sender);
     (UnixStream::from_std(guest).unwrap(), answers, flow)
-}
-
-/// So that servers that speak first are not looked for in vain.
-#[tokio::test]
-async fn a_connection_to_a_port_of_http_that_says_nothing_is_told_of() {
-    let server = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let odd = server.local_addr().unwrap();
-    let policy = Policy {
-        rules: vec![format!("deny PUT *:{}", odd.port()).parse().unwrap()],
-        ..policy(true)
-    };
-    for (destination, scheme) in [
-        (odd, Scheme::Tcp),
-        ("192.0.2.1:443".parse().unwrap(), Scheme::Tls),
-        ("192.0.2.1:80".parse().unwrap(), Scheme::Http),
-    ] {
-        let (reporter, mut reports) = report::channel(64);
-        let policy = match destination == odd {
-            true => policy.clone(),
-            // Nothing is connected to before it says something.
-            false => Policy {
-                allow: vec!["a.test".parse().unwrap()],
-                ..Policy::default()
-            },
-        };
-        let gateway = inspecting(policy, reporter);
-        let (guest, mut answers, flow) = begin(&gateway, destination);
-        assert_eq!(next(&mut answers).await, Answer::Accept);
-        tokio::time::pause();
-        let (_, report) = reports.next().await.unwrap();
-        tokio::time::resume();
-        assert_eq!(report.scheme, scheme);
-        assert_eq!(report.destination, Some(destination));
-        let Outcome::Refused(denial) = report.outcome else {
-            panic!("{destination} was allowed");
-        };
-        assert_eq!(denial.code, Code::UnknownProtocol, "{destination}");
-        assert_eq!(denial.host, destination.to_string());
-        flow.abort();
-        drop(guest);
-    }
-}
-
-#[tokio::test]
-async fn connections_that_are_looked_into_are_bounded() {
-    let server = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let address = server.local_addr().unwrap();
-    let gateway = inspecting(policy(true), report::channel(64).0);
-    let (host, port) = (Host::from(address.ip()), address.port());
-    let dial = || gateway.proxy(None).unwrap().dial;
-    let mut all = Vec::new();
-    for _ in 0..dial::MAX_CONNECTIONS {
-        all.push(dial().dial(&host, port).await.unwrap());
-        drop(server.accept().await.unwrap());
-    }
-    tokio::time::pause();
-    let denial = dial().dial(&host, port).await.unwrap_err();
-    tokio::time::resume();
-    assert_eq!(
-        (denial.code, denial.host),
-        (Code::Crowded, address.to_string())
-    );
-    // So is the one that is made before anything was said.
-    let port_of_http = Policy {
-        rules: vec![format!("deny PUT *:{port}").parse().unwrap()],
-        ..policy(true)
-    };
-    gateway.change(|policy| *policy = port_of_http);
-    let (_guest, mut answers, _) = begin(&gateway, address);
-    tokio::time::pause();
-    assert_eq!(next(&mut answers).await, Answer::Refuse(Refusal::Host));
-    tokio::time::resume();
-    // There is room when one ends, or is passed on as it is.
-    all.pop();
-    let more = dial().dial(&host, port).await.unwrap();
-    let _passed_on = Connected::into_stream(more);
-    dial().dial(&host, port).await.unwrap();
 }
 
 #[tokio::test]
