@@ -8,13 +8,13 @@ use std::time::Duration;
 use flashpan_protocol::network::{Link, Protocol};
 use nix::sys::socket::{setsockopt, sockopt};
 use tokio::net::TcpStream;
-use tokio::sync::watch;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::time::timeout;
 
 use crate::address::plain;
 use crate::dns::Resolver;
 use crate::host::{Host, Name};
-use crate::http;
+use crate::http::{self, Connected};
 use crate::names::Names;
 use crate::policy::{Code, Denial, Policy};
 
@@ -27,31 +27,52 @@ const TRY_NEXT_AFTER: Duration = Duration::from_secs(10);
 /// Most addresses of a name that are tried.
 const MAX_TRIES: usize = 8;
 
+/// Most connections of a guest to hosts, at once, that are looked into: each keeps what one of
+/// its sides does not take (`docs/network.md`).
+pub(crate) const MAX_CONNECTIONS: usize = 256;
+
+/// How long one more waits for one of these to end.
+const ROOM_WITHIN: Duration = Duration::from_secs(10);
+
 /// Makes the connections of one flow of HTTP. The first may be there already.
 #[derive(Debug)]
 pub(crate) struct FlowDialer {
     pub(crate) dialer: Arc<Dialer>,
     pub(crate) policy: watch::Receiver<Arc<Policy>>,
     /// A connection, and to where, for the host that it turns out to be of.
-    pub(crate) ready: Mutex<Option<(SocketAddr, TcpStream)>>,
+    pub(crate) ready: Mutex<Option<(Place, Connected)>>,
 }
 
 impl http::Dial for FlowDialer {
-    async fn dial(&self, host: &Host, port: u16) -> Result<TcpStream, Denial> {
+    async fn dial(&self, host: &Host, port: u16) -> Result<Connected, Denial> {
         let policy = Arc::clone(&self.policy.borrow());
         policy.connection(Protocol::Tcp, host, port)?;
-        let targets = self.dialer.targets(&policy, Protocol::Tcp, host, port);
-        let targets = targets.await?;
+        let places = self.dialer.places(&policy, Protocol::Tcp, host, port);
+        let places = places.await?;
         // It is for the first host that is asked for, or for none.
         let ready = self.ready.lock().unwrap_or_else(PoisonError::into_inner);
         let ready = { ready }.take();
-        if let Some((target, stream)) = ready
-            && targets.contains(&target)
+        if let Some((place, connected)) = ready
+            && places.contains(&place)
         {
-            return Ok(stream);
+            return Ok(connected);
         }
-        let connected = connect_one_of(targets, host, port).await;
-        connected.map_err(|undialled| undialled.denial)
+        let room = self.dialer.room(&format!("{host}:{port}")).await?;
+        let connected = connect_one_of(places, host, port).await;
+        let connected = connected.map_err(|undialled| undialled.denial)?;
+        Ok(connected.counted(room))
+    }
+
+    fn may_stay(
+        &self,
+        policy: &Policy,
+        host: &Host,
+        port: u16,
+        address: IpAddr,
+    ) -> Result<(), Denial> {
+        let name = host.name();
+        self.dialer
+            .may_be(policy, Protocol::Tcp, address, port, name)
     }
 }
 
@@ -61,6 +82,17 @@ pub(crate) struct Dialer {
     pub(crate) link: Link,
     pub(crate) resolver: Arc<Resolver>,
     pub(crate) names: Arc<Names>,
+    /// For so many more connections that are looked into there is room.
+    pub(crate) room: Arc<Semaphore>,
+}
+
+/// Where a connection goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Place {
+    /// The address that is allowed or denied.
+    pub(crate) address: IpAddr,
+    /// Where that leads.
+    pub(crate) real: SocketAddr,
 }
 
 /// Why there is no connection: what is told of it, and what the guest may be told.
@@ -87,39 +119,58 @@ impl Dialer {
         policy: &Policy,
         host: &Host,
         port: u16,
-    ) -> Result<TcpStream, Undialled> {
+    ) -> Result<Connected, Undialled> {
         policy.connection(Protocol::Tcp, host, port)?;
-        let targets = self.targets(policy, Protocol::Tcp, host, port).await?;
-        connect_one_of(targets, host, port).await
+        let places = self.places(policy, Protocol::Tcp, host, port).await?;
+        connect_one_of(places, host, port).await
+    }
+
+    /// Waits until there is room for one more connection that is looked into.
+    pub(crate) async fn room(&self, host: &str) -> Result<OwnedSemaphorePermit, Denial> {
+        let room = timeout(ROOM_WITHIN, Arc::clone(&self.room).acquire_owned()).await;
+        // It is never closed.
+        room.ok().and_then(Result::ok).ok_or_else(|| Denial {
+            code: Code::Crowded,
+            host: host.to_owned(),
+            rule: None,
+        })
+    }
+
+    /// Where an address leads, with it.
+    pub(crate) fn place(&self, address: IpAddr, port: u16) -> Place {
+        Place {
+            address: plain(address),
+            real: self.real(address, port),
+        }
     }
 
     /// The addresses of a host that may be connected to, at least one.
-    pub(crate) async fn targets(
+    pub(crate) async fn places(
         &self,
         policy: &Policy,
         protocol: Protocol,
         host: &Host,
         port: u16,
-    ) -> Result<Vec<SocketAddr>, Denial> {
+    ) -> Result<Vec<Place>, Denial> {
         let name = match host {
             Host::Address(address) => {
                 self.may_be(policy, protocol, *address, port, None)?;
-                return Ok(vec![self.real(*address, port)]);
+                return Ok(vec![self.place(*address, port)]);
             }
             Host::Name(name) => name,
         };
         let resolved = self.resolver.reachable(policy, name).await?;
         self.names.learn(name, &resolved.addresses, resolved.ttl);
         let mut refused = None;
-        let mut targets = Vec::new();
+        let mut places = Vec::new();
         for address in resolved.addresses {
             match self.may_be(policy, protocol, address, port, Some(name)) {
-                Ok(()) => targets.push(self.real(address, port)),
+                Ok(()) => places.push(self.place(address, port)),
                 Err(denial) => refused = Some(denial),
             }
         }
-        match (targets.is_empty(), refused) {
-            (false, _) => Ok(targets),
+        match (places.is_empty(), refused) {
+            (false, _) => Ok(places),
             (true, Some(denial)) => Err(denial),
             // A name without addresses is an error of the resolver's.
             (true, None) => Err(Denial {
@@ -165,19 +216,19 @@ impl Dialer {
 
 /// Connects to the first of these that can be connected to.
 async fn connect_one_of(
-    targets: Vec<SocketAddr>,
+    places: Vec<Place>,
     host: &Host,
     port: u16,
-) -> Result<TcpStream, Undialled> {
+) -> Result<Connected, Undialled> {
     let mut last = None;
-    let tries = targets.len().min(MAX_TRIES);
-    for (number, target) in targets.into_iter().take(MAX_TRIES).enumerate() {
+    let tries = places.len().min(MAX_TRIES);
+    for (number, place) in places.into_iter().take(MAX_TRIES).enumerate() {
         let within = match number + 1 == tries {
             true => CONNECT_WITHIN,
             false => TRY_NEXT_AFTER,
         };
-        match connect(target, within).await {
-            Ok(stream) => return Ok(stream),
+        match connect(place.real, within).await {
+            Ok(stream) => return Ok(Connected::new(stream, place.address)),
             Err(error) => last = Some(error),
         }
     }

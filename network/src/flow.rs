@@ -1,9 +1,10 @@
 //! One flow that may be: the host's connection for it, and what passes.
 
 use std::io;
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::OwnedFd;
-use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, OnceLock};
 
 use flashpan_protocol::network::{Protocol, Refusal, Tuple};
 use tokio::io::{AsyncReadExt, copy_bidirectional_with_sizes};
@@ -12,9 +13,10 @@ use tokio::sync::watch;
 use tokio::time::timeout;
 
 use crate::counted::{self, Counted};
-use crate::dial::{self, Undialled};
+use crate::dial::{self, Place, Undialled};
 use crate::gateway::{Answer, Gateway, Route};
-use crate::host::Host;
+use crate::host::{Host, Name};
+use crate::http::Connected;
 use crate::message::Messages;
 use crate::meter::Meter;
 use crate::policy::{Code, Denial, Policy};
@@ -100,6 +102,7 @@ pub(crate) async fn serve<F, S>(
     protocol: Protocol,
     tuple: &Tuple,
     socket: OwnedFd,
+    given_up: Arc<AtomicBool>,
     answer: impl Fn(Answer) -> F,
 ) where
     F: Future<Output = Result<(), S>>,
@@ -112,6 +115,7 @@ pub(crate) async fn serve<F, S>(
         _ => {}
     }
     let mut meter = meter(gateway, protocol, tuple);
+    meter.given_up = given_up;
     let route = match route {
         Ok(route) => route,
         Err(denial) => {
@@ -122,13 +126,20 @@ pub(crate) async fn serve<F, S>(
         }
     };
     let (host, basis) = route.decided(tuple.destination);
+    let reached = OnceLock::new();
     meter.report.host = format!("{host}:{}", tuple.destination.port());
     let served = match Inside::new(protocol, socket, Some(&meter)) {
         Err(error) => Err((Broken::unreachable(tuple.destination, &error), None)),
         Ok(mut inside) => {
             let flow = async {
                 let port = tuple.destination.port();
-                let outside = connect(gateway, protocol, route, port).await?;
+                let outside = connect(gateway, protocol, route, port, &reached).await?;
+                // What was changed while it connected is not seen again by who waits for changes.
+                let still = gateway.still(protocol, tuple, reached.get());
+                still.map_err(|denial| Broken {
+                    answer: Answer::Refuse(denied(protocol)),
+                    denial: Some(denial),
+                })?;
                 if answer(Answer::Accept).await.is_err() {
                     return Ok(());
                 }
@@ -149,7 +160,7 @@ pub(crate) async fn serve<F, S>(
                 // One that has ended by itself was not refused.
                 biased;
                 served = flow => served,
-                denial = not_any_more(gateway, &mut changes, protocol, tuple) => Err(Broken {
+                denial = not_any_more(gateway, &mut changes, protocol, tuple, &reached) => Err(Broken {
                     answer: Answer::Close,
                     denial: Some(denial),
                 }),
@@ -192,13 +203,14 @@ async fn not_any_more(
     changes: &mut watch::Receiver<Arc<Policy>>,
     protocol: Protocol,
     tuple: &Tuple,
+    reached: &OnceLock<(Name, IpAddr)>,
 ) -> Denial {
     loop {
         // Without a gateway there are no flows.
         if changes.changed().await.is_err() {
             std::future::pending::<()>().await;
         }
-        if let Err(denial) = gateway.route(protocol, tuple) {
+        if let Err(denial) = gateway.still(protocol, tuple, reached.get()) {
             return denial;
         }
     }
@@ -212,12 +224,7 @@ fn meter(gateway: &Gateway, protocol: Protocol, tuple: &Tuple) -> Meter {
         Protocol::Udp => Scheme::Udp,
     };
     let destination = tuple.destination;
-    let denial = Denial {
-        code: Code::Connect,
-        host: destination.to_string(),
-        rule: None,
-    };
-    let mut report = Report::refused(scheme, denial);
+    let mut report = Report::given_up(scheme, destination.to_string());
     report.destination = Some(destination);
     Meter::new(gateway.reporter().clone(), report)
 }
@@ -253,21 +260,27 @@ async fn names<F, S>(
 async fn http<F, S>(
     gateway: &Gateway,
     tuple: &Tuple,
-    first: Option<SocketAddr>,
+    first: Option<Place>,
     socket: OwnedFd,
     answer: &impl Fn(Answer) -> F,
 ) where
     F: Future<Output = Result<(), S>>,
 {
     let mut ready = None;
-    if let Some(target) = first {
+    if let Some(place) = first {
+        let mut meter = meter(gateway, Protocol::Tcp, tuple);
         // Whoever cannot be connected to is refused as it would be without us.
-        match dial::connect(target, dial::CONNECT_WITHIN).await {
-            Ok(stream) => ready = Some((target, stream)),
-            Err(error) => {
-                // It is told as a flow that was never connected.
-                drop(meter(gateway, Protocol::Tcp, tuple));
-                return drop(answer(Answer::Refuse(refusal(&error))).await);
+        match connect_first(gateway, place).await {
+            Ok(connected) => {
+                meter.forget();
+                ready = Some((place, connected));
+            }
+            Err(broken) => {
+                if let Some(denial) = broken.denial {
+                    meter.report.outcome = Outcome::Refused(denial);
+                }
+                drop(meter);
+                return drop(answer(broken.answer).await);
             }
         }
     }
@@ -288,7 +301,14 @@ async fn http<F, S>(
         _ => match first_byte(inside).await {
             Ok((hello::HANDSHAKE, inside)) => proxy.serve_tls(inside, destination, splice).await,
             Ok((_, inside)) => proxy.serve_plain(inside, destination).await,
-            Err(error) => Err(error),
+            Err(error) => {
+                if error.kind() == io::ErrorKind::TimedOut {
+                    let mut report = Report::silent(Scheme::Tcp, destination.to_string());
+                    report.destination = Some(destination);
+                    gateway.reporter().tell(report);
+                }
+                Err(error)
+            }
         },
     };
     if served.is_err() {
@@ -297,6 +317,15 @@ async fn http<F, S>(
         let _held = held;
         std::future::pending::<()>().await;
     }
+}
+
+/// The connection of a flow that is looked into, for whatever host it turns out to be of.
+async fn connect_first(gateway: &Gateway, place: Place) -> Result<Connected, Broken> {
+    let room = gateway.dialer().room(&place.real.to_string()).await;
+    let room = room.map_err(|denial| Broken::undialled(denial.into()))?;
+    let stream = dial::connect(place.real, dial::CONNECT_WITHIN).await;
+    let stream = stream.map_err(|error| Broken::unreachable(place.real, &error))?;
+    Ok(Connected::new(stream, place.address).counted(room))
 }
 
 /// What a stream begins with, and the stream with it.
@@ -320,6 +349,7 @@ async fn connect(
     protocol: Protocol,
     route: Route,
     port: u16,
+    reached: &OnceLock<(Name, IpAddr)>,
 ) -> Result<Outside, Broken> {
     let (policy, dialer) = (gateway.policy(), gateway.dialer());
     match (protocol, route) {
@@ -329,16 +359,20 @@ async fn connect(
             connected.map(Outside::Stream)
         }
         (Protocol::Tcp, Route::Named { name, .. }) => {
-            let dialled = dialer.dial(&policy, &Host::Name(name), port).await;
-            dialled.map(Outside::Stream).map_err(Broken::undialled)
+            let dialled = dialer.dial(&policy, &Host::Name(name.clone()), port).await;
+            let connected = dialled.map_err(Broken::undialled)?;
+            let _ = reached.set((name, connected.address()));
+            Ok(Outside::Stream(connected.into_stream()))
         }
         (Protocol::Udp, Route::Direct { target, .. }) => to_datagrams(target).await,
         (Protocol::Udp, Route::Named { name, .. }) => {
-            let name = Host::Name(name);
-            let targets = dialer.targets(&policy, Protocol::Udp, &name, port).await;
-            let targets = targets.map_err(|denial| Broken::undialled(denial.into()))?;
+            let host = Host::Name(name.clone());
+            let places = dialer.places(&policy, Protocol::Udp, &host, port).await;
+            let places = places.map_err(|denial| Broken::undialled(denial.into()))?;
             // There is one at least.
-            to_datagrams(*targets.first().ok_or_else(Broken::reset)?).await
+            let Place { address, real } = *places.first().ok_or_else(Broken::reset)?;
+            let _ = reached.set((name, address));
+            to_datagrams(real).await
         }
         // They were served before.
         (_, Route::Names | Route::Http { .. }) => Err(Broken::reset()),

@@ -2,17 +2,17 @@
 
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::OwnedFd;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
 use flashpan_protocol::network::{Link, Protocol, Refusal, Tuple};
-use tokio::net::TcpStream;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::task::AbortHandle;
 
-use crate::dial::{Dialer, FlowDialer};
+use crate::dial::{Dialer, FlowDialer, MAX_CONNECTIONS, Place};
 use crate::dns::{self, Resolver};
 use crate::host::{Host, Name};
-use crate::http::{Editor, Proxy};
+use crate::http::{Connected, Editor, MAX_LOOKED_INTO, Proxy};
 use crate::names::{self, Names};
 use crate::policy::{Basis, Code, Denial, Policy};
 use crate::report::Reporter;
@@ -31,6 +31,41 @@ pub enum Answer {
     Refuse(Refusal),
     /// Its connection broke: reset it.
     Close,
+}
+
+/// A flow that was begun ([`Gateway::begin`]). It goes on when this is dropped.
+#[derive(Debug, Clone)]
+pub struct Flow {
+    task: AbortHandle,
+    given_up: Arc<AtomicBool>,
+}
+
+impl Flow {
+    /// Ends it, whatever it is at.
+    pub fn abort(&self) {
+        self.task.abort();
+    }
+
+    /// Ends it: the guest had given it up before it was accepted, and that is told of it.
+    pub fn give_up(&self) {
+        self.given_up.store(true, Ordering::Release);
+        self.task.abort();
+    }
+
+    /// Whether it has ended, and was told of.
+    #[must_use]
+    pub fn is_finished(&self) -> bool {
+        self.task.is_finished()
+    }
+}
+
+impl From<AbortHandle> for Flow {
+    fn from(task: AbortHandle) -> Self {
+        Self {
+            task,
+            given_up: Arc::default(),
+        }
+    }
 }
 
 /// What a gateway is made from.
@@ -62,8 +97,8 @@ pub(crate) enum Route {
     },
     /// To whatever address this name has.
     Named { name: Name, basis: Basis },
-    /// Wherever the requests on it lead. If `first` is there they may lead to this address.
-    Http { first: Option<SocketAddr> },
+    /// Wherever the requests on it lead. If `first` is there they may lead to this place.
+    Http { first: Option<Place> },
 }
 
 impl Route {
@@ -96,6 +131,8 @@ pub struct Gateway {
     dns: dns::Server,
     is_synthetic: bool,
     inspection: Option<Inspection>,
+    /// For so many more connections that are looked into there is room.
+    room: Arc<Semaphore>,
     reporter: Reporter,
 }
 
@@ -112,6 +149,7 @@ impl Gateway {
                 link: settings.link,
                 resolver: Arc::clone(&resolver),
                 names: Arc::clone(&names),
+                room: Arc::new(Semaphore::new(MAX_CONNECTIONS)),
             }),
             dns: dns::Server {
                 resolver,
@@ -122,6 +160,7 @@ impl Gateway {
             policy,
             is_synthetic,
             inspection: settings.inspection,
+            room: Arc::new(Semaphore::new(MAX_LOOKED_INTO)),
             reporter: settings.reporter,
         }
     }
@@ -132,8 +171,7 @@ impl Gateway {
         Arc::clone(&self.policy.borrow())
     }
 
-    /// Changes what it may reach. Flows that may not be any more are ended; of those that are
-    /// looked into the next request is refused.
+    /// Changes what it may reach. Flows and requests that may not be any more are ended.
     pub fn change<T>(&self, change: impl FnOnce(&mut Policy) -> T) -> T {
         let mut policy = Policy::clone(&self.policy());
         let changed = change(&mut policy);
@@ -143,7 +181,7 @@ impl Gateway {
 
     /// Begins with a flow that the guest has asked for, on the runtime of the caller.
     /// `answers` get its number with each answer. A flow that has ended on the guest's
-    /// side is to be aborted.
+    /// side is to be aborted, or given up.
     pub fn begin(
         self: &Arc<Self>,
         id: u64,
@@ -151,13 +189,23 @@ impl Gateway {
         tuple: Tuple,
         socket: OwnedFd,
         answers: mpsc::Sender<(u64, Answer)>,
-    ) -> AbortHandle {
+    ) -> Flow {
         let gateway = Arc::clone(self);
+        let given_up = Arc::new(AtomicBool::new(false));
+        let of_meter = Arc::clone(&given_up);
         let serve = async move {
             let answer = |answer| answers.send((id, answer));
-            flow::serve(&gateway, protocol, &tuple, socket, answer).await;
+            flow::serve(&gateway, protocol, &tuple, socket, of_meter, answer).await;
         };
-        tokio::spawn(serve).abort_handle()
+        Flow {
+            task: tokio::spawn(serve).abort_handle(),
+            given_up,
+        }
+    }
+
+    /// Waits until all is told of what was begun. What goes on has to be ended before.
+    pub async fn all_told(&self) {
+        self.reporter.all_told().await;
     }
 
     /// Tells when what the guest may reach has changed.
@@ -179,10 +227,7 @@ impl Gateway {
 
     /// What looks into a connection that leads wherever its requests do, the first perhaps
     /// to where there is a connection already.
-    pub(crate) fn proxy(
-        &self,
-        ready: Option<(SocketAddr, TcpStream)>,
-    ) -> Option<Proxy<FlowDialer>> {
+    pub(crate) fn proxy(&self, ready: Option<(Place, Connected)>) -> Option<Proxy<FlowDialer>> {
         let inspection = self.inspection.as_ref()?;
         let dial = FlowDialer {
             dialer: Arc::clone(&self.dialer),
@@ -196,6 +241,7 @@ impl Gateway {
             reporter: self.reporter.clone(),
             dial: Arc::new(dial),
             editor: Arc::clone(&inspection.editor),
+            room: Arc::clone(&self.room),
         })
     }
 
@@ -204,6 +250,22 @@ impl Gateway {
     pub(crate) fn splices(&self, host: &Host, port: u16) -> bool {
         let needs = |inspection: &Inspection| inspection.editor.needs(host, port);
         !self.inspection.as_ref().is_some_and(needs)
+    }
+
+    /// Where a flow leads that was connected to this address for a name, if it may still be.
+    pub(crate) fn still(
+        &self,
+        protocol: Protocol,
+        tuple: &Tuple,
+        reached: Option<&(Name, IpAddr)>,
+    ) -> Result<(), Denial> {
+        self.route(protocol, tuple)?;
+        let Some((name, address)) = reached else {
+            return Ok(());
+        };
+        let port = tuple.destination.port();
+        self.dialer
+            .may_be(&self.policy(), protocol, *address, port, Some(name))
     }
 
     /// Where a flow leads, if it may be. This is the one place where that is decided.
@@ -237,7 +299,7 @@ impl Gateway {
         if self.looks_into(&policy, protocol, port) {
             return match standing {
                 Ok(_) => Ok(Route::Http {
-                    first: Some(self.dialer.real(address, port)),
+                    first: Some(self.dialer.place(address, port)),
                 }),
                 // What is refused is told why, if anything is ever not refused.
                 Err(_) if policy.allows_something() => Ok(Route::Http { first: None }),
@@ -270,13 +332,13 @@ impl Gateway {
         let itself = Host::Address(address);
         let literal = policy.connection(protocol, &itself, port);
         let mut decided = match literal {
-            Err(denial) if denial.code == Code::Denied => return Err(denial),
+            Err(denial) if denial.code.is_named() => return Err(denial),
             literal => literal.map(|basis| (itself, basis)),
         };
         for name in self.dialer.names.of(address) {
             let host = Host::Name(name);
             match policy.connection(protocol, &host, port) {
-                Err(denial) if denial.code == Code::Denied => return Err(denial),
+                Err(denial) if denial.code.is_named() => return Err(denial),
                 // What was asked for says more than its address.
                 Ok(basis) if !matches!(decided, Ok((Host::Name(_), _))) => {
                     decided = Ok((host, basis));

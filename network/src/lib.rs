@@ -37,7 +37,7 @@ pub mod policy;
 pub mod report;
 pub mod tls;
 
-pub use gateway::{Answer, Gateway, Inspection, Settings};
+pub use gateway::{Answer, Flow, Gateway, Inspection, Settings};
 
 #[cfg(test)]
 mod tests;

@@ -1,7 +1,7 @@
 //! The report of one flow or request, from its first byte to its last.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Instant;
 
 use crate::report::{Report, Reporter};
@@ -14,32 +14,56 @@ pub(crate) struct Meter {
     pub(crate) sent: Arc<AtomicU64>,
     /// What was received so far.
     pub(crate) received: Arc<AtomicU64>,
+    /// Whether the guest had given it up, although it was allowed.
+    pub(crate) given_up: Arc<AtomicBool>,
     /// How often the value of a secret was taken out of the body.
     pub(crate) scrubbed: u64,
     reporter: Reporter,
+    is_told: bool,
     began: Instant,
 }
 
 impl Meter {
     pub(crate) fn new(reporter: Reporter, report: Report) -> Self {
+        reporter.begin();
         Self {
             report,
             sent: Arc::default(),
             received: Arc::default(),
+            given_up: Arc::default(),
             scrubbed: 0,
             reporter,
+            is_told: true,
             began: Instant::now(),
         }
+    }
+
+    /// Tells nothing: somebody else does.
+    pub(crate) fn forget(mut self) {
+        self.is_told = false;
+    }
+}
+
+impl Meter {
+    fn told(&self) -> Report {
+        let mut report = self.report.clone();
+        if self.given_up.load(Ordering::Acquire) {
+            let Report { scheme, host, .. } = &report;
+            report.outcome = Report::given_up(*scheme, host.clone()).outcome;
+        }
+        report.duration = self.began.elapsed();
+        report.sent = self.sent.load(Ordering::Relaxed);
+        report.received = self.received.load(Ordering::Relaxed);
+        report.secrets.scrubbed += self.scrubbed;
+        report
     }
 }
 
 impl Drop for Meter {
     fn drop(&mut self) {
-        let mut report = self.report.clone();
-        report.duration = self.began.elapsed();
-        report.sent = self.sent.load(Ordering::Relaxed);
-        report.received = self.received.load(Ordering::Relaxed);
-        report.secrets.scrubbed += self.scrubbed;
-        self.reporter.tell(report);
+        if self.is_told {
+            self.reporter.tell(self.told());
+        }
+        self.reporter.end();
     }
 }

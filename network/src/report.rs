@@ -8,9 +8,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime};
 
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 
-use crate::policy::{Basis, Denial};
+use crate::policy::{Basis, Code, Denial};
 
 /// The longest text of a report, in bytes.
 const MAX_TEXT: usize = 2048;
@@ -108,6 +108,26 @@ impl Report {
         Self::new(scheme, host, Outcome::Refused(denial))
     }
 
+    /// A report of what begins now, and was given up by the guest unless more becomes known.
+    pub(crate) fn given_up(scheme: Scheme, host: String) -> Self {
+        let denial = Denial {
+            code: Code::GivenUp,
+            host: host.clone(),
+            rule: None,
+        };
+        Self::new(scheme, host, Outcome::Refused(denial))
+    }
+
+    /// A report of a connection to a port of HTTP that says nothing.
+    pub(crate) fn silent(scheme: Scheme, host: String) -> Self {
+        let denial = Denial {
+            code: Code::UnknownProtocol,
+            host,
+            rule: None,
+        };
+        Self::refused(scheme, denial)
+    }
+
     /// A report of what begins now, with nothing in it but this.
     #[must_use]
     pub fn new(scheme: Scheme, host: String, outcome: Outcome) -> Self {
@@ -141,6 +161,8 @@ impl Report {
 pub struct Reporter {
     reports: mpsc::Sender<Report>,
     lost: Arc<AtomicU64>,
+    /// What goes on of which something will be told.
+    going_on: watch::Sender<usize>,
 }
 
 /// The other end of a [`Reporter`].
@@ -158,6 +180,7 @@ pub fn channel(waiting: usize) -> (Reporter, Reports) {
     let reporter = Reporter {
         reports: sender,
         lost: Arc::clone(&lost),
+        going_on: watch::Sender::new(0),
     };
     let reports = Reports {
         reports: receiver,
@@ -173,6 +196,26 @@ impl Reporter {
             self.lost.fetch_add(1, Ordering::Relaxed);
         }
     }
+
+    /// Something has begun of which is told when it ends.
+    pub(crate) fn begin(&self) {
+        self.going_on.send_modify(|number| *number += 1);
+    }
+
+    /// It has ended, and was told of.
+    pub(crate) fn end(&self) {
+        self.going_on.send_modify(|number| *number -= 1);
+    }
+
+    /// Waits until nothing goes on that will be told of.
+    pub(crate) async fn all_told(&self) {
+        // It fails only if all senders are gone, of which `self` holds one.
+        let _ = self
+            .going_on
+            .subscribe()
+            .wait_for(|number| *number == 0)
+            .await;
+    }
 }
 
 impl Reports {
@@ -180,6 +223,12 @@ impl Reports {
     /// more. Cancel safe.
     pub async fn next(&mut self) -> Option<(u64, Report)> {
         let report = self.reports.recv().await?;
+        Some((self.lost.swap(0, Ordering::Relaxed), report))
+    }
+
+    /// The same of what is there already; none if there is nothing.
+    pub fn next_now(&mut self) -> Option<(u64, Report)> {
+        let report = self.reports.try_recv().ok()?;
         Some((self.lost.swap(0, Ordering::Relaxed), report))
     }
 }

@@ -1,6 +1,8 @@
 //! Flows against servers on the loopback interface.
 #![allow(clippy::unwrap_used, clippy::indexing_slicing)]
 
+mod looked_into;
+
 use std::net::{Ipv4Addr, SocketAddr, TcpListener as Closed};
 use std::os::unix::net::UnixStream as StdStream;
 use std::sync::Arc;
@@ -425,4 +427,63 @@ async fn an_address_of_a_denied_name_is_denied() {
     assert_eq!(ask().await, Answer::Accept);
     assert_eq!(resolve(&gateway, "evil.test").await, [Ipv4Addr::LOCALHOST]);
     assert_eq!(ask().await, Answer::Refuse(Refusal::Reset));
+}
+
+/// A flow of TCP through a gateway.
+fn begin(
+    gateway: &Arc<Gateway>,
+    destination: SocketAddr,
+) -> (UnixStream, mpsc::Receiver<(u64, Answer)>, crate::Flow) {
+    let (guest, host) = StdStream::pair().unwrap();
+    guest.set_nonblocking(true).unwrap();
+    let (sender, answers) = mpsc::channel(4);
+    let flow = gateway.begin(7, Protocol::Tcp, to(destination), host.into(), sender);
+    (UnixStream::from_std(guest).unwrap(), answers, flow)
+}
+
+#[tokio::test]
+async fn a_flow_that_was_given_up_before_it_was_one_is_told_as_that() {
+    let server = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    for gives_up in [true, false] {
+        let (reporter, mut reports) = report::channel(64);
+        let gateway = Arc::new(Gateway::new(settings(policy(true), reporter)));
+        let (_guest, mut answers, flow) = begin(&gateway, server.local_addr().unwrap());
+        assert_eq!(next(&mut answers).await, Answer::Accept);
+        match gives_up {
+            true => flow.give_up(),
+            false => flow.abort(),
+        }
+        let (_, report) = timeout(PATIENCE, reports.next()).await.unwrap().unwrap();
+        let code = match report.outcome {
+            Outcome::Refused(denial) => Some(denial.code),
+            Outcome::Allowed(_) => None,
+        };
+        assert_eq!(code, gives_up.then_some(Code::GivenUp));
+        gateway.all_told().await;
+    }
+}
+
+/// A flow for a name goes on to an address, which may come to be denied.
+#[tokio::test]
+async fn a_flow_for_a_name_ends_for_its_address() {
+    let server = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = server.local_addr().unwrap().port();
+    let (reporter, mut reports) = report::channel(64);
+    let gateway = named(policy(true), true, reporter);
+    let found = resolve(&gateway, "db.test").await;
+    let (_guest, mut answers, _) = begin(&gateway, (found[0], port).into());
+    assert_eq!(next(&mut answers).await, Answer::Accept);
+    let (mut outside, _) = server.accept().await.unwrap();
+    gateway.change(|policy| policy.deny.push("evil.test".parse().unwrap()));
+    gateway.change(|policy| policy.deny.push("127.0.0.0/8".parse().unwrap()));
+    assert_eq!(next(&mut answers).await, Answer::Close);
+    assert!(outside.read_u8().await.is_err());
+    loop {
+        let (_, report) = timeout(PATIENCE, reports.next()).await.unwrap().unwrap();
+        if report.scheme == Scheme::Tcp {
+            let outcome = report.outcome;
+            assert!(matches!(outcome, Outcome::Refused(denial) if denial.code == Code::Denied));
+            break;
+        }
+    }
 }

@@ -19,7 +19,7 @@ use crate::network::{End, Link, Protocol, Refusal, Tuple};
 use crate::phase::{ExitRequest, Phase};
 
 /// Version of this protocol; both hellos carry it and must agree.
-pub const VERSION: u32 = 4;
+pub const VERSION: u32 = 5;
 
 /// The descriptor at which the VMM process finds its control socket.
 pub const CONTROL_FD: i32 = 3;

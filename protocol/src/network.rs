@@ -109,4 +109,6 @@ pub enum End {
     Reset,
     /// Nothing happened for too long.
     Idle,
+    /// It was accepted, and the guest had given it up before that.
+    GivenUp,
 }

@@ -137,7 +137,6 @@ impl BootLink {
                     GuestMessage::Hello { .. } | GuestMessage::Ready => {}
                 }
             }
-            shared.events.close();
             drop(listening);
         };
         (writer, listen)

@@ -17,7 +17,7 @@ use crate::console;
 use crate::driver::{ConsoleTap, Driver, DriverHandle};
 use crate::error::{Error, Result};
 use crate::exit::{Exit, ExitReason};
-use crate::network::Flows;
+use crate::flows::Flows;
 use crate::pump::Task;
 use crate::sandbox::{Sandbox, Way, end_after, wait};
 use crate::shared::Shared;

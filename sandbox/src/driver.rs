@@ -22,8 +22,8 @@ use tokio::time::{Instant, timeout};
 use crate::console::Tail;
 use crate::control::{Channel, Packet, Received};
 use crate::exit::{Exit, ExitReason, LastWord, classify};
+use crate::flows::Flows;
 use crate::host_cgroup::HostCgroup;
-use crate::network::Flows;
 use crate::shared::Shared;
 use crate::spawn::{Child, ChildStatus, KILLED_WITHIN};
 use crate::vmm_process::VmmProcess;
@@ -380,6 +380,9 @@ impl Driver {
             // still on its way.
             let _ = timeout(END_GRACE, self.shared.heard_all()).await;
         }
+        // Flows tell of themselves when they end, and nobody can be told after the last event.
+        self.flows.end().await;
+        self.shared.events.close();
         self.shared.mark(Phase::Exit);
 
         let console = self.shared.console();

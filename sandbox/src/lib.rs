@@ -56,6 +56,7 @@ mod file_entry;
 mod file_link;
 mod file_reader;
 mod files;
+mod flows;
 mod forward;
 mod forward_link;
 mod forward_spec;

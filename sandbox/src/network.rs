@@ -1,37 +1,23 @@
-//! Whether a VM has a network, and what becomes of the flows that its guest asks for.
+//! Whether a VM has a network, and what its guest may reach there.
 
-use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
-use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::str::FromStr;
-use std::sync::{Arc, Weak};
+use std::sync::Arc;
 
 use flashpan_network::policy::Policy;
-use flashpan_network::report::{self, Reports};
-use flashpan_network::{Answer, Gateway};
 use flashpan_network::{dns, edit};
-use flashpan_protocol::control::{IoRate, Request};
-use flashpan_protocol::network::{End, Link, MTU, Protocol, Refusal, Tuple};
+use flashpan_protocol::control::IoRate;
+use flashpan_protocol::network::{Link, MTU};
 use flashpan_protocol::supervisor::MAX_PATTERNS;
-use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use serde::{Deserialize, Serialize};
-use tokio::sync::mpsc;
-use tokio::task::AbortHandle;
 
 use crate::api::{self, Config, DEFAULT_NETWORK_MTU};
 use crate::config::SandboxBuilder;
 use crate::error::{Error, Result};
 use crate::inspection::Inspected;
 use crate::rate::RateLimit;
-use crate::shared::Shared;
-
-/// Reports that wait to be told. What comes when so many do is counted, and lost.
-const REPORTS: usize = 1024;
-
-/// Answers that wait to be sent to the VMM. Flows wait when there are more.
-const ANSWERS: usize = 64;
 
 /// What network a VM has.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -136,7 +122,7 @@ impl Settings {
     }
 
     /// How names are resolved.
-    fn dns(&self) -> Result<dns::Settings> {
+    pub(crate) fn dns(&self) -> Result<dns::Settings> {
         let server = |text: &String| {
             let wrong = |_| Error::config("network.dns_servers", format!("{text:?} is no address"));
             let address: IpAddr = text.parse().map_err(wrong)?;
@@ -333,197 +319,6 @@ impl SandboxBuilder {
 /// The setting that is wrong, in errors.
 const RATE: &str = "network rate";
 
-/// Descriptors that flows leave for everything else.
-const RESERVE: u64 = 256;
-
-/// How many flows there may be: each takes up to three descriptors of this process.
-fn most_flows() -> usize {
-    let limit = getrlimit(Resource::Nofile).current;
-    let most = limit.map(|limit| limit.saturating_sub(RESERVE) / 3);
-    most.map_or(usize::MAX, |most| {
-        usize::try_from(most).unwrap_or(usize::MAX)
-    })
-}
-
-/// Lets the process have as many descriptors as it may: what programs are given at first
-/// is less than a guest's connections take, and is so low for those that use `select`,
-/// as nothing here does.
-fn raise_limit() {
-    let limit = getrlimit(Resource::Nofile);
-    let raised = Rlimit {
-        current: limit.maximum,
-        maximum: limit.maximum,
-    };
-    if limit.current != limit.maximum {
-        // Without success there are fewer connections.
-        let _ = setrlimit(Resource::Nofile, raised);
-    }
-}
-
-/// Passes on what is told of flows, as long as there is somebody who could tell: the
-/// gateway, which `shared` holds.
-async fn tell(mut reports: Reports, shared: Weak<Shared>) {
-    while let Some((lost, report)) = reports.next().await {
-        let Some(shared) = shared.upgrade() else {
-            return;
-        };
-        if lost > 0 {
-            shared.events.lost(lost);
-        }
-        shared.events.network(report.into());
-    }
-}
-
-/// The flows of a VM.
-#[derive(Debug)]
-pub(crate) struct Flows {
-    /// None without a network.
-    gateway: Option<Arc<Gateway>>,
-    /// The certificate that the guest has to trust, if there is anything for it.
-    pub(crate) authority: Option<String>,
-    /// Variables of the guest's programs.
-    pub(crate) placeholders: Vec<(String, String)>,
-    running: HashMap<u64, AbortHandle>,
-    /// Flows that are over on the guest's side, whose last bytes are on their way out.
-    ending: HashMap<u64, AbortHandle>,
-    /// Flows of which the VMM was told that they broke.
-    broken: HashSet<u64>,
-    sender: mpsc::Sender<(u64, Answer)>,
-    answers: mpsc::Receiver<(u64, Answer)>,
-}
-
-impl Flows {
-    pub(crate) fn new(
-        settings: &Settings,
-        link: Option<Link>,
-        shared: &Arc<Shared>,
-    ) -> Result<Self> {
-        let (reporter, reports) = report::channel(REPORTS);
-        let mut authority = None;
-        let mut placeholders = Vec::new();
-        let gateway = match link {
-            None => None,
-            Some(link) => {
-                let policy = settings.policy()?;
-                let made = settings.inspected.make()?;
-                // Where nothing is looked into nobody sees certificates of ours but with
-                // what is refused anyway.
-                let has_rules = !(policy.allow.is_empty() && policy.rules.is_empty());
-                authority = (has_rules || policy.inspects).then_some(made.authority);
-                shared.set_secrets(made.secrets);
-                placeholders = made.placeholders;
-                Some(Arc::new(Gateway::new(flashpan_network::Settings {
-                    link,
-                    policy,
-                    dns: settings.dns()?,
-                    inspection: Some(made.inspection),
-                    reporter,
-                })))
-            }
-        };
-        if let Some(gateway) = &gateway {
-            raise_limit();
-            shared.set_gateway(Arc::clone(gateway));
-            tokio::spawn(tell(reports, Arc::downgrade(shared)));
-        }
-        let (sender, answers) = mpsc::channel(ANSWERS);
-        Ok(Self {
-            gateway,
-            authority,
-            placeholders,
-            running: HashMap::new(),
-            ending: HashMap::new(),
-            broken: HashSet::new(),
-            sender,
-            answers,
-        })
-    }
-
-    /// The guest asks for a flow; what is to be said at once, if that is known.
-    pub(crate) fn ask(
-        &mut self,
-        id: u64,
-        protocol: Protocol,
-        tuple: Tuple,
-        socket: Option<OwnedFd>,
-    ) -> Option<Request> {
-        let refuse = |why| Some(Request::FlowRefuse { id, why });
-        let Some(gateway) = &self.gateway else {
-            return refuse(Refusal::Silence);
-        };
-        // A descriptor does not arrive where there is no room for it.
-        self.ending.retain(|_, flow| !flow.is_finished());
-        let flows = self.running.len().saturating_add(self.ending.len());
-        let Some(socket) = socket.filter(|_| flows < most_flows()) else {
-            return refuse(Refusal::Host);
-        };
-        let flow = gateway.begin(id, protocol, tuple, socket, self.sender.clone());
-        // A VMM that uses a number twice cannot leave a task behind.
-        self.broken.remove(&id);
-        let old = self.running.insert(id, flow).into_iter();
-        for old in old.chain(self.ending.remove(&id)) {
-            old.abort();
-        }
-        None
-    }
-
-    /// A flow is over on the guest's side.
-    pub(crate) fn ended(&mut self, id: u64, how: End) {
-        let Some(flow) = self.running.remove(&id) else {
-            return;
-        };
-        let was_broken = self.broken.remove(&id);
-        match how {
-            // What the guest has sent may still be on its way out; it ends by itself, unless
-            // it broke meanwhile.
-            End::Closed if !was_broken => drop(self.ending.insert(id, flow)),
-            End::Closed | End::Reset | End::Idle => flow.abort(),
-        }
-    }
-
-    /// What the VMM is to be told next. Cancel safe.
-    pub(crate) async fn next(&mut self) -> Request {
-        loop {
-            let answer = self.answers.recv().await;
-            if let Some((id, Answer::Close)) = answer
-                && let Some(flow) = self.ending.remove(&id)
-            {
-                // It waits for an end that was there already.
-                flow.abort();
-                continue;
-            }
-            return self.request(answer).await;
-        }
-    }
-
-    async fn request(&mut self, answer: Option<(u64, Answer)>) -> Request {
-        match answer {
-            Some((id, Answer::Accept)) => Request::FlowAccept { id },
-            Some((id, Answer::Refuse(why))) => {
-                self.running.remove(&id);
-                Request::FlowRefuse { id, why }
-            }
-            // The flow waits for its end on the guest's side.
-            Some((id, Answer::Close)) => {
-                if self.running.contains_key(&id) {
-                    self.broken.insert(id);
-                }
-                Request::FlowClose { id }
-            }
-            // It fails only if all senders are gone, of which `self` holds one.
-            None => std::future::pending().await,
-        }
-    }
-}
-
-impl Drop for Flows {
-    fn drop(&mut self) {
-        for flow in self.running.values().chain(self.ending.values()) {
-            flow.abort();
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -536,31 +331,6 @@ mod tests {
             assert_eq!(json, format!("\"{network}\""));
         }
         assert!("host".parse::<Network>().is_err());
-    }
-
-    fn waiting() -> AbortHandle {
-        tokio::spawn(std::future::pending::<()>()).abort_handle()
-    }
-
-    /// However the two ends of a flow come, its task does not outlive both.
-    #[tokio::test]
-    async fn a_flow_that_broke_and_is_over_leaves_nothing() {
-        let settings = Settings::default();
-        let mut flows = Flows::new(&settings, None, &Arc::default()).unwrap();
-        let (first, second) = (waiting(), waiting());
-        flows.running.insert(1, first.clone());
-        flows.running.insert(2, second.clone());
-        // Over in the guest before the word that it broke.
-        flows.ended(1, End::Closed);
-        flows.sender.send((1, Answer::Close)).await.unwrap();
-        flows.sender.send((2, Answer::Close)).await.unwrap();
-        assert_eq!(flows.next().await, Request::FlowClose { id: 2 });
-        // And after it.
-        flows.ended(2, End::Closed);
-        while !(first.is_finished() && second.is_finished()) {
-            tokio::task::yield_now().await;
-        }
-        assert!(flows.ending.is_empty() && flows.broken.is_empty());
     }
 
     #[test]

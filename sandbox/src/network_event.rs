@@ -115,9 +115,12 @@ fn without_port(host: &str) -> &str {
 fn reason(code: Code) -> BlockReason {
     match code {
         Code::SecretLeak => BlockReason::SecretLeak,
-        Code::Denied | Code::Rule | Code::Callback | Code::Ambiguous | Code::UnknownProtocol => {
-            BlockReason::Policy
-        }
+        Code::Denied
+        | Code::RuleDenied
+        | Code::Rule
+        | Code::Callback
+        | Code::Ambiguous
+        | Code::UnknownProtocol => BlockReason::Policy,
         _ => BlockReason::HostNotAllowed,
     }
 }
@@ -165,15 +168,21 @@ mod tests {
 
     #[test]
     fn what_is_denied_is_so_by_the_policy_and_not_for_want_of_an_entry() {
-        let denial = Denial {
-            code: Code::Denied,
-            host: "a.test:443".to_owned(),
-            rule: Some("deny POST a.test/x".to_owned()),
-        };
-        let json = serde_json::to_value(activity(Scheme::Https, Outcome::Refused(denial))).unwrap();
-        let reason = &json["network"]["block_reason"];
-        assert_eq!(reason, "request blocked by policy");
-        assert_eq!(json["code"], "host_denied");
+        for (code, rule, text) in [
+            (Code::Denied, "*.test", "host_denied"),
+            (Code::RuleDenied, "deny POST a.test/x", "rule_denied"),
+        ] {
+            let denial = Denial {
+                code,
+                host: "a.test:443".to_owned(),
+                rule: Some(rule.to_owned()),
+            };
+            let refused = activity(Scheme::Https, Outcome::Refused(denial));
+            let json = serde_json::to_value(refused).unwrap();
+            let reason = &json["network"]["block_reason"];
+            assert_eq!(reason, "request blocked by policy");
+            assert_eq!((&json["code"], &json["rule"]), (&text.into(), &rule.into()));
+        }
     }
 
     #[test]

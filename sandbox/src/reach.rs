@@ -37,8 +37,8 @@ impl Sandbox {
         self.policy(PolicyRequest::Allow(patterns)).await
     }
 
-    /// Takes back what was allowed: the very patterns. Connections that may not be any more
-    /// are ended; of those that are looked into the next request is refused. [`Reachable::changed`] has what is gone.
+    /// Takes back what was allowed: the very patterns. Connections and requests
+    /// that may not be any more are ended. [`Reachable::changed`] has what is gone.
     ///
     /// # Errors
     /// As [`Self::reachable`].

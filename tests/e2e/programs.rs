@@ -227,7 +227,7 @@ fn programs() {
     let is_shown = |line: &str| lines.lines().any(|shown| shown.starts_with(line));
     assert!(is_shown(line), "{line}: {lines}");
     is_told("a rule that refused", &|event| {
-        event["code"] == "host_denied"
+        event["code"] == "rule_denied"
             && event["rule"] == "deny POST mirror.test/**/git-receive-pack"
             && event["network"]["block_reason"] == "request blocked by policy"
     });

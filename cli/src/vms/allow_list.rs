@@ -14,8 +14,8 @@ Examples:
   flashpan allow-list delete web api.example.com
   flashpan allow-list list web
 
-What is changed holds from now on and until the VM stops. Connections that may not be any
-more are ended; of those of HTTP that are looked into the next request is refused.";
+What is changed holds from now on and until the VM stops. Connections and requests that
+may not be any more are ended.";
 
 const ADD_EXAMPLES: &str = "\
 Examples:

@@ -49,7 +49,7 @@ impl Said {
 
     fn denied(denial: Denial) -> Self {
         let reason = match denial.code {
-            Code::Denied => Reason::Blocked,
+            Code::Denied | Code::RuleDenied => Reason::Blocked,
             _ => Reason::Prohibited,
         };
         Self::error(ResponseCode::Refused, reason, denial)

@@ -3,8 +3,8 @@
 use std::io;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::task::{Context, Poll, ready};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -12,12 +12,15 @@ use http::HeaderMap;
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 use tokio::sync::oneshot;
+use tokio::task::AbortHandle;
 use tokio::time::Sleep;
 
 use super::editor::Transform;
 use super::headers;
+use super::ongoing::Ongoing;
 use super::pool::Lease;
 use crate::meter::Meter;
+use crate::report::Outcome;
 
 /// What a body breaks with.
 pub(crate) type BodyError = Box<dyn std::error::Error + Send + Sync>;
@@ -46,6 +49,14 @@ impl Passing {
             trailers: None,
             is_over: false,
             scrubbed: 0,
+        }
+    }
+
+    /// A body that there is none of, whatever comes.
+    pub(crate) fn none(body: Incoming) -> Self {
+        Self {
+            is_over: true,
+            ..Self::new(body, None)
         }
     }
 
@@ -118,7 +129,7 @@ impl Passing {
 
     fn size_hint(&self) -> SizeHint {
         match &self.transform {
-            _ if self.is_over => SizeHint::default(),
+            _ if self.is_over => SizeHint::with_exact(0),
             Some(transform) if !transform.keeps_length() => SizeHint::default(),
             _ => self.body.size_hint(),
         }
@@ -192,10 +203,36 @@ impl Opener {
     }
 }
 
+/// The body of a request, which can be taken back while it is on its way.
+#[derive(Clone)]
+pub(crate) struct Upload(Arc<Mutex<Held>>);
+
+struct Held {
+    /// None: it was taken back, or is over.
+    passing: Option<Passing>,
+    /// Who takes it.
+    waker: Option<Waker>,
+}
+
+impl Upload {
+    /// Takes it back: whoever has taken a part of it sees that it was broken off.
+    pub(crate) fn cut(&self) -> Option<Incoming> {
+        let mut held = self.held();
+        if let Some(waker) = held.waker.take() {
+            waker.wake();
+        }
+        held.passing.take().map(|passing| passing.body)
+    }
+
+    fn held(&self) -> MutexGuard<'_, Held> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
 /// The body of a request, on its way to a host.
 pub(crate) struct Outgoing {
     /// None: there is none.
-    passing: Option<Passing>,
+    upload: Option<Upload>,
     gate: Option<Gate>,
     sent: Arc<AtomicU64>,
     is_done: Arc<AtomicBool>,
@@ -204,8 +241,12 @@ pub(crate) struct Outgoing {
 impl Outgoing {
     pub(crate) fn new(passing: Passing, gate: Option<Gate>, sent: Arc<AtomicU64>) -> Self {
         let is_done = passing.is_end_stream();
+        let held = Held {
+            passing: Some(passing),
+            waker: None,
+        };
         Self {
-            passing: (!is_done).then_some(passing),
+            upload: (!is_done).then(|| Upload(Arc::new(Mutex::new(held)))),
             gate,
             sent,
             is_done: Arc::new(AtomicBool::new(is_done)),
@@ -215,7 +256,7 @@ impl Outgoing {
     /// None at all.
     pub(crate) fn empty() -> Self {
         Self {
-            passing: None,
+            upload: None,
             gate: None,
             sent: Arc::default(),
             is_done: Arc::new(AtomicBool::new(true)),
@@ -226,6 +267,11 @@ impl Outgoing {
     pub(crate) fn done(&self) -> Arc<AtomicBool> {
         Arc::clone(&self.is_done)
     }
+
+    /// What takes it back.
+    pub(crate) fn upload(&self) -> Option<Upload> {
+        self.upload.clone()
+    }
 }
 
 impl Body for Outgoing {
@@ -234,9 +280,18 @@ impl Body for Outgoing {
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Polled {
         let this = &mut *self;
-        let Some(passing) = &mut this.passing else {
+        let Some(upload) = &this.upload else {
             return Poll::Ready(None);
         };
+        let mut held = upload.held();
+        let held = &mut *held;
+        let Some(passing) = &mut held.passing else {
+            return Poll::Ready(Some(Err("the request may not be any more".into())));
+        };
+        match &mut held.waker {
+            Some(waker) => waker.clone_from(cx.waker()),
+            none => *none = Some(cx.waker().clone()),
+        }
         if let Some(gate) = &mut this.gate {
             ready!(gate.poll(cx))?;
             this.gate = None;
@@ -252,13 +307,29 @@ impl Body for Outgoing {
     }
 
     fn is_end_stream(&self) -> bool {
-        self.passing.as_ref().is_none_or(Passing::is_end_stream)
+        self.upload.as_ref().is_none_or(|upload| {
+            let held = upload.held();
+            held.passing.as_ref().is_some_and(Passing::is_end_stream)
+        })
     }
 
     fn size_hint(&self) -> SizeHint {
-        match &self.passing {
-            Some(passing) => passing.size_hint(),
+        match &self.upload {
+            Some(upload) => {
+                let held = upload.held();
+                let passing = held.passing.as_ref();
+                passing.map_or_else(SizeHint::default, Passing::size_hint)
+            }
             None => SizeHint::with_exact(0),
+        }
+    }
+}
+
+impl Drop for Outgoing {
+    fn drop(&mut self) {
+        // Nobody takes any more of it, whoever could still take it back.
+        if let Some(upload) = &self.upload {
+            upload.held().passing = None;
         }
     }
 }
@@ -278,6 +349,22 @@ pub(crate) struct Reply {
     _opener: Option<Arc<Opener>>,
     /// The body of the request, if nobody takes it.
     _unread: Option<Incoming>,
+    watched: Option<Watched>,
+}
+
+/// A request that is ended when it may not be any more.
+pub(crate) struct Watched {
+    pub(crate) ongoing: Arc<Ongoing>,
+    /// Who ends it.
+    pub(crate) watch: Option<AbortHandle>,
+}
+
+impl Drop for Watched {
+    fn drop(&mut self) {
+        if let Some(watch) = &self.watch {
+            watch.abort();
+        }
+    }
 }
 
 enum Content {
@@ -293,12 +380,19 @@ impl Reply {
             lease: None,
             _opener: None,
             _unread: None,
+            watched: None,
         }
     }
 
     /// The same, with a request whose body nobody takes.
     pub(crate) fn beside(mut self, request: Option<Incoming>) -> Self {
         self._unread = request;
+        self
+    }
+
+    /// The same, of a request that may have to end before it is over.
+    pub(crate) fn watched(mut self, watched: Watched) -> Self {
+        self.watched = Some(watched);
         self
     }
 
@@ -314,6 +408,7 @@ impl Reply {
             lease,
             _opener: opener,
             _unread: None,
+            watched: None,
         }
     }
 
@@ -370,7 +465,12 @@ impl Drop for Reply {
     fn drop(&mut self) {
         // Whoever takes a body need not ask for the end of one that is known to have ended.
         if self.is_end_stream() {
-            self.give_back();
+            return self.give_back();
+        }
+        // What ends it may be the connection to the host, which was ended for the same reason.
+        let denial = self.watched.as_ref().and_then(|of| of.ongoing.denial());
+        if let (Some(denial), Some(meter)) = (denial, &mut self.meter) {
+            meter.report.outcome = Outcome::Refused(denial);
         }
     }
 }

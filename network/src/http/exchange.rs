@@ -4,14 +4,12 @@ use std::fmt;
 use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
-use flashpan_protocol::network::Protocol;
-use http::header::{
-    ALT_SVC, CONNECTION, CONTENT_LENGTH, EXPECT, HOST, TE, TRANSFER_ENCODING, UPGRADE,
-};
-use http::uri::{PathAndQuery, Scheme as UriScheme};
+use http::header::{ALT_SVC, CONTENT_LENGTH, EXPECT, HOST, TE, UPGRADE};
+use http::uri::PathAndQuery;
 use http::{HeaderValue, Method, Request, Response, StatusCode, Uri, Version, request, response};
 use http_body::Body;
 use hyper::body::Incoming;
@@ -20,15 +18,18 @@ use hyper_util::rt::TokioIo;
 use tokio::sync::watch;
 
 use super::Dial;
-use super::body::{Gate, Opener, Outgoing, Passing, Reply};
+use super::body::{Gate, Opener, Outgoing, Passing, Reply, Watched};
 use super::editor::{BodyEdit, Editor, Refused, RequestContext, RequestEdit};
 use super::failure::Failure;
 use super::head::Fault;
 use super::headers;
-use super::pool::{Lease, Pool, Taken};
+use super::ongoing::Ongoing;
+use super::outgoing::{add_upgrade, outgoing, with_opener};
+use super::pool::{self, Lease, Pool};
 use super::relay::relay;
 use super::strict::Switch;
 use super::target::Target;
+use super::tasks::{self, Spawner};
 use crate::counted::Counted;
 use crate::host::Host;
 use crate::meter::Meter;
@@ -43,13 +44,17 @@ pub(crate) struct Exchange<D> {
     pub(crate) policy: watch::Receiver<Arc<Policy>>,
     pub(crate) editor: Arc<dyn Editor>,
     pub(crate) reporter: Reporter,
+    pub(crate) dial: Arc<D>,
     pub(crate) pool: Pool<D>,
+    pub(crate) spawner: Spawner,
     /// The host that TLS named, if there is TLS.
     pub(crate) named: Option<Host>,
     /// Where the guest sent it.
     pub(crate) destination: SocketAddr,
     /// With HTTP/1.
     pub(crate) switch: Option<Arc<Switch>>,
+    /// Whether anything was asked for.
+    pub(crate) was_asked: AtomicBool,
     /// Why no request may pass.
     pub(crate) refusal: Option<Failure>,
     /// What comes after an upgrade.
@@ -70,13 +75,14 @@ struct Judged {
 struct Passed {
     parts: response::Parts,
     content: Content,
+    ongoing: Arc<Ongoing>,
 }
 
 enum Content {
     Whole(Bytes),
-    Passing(Passing, Option<Lease>, Option<Arc<Opener>>),
+    Passing(Box<Passing>, Option<Lease>, Option<Arc<Opener>>),
     /// The connections are of another protocol from here on.
-    Upgraded(OnUpgrade, OnUpgrade, Target),
+    Upgraded(OnUpgrade, OnUpgrade),
 }
 
 /// A response of a host, and what it came with.
@@ -89,6 +95,7 @@ struct Answered {
 impl<D: Dial> Exchange<D> {
     /// Answers a request, in any case.
     pub(crate) async fn answer(&self, mut request: Request<Incoming>) -> Response<Reply> {
+        self.was_asked.store(true, Ordering::Relaxed);
         let version = request.version();
         let values = request.headers().get_all(UPGRADE).iter();
         let mut words = values.map(HeaderValue::as_bytes);
@@ -138,15 +145,10 @@ impl<D: Dial> Exchange<D> {
             (Some(host), None) => String::from_utf8_lossy(host.as_bytes()).into_owned(),
             (None, None) => self.destination.to_string(),
         };
-        let denial = Denial {
-            code: Code::Connect,
-            host: host.clone(),
-            rule: None,
-        };
         let path = parts.uri.path_and_query().map_or("", PathAndQuery::as_str);
         let url = format!("{}://{host}{path}", scheme.as_str());
-        // Dropped before it is known, it is a request whose guest has gone away.
-        let mut report = Report::new(scheme, host, Outcome::Refused(denial));
+        // Dropped before there is a response, it is a request whose guest has gone away.
+        let mut report = Report::given_up(scheme, host);
         report.destination = Some(self.destination);
         parts.method.as_str().clone_into(&mut report.method);
         report.url = url;
@@ -176,6 +178,20 @@ impl<D: Dial> Exchange<D> {
         self.reporter.tell(report);
     }
 
+    /// Tells of a connection on which nobody has asked for anything, if that is so.
+    pub(crate) fn tell_silent(&self) {
+        if self.was_asked.load(Ordering::Relaxed) {
+            return;
+        }
+        let scheme = match self.named {
+            Some(_) => Scheme::Https,
+            None => Scheme::Http,
+        };
+        let mut report = Report::silent(scheme, self.place());
+        report.destination = Some(self.destination);
+        self.reporter.tell(report);
+    }
+
     /// Where a request goes that does not say it.
     fn place(&self) -> String {
         match &self.named {
@@ -189,15 +205,31 @@ impl<D: Dial> Exchange<D> {
         let body = match passed.content {
             Content::Whole(bytes) => Reply::whole(bytes, Some(meter)),
             Content::Passing(passing, lease, opener) => {
-                Reply::passing(passing, meter, lease, opener)
+                Reply::passing(*passing, meter, lease, opener).watched(self.watch(passed.ongoing))
             }
-            Content::Upgraded(guest, host, target) => {
-                let relay = after_upgrade(guest, host, target, self.policy.clone(), meter);
+            Content::Upgraded(guest, host) => {
+                let relay = after_upgrade(guest, host, passed.ongoing, meter);
                 *self.relay.lock().unwrap_or_else(PoisonError::into_inner) = Some(Box::pin(relay));
                 Reply::whole(Bytes::new(), None)
             }
         };
         Response::from_parts(passed.parts, body)
+    }
+
+    /// Ends a request when it may not be any more, whoever takes what of it just then.
+    fn watch(&self, ongoing: Arc<Ongoing>) -> Watched {
+        let (of_watch, end) = (Arc::clone(&ongoing), tasks::end());
+        let watch = async move {
+            of_watch.revoked().await;
+            of_watch.end();
+            if let Some(end) = end {
+                end.notify_one();
+            }
+        };
+        Watched {
+            ongoing,
+            watch: self.spawner.spawn(watch),
+        }
     }
 
     /// Decides whether a request may be.
@@ -240,17 +272,65 @@ impl<D: Dial> Exchange<D> {
         })
     }
 
+    /// What is to be asked again of a request that was allowed, whenever the policy changes.
+    fn ongoing(&self, judged: &Judged, method: &Method) -> Arc<Ongoing> {
+        let dial = Arc::clone(&self.dial);
+        let (host, port) = (judged.target.host.clone(), judged.target.port);
+        let (method, path) = (method.clone(), judged.path.path().to_owned());
+        let may_be = move |policy: &Policy, address| {
+            // One that was sent as it is where nothing told paths from each other.
+            if policy.has_rules_for(&host, port)
+                && path::normal(&path).as_deref() != Some(path.as_str())
+            {
+                return Err(Failure::ambiguous(format!("{host}:{port}")).denial);
+            }
+            policy.request(&host, port, method.as_str(), &path)?;
+            match address {
+                Some(address) => pool::may_stay(&*dial, policy, &host, port, address),
+                None => Ok(()),
+            }
+        };
+        Arc::new(Ongoing::new(self.policy.clone(), Box::new(may_be)))
+    }
+
     async fn pass(
         &self,
-        mut parts: request::Parts,
+        parts: request::Parts,
         body: &mut Option<Incoming>,
         upgrade: Option<OnUpgrade>,
         meter: &mut Meter,
     ) -> Result<Passed, Failure> {
         let judged = self.judge(&parts)?;
+        meter.report.host = judged.target.name();
+        if let Outcome::Refused(given_up) = &mut meter.report.outcome {
+            given_up.host.clone_from(&meter.report.host);
+        }
+        let ongoing = self.ongoing(&judged, &parts.method);
+        let passed = tokio::select! {
+            biased;
+            denial = ongoing.revoked() => Err(denial.into()),
+            passed = self.send_on(judged, parts, body, upgrade, meter, &ongoing) => passed,
+        };
+        if passed.is_err() {
+            // What is left of it stays beside the answer.
+            if let Some(unread) = ongoing.end() {
+                *body = Some(unread);
+            }
+        }
+        passed
+    }
+
+    /// Sends a request on, and gets a response to it.
+    async fn send_on(
+        &self,
+        judged: Judged,
+        mut parts: request::Parts,
+        body: &mut Option<Incoming>,
+        upgrade: Option<OnUpgrade>,
+        meter: &mut Meter,
+        ongoing: &Arc<Ongoing>,
+    ) -> Result<Passed, Failure> {
         let target = judged.target;
-        meter.report.host = target.name();
-        meter.report.outcome = Outcome::Allowed(judged.basis);
         let version = parts.version;
         let wants_trailers = headers::has_word(&parts.headers, &TE, "trailers");
         headers::strip(&mut parts.headers);
@@ -307,12 +387,15 @@ impl<D: Dial> Exchange<D> {
         };
         let is_head = parts.method == Method::HEAD;
         let body = Outgoing::new(Passing::new(body, transform), gate, Arc::clone(&meter.sent));
+        ongoing.uploads(body.upload());
         let is_upgrade = upgrade.is_some();
-        let answered = self.send(&target, parts, body, opener, is_upgrade).await;
+        let sent = self.send(&target, parts, body, opener, is_upgrade, ongoing);
+        let answered = sent.await;
         if let Some(refused) = why.as_ref().and_then(|why| why.get()) {
             return Err(fail(refused.clone(), meter));
         }
         let mut answered = answered?;
+        meter.report.outcome = Outcome::Allowed(judged.basis);
         let upgraded = hyper::upgrade::on(&mut answered.response);
         let (mut parts, body) = answered.response.into_parts();
         parts.version = version.max(Version::HTTP_11);
@@ -328,8 +411,11 @@ impl<D: Dial> Exchange<D> {
         headers::strip(&mut parts.headers);
         if is_upgraded && let Some(guest) = upgrade {
             add_upgrade(&mut parts.headers);
-            let content = Content::Upgraded(guest, upgraded, target);
-            return Ok(Passed { parts, content });
+            return Ok(Passed {
+                parts,
+                content: Content::Upgraded(guest, upgraded),
+                ongoing: Arc::clone(ongoing),
+            });
         }
         let has_body = !is_head
             && !matches!(
@@ -338,20 +424,33 @@ impl<D: Dial> Exchange<D> {
             );
         let (lease, opener) = (answered.lease, answered.opener);
         let content = match edited.body {
-            BodyEdit::Replace(bytes) if has_body || is_head => {
+            BodyEdit::Replace(bytes) if has_body => {
                 parts.headers.remove(CONTENT_LENGTH);
                 Content::Whole(bytes)
             }
-            BodyEdit::Transform(transform) => {
-                parts.headers.remove(CONTENT_LENGTH);
-                let transform = has_body.then_some(transform);
-                Content::Passing(Passing::new(body, transform), lease, opener)
+            BodyEdit::Replace(bytes) if is_head => {
+                parts.headers.insert(CONTENT_LENGTH, bytes.len().into());
+                Content::Whole(Bytes::new())
             }
-            BodyEdit::Replace(_) | BodyEdit::Keep => {
-                Content::Passing(Passing::new(body, None), lease, opener)
+            edit => {
+                let passing = match edit {
+                    // Whatever the host sends all the same nobody has looked at, and nobody
+                    // waits for.
+                    _ if !has_body => Passing::none(body),
+                    BodyEdit::Transform(transform) => {
+                        parts.headers.remove(CONTENT_LENGTH);
+                        Passing::new(body, Some(transform))
+                    }
+                    BodyEdit::Replace(_) | BodyEdit::Keep => Passing::new(body, None),
+                };
+                Content::Passing(Box::new(passing), lease, opener)
             }
         };
-        Ok(Passed { parts, content })
+        Ok(Passed {
+            parts,
+            content,
+            ongoing: Arc::clone(ongoing),
+        })
     }
 
     /// Sends a request, and once more if the connection that was used had ended before.
@@ -362,10 +461,12 @@ impl<D: Dial> Exchange<D> {
         mut body: Outgoing,
         opener: Option<Arc<Opener>>,
         is_upgrade: bool,
+        ongoing: &Ongoing,
     ) -> Result<Answered, Failure> {
         let mut is_again = false;
         loop {
             let mut taken = self.pool.take(&target.host, is_again).await?;
+            ongoing.goes_to(taken.line.address, taken.alone())?;
             let is_sent = body.done();
             let may_repeat = taken.is_used && body.is_end_stream() && parts.method.is_idempotent();
             let request = outgoing(&parts, body, target, &taken, is_upgrade)?;
@@ -377,7 +478,7 @@ impl<D: Dial> Exchange<D> {
                     }
                     return Ok(Answered {
                         response,
-                        lease: self.pool.lease(&target.host, taken.connection, is_sent),
+                        lease: self.pool.lease(&target.host, taken, is_sent),
                         opener,
                     });
                 }
@@ -401,74 +502,6 @@ impl<D: Dial> Exchange<D> {
     }
 }
 
-/// A request as it is sent on this connection.
-fn outgoing(
-    parts: &request::Parts,
-    body: Outgoing,
-    target: &Target,
-    taken: &Taken,
-    is_upgrade: bool,
-) -> Result<Request<Outgoing>, Failure> {
-    let mut parts = parts.clone();
-    let path = parts.uri.path_and_query().cloned();
-    let path = path.unwrap_or_else(|| PathAndQuery::from_static("/"));
-    if taken.connection.is_http2() {
-        parts.version = Version::HTTP_2;
-        parts.headers.remove(HOST);
-        let uri = Uri::builder()
-            .scheme(UriScheme::HTTPS)
-            .authority(target.authority.as_bytes())
-            .path_and_query(path)
-            .build();
-        parts.uri = uri.map_err(|_| Failure::ambiguous(target.name()))?;
-        return Ok(Request::from_parts(parts, body));
-    }
-    parts.version = Version::HTTP_11;
-    parts.uri = Uri::from(path);
-    if is_upgrade {
-        add_upgrade(&mut parts.headers);
-    } else if parts.headers.contains_key(TE) {
-        parts
-            .headers
-            .insert(CONNECTION, HeaderValue::from_static("TE"));
-    }
-    if !body.is_end_stream() && body.size_hint().exact().is_none() {
-        parts
-            .headers
-            .insert(TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
-    }
-    Ok(Request::from_parts(parts, body))
-}
-
-/// Has the body sent when the host wants it.
-fn with_opener(
-    mut request: Request<Outgoing>,
-    opener: Option<&Arc<Opener>>,
-    taken: &Taken,
-) -> Request<Outgoing> {
-    let Some(opener) = opener else {
-        return request;
-    };
-    if taken.connection.is_http2() {
-        // Nobody tells of 1xx there.
-        request.headers_mut().remove(EXPECT);
-        opener.open();
-        return request;
-    }
-    let opener = Arc::clone(opener);
-    hyper::ext::on_informational(&mut request, move |response| {
-        if response.status() == StatusCode::CONTINUE {
-            opener.open();
-        }
-    });
-    request
-}
-
-fn add_upgrade(headers: &mut http::HeaderMap) {
-    headers.insert(CONNECTION, HeaderValue::from_static("Upgrade"));
-    headers.insert(UPGRADE, HeaderValue::from_static("websocket"));
-}
-
 fn unreachable(target: &Target, status: StatusCode) -> Failure {
     Failure::new(status, Code::Connect, target.name())
 }
@@ -489,19 +522,14 @@ fn fail(refused: Refused, meter: &mut Meter) -> Failure {
 async fn after_upgrade(
     guest: OnUpgrade,
     host: OnUpgrade,
-    target: Target,
-    mut policy: watch::Receiver<Arc<Policy>>,
+    ongoing: Arc<Ongoing>,
     mut meter: Meter,
 ) -> io::Result<()> {
     let guest = guest.await.map_err(io::Error::other)?;
     let host = host.await.map_err(io::Error::other)?;
     let (sent, received) = (Arc::clone(&meter.sent), Arc::clone(&meter.received));
     let mut guest = Counted::new(TokioIo::new(guest), sent, received);
-    let may_be = |policy: &Policy| {
-        let connection = policy.connection(Protocol::Tcp, &target.host, target.port);
-        connection.map(drop)
-    };
-    let ended = relay(&mut guest, &mut TokioIo::new(host), &mut policy, may_be).await;
+    let ended = relay(&mut guest, &mut TokioIo::new(host), ongoing.revoked()).await;
     ended.unwrap_or_else(|denial| {
         meter.report.outcome = Outcome::Refused(denial);
         Err(io::ErrorKind::ConnectionAborted.into())

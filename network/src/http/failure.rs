@@ -59,6 +59,7 @@ impl From<Denial> for Failure {
         let status = match denial.code {
             Code::Ambiguous | Code::UnknownProtocol => StatusCode::BAD_REQUEST,
             Code::Resolve | Code::Connect | Code::Certificate => StatusCode::BAD_GATEWAY,
+            Code::Crowded => StatusCode::SERVICE_UNAVAILABLE,
             _ => StatusCode::FORBIDDEN,
         };
         Self { status, denial }

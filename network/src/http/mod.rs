@@ -6,15 +6,18 @@
 //! * [`Editor`] – who may change requests and responses;
 //! * `strict`, `head` – what a guest sends, before anything takes it;
 //! * `target` – whom a request is for;
-//! * `exchange` – one request, from its first byte to its last;
-//! * `pool` – connections to hosts.
+//! * `exchange` – one request, from its first byte to its last; `outgoing` – as a host gets it;
+//! * `pool` – connections to hosts; `ongoing` – what ends when it may not be any more.
 
 mod body;
+mod connected;
 mod editor;
 mod exchange;
 mod failure;
 mod head;
 mod headers;
+mod ongoing;
+mod outgoing;
 mod pool;
 mod proxy;
 mod relay;
@@ -22,11 +25,13 @@ mod strict;
 mod target;
 mod tasks;
 
+pub use self::connected::Connected;
 pub use self::editor::{
     BodyEdit, Editor, Later, Plain, Refused, RequestContext, RequestEdit, ResponseEdit, State,
     Transform,
 };
 pub(crate) use self::headers::OVERRIDES;
+pub(crate) use self::proxy::MAX_LOOKED_INTO;
 pub use self::proxy::{Dial, Proxy};
 
 /// The longest head of a request or response, in bytes.

@@ -3,7 +3,8 @@
 use std::convert::Infallible;
 use std::fmt;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -13,19 +14,19 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use rustls::ServerConfig;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::TcpStream;
-use tokio::sync::{Notify, watch};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, watch};
 use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
 
 use super::editor::Editor;
 use super::exchange::Exchange;
 use super::failure::Failure;
-use super::pool::Pool;
+use super::ongoing::revoked;
+use super::pool::{self, Pool};
 use super::relay::relay;
 use super::strict::{Strict, Switch};
-use super::tasks::Tasks;
-use super::{MAX_HEAD, MAX_HEADERS};
+use super::tasks::{Tasks, endable};
+use super::{Connected, MAX_HEAD, MAX_HEADERS};
 use crate::counted::Counted;
 use crate::dial::in_order;
 use crate::host::Host;
@@ -38,6 +39,13 @@ use crate::tls::{Authority, Upstream};
 /// How long a guest may take for the head of a request, or be silent between two.
 const HEAD_WITHIN: Duration = Duration::from_secs(30);
 
+/// Most connections of a guest, at once, that are looked into: each keeps what a host does not
+/// take (`docs/network.md`).
+pub(crate) const MAX_LOOKED_INTO: usize = 512;
+
+/// How long one more waits for one of these to end.
+const ROOM_WITHIN: Duration = Duration::from_secs(10);
+
 /// How long a guest may take for a handshake.
 const HANDSHAKE_WITHIN: Duration = Duration::from_secs(10);
 
@@ -49,8 +57,11 @@ const MAX_RESETS: usize = 20;
 
 /// What one stream of HTTP/2 may have under way before it is taken, and all of them: a few
 /// that nobody takes do not hold up the others. A guest is near.
-const STREAM_WINDOW: u32 = 256 * 1024;
+const STREAM_WINDOW: u32 = 128 * 1024;
 const CONNECTION_WINDOW: u32 = 16 * STREAM_WINDOW;
+
+/// What is kept of a response that the guest does not take.
+const SEND_BUFFER: usize = 32 * 1024;
 
 /// Who makes connections to hosts that the policy allows: who resolves names, and decides
 /// about addresses.
@@ -63,7 +74,20 @@ pub trait Dial: Send + Sync + 'static {
         &self,
         host: &Host,
         port: u16,
-    ) -> impl Future<Output = Result<TcpStream, Denial>> + Send;
+    ) -> impl Future<Output = Result<Connected, Denial>> + Send;
+
+    /// Whether a connection that was made for this address ([`Connected::address`]) may be
+    /// under this policy. Whether the host may be reached was decided before.
+    ///
+    /// # Errors
+    /// Why not.
+    fn may_stay(
+        &self,
+        policy: &Policy,
+        host: &Host,
+        port: u16,
+        address: IpAddr,
+    ) -> Result<(), Denial>;
 }
 
 /// What becomes of connections of a guest to ports of HTTP.
@@ -80,6 +104,9 @@ pub struct Proxy<D> {
     pub dial: Arc<D>,
     /// Who may change what passes.
     pub editor: Arc<dyn Editor>,
+    /// For so many more connections of the guest that are looked into there is room. One more
+    /// waits for ten seconds.
+    pub room: Arc<Semaphore>,
 }
 
 impl<D> fmt::Debug for Proxy<D> {
@@ -100,6 +127,7 @@ impl<D: Dial> Proxy<D> {
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
+        let _room = self.room(Scheme::Http, destination).await?;
         let tasks = Tasks::default();
         let exchange = self.exchange(&tasks, destination, None, false, None)?;
         serve_http1(stream, exchange).await
@@ -143,18 +171,20 @@ impl<D: Dial> Proxy<D> {
                 if is_opened {
                     return self.open(stream, destination, host, None).await;
                 }
+                let name = format!("{host}:{port}");
+                let mut report = Report::given_up(Scheme::Tls, name);
+                report.destination = Some(destination);
+                let mut meter = Meter::new(self.reporter.clone(), report);
                 match self.dial.dial(&host, port).await {
                     Ok(outside) => {
-                        let mut report = Report::new(
-                            Scheme::Tls,
-                            format!("{host}:{port}"),
-                            Outcome::Allowed(basis),
-                        );
-                        report.destination = Some(destination);
-                        let meter = Meter::new(self.reporter.clone(), report);
+                        meter.report.outcome = Outcome::Allowed(basis);
                         return self.splice(stream, outside, &host, port, meter).await;
                     }
-                    Err(denial) => denial.into(),
+                    Err(denial) => {
+                        // It is told of when it is refused.
+                        meter.forget();
+                        denial.into()
+                    }
                 }
             }
         };
@@ -180,11 +210,33 @@ impl<D: Dial> Proxy<D> {
         io::Error::new(io::ErrorKind::InvalidData, error)
     }
 
+    /// Waits until there is room for one more connection that is looked into.
+    async fn room(
+        &self,
+        scheme: Scheme,
+        destination: SocketAddr,
+    ) -> io::Result<OwnedSemaphorePermit> {
+        let room = timeout(ROOM_WITHIN, Arc::clone(&self.room).acquire_owned()).await;
+        // It is never closed.
+        if let Ok(Ok(room)) = room {
+            return Ok(room);
+        }
+        let denial = Denial {
+            code: Code::Crowded,
+            host: destination.to_string(),
+            rule: None,
+        };
+        let mut report = Report::refused(scheme, denial);
+        report.destination = Some(destination);
+        self.reporter.tell(report);
+        Err(io::ErrorKind::QuotaExceeded.into())
+    }
+
     /// Passes a connection on as it is.
     async fn splice<S>(
         &self,
         stream: Rewound<S>,
-        mut outside: TcpStream,
+        outside: Connected,
         host: &Host,
         port: u16,
         mut meter: Meter,
@@ -192,15 +244,24 @@ impl<D: Dial> Proxy<D> {
     where
         S: AsyncRead + AsyncWrite + Unpin,
     {
+        let address = outside.address();
+        // Nothing of it is kept here but what passes just now.
+        let mut outside = outside.into_stream();
         outside.set_nodelay(true)?;
         // Whatever ends it but an end in order of both sides: the host must not take it for
         // one.
         outside.set_zero_linger()?;
         let (sent, received) = (Arc::clone(&meter.sent), Arc::clone(&meter.received));
         let mut guest = Counted::new(stream, sent, received);
-        let may_be = |policy: &Policy| policy.connection(Protocol::Tcp, host, port).map(drop);
-        let mut policy = self.policy.clone();
-        match relay(&mut guest, &mut outside, &mut policy, may_be).await {
+        let may_be = |policy: &Policy| pool::may_stay(&*self.dial, policy, host, port, address);
+        let now = Arc::clone(&self.policy.borrow());
+        let denied = async {
+            match may_be(&now) {
+                Ok(()) => revoked(self.policy.clone(), may_be).await,
+                Err(denial) => denial,
+            }
+        };
+        match relay(&mut guest, &mut outside, denied).await {
             Ok(Ok(())) => in_order(&outside),
             Ok(Err(error)) => return Err(error),
             Err(denial) => {
@@ -222,6 +283,7 @@ impl<D: Dial> Proxy<D> {
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
+        let _room = self.room(Scheme::Https, destination).await?;
         let denial = refusal.as_ref().map(|refusal| refusal.denial.clone());
         let acceptor = self.acceptor(&host)?;
         let accepted = timeout(HANDSHAKE_WITHIN, acceptor.accept(stream)).await;
@@ -268,7 +330,8 @@ impl<D: Dial> Proxy<D> {
         let upstream = named.is_some().then(|| Arc::clone(&self.upstream));
         let dial = Arc::clone(&self.dial);
         let port = destination.port();
-        let pool = Pool::new(dial, upstream, port, is_http2, tasks.spawner());
+        let (policy, spawner) = (self.policy.clone(), tasks.spawner());
+        let pool = Pool::new(dial, policy, upstream, port, is_http2, spawner.clone());
         let switch = match is_http2 {
             true => None,
             false => Some(Arc::new(Switch::new(
@@ -279,10 +342,13 @@ impl<D: Dial> Proxy<D> {
             policy: self.policy.clone(),
             editor: Arc::clone(&self.editor),
             reporter: self.reporter.clone(),
+            dial: Arc::clone(&self.dial),
             pool,
+            spawner,
             named,
             destination,
             switch,
+            was_asked: AtomicBool::new(false),
             refusal,
             relay: Mutex::default(),
         }))
@@ -320,13 +386,16 @@ where
         .half_close(true)
         .preserve_header_case(true)
         .auto_date_header(false);
-    let served = builder.serve_connection(io, service).with_upgrades().await;
+    let served = endable(builder.serve_connection(io, service).with_upgrades()).await;
+    // A request on it may not be any more.
+    let served = served.ok_or(io::ErrorKind::ConnectionAborted)?;
     if let Err(error) = served {
         if error.is_parse() {
             exchange.tell_unread();
         }
         // It was silent for long enough, as between two requests it may be.
         if error.is_timeout() {
+            exchange.tell_silent();
             return Ok(());
         }
         return Err(io::Error::other(error));
@@ -368,6 +437,7 @@ where
         .max_concurrent_streams(MAX_STREAMS)
         .max_header_list_size(MAX_HEAD.try_into().unwrap_or(u32::MAX))
         .max_pending_accept_reset_streams(MAX_RESETS)
+        .max_send_buf_size(SEND_BUFFER)
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
         .auto_date_header(false);

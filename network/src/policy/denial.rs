@@ -8,8 +8,10 @@ use std::fmt;
 pub enum Code {
     /// Nothing allows it.
     NotAllowed,
-    /// It is refused by name: in the list of what is denied, or by a rule.
+    /// It is refused by name: it is in the list of what is denied.
     Denied,
+    /// A rule of the policy denies it.
+    RuleDenied,
     /// The address is of the host, of its networks, or of nobody.
     Private,
     /// The address is that of a service which tells a cloud's machines of themselves.
@@ -24,7 +26,7 @@ pub enum Code {
     UnknownProtocol,
     /// The request could be read in more than one way.
     Ambiguous,
-    /// A rule or callback refused the request.
+    /// A rule for changing requests, or a callback, refused the request.
     Rule,
     /// A placeholder of a secret was sent to a host that may not have the secret.
     SecretLeak,
@@ -36,6 +38,10 @@ pub enum Code {
     Connect,
     /// The host could not prove who it is.
     Certificate,
+    /// There are too many connections to hosts already.
+    Crowded,
+    /// The guest went away before there was a connection or an answer.
+    GivenUp,
 }
 
 impl Code {
@@ -45,6 +51,7 @@ impl Code {
         match self {
             Self::NotAllowed => "host_not_allowed",
             Self::Denied => "host_denied",
+            Self::RuleDenied => "rule_denied",
             Self::Private => "private_address",
             Self::Metadata => "metadata_address",
             Self::ResolvedToPrivate => "resolved_to_private",
@@ -58,13 +65,24 @@ impl Code {
             Self::Resolve => "name_not_resolved",
             Self::Connect => "upstream_unreachable",
             Self::Certificate => "upstream_certificate",
+            Self::Crowded => "too_many_connections",
+            Self::GivenUp => "given_up",
         }
     }
 
     /// Whether a policy refused it. Otherwise it was allowed, and failed.
     #[must_use]
     pub fn is_policy(self) -> bool {
-        !matches!(self, Self::Resolve | Self::Connect | Self::Certificate)
+        !matches!(
+            self,
+            Self::Resolve | Self::Connect | Self::Certificate | Self::Crowded | Self::GivenUp
+        )
+    }
+
+    /// Whether something names it to be refused. Otherwise nothing allows it, or it is refused
+    /// for what it is.
+    pub(crate) fn is_named(self) -> bool {
+        matches!(self, Self::Denied | Self::RuleDenied)
     }
 }
 
@@ -92,7 +110,7 @@ impl Denial {
         let host = &self.host;
         match self.code {
             Code::NotAllowed => format!("allow it with --allow-host {host}"),
-            Code::Denied | Code::Rule => match &self.rule {
+            Code::Denied | Code::RuleDenied | Code::Rule => match &self.rule {
                 Some(rule) => format!("the rule that refuses it is {rule:?}"),
                 None => "a rule refuses it".to_owned(),
             },
@@ -105,13 +123,17 @@ impl Denial {
             }
             Code::NoServerName => "connect by name, not by address".to_owned(),
             Code::UnknownProtocol => {
-                "ports 80 and 443 are for HTTP and TLS; other protocols have other ports".to_owned()
+                "this port is for HTTP and TLS, of which the guest speaks first; other protocols \
+                 have other ports"
+                    .to_owned()
             }
             Code::Ambiguous => "send a request that can be read in one way only".to_owned(),
             Code::SecretLeak => "the secret is for other hosts".to_owned(),
             Code::Callback => "the callback has to answer in time".to_owned(),
             Code::Resolve => "look whether the name exists, and the name servers answer".to_owned(),
             Code::Connect => "look whether the host runs, and listens there".to_owned(),
+            Code::Crowded => "close connections that are not used any more".to_owned(),
+            Code::GivenUp => "the guest did not wait for it".to_owned(),
             Code::Certificate => "the host's certificate cannot be verified".to_owned(),
         }
     }

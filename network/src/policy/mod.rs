@@ -133,7 +133,7 @@ impl Policy {
         if let Some(rule) = self.rules.iter().find(|rule| means(rule)) {
             return match rule.verdict() {
                 Verdict::Allow => Ok(Basis::Rule(rule.as_str().to_owned())),
-                Verdict::Deny => Err(deny(Code::Denied, Some(rule.as_str()))),
+                Verdict::Deny => Err(deny(Code::RuleDenied, Some(rule.as_str()))),
             };
         }
         if let Some(pattern) = self.allow.iter().find(is_for) {
@@ -202,7 +202,7 @@ impl Policy {
             match rule.verdict() {
                 Verdict::Allow => return Ok(Basis::Rule(rule.as_str().to_owned())),
                 Verdict::Deny if is_all(rule) => {
-                    return Err(deny(Code::Denied, Some(rule.as_str())));
+                    return Err(deny(Code::RuleDenied, Some(rule.as_str())));
                 }
                 Verdict::Deny => {}
             }
@@ -249,19 +249,21 @@ impl Policy {
     /// It is.
     pub fn not_denied(&self, protocol: Protocol, address: IpAddr, port: u16) -> Result<(), Denial> {
         let host = Host::from(address);
-        let deny = |rule: &str| Denial {
-            code: Code::Denied,
+        let deny = |code, rule: &str| Denial {
+            code,
             host: named(&host, protocol, port),
             rule: Some(rule.to_owned()),
         };
         if let Some(pattern) = self.deny.iter().find(|of| of.denies(protocol, &host, port)) {
-            return Err(deny(pattern.as_str()));
+            return Err(deny(Code::Denied, pattern.as_str()));
         }
         let means = |rule: &&Rule| !rule.is_of_requests() && rule.is_for(protocol, &host, port);
         // A rule for all hosts is one for names, which were decided.
         let of_addresses = |rule: &&Rule| !rule.host().is_all();
         match self.rules.iter().filter(of_addresses).find(means) {
-            Some(rule) if rule.verdict() == Verdict::Deny => Err(deny(rule.as_str())),
+            Some(rule) if rule.verdict() == Verdict::Deny => {
+                Err(deny(Code::RuleDenied, rule.as_str()))
+            }
             _ => Ok(()),
         }
     }

@@ -106,13 +106,18 @@ fn is_segment(pieces: &[String], segment: &str) -> bool {
 /// The one form of a path, as it is judged and as it is sent; none if it could be read as
 /// another path than the one it seems to be.
 ///
-/// What is percent-encoded without need is decoded, other encodings are in upper case. A
-/// path with `.` or `..` as a segment, an empty segment that is not the last, a backslash, a
-/// `;`, an encoded slash, backslash or NUL, or anything that is not printable ASCII has no form.
+/// What is percent-encoded without need is decoded, other encodings are in upper case.
+/// Segments that are `.` are left out, and those that are `..` with the one before them, as
+/// clients do (RFC 3986 §5.2.4), and some, `apt` among them, do not. A path with one of them
+/// percent-encoded, with more `..` than there is to leave out, an empty segment that is not the
+/// last, a backslash, a `;`, an encoded slash, backslash or NUL, or anything that is not
+/// printable ASCII has no form.
 #[must_use]
 pub fn normal(path: &str) -> Option<String> {
     let mut plain = String::with_capacity(path.len());
     let mut bytes = path.bytes();
+    // Where dots were that are none to a server which looks for them before it decodes.
+    let mut hidden = Vec::new();
     while let Some(byte) = bytes.next() {
         match byte {
             b'%' => {
@@ -123,6 +128,10 @@ pub fn normal(path: &str) -> Option<String> {
                 }
                 match value {
                     0 | b'/' | b'\\' => return None,
+                    b'.' => {
+                        hidden.push(plain.len());
+                        plain.push('.');
+                    }
                     _ if value.is_ascii_alphanumeric() || b"-._~".contains(&value) => {
                         plain.push(char::from(value));
                     }
@@ -135,14 +144,35 @@ pub fn normal(path: &str) -> Option<String> {
             _ => return None,
         }
     }
-    let mut segments = plain.strip_prefix('/')?.split('/').peekable();
-    while let Some(segment) = segments.next() {
-        let is_last = segments.peek().is_none();
-        if matches!(segment, "." | "..") || (segment.is_empty() && !is_last) {
+    let mut kept: Vec<&str> = Vec::new();
+    let mut rest = plain.strip_prefix('/')?;
+    let mut begins = 1;
+    loop {
+        let (segment, after) = match rest.split_once('/') {
+            Some((segment, after)) => (segment, Some(after)),
+            None => (rest, None),
+        };
+        let ends = begins + segment.len();
+        let is_dots = matches!(segment, "." | "..");
+        if is_dots && hidden.iter().any(|at| (begins..ends).contains(at)) {
             return None;
         }
+        match segment {
+            "." => {}
+            ".." => drop(kept.pop()?),
+            "" if after.is_some() => return None,
+            _ => kept.push(segment),
+        }
+        let Some(after) = after else {
+            if is_dots {
+                // They stand for a directory.
+                kept.push("");
+            }
+            break;
+        };
+        (rest, begins) = (after, ends + 1);
     }
-    Some(plain)
+    Some(format!("/{}", kept.join("/")))
 }
 
 #[cfg(test)]
@@ -162,6 +192,17 @@ mod tests {
             ("/a%3bx", "/a%3Bx"),
             ("/~user/a@b:c", "/~user/a@b:c"),
             ("/*", "/*"),
+            ("/a%2eb", "/a.b"),
+            // As `apt` asks for what is in a flat repository.
+            ("/debian/./Packages.gz", "/debian/Packages.gz"),
+            ("/./a", "/a"),
+            ("/a/.", "/a/"),
+            ("/.", "/"),
+            ("/api/../admin", "/admin"),
+            ("/a/b/../../c", "/c"),
+            ("/a/..", "/"),
+            ("/a/b/..", "/a/"),
+            ("/a/.b/..c/...", "/a/.b/..c/..."),
         ] {
             assert_eq!(normal(path).as_deref(), Some(form), "{path}");
         }
@@ -171,12 +212,18 @@ mod tests {
             "*",
             "//admin",
             "/a//b",
-            "/api/../admin",
-            "/api/./admin",
+            "/..",
+            "/../admin",
+            "/a/../../admin",
+            "/a//../b",
+            "/a/%2e/b",
+            "/a/%2e",
+            "/%2e/a",
             "/api/%2e%2e/admin",
             "/api/.%2E/admin",
+            "/api/%2e./admin",
+            "/api/..%2fadmin",
             "/api/..;/admin",
-            "/api/..",
             "/;x/admin",
             "/admin;x=1/secret",
             "/a%2fb",
@@ -227,7 +274,9 @@ mod tests {
             let parsed: PathPattern = pattern.parse().unwrap();
             assert_eq!(parsed.matches(path), is_match, "{pattern} {path}");
         }
-        for pattern in ["", "a", "/a?b", "/a/../b", "/a//b", "/a b", "/%2F"] {
+        for pattern in [
+            "", "a", "/a?b", "/a/../b", "/a/./b", "/a//b", "/a b", "/%2F",
+        ] {
             assert!(pattern.parse::<PathPattern>().is_err(), "{pattern}");
         }
     }

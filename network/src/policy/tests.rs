@@ -107,16 +107,19 @@ fn the_first_rule_that_means_a_request_counts() {
     };
     let get = "allow GET,HEAD a.test/repos/**";
     assert_eq!(request("a.test", 443, "GET", "/repos/x"), by(get));
-    assert_eq!(request("a.test", 443, "PUT", "/repos/x"), Err(Code::Denied));
-    assert_eq!(request("a.test", 80, "GET", "/user"), Err(Code::Denied));
+    assert_eq!(
+        request("a.test", 443, "PUT", "/repos/x"),
+        Err(Code::RuleDenied)
+    );
+    assert_eq!(request("a.test", 80, "GET", "/user"), Err(Code::RuleDenied));
     let push = "/o/r.git/git-receive-pack";
-    assert_eq!(request("b.test", 443, "POST", push), Err(Code::Denied));
+    assert_eq!(request("b.test", 443, "POST", push), Err(Code::RuleDenied));
     assert_eq!(request("b.test", 443, "POST", "/x"), by("allow b.test"));
     assert_eq!(request("c.test", 443, "POST", "/x"), by("c.test"));
     assert_eq!(request("d.test", 443, "GET", "/"), Err(Code::NotAllowed));
     // A connection may be for the sake of one of its requests.
     assert_eq!(connection(&policy, "a.test", 443), by(get));
-    assert_eq!(connection(&policy, "a.test", 22), Err(Code::Denied));
+    assert_eq!(connection(&policy, "a.test", 22), Err(Code::RuleDenied));
     assert_eq!(connection(&policy, "b.test", 22), by("allow b.test"));
     let host = "a.test".parse().unwrap();
     assert!(policy.has_rules_for(&host, 443));
@@ -289,10 +292,10 @@ fn a_denied_address_is_denied_by_whatever_name() {
         rules: all(&["allow 10.0.0.6", "deny 10.0.0.0/29", "deny 93.184.216.34"]),
         ..Policy::default()
     };
-    for policy in [of_list, of_rules] {
-        assert_eq!(address(&policy, "10.0.0.7"), Err(Code::Denied));
-        assert_eq!(address(&policy, "::ffff:10.0.0.7"), Err(Code::Denied));
-        assert_eq!(address(&policy, "93.184.216.34"), Err(Code::Denied));
+    for (policy, code) in [(of_list, Code::Denied), (of_rules, Code::RuleDenied)] {
+        assert_eq!(address(&policy, "10.0.0.7"), Err(code));
+        assert_eq!(address(&policy, "::ffff:10.0.0.7"), Err(code));
+        assert_eq!(address(&policy, "93.184.216.34"), Err(code));
         assert_eq!(address(&policy, "10.0.0.9"), Ok(()));
     }
 }

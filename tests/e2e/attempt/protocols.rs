@@ -205,7 +205,8 @@ seen = send_frames(*frames)",
         what: "the addresses of others, and those of nobody, as sources",
         code: "\
 frames = []
-for source in ('0.0.0.0', '255.255.255.255', '224.0.0.1', '239.9.9.9'):
+for source in ('0.0.0.0', '255.255.255.255', '224.0.0.1', '239.9.9.9', '127.0.0.1', GATEWAY, '198.18.0.3',
+               '192.168.7.7', '93.184.216.66', '81.2.69.142'):
     frames.append(frame(packet(17, '93.184.216.10', datagram('93.184.216.10', 7000, CANARY, source), source)))
     frames.append(frame(packet(6, '93.184.216.10', syn('93.184.216.10', 7000, source, CANARY), source)))
 seen = send_frames(*frames)",

@@ -175,6 +175,37 @@ seen = (first, http('93.184.216.66', 'turn.glob.test'))",
         waits: true,
     },
     Attempt {
+        id: "B12",
+        what: "an allowed host that leads on to what may not be reached",
+        code: "\
+def moved(url, to, host):
+    first = http('93.184.216.10', 'api.allowed.test', target='/302/' + url)
+    return (first == '302 ' + url, http(to, host)[:3])
+seen = each((url, '%s, then %s' % moved(url, to, host)) for url, to, host in (
+    ('http://169.254.169.254/latest/meta-data/', '169.254.169.254', '169.254.169.254'),
+    ('http://evil.test/', '93.184.216.66', 'evil.test'), ('http://127.0.0.1:6000/', '93.184.216.10', '127.0.0.1')))",
+        seen: "all True, then 403",
+        told: &[
+            told("http", "api.allowed.test", "allowed"),
+            told("http", "evil.test", "host_not_allowed"),
+            told("http", "169.254.169.254", "host_not_allowed"),
+        ],
+        contacts: &["dns api.allowed.test *", "tcp 93.184.216.10:80"],
+        ..NONE
+    },
+    Attempt {
+        id: "B13",
+        what: "an allowed host that says where else it is",
+        code: "\
+with socket.create_connection(('93.184.216.10', 80), PATIENCE) as stream:
+    stream.sendall(b'GET / HTTP/1.1\\r\\nHost: api.allowed.test\\r\\nConnection: close\\r\\n\\r\\n')
+    said = stream.makefile('rb').read().lower()
+seen = (said[:12], b'alt-svc' in said, ask('api.allowed.test', 'HTTPS'), ask('api.allowed.test', 'SVCB'))",
+        seen: "(b'http/1.1 200', False, 'NOERROR', 'NOERROR')",
+        contacts: &["dns api.allowed.test *", "tcp 93.184.216.10:80"],
+        ..NONE
+    },
+    Attempt {
         id: "C8",
         what: "DNS over HTTPS to those who have it",
         code: "seen = (https('8.8.8.8', 'dns.google'), https('1.1.1.1', 'cloudflare-dns.com'), https('8.8.8.8', None))",
@@ -198,6 +229,21 @@ seen = sorted(answers - {'400', 'end', 'ECO'})",
         ..NONE
     },
     Attempt {
+        id: "D10",
+        what: "servers that speak first, on the port of TLS of an allowed host",
+        code: "\
+found = ask('api.allowed.test')
+began = time.monotonic()
+said = tcp('93.184.216.10', 443, b'')
+seen = (said, time.monotonic() - began < 25)",
+        // What the server says nobody passes on before the guest has said what it wants.
+        seen: "('ECONNRESET', True)",
+        told: &[told("tls", "93.184.216.10:443", "unknown_protocol")],
+        contacts: &["dns api.allowed.test *", "tcp 93.184.216.10:443"],
+        waits: true,
+        ..NONE
+    },
+    Attempt {
         id: "D12",
         what: "tunnels by CONNECT, through an allowed host",
         code: "\
@@ -216,6 +262,39 @@ request = 'GET / HTTP/1.1\\r\\nHost: api.allowed.test\\r\\n\\r\\n'
 seen = raw_http('93.184.216.10', 'PROXY TCP4 1.2.3.4 5.6.7.8 1 2\\r\\n' + request)[:3]",
         seen: "400",
         contacts: &["tcp 93.184.216.10:80"],
+        ..NONE
+    },
+    Attempt {
+        id: "D15",
+        what: "WebSocket to an allowed host, and to one that is not",
+        code: "\
+upgrade = ('GET /c4n4ry HTTP/1.1\\r\\nHost: %s\\r\\nConnection: Upgrade\\r\\nUpgrade: websocket\\r\\n'
+           'Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\\r\\nSec-WebSocket-Version: 13\\r\\n\\r\\n')
+with socket.create_connection(('93.184.216.10', 80), PATIENCE) as stream:
+    stream.sendall((upgrade % 'api.allowed.test').encode())
+    with stream.makefile('rb') as lines:
+        status = lines.readline().split()[1].decode()
+        while lines.readline().strip():
+            pass
+        stream.sendall(b'frames\\n')
+        frames = lines.readline().decode().strip()
+seen = (status, frames, raw_http('93.184.216.10', upgrade % 'evil.test'))",
+        seen: "('101', 'frames', '403 host_not_allowed')",
+        told: &[told("http", "evil.test", "host_not_allowed")],
+        contacts: &["dns api.allowed.test *", "tcp 93.184.216.10:80"],
+        ..NONE
+    },
+    Attempt {
+        id: "D16",
+        what: "HTTP/2 in the clear, by an upgrade and without, and other upgrades",
+        code: "\
+upgrade = ('GET / HTTP/1.1\\r\\nHost: api.allowed.test\\r\\nConnection: Upgrade, HTTP2-Settings\\r\\n'
+           'Upgrade: %s\\r\\nHTTP2-Settings: AAMAAABkAAQAAP__\\r\\n\\r\\n')
+known = b'PRI * HTTP/2.0\\r\\n\\r\\nSM\\r\\n\\r\\n' + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
+seen = (each((to, raw_http('93.184.216.10', upgrade % to)) for to in ('h2c', 'evil', 'websocket, h2c')),
+        raw_http('93.184.216.10', known)[:3])",
+        seen: "('all 200 93.184.216.10 for api.allowed.test', '400')",
+        contacts: &["dns api.allowed.test *", "tcp 93.184.216.10:80"],
         ..NONE
     },
     Attempt {

@@ -157,7 +157,7 @@ def _():
     for version in ["--http1.1", "--http2"]:
         output = curl(version, "-w", "%{http_code}", "-d", "x=1", "https://api.test/denied/x")
         expect(output.endswith("403"), output)
-        told = refused(output.removesuffix("403"), "host_denied")
+        told = refused(output.removesuffix("403"), "rule_denied")
         expect(told["rule"] == "deny POST api.test/denied/**", output)
     # curl says so as it says of any server.
     curl("--fail", "-d", "x=1", "https://api.test/denied/x", status=22)

@@ -141,8 +141,9 @@ impl Internet {
         self.within(move || listen(port, |_| {}));
     }
 
-    /// A server of HTTP/1.1 at every address. It says at which one it is, and for whom it
-    /// was asked. Bodies of requests it takes for requests, and does not keep connections
+    /// A server of HTTP/1.1 at every address. It says at which one it is, for whom it was
+    /// asked, and what else it was asked to speak; that HTTP/3 is elsewhere; for `/302/URL`
+    /// that this is at the URL. It agrees to WebSocket, and says what it hears. Bodies of requests it takes for requests, and does not keep connections
     /// that send something else.
     ///
     /// # Panics
@@ -299,24 +300,41 @@ fn serve_requests(mut stream: TcpStream) -> io::Result<()> {
     let at = stream.local_addr()?.ip().to_canonical();
     let mut lines = BufReader::new(stream.try_clone()?).lines();
     while let Some(request) = lines.next() {
-        if !request?.ends_with(" HTTP/1.1") {
+        let request = request?;
+        let Some(request) = request.strip_suffix(" HTTP/1.1") else {
             break;
-        }
-        let mut host = String::new();
+        };
+        let (mut host, mut upgrade) = (String::new(), String::new());
         for line in lines.by_ref() {
             match line?.split_once(':') {
                 Some((name, value)) if name.eq_ignore_ascii_case("host") => {
                     value.trim().clone_into(&mut host);
                 }
+                Some((name, value)) if name.eq_ignore_ascii_case("upgrade") => {
+                    upgrade = format!(" and {}", value.trim());
+                }
                 Some(_) => {}
                 None => break,
             }
         }
-        let body = format!("{at} for {host}");
+        if upgrade == " and websocket" {
+            let agreed = "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\n\
+                          Upgrade: websocket\r\n\r\n";
+            stream.write_all(agreed.as_bytes())?;
+            for line in lines {
+                writeln!(stream, "{}", line?)?;
+            }
+            return Ok(());
+        }
+        let (status, body) = match request.split_once(" /302/") {
+            Some((_, url)) => (format!("302 Found\r\nLocation: {url}"), url.to_owned()),
+            None => ("200 OK".to_owned(), format!("{at} for {host}{upgrade}")),
+        };
         let length = body.len();
         write!(
             stream,
-            "HTTP/1.1 200 OK\r\nContent-Length: {length}\r\n\r\n{body}"
+            "HTTP/1.1 {status}\r\nAlt-Svc: h3=\"evil.test:443\"\r\nContent-Length: {length}\r\n\r\n\
+             {body}"
         )?;
     }
     Ok(())

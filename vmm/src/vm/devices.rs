@@ -74,6 +74,7 @@ pub(super) fn network_use(net: &Net) -> NetworkUse {
         stack.fragments,
         stack.protocols,
         stack.receivers,
+        stack.sources,
         stack.crowded,
         stack.datagrams_lost,
         stack.datagrams_too_long,

@@ -29,6 +29,8 @@ pub struct Metrics {
     pub protocols: u64,
     /// Frames dropped because they are for nobody here.
     pub receivers: u64,
+    /// Packets dropped because they are from an address that the guest does not have.
+    pub sources: u64,
     /// Datagrams that the host did not take in time, or that no flow had room for.
     pub datagrams_lost: u64,
     /// Datagrams of the host that do not fit on the link.

@@ -184,15 +184,15 @@ impl Stack {
     pub fn input(&mut self, frame: &[u8]) {
         self.metrics.frames_in += 1;
         self.metrics.bytes_in += u64::try_from(frame.len()).unwrap_or(u64::MAX);
-        let gateway = EthernetAddress(self.link.gateway_mac);
         let taken =
-            packet::parse(frame, gateway).and_then(|(peer, packet)| self.take(peer, packet));
+            packet::parse(frame, &self.link).and_then(|(peer, packet)| self.take(peer, packet));
         match taken {
             Ok(()) => {}
             Err(Drop::Malformed) => self.metrics.malformed += 1,
             Err(Drop::Fragment) => self.metrics.fragments += 1,
             Err(Drop::Protocol) => self.metrics.protocols += 1,
             Err(Drop::Receiver) => self.metrics.receivers += 1,
+            Err(Drop::Source) => self.metrics.sources += 1,
         }
     }
 
@@ -313,7 +313,7 @@ impl Stack {
             && let State::Asked(asked) = &flow.state
             && asked.withdrawn
         {
-            self.end(id, End::Reset);
+            self.end(id, End::GivenUp);
             self.reactor.wake();
             return;
         }

@@ -5,7 +5,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use flashpan_protocol::network::Tuple;
+use flashpan_protocol::network::{Link, Tuple};
 use smoltcp::wire::{
     EthernetAddress, EthernetFrame, EthernetProtocol, IpProtocol, Ipv4Packet, Ipv6Packet,
     TcpPacket, UdpPacket,
@@ -22,6 +22,8 @@ pub(super) enum Drop {
     Protocol,
     /// For another link address, or for many hosts.
     Receiver,
+    /// From an address that the guest of this link does not have.
+    Source,
 }
 
 /// A frame of the guest.
@@ -50,19 +52,19 @@ pub(super) enum Packet<'a> {
     Icmp6(&'a [u8]),
 }
 
-/// What is in `frame`, and who sent it. It must be for `gateway`, or for all hosts of
-/// the link.
-pub(super) fn parse(
-    frame: &[u8],
-    gateway: EthernetAddress,
-) -> Result<(EthernetAddress, Packet<'_>), Drop> {
+/// What is in `frame`, and who sent it. It must be for the gateway of this link, or for all
+/// hosts of it, and from its guest.
+pub(super) fn parse<'a>(
+    frame: &'a [u8],
+    link: &Link,
+) -> Result<(EthernetAddress, Packet<'a>), Drop> {
     let frame = EthernetFrame::new_checked(frame).map_err(|_| Drop::Malformed)?;
     let sender = frame.src_addr();
     if !sender.is_unicast() {
         return Err(Drop::Malformed);
     }
     let receiver = frame.dst_addr();
-    let single = receiver == gateway;
+    let single = receiver == EthernetAddress(link.gateway_mac);
     if !single && receiver.is_unicast() {
         return Err(Drop::Receiver);
     }
@@ -79,7 +81,34 @@ pub(super) fn parse(
         }
         Packet::Arp(_) | Packet::Icmp4(_) | Packet::Icmp6(_) => {}
     }
-    Ok((sender, packet))
+    match source(&packet) {
+        Some(source) if !is_of_guest(link, source, &packet) => Err(Drop::Source),
+        _ => Ok((sender, packet)),
+    }
+}
+
+/// The address that a packet of IP says it is from.
+fn source(packet: &Packet<'_>) -> Option<IpAddr> {
+    match packet {
+        Packet::Arp(_) => None,
+        Packet::Tcp { tuple, .. } | Packet::Udp { tuple, .. } => Some(tuple.source.ip()),
+        Packet::Icmp4(ip) => Some(Ipv4Packet::new_checked(ip).ok()?.src_addr().into()),
+        Packet::Icmp6(ip) => Some(Ipv6Packet::new_checked(ip).ok()?.src_addr().into()),
+    }
+}
+
+/// Whether the guest of this link has an address. A DHCP client has none yet, and so has
+/// whoever asks whether anybody has the one that it wants (RFC 4862 §5.4.2).
+fn is_of_guest(link: &Link, source: IpAddr, packet: &Packet<'_>) -> bool {
+    match source {
+        IpAddr::V4(address) if address.is_unspecified() => matches!(
+            packet,
+            Packet::Udp { tuple, .. } if super::gateway::is_dhcp(tuple)
+        ),
+        IpAddr::V4(address) => address == link.guest4,
+        IpAddr::V6(address) if address.is_unspecified() => matches!(packet, Packet::Icmp6(_)),
+        IpAddr::V6(address) => address == link.guest6 || address.is_unicast_link_local(),
+    }
 }
 
 /// Link that a flow can have. DHCP is the one that may come from nowhere and go

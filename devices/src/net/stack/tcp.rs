@@ -209,7 +209,7 @@ impl TcpFlow {
         }
         match self.socket().state() {
             // It was reset before it was one, or its first segment was none.
-            State::Listen => Pumped::Ended(End::Reset),
+            State::Listen => Pumped::Ended(End::GivenUp),
             // The link loses nothing: an old segment cannot turn up later.
             State::TimeWait => Pumped::Ended(End::Closed),
             State::Closed if self.host_done && self.guest_done => Pumped::Ended(End::Closed),

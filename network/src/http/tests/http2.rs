@@ -107,7 +107,7 @@ async fn a_stream_of_http2_that_is_refused_leaves_the_others_alone() {
         ask2(&mut second, get("https://api.test/no")),
     );
     assert_eq!(allowed, (200, "body".to_owned()));
-    assert_eq!(denied, (403, "host_denied".to_owned()));
+    assert_eq!(denied, (403, "rule_denied".to_owned()));
     // Another host on the same connection, whether it may be reached or not.
     for host in ["other.test", "evil.test", "api.test:444"] {
         let answer = ask2(&mut guest, get(&format!("https://{host}/"))).await;
@@ -208,7 +208,7 @@ async fn an_upload_that_is_refused_is_told_why() {
             *request.method_mut() = Method::POST;
             *request.body_mut() = Full::from(vec![b'x'; len]);
             let answer = ask2(&mut guest, request).await;
-            assert_eq!(answer, (403, "host_denied".to_owned()), "{len}");
+            assert_eq!(answer, (403, "rule_denied".to_owned()), "{len}");
         }
     }
 }
@@ -265,5 +265,81 @@ async fn many_requests_at_once_are_answered_each_with_its_own() {
     assert_eq!(seen.connections(), 1);
     for _ in 0..64 {
         assert_eq!(world.report().await.status, 200);
+    }
+}
+
+/// What has no body has none, whatever the host sends: nobody has looked at it.
+#[tokio::test]
+async fn a_response_without_a_body_has_none() {
+    for status in [StatusCode::NO_CONTENT, StatusCode::NOT_MODIFIED] {
+        let mut world = World::new(policy(&["api.test"], &[]));
+        let acceptor = acceptor(&world.servers, "api.test", &["h2"]);
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        world.lead("api.test", listener.local_addr().unwrap());
+        tokio::spawn(async move {
+            let stream = acceptor.accept(listener.accept().await.unwrap().0).await;
+            let service = service_fn(move |_: Request<Incoming>| async move {
+                let mut trailers = http::HeaderMap::new();
+                trailers.insert("x-trailer", "s3cr3t".parse().unwrap());
+                let body = Full::new(bytes::Bytes::from("s3cr3t"));
+                let body = body.with_trailers(async { Some(Ok(trailers)) });
+                let mut response = http::Response::new(body);
+                *response.status_mut() = status;
+                Ok::<_, hyper::Error>(response)
+            });
+            let builder = hyper::server::conn::http2::Builder::new(TokioExecutor::new());
+            let io = TokioIo::new(stream.unwrap());
+            let _ = builder.serve_connection(io, service).await;
+        });
+        let mut guest = http2(&world, "api.test").await;
+        for _ in 0..2 {
+            let response = within(guest.send_request(get("https://api.test/"))).await;
+            let response = response.unwrap();
+            assert_eq!(response.status(), status);
+            let body = within(response.into_body().collect()).await.unwrap();
+            assert!(body.trailers().is_none(), "{status}");
+            assert_eq!(body.to_bytes(), "", "{status}");
+            assert_eq!(world.report().await.received, 0);
+        }
+    }
+}
+
+/// A guest that goes away while its host is connected to has reached nobody.
+#[tokio::test]
+async fn what_is_given_up_before_there_is_an_answer_is_told_as_that() {
+    for protocol in ["http/1.1", "h2", "tls"] {
+        let mut world = World::new(policy(&["api.test"], &[]));
+        let (sender, mut waits) = mpsc::channel(1);
+        *world.proxy.dial.waiting.lock().unwrap() = Some(sender);
+        let (guest, served) = world.encrypted(protocol == "tls").await;
+        let authority = Arc::clone(&world.proxy.authority);
+        let asked = tokio::spawn(async move {
+            let mut stream = connect(guest, "api.test", &[protocol], &authority).await?;
+            if protocol == "h2" {
+                let (mut sender, connection) =
+                    http2::handshake(TokioExecutor::new(), TokioIo::new(stream))
+                        .await
+                        .unwrap();
+                tokio::spawn(connection);
+                drop(sender.send_request(get("https://api.test/")).await);
+                return Ok(());
+            }
+            let request = "GET / HTTP/1.1\r\nHost: api.test\r\n\r\n";
+            stream.write_all(request.as_bytes()).await?;
+            stream.read_u8().await.map(drop)
+        });
+        within(waits.recv()).await.unwrap();
+        asked.abort();
+        if protocol != "h2" {
+            served.abort();
+        }
+        let report = world.report().await;
+        let Outcome::Refused(denial) = report.outcome else {
+            panic!("{protocol}: it was allowed");
+        };
+        assert_eq!(
+            (denial.code, denial.host.as_str()),
+            (Code::GivenUp, "api.test:443")
+        );
     }
 }

@@ -8,27 +8,29 @@ mod frames;
 mod framing;
 mod http2;
 mod plain;
+mod revoked;
 mod secrets;
 mod tls;
 mod upgrades;
 
 use std::collections::HashMap;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use flashpan_protocol::network::Protocol;
 use rustls::pki_types::ServerName;
 use rustls::{ClientConfig, RootCertStore};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 use tokio_rustls::{TlsAcceptor, TlsConnector};
 
-use super::{Dial, Plain, Proxy};
+use super::{Connected, Dial, Plain, Proxy};
 use crate::host::Host;
 use crate::policy::{Code, Denial, Policy};
 use crate::report::{self, Outcome, Report, Reports};
@@ -52,7 +54,7 @@ struct Map {
 }
 
 impl Dial for Map {
-    async fn dial(&self, host: &Host, port: u16) -> Result<TcpStream, Denial> {
+    async fn dial(&self, host: &Host, port: u16) -> Result<Connected, Denial> {
         self.dialled.lock().unwrap().push(host.to_string());
         let waiting = self.waiting.lock().unwrap().clone();
         if let Some(waiting) = waiting {
@@ -66,9 +68,20 @@ impl Dial for Map {
             rule: None,
         };
         let address = address.ok_or_else(|| denial(Code::Resolve))?;
-        TcpStream::connect(address)
-            .await
-            .map_err(|_| denial(Code::Connect))
+        let stream = TcpStream::connect(address).await;
+        let stream = stream.map_err(|_| denial(Code::Connect))?;
+        stream.set_zero_linger().unwrap();
+        Ok(Connected::new(stream, address.ip()))
+    }
+
+    fn may_stay(
+        &self,
+        policy: &Policy,
+        _: &Host,
+        port: u16,
+        address: IpAddr,
+    ) -> Result<(), Denial> {
+        policy.not_denied(Protocol::Tcp, address, port)
     }
 }
 
@@ -108,6 +121,7 @@ impl World {
             reporter,
             dial: Arc::new(Map::default()),
             editor,
+            room: Arc::new(Semaphore::new(16)),
         };
         Self {
             policy,
@@ -135,6 +149,7 @@ impl World {
             reporter: of.reporter.clone(),
             dial: Arc::clone(&of.dial),
             editor: Arc::clone(&of.editor),
+            room: Arc::clone(&of.room),
         }
     }
 

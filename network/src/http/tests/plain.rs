@@ -62,7 +62,7 @@ async fn a_policy_that_changes_changes_the_next_request() {
     world
         .policy
         .send_replace(Arc::new(policy(&["api.test"], &["deny GET api.test"])));
-    assert_eq!(ask(&mut guest, request).await.code(), "host_denied");
+    assert_eq!(ask(&mut guest, request).await.code(), "rule_denied");
     world
         .policy
         .send_replace(Arc::new(policy(&["api.test"], &[])));
@@ -79,7 +79,7 @@ async fn a_path_is_judged_as_it_is_sent_or_not_at_all() {
     let (address, seen) = server(|_| ok("x")).await;
     world.lead("api.test", address);
     for path in [
-        "/api/../admin",
+        "/../admin",
         "/api/%2e%2e/admin",
         "//admin",
         "/api/..;/admin",
@@ -87,7 +87,8 @@ async fn a_path_is_judged_as_it_is_sent_or_not_at_all() {
         "/admin%00",
         "/\\admin",
         "/.%2e/admin",
-        "/./admin",
+        "/%2e/admin",
+        "/api/..%2fadmin",
         "/a%5cb",
         "/a%zz",
         "/;x/admin",
@@ -104,6 +105,9 @@ async fn a_path_is_judged_as_it_is_sent_or_not_at_all() {
     }
     for path in [
         "/admin",
+        "/api/../admin",
+        "/./admin",
+        "/x/./../admin/./y",
         "/%61dmin/x",
         "/admin/?q=/api",
         "http://api.test/admin",
@@ -112,7 +116,7 @@ async fn a_path_is_judged_as_it_is_sent_or_not_at_all() {
         let request = format!("GET {path} HTTP/1.1\r\nHost: api.test\r\n\r\n");
         assert_eq!(
             ask(&mut guest, &request).await.code(),
-            "host_denied",
+            "rule_denied",
             "{path}"
         );
     }
@@ -123,7 +127,7 @@ async fn a_path_is_judged_as_it_is_sent_or_not_at_all() {
         assert!(matches!(got.status, 400 | 403 | 405), "{method}");
     }
     let (mut guest, _) = world.plain(80).await;
-    let request = "POST /%61/b%c3%a4?x=/../%2e HTTP/1.1\r\nHost: api.test\r\nX-HTTP-Method-Override: DELETE\r\n\
+    let request = "POST /%61/c/.././b%c3%a4?x=/../%2e HTTP/1.1\r\nHost: api.test\r\nX-HTTP-Method-Override: DELETE\r\n\
                    X-Method-Override: PUT\r\nX-HTTP-Method: PUT\r\nContent-Length: 0\r\n\r\n";
     assert_eq!(ask(&mut guest, request).await.status, 200);
     assert_eq!(
@@ -292,4 +296,34 @@ async fn http_1_0_is_served_as_what_it_is() {
                 .contains(&format!("host: {host}\r\n"))
         );
     }
+}
+
+/// A guest cannot have any number of connections looked into.
+#[tokio::test]
+async fn connections_that_are_looked_into_wait_for_room() {
+    let mut world = World::new(policy(&["api.test"], &[]));
+    let (address, _) = server(|_| ok("x")).await;
+    world.lead("api.test", address);
+    let room = Arc::clone(&world.proxy.room);
+    let all = room.acquire_many(16).await.unwrap();
+    tokio::time::pause();
+    for tls in [false, true] {
+        let (_guest, served) = match tls {
+            false => world.plain(80).await,
+            true => {
+                let (guest, served) = world.encrypted(false).await;
+                let authority = Arc::clone(&world.proxy.authority);
+                let _ = connect(guest, "api.test", &[], &authority).await;
+                (pair().await.0, served)
+            }
+        };
+        assert!(served.await.unwrap().is_err(), "{tls}");
+        assert_eq!(world.refused().await, Code::Crowded);
+    }
+    tokio::time::resume();
+    drop(all);
+    let (mut guest, _) = world.plain(80).await;
+    let request = "GET / HTTP/1.1\r\nHost: api.test\r\n\r\n";
+    assert_eq!(ask(&mut guest, request).await.status, 200);
+    assert_eq!(room.available_permits(), 15);
 }

@@ -28,7 +28,7 @@ async fn http1_in_tls_is_judged_request_by_request() {
         (Scheme::Https, "https://api.test/x/y")
     );
     let got = ask(&mut guest, "POST /x/y HTTP/1.1\r\nHost: api.test\r\n\r\n").await;
-    assert_eq!((got.status, got.code().as_str()), (403, "host_denied"));
+    assert_eq!((got.status, got.code().as_str()), (403, "rule_denied"));
     assert!(got.body.contains("deny POST api.test/x/**"));
     // Fronting: one name in TLS, another inside.
     for host in ["other.test", "evil.test", "api.test:444", "192.0.2.1"] {
@@ -132,7 +132,7 @@ async fn rules_for_requests_have_tls_opened() {
         .await
         .unwrap();
     let got = ask(&mut guest, "GET /no HTTP/1.1\r\nHost: api.test\r\n\r\n").await;
-    assert_eq!(got.code(), "host_denied");
+    assert_eq!(got.code(), "rule_denied");
 }
 
 #[tokio::test]

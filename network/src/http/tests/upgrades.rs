@@ -3,11 +3,11 @@
 use super::*;
 use crate::report::Scheme;
 
-const WEBSOCKET: &str = "GET /ws HTTP/1.1\r\nHost: api.test\r\nConnection: keep-alive, Upgrade\r\n\
+pub(super) const WEBSOCKET: &str = "GET /ws HTTP/1.1\r\nHost: api.test\r\nConnection: keep-alive, Upgrade\r\n\
                          Upgrade: websocket\r\nSec-WebSocket-Key: x\r\nSec-WebSocket-Version: 13\r\n\r\n";
 
 /// A server that agrees, and says everything twice.
-async fn echo(world: &World, answer: &'static str) -> Seen {
+pub(super) async fn echo(world: &World, answer: &'static str) -> Seen {
     let acceptor = acceptor(&world.servers, "api.test", &["http/1.1"]);
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     world.lead("api.test", listener.local_addr().unwrap());

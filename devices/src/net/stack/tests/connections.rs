@@ -284,5 +284,5 @@ fn a_connection_that_is_reset_before_it_is_one_is_gone() {
     // The guest has closed its socket meanwhile, and answers with a reset.
     link.socket(handle).abort();
     link.stack.accept(id);
-    assert_eq!(ended(&mut link), [End::Reset]);
+    assert_eq!(ended(&mut link), [End::GivenUp]);
 }

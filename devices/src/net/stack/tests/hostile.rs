@@ -1,5 +1,6 @@
 //! A guest that keeps to no rule.
 
+use flashpan_protocol::network::End;
 use proptest::prelude::*;
 use smoltcp::wire::{EthernetFrame, Ipv4Packet};
 
@@ -105,7 +106,11 @@ fn what_must_not_be_a_flow_is_none() {
         link.settle();
         assert!(link.events.is_empty(), "{what}: {:?}", link.events);
         let metrics = link.stack.metrics();
-        let dropped = metrics.malformed + metrics.fragments + metrics.protocols + metrics.receivers;
+        let dropped = metrics.malformed
+            + metrics.fragments
+            + metrics.protocols
+            + metrics.receivers
+            + metrics.sources;
         assert_eq!(dropped, 1, "{what}");
     }
     let mut broken = datagram("198.18.0.2:5000", "1.1.1.1:99", b"payload");
@@ -113,6 +118,77 @@ fn what_must_not_be_a_flow_is_none() {
     let mut link = link();
     link.stack.input(&broken);
     assert_eq!(link.stack.metrics().malformed, 1);
+}
+
+#[test]
+fn a_connection_that_is_taken_back_while_the_host_connects_was_none() {
+    let mut link = link();
+    link.card.sent.push_back(syn(9));
+    let (id, ..) = link.asked();
+    let mut reset = syn(9);
+    reset[14 + 20 + 13] = 4;
+    link.card.sent.push_back(reset);
+    link.settle();
+    link.stack.accept(id);
+    link.settle();
+    let event = link.events.pop_front();
+    assert!(
+        matches!(event, Some(NetEvent::Ended { id: of, how: End::GivenUp }) if of == id),
+        "{event:?}"
+    );
+}
+
+/// A guest has one address of each family, and its card nobody else's.
+#[test]
+fn packets_from_addresses_that_the_guest_does_not_have_are_dropped() {
+    let six = |source: &str| datagram(source, "[2606:4700::1]:99", b"payload");
+    for source in [
+        "198.18.0.1:5000",
+        "198.18.0.3:5000",
+        "192.168.0.7:5000",
+        "127.0.0.1:5000",
+        "0.0.0.0:5000",
+    ] {
+        let mut link = link();
+        link.stack
+            .input(&datagram(source, "1.1.1.1:67", b"payload"));
+        let mut segment = syn(5000);
+        let std::net::IpAddr::V4(address) = source.parse::<std::net::SocketAddr>().unwrap().ip()
+        else {
+            panic!("{source}");
+        };
+        segment[26..30].copy_from_slice(&address.octets());
+        fix(&mut segment);
+        link.stack.input(&segment);
+        let mut ping = segment;
+        ping[23] = 1;
+        fix(&mut ping);
+        link.stack.input(&ping);
+        link.settle();
+        assert!(link.events.is_empty(), "{source}: {:?}", link.events);
+        let metrics = link.stack.metrics();
+        assert_eq!(metrics.sources + metrics.malformed, 3, "{source}");
+        assert!(metrics.sources > 1, "{source}");
+        assert!(link.stack.frame().is_none(), "{source}");
+    }
+    for source in [
+        "[fdf1:a5f1:a5f1::3]:5000",
+        "[2001:db8::1]:5000",
+        "[::1]:5000",
+    ] {
+        let mut link = link();
+        link.stack.input(&six(source));
+        link.settle();
+        assert!(link.events.is_empty(), "{source}: {:?}", link.events);
+        assert_eq!(link.stack.metrics().sources, 1, "{source}");
+    }
+    for source in ["[fdf1:a5f1:a5f1::2]:5000", "[fe80::1234]:5000"] {
+        let mut link = link();
+        link.stack.input(&six(source));
+        link.settle();
+        assert_eq!(link.stack.metrics().asked, 1, "{source}");
+        assert_eq!(link.stack.metrics().sources, 0, "{source}");
+    }
 }
 
 proptest! {

@@ -1,0 +1,133 @@
+//! Flows to ports of HTTP, which are looked into.
+
+use super::*;
+use crate::host::Host;
+use crate::http::{Connected, Dial, Plain};
+use crate::tls::{Authority, Upstream};
+use crate::{Inspection, dial};
+
+/// A gateway that looks into HTTP.
+fn inspecting(policy: Policy, reporter: Reporter) -> Arc<Gateway> {
+    let mut settings = settings(policy, reporter);
+    settings.inspection = Some(Inspection {
+        authority: Arc::new(Authority::new().unwrap()),
+        upstream: Arc::new(Upstream::new(&[], Vec::new()).unwrap()),
+        editor: Arc::new(Plain),
+    });
+    Arc::new(Gateway::new(settings))
+}
+
+/// So that servers that speak first are not looked for in vain.
+#[tokio::test]
+async fn a_connection_to_a_port_of_http_that_says_nothing_is_told_of() {
+    let server = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let odd = server.local_addr().unwrap();
+    let policy = Policy {
+        rules: vec![format!("deny PUT *:{}", odd.port()).parse().unwrap()],
+        ..policy(true)
+    };
+    for (destination, scheme) in [
+        (odd, Scheme::Tcp),
+        ("192.0.2.1:443".parse().unwrap(), Scheme::Tls),
+        ("192.0.2.1:80".parse().unwrap(), Scheme::Http),
+    ] {
+        let (reporter, mut reports) = report::channel(64);
+        let policy = match destination == odd {
+            true => policy.clone(),
+            // Nothing is connected to before it says something.
+            false => Policy {
+                allow: vec!["a.test".parse().unwrap()],
+                ..Policy::default()
+            },
+        };
+        let gateway = inspecting(policy, reporter);
+        let (guest, mut answers, flow) = begin(&gateway, destination);
+        assert_eq!(next(&mut answers).await, Answer::Accept);
+        tokio::time::pause();
+        let (_, report) = reports.next().await.unwrap();
+        tokio::time::resume();
+        assert_eq!(report.scheme, scheme);
+        assert_eq!(report.destination, Some(destination));
+        let Outcome::Refused(denial) = report.outcome else {
+            panic!("{destination} was allowed");
+        };
+        assert_eq!(denial.code, Code::UnknownProtocol, "{destination}");
+        assert_eq!(denial.host, destination.to_string());
+        flow.abort();
+        drop(guest);
+    }
+}
+
+#[tokio::test]
+async fn connections_that_are_looked_into_are_bounded() {
+    let server = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = server.local_addr().unwrap();
+    let gateway = inspecting(policy(true), report::channel(64).0);
+    let (host, port) = (Host::from(address.ip()), address.port());
+    let dial = || gateway.proxy(None).unwrap().dial;
+    let mut all = Vec::new();
+    for _ in 0..dial::MAX_CONNECTIONS {
+        all.push(dial().dial(&host, port).await.unwrap());
+        drop(server.accept().await.unwrap());
+    }
+    tokio::time::pause();
+    let denial = dial().dial(&host, port).await.unwrap_err();
+    tokio::time::resume();
+    assert_eq!(
+        (denial.code, denial.host),
+        (Code::Crowded, address.to_string())
+    );
+    // So is the one that is made before anything was said.
+    let port_of_http = Policy {
+        rules: vec![format!("deny PUT *:{port}").parse().unwrap()],
+        ..policy(true)
+    };
+    gateway.change(|policy| *policy = port_of_http);
+    let (_guest, mut answers, _) = begin(&gateway, address);
+    tokio::time::pause();
+    assert_eq!(next(&mut answers).await, Answer::Refuse(Refusal::Host));
+    tokio::time::resume();
+    // There is room when one ends, or is passed on as it is.
+    all.pop();
+    let more = dial().dial(&host, port).await.unwrap();
+    let _passed_on = Connected::into_stream(more);
+    dial().dial(&host, port).await.unwrap();
+}
+
+/// A connection is judged again by the address that it was allowed for, not by where that
+/// leads.
+#[tokio::test]
+async fn a_connection_stays_as_long_as_its_address_is_allowed() {
+    let server = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = server.local_addr().unwrap().port();
+    let named = Policy {
+        allow: vec![format!("198.18.0.1:{port}").parse().unwrap()],
+        ..Policy::default()
+    };
+    let gateway = inspecting(named.clone(), report::channel(64).0);
+    let dial = gateway.proxy(None).unwrap().dial;
+    let host: Host = "198.18.0.1".parse().unwrap();
+    let address = dial.dial(&host, port).await.unwrap().address();
+    assert_eq!(address.to_string(), "198.18.0.1");
+    let code = |policy: &Policy, host: &Host| {
+        let stays = dial.may_stay(policy, host, port, address);
+        stays.err().map(|denial| denial.code)
+    };
+    assert_eq!(code(&named, &host), None);
+    // The gateway and the loopback interface are one host.
+    for denied in ["198.18.0.1", "127.0.0.0/8"] {
+        let policy = Policy {
+            deny: vec![denied.parse().unwrap()],
+            ..named.clone()
+        };
+        assert_eq!(code(&policy, &host), Some(Code::Denied), "{denied}");
+    }
+    let name: Host = "db.test".parse().unwrap();
+    for (private, host, expected) in [
+        (true, &host, None),
+        (false, &host, Some(Code::Private)),
+        (false, &name, Some(Code::ResolvedToPrivate)),
+    ] {
+        assert_eq!(code(&policy(private), host), expected);
+    }
+}
