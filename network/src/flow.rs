@@ -127,8 +127,7 @@ pub(crate) async fn serve<F, S>(
         Err(error) => Err((Broken::unreachable(tuple.destination, &error), None)),
         Ok(mut inside) => {
             let flow = async {
-                let port = tuple.destination.port();
-                let outside = connect(gateway, protocol, route, port).await?;
+                let outside = connect(gateway, protocol, route, tuple.destination).await?;
                 if answer(Answer::Accept).await.is_err() {
                     return Ok(());
                 }
@@ -319,9 +318,17 @@ async fn connect(
     gateway: &Gateway,
     protocol: Protocol,
     route: Route,
-    port: u16,
+    destination: SocketAddr,
 ) -> Result<Outside, Broken> {
     let (policy, dialer) = (gateway.policy(), gateway.dialer());
+    let port = destination.port();
+    if let Route::Direct { host, .. } = &route {
+        let judged = policy.judge_connection(protocol, host, destination.ip(), port);
+        judged.await.map_err(|denial| Broken {
+            answer: Answer::Refuse(denied(protocol)),
+            denial: Some(denial),
+        })?;
+    }
     match (protocol, route) {
         (Protocol::Tcp, Route::Direct { target, .. }) => {
             let connected = dial::connect(target, dial::CONNECT_WITHIN).await;

@@ -237,7 +237,8 @@ impl Gateway {
         if self.looks_into(&policy, protocol, port) {
             return match standing {
                 Ok(_) => Ok(Route::Http {
-                    first: Some(self.dialer.real(address, port)),
+                    // A script says first whether there may be a connection.
+                    first: (!policy.judges_connections()).then(|| self.dialer.real(address, port)),
                 }),
                 // What is refused is told why, if anything is ever not refused.
                 Err(_) if policy.allows_something() => Ok(Route::Http { first: None }),

@@ -8,6 +8,7 @@ mod frames;
 mod framing;
 mod http2;
 mod plain;
+mod scripts;
 mod secrets;
 mod tls;
 mod upgrades;
