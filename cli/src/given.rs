@@ -52,7 +52,7 @@ const fn setting(
     }
 }
 
-static SETTINGS: [Setting; 30] = [
+static SETTINGS: [Setting; 31] = [
     setting("--cpus", Some("resources.cpus"), &["cpus"]),
     setting("--memory", Some("resources.memory_mb"), &["memory"]),
     setting("--disk-size", Some("resources.disk_size_mb"), &[]),
@@ -74,6 +74,7 @@ static SETTINGS: [Setting; 30] = [
     setting("--allow-host", Some("network.allowed_hosts"), &[]),
     setting("--deny-host", Some("network.denied_hosts"), &[]),
     setting("--rule", Some("network.rules"), &[]),
+    setting("--policy-script", Some("network.policy_script"), &[]),
     setting("--no-network", Some("network.no_network"), &[]),
     setting(
         "--allow-private-ips",

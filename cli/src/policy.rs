@@ -18,10 +18,12 @@ Examples:
   flashpan policy explain --allow-host '*.example.com' api.example.com
   flashpan policy explain -f sandbox.toml --method POST https://api.example.com/v1/items
   flashpan policy explain --vm web db.internal:5432
+  flashpan policy explain --network open --policy-script policy.rhai https://example.com/
 
 Says whether a connection or request would be allowed, by which pattern or rule, and what to
 do if it would not. Nothing is looked up and nothing is connected to: a name that leads to a
-private address is refused only when that is known. Exit status 1: it would be refused.";
+private address is refused only when that is known. A policy script is shown a request
+without headers. Exit status 1: it would be refused.";
 
 const TEST_EXAMPLES: &str = "\
 Examples:
@@ -64,7 +66,7 @@ struct ExplainArgs {
     method: String,
 
     /// Of this VM, which runs: its id, the beginning of it, or its name.
-    #[arg(long, value_name = "VM", conflicts_with_all = ["file", "allow_hosts", "deny_hosts", "rules"])]
+    #[arg(long, value_name = "VM", conflicts_with_all = ["file", "allow_hosts", "deny_hosts", "rules", "policy_script"])]
     vm: Option<String>,
 
     /// Print it as JSON.

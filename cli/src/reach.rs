@@ -1,14 +1,16 @@
 //! Options of what a guest may reach: the network, and files of the host.
 
 use std::collections::BTreeMap;
-use std::io::{self, IsTerminal};
+use std::fs::File;
+use std::io::{self, IsTerminal, Read};
 use std::net::IpAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::Args;
 use flashpan::api::{Config, HostIpMapping, NamedSecret, NetworkConfig, VolumeMountSpec};
 use flashpan::launch::SecretSource;
 use flashpan::policy::{Pattern, PatternError};
+use flashpan::script::MAX_SOURCE;
 use flashpan::{Launch, Network};
 
 use crate::failure::{Failure, say};
@@ -74,6 +76,11 @@ pub(crate) struct ReachArgs {
     #[arg(long = "rule", value_name = "RULE")]
     rules: Vec<String>,
 
+    /// A file with a script that may deny requests and connections of those that all else
+    /// allows (docs/policy-script.md).
+    #[arg(long, value_name = "FILE")]
+    policy_script: Option<PathBuf>,
+
     /// A line for the guest's /etc/hosts; may be repeated.
     #[arg(long = "add-host", value_name = "HOST:IP", value_delimiter = ',')]
     add_hosts: Vec<HostIpMapping>,
@@ -130,6 +137,7 @@ impl ReachArgs {
             (self.network_bps.is_some(), "--network-bps"),
             (self.allow_private_ips, "--allow-private-ips"),
             (self.mtu.is_some(), "--mtu"),
+            (self.policy_script.is_some(), "--policy-script"),
             (self.network_intercept, "--network-intercept"),
             (self.workspace.is_some(), "--workspace"),
         ] {
@@ -168,6 +176,9 @@ impl ReachArgs {
         (network.allowed_hosts).extend_from_slice(&self.tcp);
         network.denied_hosts.clone_from(&self.deny_hosts);
         network.rules.clone_from(&self.rules);
+        if let Some(file) = &self.policy_script {
+            network.policy_script = script(file)?;
+        }
         network.add_hosts.clone_from(&self.add_hosts);
         network.intercept = self.network_intercept;
         if self.allow_private_ips {
@@ -228,6 +239,25 @@ pub(crate) fn tell(launch: &Launch) {
         (_, [host, ..]) => format!("sealed: {host} and {} more can be reached", hosts.len() - 1),
     };
     say("network", &what);
+}
+
+/// The script in a file. What is too long for one is not read to its end.
+fn script(file: &Path) -> Result<String, Failure> {
+    let failed = |why: &dyn std::fmt::Display| {
+        let file = file.display();
+        Failure::new(format!(
+            "--policy-script: cannot read {file}: {why}; name a file with a script"
+        ))
+    };
+    let open = File::open(file).map_err(|error| failed(&error))?;
+    let mut text = String::new();
+    // One byte more, so that it is too long.
+    let read = open.take(MAX_SOURCE as u64 + 1).read_to_string(&mut text);
+    read.map_err(|error| failed(&error))?;
+    match text.trim().is_empty() {
+        true => Err(failed(&"there is nothing in it")),
+        false => Ok(text),
+    }
 }
 
 /// A host with its port.

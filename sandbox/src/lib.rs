@@ -103,7 +103,7 @@ pub use exit::{Exit, ExitReason};
 pub use file_entry::FileEntry;
 pub use file_reader::FileReader;
 pub use files::{ReadOptions, WriteOptions};
-pub use flashpan_network::{edit, policy};
+pub use flashpan_network::{edit, policy, script};
 pub use flashpan_protocol::agent::{ExitStatus, FsType, StartFailureKind, TerminalSize};
 pub use flashpan_protocol::control::{BootProtocol, Console, ExitCount, Stats};
 pub use flashpan_protocol::file::{ChangeKind, FileFailureKind, FileStat};

@@ -10,6 +10,7 @@ use std::sync::{Arc, Weak};
 
 use flashpan_network::policy::Policy;
 use flashpan_network::report::{self, Reports};
+use flashpan_network::script::Script;
 use flashpan_network::{Answer, Gateway};
 use flashpan_network::{dns, edit};
 use flashpan_protocol::control::{IoRate, Request};
@@ -80,6 +81,8 @@ pub(crate) struct Settings {
     pub(crate) allow: Vec<String>,
     pub(crate) deny: Vec<String>,
     pub(crate) rules: Vec<String>,
+    /// Empty: there is none.
+    pub(crate) script: String,
     pub(crate) dns_servers: Vec<String>,
     /// Names whose addresses the host says.
     pub(crate) hosts: Vec<(String, IpAddr)>,
@@ -96,6 +99,7 @@ impl Default for Settings {
             allow: Vec::new(),
             deny: Vec::new(),
             rules: Vec::new(),
+            script: String::new(),
             dns_servers: Vec::new(),
             hosts: Vec::new(),
             block_private_ips: true,
@@ -119,6 +123,7 @@ impl Settings {
             settings.allow = config.reachable_hosts();
             settings.deny.clone_from(&config.denied_hosts);
             settings.rules.clone_from(&config.rules);
+            settings.script.clone_from(&config.policy_script);
             settings.dns_servers.clone_from(&config.dns_servers);
             let hosts = config.add_hosts.iter();
             // What is no address was refused.
@@ -191,9 +196,19 @@ impl Settings {
             allow: parsed(&self.allow, "network.allowed_hosts")?,
             deny: parsed(&self.deny, "network.denied_hosts")?,
             rules: parsed(&self.rules, "network.rules")?,
+            script: self.script()?,
             inspects: self.inspected.is_any(),
             inspected: parsed(&self.inspected.hosts(), "network.secrets")?,
         })
+    }
+
+    fn script(&self) -> Result<Option<Script>> {
+        if self.script.is_empty() {
+            return Ok(None);
+        }
+        let script = Script::new(&self.script);
+        let script = script.map_err(|why| Error::config("network.policy_script", why.to_string()));
+        script.map(Some)
     }
 }
 
@@ -247,6 +262,13 @@ impl SandboxBuilder {
     /// means one counts.
     pub fn network_rule(mut self, rule: impl Into<String>) -> Self {
         self.network.rules.push(rule.into());
+        self
+    }
+
+    /// A script that may deny requests and connections of those that all else allows
+    /// ([`Script`]); it is shown placeholders of secrets, never their values.
+    pub fn policy_script(mut self, source: impl Into<String>) -> Self {
+        self.network.script = source.into();
         self
     }
 
@@ -409,7 +431,8 @@ impl Flows {
                 // Where nothing is looked into nobody sees certificates of ours but with
                 // what is refused anyway.
                 let has_rules = !(policy.allow.is_empty() && policy.rules.is_empty());
-                authority = (has_rules || policy.inspects).then_some(made.authority);
+                let shows = has_rules || policy.inspects || policy.script.is_some();
+                authority = shows.then_some(made.authority);
                 shared.set_secrets(made.secrets);
                 placeholders = made.placeholders;
                 Some(Arc::new(Gateway::new(flashpan_network::Settings {

@@ -115,9 +115,13 @@ fn without_port(host: &str) -> &str {
 fn reason(code: Code) -> BlockReason {
     match code {
         Code::SecretLeak => BlockReason::SecretLeak,
-        Code::Denied | Code::Rule | Code::Callback | Code::Ambiguous | Code::UnknownProtocol => {
-            BlockReason::Policy
-        }
+        Code::Denied
+        | Code::Rule
+        | Code::Callback
+        | Code::Ambiguous
+        | Code::UnknownProtocol
+        | Code::ScriptDenied
+        | Code::ScriptFailed => BlockReason::Policy,
         _ => BlockReason::HostNotAllowed,
     }
 }

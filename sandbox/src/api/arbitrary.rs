@@ -116,7 +116,19 @@ fn network() -> impl Strategy<Value = NetworkConfig> {
         vec(entry, 0..3),
         btree_map(NAME, secret(), 0..3),
     );
-    let rest = (option::of(any::<bool>()), any::<[bool; 2]>(), TEXT, servers);
+    let script = option::of(TEXT).prop_map(|text| {
+        let script = |text: String| {
+            let comment = text.replace(['\n', '\r'], " ");
+            format!("// {comment}\nfn request(req) {{}}\n")
+        };
+        text.map(script).unwrap_or_default()
+    });
+    let rest = (
+        option::of(any::<bool>()),
+        any::<[bool; 2]>(),
+        script,
+        servers,
+    );
     let more = (
         "[a-zA-Z0-9.-]{0,64}",
         option::of(68..=65535_u32),

@@ -94,7 +94,8 @@ pub struct NetworkConfig {
         skip_serializing_if = "BTreeMap::is_empty"
     )]
     pub secrets: BTreeMap<String, Secret>,
-    /// Kept, and without effect.
+    /// A script that may deny requests and connections of those that all else allows
+    /// ([`Script`](flashpan_network::script::Script)). Empty: there is none.
     #[serde(
         default,
         deserialize_with = "lenient::null",

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use flashpan_network::policy::Rule;
+use flashpan_network::script::Script;
 
 use super::super::network::NetworkConfig;
 use super::super::pattern::{check_host_pattern, matches_every_host};
@@ -62,6 +63,11 @@ pub(super) fn check(network: &NetworkConfig, problems: &mut Problems) {
             problems.add(&at, ProblemKind::Malformed, why);
         }
     }
+    if !network.policy_script.is_empty()
+        && let Err(why) = Script::new(&network.policy_script)
+    {
+        problems.add(&top.field("policy_script"), ProblemKind::Malformed, why);
+    }
     check_secrets(&network.secrets, &top.field("secrets"), problems);
     for (index, server) in network.dns_servers.iter().enumerate() {
         if server.parse::<IpAddr>().is_err() {
@@ -81,11 +87,6 @@ pub(super) fn check(network: &NetworkConfig, problems: &mut Problems) {
 }
 
 pub(super) fn warn(network: &NetworkConfig, warnings: &mut Warnings) {
-    let top = FieldPath::top("network");
-    if !network.policy_script.is_empty() {
-        let at = top.field("policy_script");
-        warnings.add(&at, "policy scripts are not supported; it has no effect");
-    }
     if let Some(interception) = &network.interception {
         hooks::warn(interception, warnings);
     }
