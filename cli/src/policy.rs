@@ -1,5 +1,7 @@
 //! `policy`: what a guest may reach, without one.
 
+mod learn;
+
 use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
@@ -7,6 +9,7 @@ use flashpan::api::Config;
 use flashpan::{Explained, explain_offline};
 use serde::Serialize;
 
+use self::learn::LearnArgs;
 use crate::config_file;
 use crate::failure::{Failure, print};
 use crate::reach::ReachArgs;
@@ -37,9 +40,10 @@ Prints the lines that do not hold; exit status 1 if there are any.";
 const EXAMPLES: &str = "\
 Examples:
   flashpan policy explain --allow-host '*.example.com' api.example.com
-  flashpan policy test -f sandbox.toml cases.txt";
+  flashpan policy test -f sandbox.toml cases.txt
+  flashpan policy learn --image python:3.12 -- pip install requests";
 
-/// Explains and tests what a guest may reach
+/// Explains, tests and learns what a guest may reach
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct PolicyArgs {
@@ -51,6 +55,7 @@ pub(crate) struct PolicyArgs {
 enum Action {
     Explain(Box<ExplainArgs>),
     Test(Box<TestArgs>),
+    Learn(Box<LearnArgs>),
 }
 
 /// Says what would become of a connection or request
@@ -125,10 +130,11 @@ struct Shown<'a> {
     inspected: bool,
 }
 
-pub(crate) fn policy(args: &PolicyArgs) -> Result<u8, Failure> {
+pub(crate) fn policy(args: &PolicyArgs, started_ns: u64) -> Result<u8, Failure> {
     match &args.command {
         Action::Explain(args) => explain(args),
         Action::Test(args) => test(args),
+        Action::Learn(args) => learn::learn(args, started_ns),
     }
 }
 

@@ -12,7 +12,7 @@ use flashpan::launch::{
     Cancel, Event, HostOptions, ImageSource, Platform, Progress as Watch, RootEvent, RootSource,
     SecretSource, TimeLimit, UpperSource,
 };
-use flashpan::{BootProtocol, DiskMount, DiskSource, Error, FullDisk, Launch, RateLimit};
+use flashpan::{BootProtocol, DiskMount, DiskSource, Error, FullDisk, Launch, Network, RateLimit};
 
 use crate::failure::{Failure, say};
 use crate::given::Given;
@@ -213,6 +213,19 @@ impl Wanted {
     /// Whether its root is a container image's.
     pub(crate) fn has_image(&self) -> bool {
         matches!(self.options.root, RootSource::Image(_))
+    }
+
+    /// In a network in which everything public can be reached, and is looked into.
+    pub(crate) fn observe(&mut self) -> Result<(), Failure> {
+        let network = self.config.network.get_or_insert_default();
+        if self.options.network == Network::None || network.no_network {
+            return Err(Failure::new(
+                "without a network there is nothing to be learned; leave out --network none",
+            ));
+        }
+        self.options.network = Network::Open;
+        network.intercept = true;
+        Ok(())
     }
 }
 

@@ -8,7 +8,12 @@
     clippy::indexing_slicing
 )]
 
+#[path = "support/fake.rs"]
+mod fake;
+
 use std::process::{Command, Output};
+
+use fake::World;
 
 fn flashpan(arguments: &[&str]) -> Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_flashpan"));
@@ -17,6 +22,45 @@ fn flashpan(arguments: &[&str]) -> Output {
 
 fn text(bytes: &[u8]) -> &str {
     std::str::from_utf8(bytes).unwrap()
+}
+
+/// `flashpan policy learn OPTIONS -- COMMAND`, with the fake VMM.
+fn learn(world: &World, options: &[&str], command: &[&str]) -> Output {
+    let root = world.path("root");
+    let root = ["--hostname", "fake", "--rootfs", root.to_str().unwrap()];
+    let arguments = [&["policy", "learn"], &root[..], options, &["--"], command].concat();
+    world.flashpan(&arguments).output().unwrap()
+}
+
+#[test]
+fn what_was_learned_comes_after_the_command() {
+    let world = World::new("normal");
+    let learned = learn(&world, &[], &["exit", "3"]);
+    assert_eq!(learned.status.code(), Some(3), "{learned:?}");
+    assert_eq!(text(&learned.stdout), "# nothing has to be allowed\n");
+    let file = world.path("learned.toml");
+    let options = ["--format", "toml", "-o", file.to_str().unwrap()];
+    let learned = learn(&world, &options, &["exit", "0"]);
+    assert_eq!(learned.status.code(), Some(0), "{learned:?}");
+    assert_eq!(text(&learned.stdout), "");
+    let written = std::fs::read_to_string(&file).unwrap();
+    assert_eq!(written, "# nothing has to be allowed\n[network]\n");
+    world.assert_nothing_left();
+}
+
+#[test]
+fn nothing_is_learned_without_a_network_or_of_what_stays() {
+    let world = World::new("normal");
+    for (options, why) in [
+        (&["--network", "none"][..], "there is nothing to be learned"),
+        (&["--no-network"], "there is nothing to be learned"),
+        (&["-d"], "leave out -d"),
+        (&["-o", "/none/such"], "cannot write /none/such: "),
+    ] {
+        let failed = learn(&world, options, &["exit", "0"]);
+        assert_eq!(failed.status.code(), Some(125), "{failed:?}");
+        assert!(text(&failed.stderr).contains(why), "{failed:?}");
+    }
 }
 
 const SCRIPT: &str = r#"

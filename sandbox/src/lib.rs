@@ -66,6 +66,7 @@ mod guest_limits;
 mod host_cgroup;
 mod inspection;
 pub mod launch;
+pub mod learn;
 mod locate;
 mod log;
 mod network;
