@@ -52,7 +52,7 @@ const fn setting(
     }
 }
 
-static SETTINGS: [Setting; 31] = [
+static SETTINGS: [Setting; 32] = [
     setting("--cpus", Some("resources.cpus"), &["cpus"]),
     setting("--memory", Some("resources.memory_mb"), &["memory"]),
     setting("--disk-size", Some("resources.disk_size_mb"), &[]),
@@ -82,6 +82,7 @@ static SETTINGS: [Setting; 31] = [
         &[],
     ),
     setting("--network-intercept", Some("network.intercept"), &[]),
+    setting("--dns-synthetic", Some("network.synthetic_names"), &[]),
     setting("--dns-servers", Some("network.dns_servers"), &[]),
     setting("--mtu", Some("network.mtu"), &[]),
     setting("--secret", Some("network.secrets"), &[]),

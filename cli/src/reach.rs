@@ -16,7 +16,7 @@ use flashpan::{Launch, Network};
 use crate::failure::{Failure, say};
 use crate::given::Given;
 use crate::parse;
-use crate::secrets::{self, SourceArgs};
+use crate::secrets::{self, PlaceArgs, SourceArgs};
 
 /// Options that become fields of a configuration, whether this version obeys these
 /// or refuses them. Hidden is what it refuses.
@@ -95,10 +95,18 @@ pub(crate) struct ReachArgs {
     #[command(flatten)]
     secret_sources: SourceArgs,
 
+    #[command(flatten)]
+    secret_places: PlaceArgs,
+
     /// A name server to ask in place of this machine's own; may be repeated, and be a list
     /// with commas.
     #[arg(long, value_name = "IP", value_delimiter = ',')]
     dns_servers: Vec<IpAddr>,
+
+    /// Give each name an address of its own, so that connections on all ports are decided
+    /// by name.
+    #[arg(long)]
+    dns_synthetic: bool,
 
     /// Largest packet of the network, 1280 to 65520 bytes; 1500 otherwise.
     #[arg(long, value_name = "BYTES",
@@ -137,6 +145,7 @@ impl ReachArgs {
             (self.network_bps.is_some(), "--network-bps"),
             (self.allow_private_ips, "--allow-private-ips"),
             (self.mtu.is_some(), "--mtu"),
+            (self.dns_synthetic, "--dns-synthetic"),
             (self.policy_script.is_some(), "--policy-script"),
             (self.network_intercept, "--network-intercept"),
             (self.workspace.is_some(), "--workspace"),
@@ -185,9 +194,11 @@ impl ReachArgs {
             network.block_private_ips = Some(false);
         }
         network.mtu = self.mtu;
+        network.synthetic_names = self.dns_synthetic;
         network.dns_servers = self.dns_servers.iter().map(ToString::to_string).collect();
         let secrets = secrets::with_hosts(&self.secrets, &self.secret_sources)?;
         network.secrets.extend(secrets.secrets);
+        self.secret_places.apply_to(&mut network.secrets)?;
         if self.volumes.is_empty() {
             return Ok(secrets.sources);
         }

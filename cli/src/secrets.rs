@@ -10,6 +10,7 @@ use std::process::{Command, Stdio};
 
 use clap::Args;
 use flashpan::api::{NamedSecret, Secret, SecretValue};
+use flashpan::edit::Places;
 use flashpan::launch::SecretSource;
 
 use crate::failure::Failure;
@@ -33,6 +34,77 @@ pub(crate) struct SourceArgs {
     /// The value of a secret can be read from this descriptor; may be repeated.
     #[arg(long = "secret-fd", value_name = "NAME=FD")]
     fds: Vec<String>,
+}
+
+/// Options that say where values go, of secrets of the same command line.
+#[derive(Debug, Default, Args)]
+pub(crate) struct PlaceArgs {
+    /// The places of a request in which the value of a secret comes, and no others:
+    /// `headers`, `header:NAME` (only these), `basic` (credentials), `query`, `path`, `body`;
+    /// otherwise `headers,basic,query`. May be repeated, for each secret once.
+    #[arg(long = "secret-in", value_name = "NAME=PLACE[,PLACE]")]
+    places: Vec<String>,
+
+    /// What programs have in place of the value: 8 characters or more that occur nowhere
+    /// else; may be repeated.
+    #[arg(long = "secret-placeholder", value_name = "NAME=TEXT")]
+    placeholders: Vec<String>,
+
+    /// Let the value of a secret be sent without TLS as well; may be repeated.
+    #[arg(long = "secret-plain-http", value_name = "NAME")]
+    plain_http: Vec<String>,
+}
+
+impl PlaceArgs {
+    /// Sets what they say.
+    pub(crate) fn apply_to(&self, secrets: &mut BTreeMap<String, Secret>) -> Result<(), Failure> {
+        fn named<'a>(
+            secrets: &'a mut BTreeMap<String, Secret>,
+            option: &str,
+            name: &str,
+        ) -> Result<&'a mut Secret, Failure> {
+            let none = || {
+                Failure::new(format!(
+                    "{option}: there is no secret {name:?}; give --secret"
+                ))
+            };
+            secrets.get_mut(name).ok_or_else(none)
+        }
+        let split = |option: &str, text: &'_ str| {
+            let parts = text
+                .split_once('=')
+                .filter(|(name, what)| !(name.is_empty() || what.is_empty()));
+            let parts = parts.map(|(name, what)| (name.to_owned(), what.to_owned()));
+            parts.ok_or_else(|| {
+                Failure::new(format!(
+                    "{option}: give the secret's name, `=`, and what it is to have"
+                ))
+            })
+        };
+        for text in &self.places {
+            let option = "--secret-in";
+            let (name, places) = split(option, text)?;
+            let secret = named(secrets, option, &name)?;
+            if !secret.places.is_empty() {
+                return Err(Failure::new(format!(
+                    "{option}: {name} is there twice; separate places by commas"
+                )));
+            }
+            let places = places.split(',').map(str::trim);
+            Places::of(places.clone())
+                .map_err(|why| Failure::new(format!("{option} {name}: {why}")))?;
+            secret.places = places.map(str::to_owned).collect();
+        }
+        for text in &self.placeholders {
+            let option = "--secret-placeholder";
+            let (name, placeholder) = split(option, text)?;
+            named(secrets, option, &name)?.placeholder = placeholder;
+        }
+        for name in &self.plain_http {
+            named(secrets, "--secret-plain-http", name)?.plain_http = true;
+        }
+        Ok(())
+    }
 }
 
 /// What a value comes from.
@@ -278,6 +350,55 @@ mod tests {
         );
         assert_eq!(all.sources.get("F"), Some(&SecretSource::File(path)));
         assert_eq!(all.sources.get("I"), None);
+    }
+
+    #[test]
+    fn places_and_placeholders_are_of_secrets_that_are_there() {
+        let all = |texts: &[&str]| texts.iter().map(|&text| text.to_owned()).collect();
+        let args = |places: &[&str], placeholders: &[&str], plain: &[&str]| PlaceArgs {
+            places: all(places),
+            placeholders: all(placeholders),
+            plain_http: all(plain),
+        };
+        let texts = ["K=v@a.test".to_owned()];
+        let mut secrets = with_hosts(&texts, &SourceArgs::default()).unwrap().secrets;
+        let good = args(
+            &["K=header:Authorization, body"],
+            &["K=sk-=placeholder"],
+            &["K"],
+        );
+        good.apply_to(&mut secrets).unwrap();
+        let secret = secrets.get("K").unwrap();
+        assert_eq!(secret.places, ["header:Authorization", "body"]);
+        assert_eq!(secret.placeholder, "sk-=placeholder");
+        assert!(secret.plain_http);
+        for (bad, why) in [
+            (
+                args(&["L=body"], &[], &[]),
+                "--secret-in: there is no secret \"L\"",
+            ),
+            (args(&["K=body"], &[], &[]), "--secret-in: K is there twice"),
+            (
+                args(&["K"], &[], &[]),
+                "--secret-in: give the secret's name",
+            ),
+            (
+                args(&[], &["K="], &[]),
+                "--secret-placeholder: give the secret's name",
+            ),
+            (
+                args(&[], &[], &["L"]),
+                "--secret-plain-http: there is no secret",
+            ),
+        ] {
+            let failure = bad.apply_to(&mut secrets).unwrap_err();
+            assert!(failure.message().contains(why), "{}", failure.message());
+        }
+        secrets.get_mut("K").unwrap().places.clear();
+        let failure = args(&["K=cookie"], &[], &[])
+            .apply_to(&mut secrets)
+            .unwrap_err();
+        assert!(failure.message().contains("\"cookie\" is no place"));
     }
 
     #[test]

@@ -84,6 +84,7 @@ pub(crate) struct Settings {
     /// Empty: there is none.
     pub(crate) script: String,
     pub(crate) dns_servers: Vec<String>,
+    pub(crate) synthetic_names: bool,
     /// Names whose addresses the host says.
     pub(crate) hosts: Vec<(String, IpAddr)>,
     pub(crate) block_private_ips: bool,
@@ -101,6 +102,7 @@ impl Default for Settings {
             rules: Vec::new(),
             script: String::new(),
             dns_servers: Vec::new(),
+            synthetic_names: false,
             hosts: Vec::new(),
             block_private_ips: true,
             mtu: DEFAULT_NETWORK_MTU,
@@ -125,6 +127,7 @@ impl Settings {
             settings.rules.clone_from(&config.rules);
             settings.script.clone_from(&config.policy_script);
             settings.dns_servers.clone_from(&config.dns_servers);
+            settings.synthetic_names = config.synthetic_names;
             let hosts = config.add_hosts.iter();
             // What is no address was refused.
             let known =
@@ -152,7 +155,7 @@ impl Settings {
         Ok(dns::Settings {
             servers: self.dns_servers.iter().map(server).collect::<Result<_>>()?,
             hosts: self.hosts.iter().filter_map(host).collect(),
-            synthetic: false,
+            synthetic: self.synthetic_names,
         })
     }
 
@@ -323,6 +326,14 @@ impl SandboxBuilder {
     /// host trusts.
     pub fn upstream_ca_file(mut self, path: impl Into<PathBuf>) -> Self {
         self.network.inspected.upstream_ca_files.push(path.into());
+        self
+    }
+
+    /// Whether each name has an address of its own, so that connections on all ports are
+    /// decided by name. Programs that know an address already do not get there then, unless
+    /// it is allowed.
+    pub fn synthetic_names(mut self, synthetic: bool) -> Self {
+        self.network.synthetic_names = synthetic;
         self
     }
 

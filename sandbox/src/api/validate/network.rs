@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
+use flashpan_network::edit::Places;
 use flashpan_network::policy::Rule;
 use flashpan_network::script::Script;
 
@@ -145,6 +146,12 @@ fn check_secret(secret: &Secret, at: &FieldPath, problems: &mut Problems) {
             );
             problems.add(&hosts.index(index), ProblemKind::Unsupported, why);
         }
+    }
+    let places = secret.places.iter().map(String::as_str);
+    if !secret.places.is_empty()
+        && let Err(why) = Places::of(places)
+    {
+        problems.add(&at.field("places"), ProblemKind::Malformed, why);
     }
     let placeholder = secret.placeholder.as_str();
     if placeholder.is_empty() {
