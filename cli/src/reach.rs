@@ -5,6 +5,7 @@ use std::fs::File;
 use std::io::{self, IsTerminal, Read};
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use clap::Args;
 use flashpan::api::{Config, HostIpMapping, NamedSecret, NetworkConfig, VolumeMountSpec};
@@ -97,6 +98,12 @@ pub(crate) struct ReachArgs {
 
     #[command(flatten)]
     secret_places: PlaceArgs,
+
+    /// Run the commands of --secret-command again this often while the VM runs, e.g. 30m;
+    /// otherwise they are run when it starts. Files of --secret-file are read again when
+    /// they change.
+    #[arg(long, value_name = "DURATION", value_parser = parse::duration)]
+    pub(crate) secret_refresh: Option<Duration>,
 
     /// A name server to ask in place of this machine's own; may be repeated, and be a list
     /// with commas.

@@ -3,10 +3,8 @@
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fs::File;
-use std::io::{self, Read};
 use std::os::fd::{FromRawFd, OwnedFd, RawFd};
-use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::path::PathBuf;
 
 use clap::Args;
 use flashpan::api::{NamedSecret, Secret, SecretValue};
@@ -14,9 +12,6 @@ use flashpan::edit::Places;
 use flashpan::launch::SecretSource;
 
 use crate::failure::Failure;
-
-/// The longest value, in bytes.
-const MAX_VALUE: u64 = 64 * 1024;
 
 /// Options that say where values come from.
 #[derive(Debug, Default, Args)]
@@ -235,45 +230,14 @@ pub(crate) fn values(
 
 /// The value of a secret, from where it comes from.
 pub(crate) fn read(name: &str, source: &SecretSource) -> Result<SecretValue, Failure> {
-    let failed = |what: String| Failure::new(format!("the value of the secret {name}: {what}"));
-    match source {
-        SecretSource::Env(variable) => match std::env::var(variable) {
-            Ok(value) if !value.is_empty() => Ok(SecretValue::new(value)),
-            Ok(_) | Err(std::env::VarError::NotPresent) => Err(failed(format!(
-                "environment variable ${variable} is not set"
-            ))),
-            Err(_) => Err(failed(format!(
-                "environment variable ${variable} does not hold UTF-8"
-            ))),
-        },
-        SecretSource::File(path) => {
-            from_file(path).map_err(|e| failed(format!("cannot read {}: {e}", path.display())))
-        }
-        SecretSource::Command(command) => from_command(command)
-            .map_err(|e| failed(format!("cannot take it from its command: {e}"))),
-        _ => Err(failed(
-            "this version does not know where it comes from".to_owned(),
-        )),
-    }
-}
-
-fn from_file(path: &Path) -> io::Result<SecretValue> {
-    all_of(File::open(path)?)
-}
-
-fn from_command(command: &str) -> io::Result<SecretValue> {
-    let mut child = Command::new("/bin/sh")
-        .args(["-c", command])
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .spawn()?;
-    let output = child.stdout.take();
-    let value = output.map_or_else(|| Err(io::ErrorKind::BrokenPipe.into()), all_of);
-    let status = child.wait()?;
-    match status.success() {
-        true => value,
-        false => Err(io::Error::other(format!("it ended with {status}"))),
-    }
+    source.read().map_err(|error| {
+        let what = match source {
+            SecretSource::File(path) => format!("cannot read {}: ", path.display()),
+            SecretSource::Command(_) => "cannot take it from its command: ".to_owned(),
+            _ => String::new(),
+        };
+        Failure::new(format!("the value of the secret {name}: {what}{error}"))
+    })
 }
 
 #[allow(unsafe_code)] // A number becomes a descriptor of ours.
@@ -291,7 +255,7 @@ fn read_fd(name: &str, text: &str) -> Result<SecretValue, Failure> {
     // this process opens is not named on its command line. It is used once, as its name in
     // the options is used up.
     let file = unsafe { OwnedFd::from_raw_fd(fd) };
-    all_of(File::from(file)).map_err(|e| failed(&e.to_string()))
+    SecretSource::read_from(File::from(file)).map_err(|e| failed(&e.to_string()))
 }
 
 #[allow(unsafe_code)] // As above.
@@ -299,24 +263,6 @@ fn borrowed(fd: RawFd) -> std::os::fd::BorrowedFd<'static> {
     // SAFETY: it is only asked whether it is open, which does no harm to any number but -1,
     // and that is below 3.
     unsafe { std::os::fd::BorrowedFd::borrow_raw(fd) }
-}
-
-/// All that can be read, without the line break at its end.
-fn all_of(from: impl Read) -> io::Result<SecretValue> {
-    let mut text = String::new();
-    from.take(MAX_VALUE + 1).read_to_string(&mut text)?;
-    if text.ends_with('\n') {
-        text.pop();
-    }
-    if text.ends_with('\r') {
-        text.pop();
-    }
-    let value = SecretValue::new(text);
-    match u64::try_from(value.expose().len()) {
-        Ok(0) => Err(io::Error::other("there is nothing")),
-        Ok(len) if len <= MAX_VALUE => Ok(value),
-        _ => Err(io::Error::other("it is longer than 64 KiB")),
-    }
 }
 
 #[cfg(test)]

@@ -305,6 +305,7 @@ impl VmArgs {
         options.disk_rate = self.disk_rate();
         options.network = self.reach.network;
         options.secret_sources = secret_sources;
+        options.secret_refresh = self.reach.secret_refresh;
         (options.upstream_ca_files).clone_from(&self.reach.upstream_ca_files);
         options.network_rate =
             (self.reach.network_bps).map(|bytes| RateLimit::default().bytes_per_second(bytes));

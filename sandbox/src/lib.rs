@@ -78,6 +78,7 @@ mod pump;
 mod rate;
 mod reach;
 mod sandbox;
+mod secret_refresh;
 mod shared;
 mod spawn;
 pub mod state;

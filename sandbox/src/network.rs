@@ -26,6 +26,7 @@ use crate::config::SandboxBuilder;
 use crate::error::{Error, Result};
 use crate::inspection::Inspected;
 use crate::rate::RateLimit;
+use crate::secret_refresh::{Refresh, refresh};
 use crate::shared::Shared;
 
 /// Reports that wait to be told. What comes when so many do is counted, and lost.
@@ -91,6 +92,8 @@ pub(crate) struct Settings {
     pub(crate) mtu: u32,
     pub(crate) rate: Option<RateLimit>,
     pub(crate) inspected: Inspected,
+    /// Secrets whose values are read again.
+    pub(crate) refresh: Refresh,
 }
 
 impl Default for Settings {
@@ -108,6 +111,7 @@ impl Default for Settings {
             mtu: DEFAULT_NETWORK_MTU,
             rate: None,
             inspected: Inspected::default(),
+            refresh: Refresh::default(),
         }
     }
 }
@@ -421,6 +425,8 @@ pub(crate) struct Flows {
     ending: HashMap<u64, AbortHandle>,
     /// Flows of which the VMM was told that they broke.
     broken: HashSet<u64>,
+    /// What reads values of secrets again, if anything does.
+    refreshing: Option<AbortHandle>,
     sender: mpsc::Sender<(u64, Answer)>,
     answers: mpsc::Receiver<(u64, Answer)>,
 }
@@ -434,6 +440,7 @@ impl Flows {
         let (reporter, reports) = report::channel(REPORTS);
         let mut authority = None;
         let mut placeholders = Vec::new();
+        let mut refreshing = None;
         let gateway = match link {
             None => None,
             Some(link) => {
@@ -444,6 +451,12 @@ impl Flows {
                 let has_rules = !(policy.allow.is_empty() && policy.rules.is_empty());
                 let shows = has_rules || policy.inspects || policy.script.is_some();
                 authority = shows.then_some(made.authority);
+                if !settings.refresh.sources.is_empty() {
+                    let secrets = Arc::clone(&made.secrets);
+                    let of = settings.refresh.clone();
+                    let refresh = refresh(of, secrets, Arc::downgrade(shared));
+                    refreshing = Some(tokio::spawn(refresh).abort_handle());
+                }
                 shared.set_secrets(made.secrets);
                 placeholders = made.placeholders;
                 Some(Arc::new(Gateway::new(flashpan_network::Settings {
@@ -468,6 +481,7 @@ impl Flows {
             running: HashMap::new(),
             ending: HashMap::new(),
             broken: HashSet::new(),
+            refreshing,
             sender,
             answers,
         })
@@ -552,7 +566,8 @@ impl Flows {
 
 impl Drop for Flows {
     fn drop(&mut self) {
-        for flow in self.running.values().chain(self.ending.values()) {
+        let flows = self.running.values().chain(self.ending.values());
+        for flow in flows.chain(&self.refreshing) {
             flow.abort();
         }
     }

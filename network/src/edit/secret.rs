@@ -281,6 +281,30 @@ impl Secrets {
         })
     }
 
+    /// [`Self::set`] by nobody in particular: what was revoked stays so, and the value is
+    /// not kept.
+    ///
+    /// # Errors
+    /// As of [`Self::set`].
+    pub fn refresh(&self, name: &str, value: Zeroizing<String>) -> Result<(), SecretError> {
+        self.change(name, |entry| {
+            if !entry.is_revoked && entry.secret.value != value {
+                let former = std::mem::replace(&mut entry.secret.value, value);
+                entry.former = Some(former);
+            }
+        })
+    }
+
+    /// Whether a secret has this value now.
+    #[must_use]
+    pub fn has(&self, name: &str, value: &str) -> bool {
+        let set = self.now();
+        let has = |entry: &Entry| {
+            entry.secret.name == name && !entry.is_revoked && entry.secret.value.as_str() == value
+        };
+        set.entries.iter().any(has)
+    }
+
     /// Takes a secret's value away. Its placeholder is nobody's to have then: a request with
     /// it is refused. The value is still taken out of responses.
     ///
