@@ -72,9 +72,10 @@ impl Broken {
     }
 
     /// There was none to a host by name.
-    fn undialled(undialled: Undialled) -> Self {
+    fn undialled(protocol: Protocol, undialled: Undialled) -> Self {
         let answer = match &undialled.error {
             Some(error) => refusal(error),
+            None if undialled.denial.code.is_policy() => denied(protocol),
             None => Refusal::Host,
         };
         Self {
@@ -323,11 +324,13 @@ async fn connect(
     let (policy, dialer) = (gateway.policy(), gateway.dialer());
     let port = destination.port();
     if let Route::Direct { host, .. } = &route {
-        let judged = policy.judge_connection(protocol, host, destination.ip(), port);
-        judged.await.map_err(|denial| Broken {
-            answer: Answer::Refuse(denied(protocol)),
-            denial: Some(denial),
-        })?;
+        for host in gateway.meant(&policy, protocol, host, destination) {
+            let judged = policy.judge_connection(protocol, &host, destination.ip(), port);
+            judged.await.map_err(|denial| Broken {
+                answer: Answer::Refuse(denied(protocol)),
+                denial: Some(denial),
+            })?;
+        }
     }
     match (protocol, route) {
         (Protocol::Tcp, Route::Direct { target, .. }) => {
@@ -337,13 +340,14 @@ async fn connect(
         }
         (Protocol::Tcp, Route::Named { name, .. }) => {
             let dialled = dialer.dial(&policy, &Host::Name(name), port).await;
-            dialled.map(Outside::Stream).map_err(Broken::undialled)
+            let broken = |undialled| Broken::undialled(protocol, undialled);
+            dialled.map(Outside::Stream).map_err(broken)
         }
         (Protocol::Udp, Route::Direct { target, .. }) => to_datagrams(target).await,
         (Protocol::Udp, Route::Named { name, .. }) => {
             let name = Host::Name(name);
             let targets = dialer.targets(&policy, Protocol::Udp, &name, port).await;
-            let targets = targets.map_err(|denial| Broken::undialled(denial.into()))?;
+            let targets = targets.map_err(|denial| Broken::undialled(protocol, denial.into()))?;
             // There is one at least.
             to_datagrams(*targets.first().ok_or_else(Broken::reset)?).await
         }

@@ -258,6 +258,31 @@ impl Gateway {
         is_http && policy.is_of_names() && self.inspection.is_some()
     }
 
+    /// All hosts that a connection to an address may be for, as far as a script wants to know:
+    /// the one that it was decided to be for, and of the other names of the address those
+    /// that may be reached. Nobody can tell which of them is meant.
+    pub(crate) fn meant(
+        &self,
+        policy: &Policy,
+        protocol: Protocol,
+        host: &Host,
+        destination: SocketAddr,
+    ) -> Vec<Host> {
+        let mut meant = vec![host.clone()];
+        if policy.judges_connections() {
+            let names = self.dialer.names.of(address::plain(destination.ip()));
+            let others = names.into_iter().map(Host::Name);
+            let may_be = |other: &Host| {
+                other != host
+                    && policy
+                        .connection(protocol, other, destination.port())
+                        .is_ok()
+            };
+            meant.extend(others.filter(may_be));
+        }
+        meant
+    }
+
     /// For what an address stands, of what may be reached: itself, or one of the names that
     /// it was the answer for. If one of them is denied by name, so is the address: nobody
     /// can tell which of them is meant.
