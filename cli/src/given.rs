@@ -52,7 +52,7 @@ const fn setting(
     }
 }
 
-static SETTINGS: [Setting; 30] = [
+static SETTINGS: [Setting; 32] = [
     setting("--cpus", Some("resources.cpus"), &["cpus"]),
     setting("--memory", Some("resources.memory_mb"), &["memory"]),
     setting("--disk-size", Some("resources.disk_size_mb"), &[]),
@@ -74,6 +74,7 @@ static SETTINGS: [Setting; 30] = [
     setting("--allow-host", Some("network.allowed_hosts"), &[]),
     setting("--deny-host", Some("network.denied_hosts"), &[]),
     setting("--rule", Some("network.rules"), &[]),
+    setting("--policy-script", Some("network.policy_script"), &[]),
     setting("--no-network", Some("network.no_network"), &[]),
     setting(
         "--allow-private-ips",
@@ -81,6 +82,7 @@ static SETTINGS: [Setting; 30] = [
         &[],
     ),
     setting("--network-intercept", Some("network.intercept"), &[]),
+    setting("--dns-synthetic", Some("network.synthetic_names"), &[]),
     setting("--dns-servers", Some("network.dns_servers"), &[]),
     setting("--mtu", Some("network.mtu"), &[]),
     setting("--secret", Some("network.secrets"), &[]),

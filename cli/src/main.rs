@@ -151,7 +151,7 @@ fn dispatch(command: Command, started_ns: u64) -> Result<u8, Failure> {
         Command::PortForward(args) => vms::port_forward(&args),
         Command::Events(args) => vms::events(&args),
         Command::AllowList(args) => vms::allow_list(&args),
-        Command::Policy(args) => policy::policy(&args),
+        Command::Policy(args) => policy::policy(&args, started_ns),
         Command::Secret(args) => vms::secret(&args),
         Command::Ls(args) => vms::ls(&args),
         Command::Ps(args) => vms::ps(&args),

@@ -1,5 +1,7 @@
 //! `policy`: what a guest may reach, without one.
 
+mod learn;
+
 use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
@@ -7,6 +9,7 @@ use flashpan::api::Config;
 use flashpan::{Explained, explain_offline};
 use serde::Serialize;
 
+use self::learn::LearnArgs;
 use crate::config_file;
 use crate::failure::{Failure, print};
 use crate::reach::ReachArgs;
@@ -18,10 +21,12 @@ Examples:
   flashpan policy explain --allow-host '*.example.com' api.example.com
   flashpan policy explain -f sandbox.toml --method POST https://api.example.com/v1/items
   flashpan policy explain --vm web db.internal:5432
+  flashpan policy explain --network open --policy-script policy.rhai https://example.com/
 
 Says whether a connection or request would be allowed, by which pattern or rule, and what to
 do if it would not. Nothing is looked up and nothing is connected to: a name that leads to a
-private address is refused only when that is known. Exit status 1: it would be refused.";
+private address is refused only when that is known. A policy script is shown a request
+without headers. Exit status 1: it would be refused.";
 
 const TEST_EXAMPLES: &str = "\
 Examples:
@@ -35,9 +40,10 @@ Prints the lines that do not hold; exit status 1 if there are any.";
 const EXAMPLES: &str = "\
 Examples:
   flashpan policy explain --allow-host '*.example.com' api.example.com
-  flashpan policy test -f sandbox.toml cases.txt";
+  flashpan policy test -f sandbox.toml cases.txt
+  flashpan policy learn --image python:3.12 -- pip install requests";
 
-/// Explains and tests what a guest may reach
+/// Explains, tests and learns what a guest may reach
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct PolicyArgs {
@@ -49,6 +55,7 @@ pub(crate) struct PolicyArgs {
 enum Action {
     Explain(Box<ExplainArgs>),
     Test(Box<TestArgs>),
+    Learn(Box<LearnArgs>),
 }
 
 /// Says what would become of a connection or request
@@ -64,7 +71,7 @@ struct ExplainArgs {
     method: String,
 
     /// Of this VM, which runs: its id, the beginning of it, or its name.
-    #[arg(long, value_name = "VM", conflicts_with_all = ["file", "allow_hosts", "deny_hosts", "rules"])]
+    #[arg(long, value_name = "VM", conflicts_with_all = ["file", "allow_hosts", "deny_hosts", "rules", "policy_script"])]
     vm: Option<String>,
 
     /// Print it as JSON.
@@ -123,10 +130,11 @@ struct Shown<'a> {
     inspected: bool,
 }
 
-pub(crate) fn policy(args: &PolicyArgs) -> Result<u8, Failure> {
+pub(crate) fn policy(args: &PolicyArgs, started_ns: u64) -> Result<u8, Failure> {
     match &args.command {
         Action::Explain(args) => explain(args),
         Action::Test(args) => test(args),
+        Action::Learn(args) => learn::learn(args, started_ns),
     }
 }
 

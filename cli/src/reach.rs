@@ -1,20 +1,23 @@
 //! Options of what a guest may reach: the network, and files of the host.
 
 use std::collections::BTreeMap;
-use std::io::{self, IsTerminal};
+use std::fs::File;
+use std::io::{self, IsTerminal, Read};
 use std::net::IpAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use clap::Args;
 use flashpan::api::{Config, HostIpMapping, NamedSecret, NetworkConfig, VolumeMountSpec};
 use flashpan::launch::SecretSource;
 use flashpan::policy::{Pattern, PatternError};
+use flashpan::script::MAX_SOURCE;
 use flashpan::{Launch, Network};
 
 use crate::failure::{Failure, say};
 use crate::given::Given;
 use crate::parse;
-use crate::secrets::{self, SourceArgs};
+use crate::secrets::{self, PlaceArgs, SourceArgs};
 
 /// Options that become fields of a configuration, whether this version obeys these
 /// or refuses them. Hidden is what it refuses.
@@ -74,6 +77,11 @@ pub(crate) struct ReachArgs {
     #[arg(long = "rule", value_name = "RULE")]
     rules: Vec<String>,
 
+    /// A file with a script that may deny requests and connections of those that all else
+    /// allows (docs/policy-script.md).
+    #[arg(long, value_name = "FILE")]
+    policy_script: Option<PathBuf>,
+
     /// A line for the guest's /etc/hosts; may be repeated.
     #[arg(long = "add-host", value_name = "HOST:IP", value_delimiter = ',')]
     add_hosts: Vec<HostIpMapping>,
@@ -88,10 +96,24 @@ pub(crate) struct ReachArgs {
     #[command(flatten)]
     secret_sources: SourceArgs,
 
+    #[command(flatten)]
+    secret_places: PlaceArgs,
+
+    /// Run the commands of --secret-command again this often while the VM runs, e.g. 30m;
+    /// otherwise they are run when it starts. Files of --secret-file are read again when
+    /// they change.
+    #[arg(long, value_name = "DURATION", value_parser = parse::duration)]
+    pub(crate) secret_refresh: Option<Duration>,
+
     /// A name server to ask in place of this machine's own; may be repeated, and be a list
     /// with commas.
     #[arg(long, value_name = "IP", value_delimiter = ',')]
     dns_servers: Vec<IpAddr>,
+
+    /// Give each name an address of its own, so that connections on all ports are decided
+    /// by name.
+    #[arg(long)]
+    dns_synthetic: bool,
 
     /// Largest packet of the network, 576 to 65520 bytes; 1500 otherwise.
     #[arg(long, value_name = "BYTES",
@@ -130,6 +152,8 @@ impl ReachArgs {
             (self.network_bps.is_some(), "--network-bps"),
             (self.allow_private_ips, "--allow-private-ips"),
             (self.mtu.is_some(), "--mtu"),
+            (self.dns_synthetic, "--dns-synthetic"),
+            (self.policy_script.is_some(), "--policy-script"),
             (self.network_intercept, "--network-intercept"),
             (self.workspace.is_some(), "--workspace"),
         ] {
@@ -168,15 +192,20 @@ impl ReachArgs {
         (network.allowed_hosts).extend_from_slice(&self.tcp);
         network.denied_hosts.clone_from(&self.deny_hosts);
         network.rules.clone_from(&self.rules);
+        if let Some(file) = &self.policy_script {
+            network.policy_script = script(file)?;
+        }
         network.add_hosts.clone_from(&self.add_hosts);
         network.intercept = self.network_intercept;
         if self.allow_private_ips {
             network.block_private_ips = Some(false);
         }
         network.mtu = self.mtu;
+        network.synthetic_names = self.dns_synthetic;
         network.dns_servers = self.dns_servers.iter().map(ToString::to_string).collect();
         let secrets = secrets::with_hosts(&self.secrets, &self.secret_sources)?;
         network.secrets.extend(secrets.secrets);
+        self.secret_places.apply_to(&mut network.secrets)?;
         if self.volumes.is_empty() {
             return Ok(secrets.sources);
         }
@@ -228,6 +257,25 @@ pub(crate) fn tell(launch: &Launch) {
         (_, [host, ..]) => format!("sealed: {host} and {} more can be reached", hosts.len() - 1),
     };
     say("network", &what);
+}
+
+/// The script in a file. What is too long for one is not read to its end.
+fn script(file: &Path) -> Result<String, Failure> {
+    let failed = |why: &dyn std::fmt::Display| {
+        let file = file.display();
+        Failure::new(format!(
+            "--policy-script: cannot read {file}: {why}; name a file with a script"
+        ))
+    };
+    let open = File::open(file).map_err(|error| failed(&error))?;
+    let mut text = String::new();
+    // One byte more, so that it is too long.
+    let read = open.take(MAX_SOURCE as u64 + 1).read_to_string(&mut text);
+    read.map_err(|error| failed(&error))?;
+    match text.trim().is_empty() {
+        true => Err(failed(&"there is nothing in it")),
+        false => Ok(text),
+    }
 }
 
 /// A host with its port.

@@ -13,7 +13,10 @@ use clap::Args;
 use clap::builder::{OsStringValueParser, TypedValueParser};
 use flashpan::api::{Config, parse_env_file};
 use flashpan::launch::{ExecDefaults, LaunchError, Overrides};
-use flashpan::{Console, ExecOptions, ExitReason, Launch, Sandbox, SandboxBuilder};
+use flashpan::learn::Learner;
+use flashpan::{
+    Console, Events, ExecOptions, ExitReason, Launch, Sandbox, SandboxBuilder, VmEventKind,
+};
 use flashpan_rootfs::image_config::ComposeError;
 
 use crate::failure::{Failure, say};
@@ -195,9 +198,29 @@ const NO_JSON: &str =
 /// Runs the command; `started_ns` is when this process began.
 pub(crate) fn run(args: &RunArgs, started_ns: u64) -> Result<u8, Failure> {
     args.attended().check_terminal()?;
-    if args.stays() {
-        return stay::stay(args);
+    match args.stays() {
+        true => stay::stay(args),
+        false => once(args, started_ns, None),
     }
+}
+
+/// Runs the command in an open network, and takes in what it does there.
+pub(crate) fn observe(
+    args: &RunArgs,
+    started_ns: u64,
+    learner: &mut Learner,
+) -> Result<u8, Failure> {
+    args.attended().check_terminal()?;
+    if args.stays() {
+        return Err(Failure::new(
+            "what is learned is told when the VM has ended: leave out -d and --rm=false",
+        ));
+    }
+    once(args, started_ns, Some(learner))
+}
+
+/// Runs the command in a VM that ends with it.
+fn once(args: &RunArgs, started_ns: u64, mut learner: Option<&mut Learner>) -> Result<u8, Failure> {
     if args.name.is_some() {
         return Err(Failure::new(
             "--name is for a VM that stays: use it with -d or --rm=false",
@@ -207,7 +230,10 @@ pub(crate) fn run(args: &RunArgs, started_ns: u64) -> Result<u8, Failure> {
         return Err(Failure::new(NO_JSON));
     }
     // Before anything that takes time.
-    let wanted = args.wanted(false)?;
+    let mut wanted = args.wanted(false)?;
+    if learner.is_some() {
+        wanted.observe()?;
+    }
     args.check_command(&wanted)?;
     // What cannot be written is said before anything is done.
     let timeline = args.timeline.as_deref().map(TimelineFile::open);
@@ -228,11 +254,19 @@ pub(crate) fn run(args: &RunArgs, started_ns: u64) -> Result<u8, Failure> {
         let boot = args.boot(builder, &mut signals);
         let result = match boot.await {
             Ok(sandbox) => {
+                let seen = match &learner {
+                    Some(_) => Some(tokio::spawn(watched(sandbox.events()?))),
+                    None => None,
+                };
                 let published = args.published(&launch, &sandbox, ports, exec, &mut signals);
                 let result = published.await;
                 // The third interrupt means now.
                 let at_once = result.as_ref().is_err_and(Failure::is_at_once);
-                if let Some(end) = args.end(&launch)
+                // What is told of a connection is told at its end.
+                let end = args
+                    .end(&launch)
+                    .or(seen.as_ref().map(|_| End::with_programs()));
+                let result = if let Some(end) = end
                     && !at_once
                 {
                     end.in_order(&sandbox, result, &mut signals).await
@@ -244,7 +278,12 @@ pub(crate) fn run(args: &RunArgs, started_ns: u64) -> Result<u8, Failure> {
                         warn_unless_told(&reason.to_string(), &result);
                     }
                     result
+                };
+                drop(sandbox);
+                if let (Some(learner), Some(seen)) = (learner.as_deref_mut(), seen) {
+                    *learner = seen.await.unwrap_or_default();
                 }
+                result
             }
             Err(failure) => Err(failure),
         };
@@ -263,6 +302,19 @@ pub(crate) fn run(args: &RunArgs, started_ns: u64) -> Result<u8, Failure> {
         }
         result
     })
+}
+
+/// What is seen of a VM's network until it ends.
+async fn watched(mut events: Events) -> Learner {
+    let mut learner = Learner::new();
+    while let Some(event) = events.next().await {
+        match event.kind {
+            VmEventKind::Network(activity) => learner.see(&activity),
+            VmEventKind::Lost(number) => learner.lose(number),
+            _ => {}
+        }
+    }
+    learner
 }
 
 impl RunArgs {
@@ -495,6 +547,15 @@ struct End {
 }
 
 impl End {
+    /// Only the programs that are left are ended in order.
+    fn with_programs() -> Self {
+        Self {
+            grace: GRACE,
+            within: Duration::ZERO,
+            keeps: false,
+        }
+    }
+
     /// Ends a VM in order. With disks that are kept its guest writes them first,
     /// which takes as long as it takes, unless the VM's time is up.
     async fn in_order(

@@ -3,19 +3,15 @@
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fs::File;
-use std::io::{self, Read};
 use std::os::fd::{FromRawFd, OwnedFd, RawFd};
-use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::path::PathBuf;
 
 use clap::Args;
 use flashpan::api::{NamedSecret, Secret, SecretValue};
+use flashpan::edit::Places;
 use flashpan::launch::SecretSource;
 
 use crate::failure::Failure;
-
-/// The longest value, in bytes.
-const MAX_VALUE: u64 = 64 * 1024;
 
 /// Options that say where values come from.
 #[derive(Debug, Default, Args)]
@@ -33,6 +29,77 @@ pub(crate) struct SourceArgs {
     /// The value of a secret can be read from this descriptor; may be repeated.
     #[arg(long = "secret-fd", value_name = "NAME=FD")]
     fds: Vec<String>,
+}
+
+/// Options that say where values go, of secrets of the same command line.
+#[derive(Debug, Default, Args)]
+pub(crate) struct PlaceArgs {
+    /// The places of a request in which the value of a secret comes, and no others:
+    /// `headers`, `header:NAME` (only these), `basic` (credentials), `query`, `path`, `body`;
+    /// otherwise `headers,basic,query`. May be repeated, for each secret once.
+    #[arg(long = "secret-in", value_name = "NAME=PLACE[,PLACE]")]
+    places: Vec<String>,
+
+    /// What programs have in place of the value: 8 characters or more that occur nowhere
+    /// else; may be repeated.
+    #[arg(long = "secret-placeholder", value_name = "NAME=TEXT")]
+    placeholders: Vec<String>,
+
+    /// Let the value of a secret be sent without TLS as well; may be repeated.
+    #[arg(long = "secret-plain-http", value_name = "NAME")]
+    plain_http: Vec<String>,
+}
+
+impl PlaceArgs {
+    /// Sets what they say.
+    pub(crate) fn apply_to(&self, secrets: &mut BTreeMap<String, Secret>) -> Result<(), Failure> {
+        fn named<'a>(
+            secrets: &'a mut BTreeMap<String, Secret>,
+            option: &str,
+            name: &str,
+        ) -> Result<&'a mut Secret, Failure> {
+            let none = || {
+                Failure::new(format!(
+                    "{option}: there is no secret {name:?}; give --secret"
+                ))
+            };
+            secrets.get_mut(name).ok_or_else(none)
+        }
+        let split = |option: &str, text: &'_ str| {
+            let parts = text
+                .split_once('=')
+                .filter(|(name, what)| !(name.is_empty() || what.is_empty()));
+            let parts = parts.map(|(name, what)| (name.to_owned(), what.to_owned()));
+            parts.ok_or_else(|| {
+                Failure::new(format!(
+                    "{option}: give the secret's name, `=`, and what it is to have"
+                ))
+            })
+        };
+        for text in &self.places {
+            let option = "--secret-in";
+            let (name, places) = split(option, text)?;
+            let secret = named(secrets, option, &name)?;
+            if !secret.places.is_empty() {
+                return Err(Failure::new(format!(
+                    "{option}: {name} is there twice; separate places by commas"
+                )));
+            }
+            let places = places.split(',').map(str::trim);
+            Places::of(places.clone())
+                .map_err(|why| Failure::new(format!("{option} {name}: {why}")))?;
+            secret.places = places.map(str::to_owned).collect();
+        }
+        for text in &self.placeholders {
+            let option = "--secret-placeholder";
+            let (name, placeholder) = split(option, text)?;
+            named(secrets, option, &name)?.placeholder = placeholder;
+        }
+        for name in &self.plain_http {
+            named(secrets, "--secret-plain-http", name)?.plain_http = true;
+        }
+        Ok(())
+    }
 }
 
 /// What a value comes from.
@@ -163,45 +230,14 @@ pub(crate) fn values(
 
 /// The value of a secret, from where it comes from.
 pub(crate) fn read(name: &str, source: &SecretSource) -> Result<SecretValue, Failure> {
-    let failed = |what: String| Failure::new(format!("the value of the secret {name}: {what}"));
-    match source {
-        SecretSource::Env(variable) => match std::env::var(variable) {
-            Ok(value) if !value.is_empty() => Ok(SecretValue::new(value)),
-            Ok(_) | Err(std::env::VarError::NotPresent) => Err(failed(format!(
-                "environment variable ${variable} is not set"
-            ))),
-            Err(_) => Err(failed(format!(
-                "environment variable ${variable} does not hold UTF-8"
-            ))),
-        },
-        SecretSource::File(path) => {
-            from_file(path).map_err(|e| failed(format!("cannot read {}: {e}", path.display())))
-        }
-        SecretSource::Command(command) => from_command(command)
-            .map_err(|e| failed(format!("cannot take it from its command: {e}"))),
-        _ => Err(failed(
-            "this version does not know where it comes from".to_owned(),
-        )),
-    }
-}
-
-fn from_file(path: &Path) -> io::Result<SecretValue> {
-    all_of(File::open(path)?)
-}
-
-fn from_command(command: &str) -> io::Result<SecretValue> {
-    let mut child = Command::new("/bin/sh")
-        .args(["-c", command])
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .spawn()?;
-    let output = child.stdout.take();
-    let value = output.map_or_else(|| Err(io::ErrorKind::BrokenPipe.into()), all_of);
-    let status = child.wait()?;
-    match status.success() {
-        true => value,
-        false => Err(io::Error::other(format!("it ended with {status}"))),
-    }
+    source.read().map_err(|error| {
+        let what = match source {
+            SecretSource::File(path) => format!("cannot read {}: ", path.display()),
+            SecretSource::Command(_) => "cannot take it from its command: ".to_owned(),
+            _ => String::new(),
+        };
+        Failure::new(format!("the value of the secret {name}: {what}{error}"))
+    })
 }
 
 #[allow(unsafe_code)] // A number becomes a descriptor of ours.
@@ -219,7 +255,7 @@ fn read_fd(name: &str, text: &str) -> Result<SecretValue, Failure> {
     // this process opens is not named on its command line. It is used once, as its name in
     // the options is used up.
     let file = unsafe { OwnedFd::from_raw_fd(fd) };
-    all_of(File::from(file)).map_err(|e| failed(&e.to_string()))
+    SecretSource::read_from(File::from(file)).map_err(|e| failed(&e.to_string()))
 }
 
 #[allow(unsafe_code)] // As above.
@@ -227,24 +263,6 @@ fn borrowed(fd: RawFd) -> std::os::fd::BorrowedFd<'static> {
     // SAFETY: it is only asked whether it is open, which does no harm to any number but -1,
     // and that is below 3.
     unsafe { std::os::fd::BorrowedFd::borrow_raw(fd) }
-}
-
-/// All that can be read, without the line break at its end.
-fn all_of(from: impl Read) -> io::Result<SecretValue> {
-    let mut text = String::new();
-    from.take(MAX_VALUE + 1).read_to_string(&mut text)?;
-    if text.ends_with('\n') {
-        text.pop();
-    }
-    if text.ends_with('\r') {
-        text.pop();
-    }
-    let value = SecretValue::new(text);
-    match u64::try_from(value.expose().len()) {
-        Ok(0) => Err(io::Error::other("there is nothing")),
-        Ok(len) if len <= MAX_VALUE => Ok(value),
-        _ => Err(io::Error::other("it is longer than 64 KiB")),
-    }
 }
 
 #[cfg(test)]
@@ -278,6 +296,55 @@ mod tests {
         );
         assert_eq!(all.sources.get("F"), Some(&SecretSource::File(path)));
         assert_eq!(all.sources.get("I"), None);
+    }
+
+    #[test]
+    fn places_and_placeholders_are_of_secrets_that_are_there() {
+        let all = |texts: &[&str]| texts.iter().map(|&text| text.to_owned()).collect();
+        let args = |places: &[&str], placeholders: &[&str], plain: &[&str]| PlaceArgs {
+            places: all(places),
+            placeholders: all(placeholders),
+            plain_http: all(plain),
+        };
+        let texts = ["K=v@a.test".to_owned()];
+        let mut secrets = with_hosts(&texts, &SourceArgs::default()).unwrap().secrets;
+        let good = args(
+            &["K=header:Authorization, body"],
+            &["K=sk-=placeholder"],
+            &["K"],
+        );
+        good.apply_to(&mut secrets).unwrap();
+        let secret = secrets.get("K").unwrap();
+        assert_eq!(secret.places, ["header:Authorization", "body"]);
+        assert_eq!(secret.placeholder, "sk-=placeholder");
+        assert!(secret.plain_http);
+        for (bad, why) in [
+            (
+                args(&["L=body"], &[], &[]),
+                "--secret-in: there is no secret \"L\"",
+            ),
+            (args(&["K=body"], &[], &[]), "--secret-in: K is there twice"),
+            (
+                args(&["K"], &[], &[]),
+                "--secret-in: give the secret's name",
+            ),
+            (
+                args(&[], &["K="], &[]),
+                "--secret-placeholder: give the secret's name",
+            ),
+            (
+                args(&[], &[], &["L"]),
+                "--secret-plain-http: there is no secret",
+            ),
+        ] {
+            let failure = bad.apply_to(&mut secrets).unwrap_err();
+            assert!(failure.message().contains(why), "{}", failure.message());
+        }
+        secrets.get_mut("K").unwrap().places.clear();
+        let failure = args(&["K=cookie"], &[], &[])
+            .apply_to(&mut secrets)
+            .unwrap_err();
+        assert!(failure.message().contains("\"cookie\" is no place"));
     }
 
     #[test]

@@ -12,7 +12,7 @@ use flashpan::launch::{
     Cancel, Event, HostOptions, ImageSource, Platform, Progress as Watch, RootEvent, RootSource,
     SecretSource, TimeLimit, UpperSource,
 };
-use flashpan::{BootProtocol, DiskMount, DiskSource, Error, FullDisk, Launch, RateLimit};
+use flashpan::{BootProtocol, DiskMount, DiskSource, Error, FullDisk, Launch, Network, RateLimit};
 
 use crate::failure::{Failure, say};
 use crate::given::Given;
@@ -214,6 +214,19 @@ impl Wanted {
     pub(crate) fn has_image(&self) -> bool {
         matches!(self.options.root, RootSource::Image(_))
     }
+
+    /// In a network in which everything public can be reached, and is looked into.
+    pub(crate) fn observe(&mut self) -> Result<(), Failure> {
+        let network = self.config.network.get_or_insert_default();
+        if self.options.network == Network::None || network.no_network {
+            return Err(Failure::new(
+                "without a network there is nothing to be learned; leave out --network none",
+            ));
+        }
+        self.options.network = Network::Open;
+        network.intercept = true;
+        Ok(())
+    }
 }
 
 impl VmArgs {
@@ -292,6 +305,7 @@ impl VmArgs {
         options.disk_rate = self.disk_rate();
         options.network = self.reach.network;
         options.secret_sources = secret_sources;
+        options.secret_refresh = self.reach.secret_refresh;
         (options.upstream_ca_files).clone_from(&self.reach.upstream_ca_files);
         options.network_rate =
             (self.reach.network_bps).map(|bytes| RateLimit::default().bytes_per_second(bytes));

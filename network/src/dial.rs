@@ -155,6 +155,8 @@ impl Dialer {
         let name = match host {
             Host::Address(address) => {
                 self.may_be(policy, protocol, *address, port, None)?;
+                let judged = policy.judge_connection(protocol, host, *address, port);
+                judged.await?;
                 return Ok(vec![self.place(*address, port)]);
             }
             Host::Name(name) => name,
@@ -164,7 +166,12 @@ impl Dialer {
         let mut refused = None;
         let mut places = Vec::new();
         for address in resolved.addresses {
-            match self.may_be(policy, protocol, address, port, Some(name)) {
+            let mut may_be = self.may_be(policy, protocol, address, port, Some(name));
+            if may_be.is_ok() {
+                let judged = policy.judge_connection(protocol, host, address, port);
+                may_be = judged.await;
+            }
+            match may_be {
                 Ok(()) => places.push(self.place(address, port)),
                 Err(denial) => refused = Some(denial),
             }

@@ -74,9 +74,10 @@ impl Broken {
     }
 
     /// There was none to a host by name.
-    fn undialled(undialled: Undialled) -> Self {
+    fn undialled(protocol: Protocol, undialled: Undialled) -> Self {
         let answer = match &undialled.error {
             Some(error) => refusal(error),
+            None if undialled.denial.code.is_policy() => denied(protocol),
             None => Refusal::Host,
         };
         Self {
@@ -132,8 +133,8 @@ pub(crate) async fn serve<F, S>(
         Err(error) => Err((Broken::unreachable(tuple.destination, &error), None)),
         Ok(mut inside) => {
             let flow = async {
-                let port = tuple.destination.port();
-                let outside = connect(gateway, protocol, route, port, &reached).await?;
+                let to = tuple.destination;
+                let outside = connect(gateway, protocol, route, to, &reached).await?;
                 // What was changed while it connected is not seen again by who waits for changes.
                 let still = gateway.still(protocol, tuple, reached.get());
                 still.map_err(|denial| Broken {
@@ -322,7 +323,7 @@ async fn http<F, S>(
 /// The connection of a flow that is looked into, for whatever host it turns out to be of.
 async fn connect_first(gateway: &Gateway, place: Place) -> Result<Connected, Broken> {
     let room = gateway.dialer().room(&place.real.to_string()).await;
-    let room = room.map_err(|denial| Broken::undialled(denial.into()))?;
+    let room = room.map_err(|denial| Broken::undialled(Protocol::Tcp, denial.into()))?;
     let stream = dial::connect(place.real, dial::CONNECT_WITHIN).await;
     let stream = stream.map_err(|error| Broken::unreachable(place.real, &error))?;
     Ok(Connected::new(stream, place.address).counted(room))
@@ -348,10 +349,20 @@ async fn connect(
     gateway: &Gateway,
     protocol: Protocol,
     route: Route,
-    port: u16,
+    destination: SocketAddr,
     reached: &OnceLock<(Name, IpAddr)>,
 ) -> Result<Outside, Broken> {
     let (policy, dialer) = (gateway.policy(), gateway.dialer());
+    let port = destination.port();
+    if let Route::Direct { host, .. } = &route {
+        for host in gateway.meant(&policy, protocol, host, destination) {
+            let judged = policy.judge_connection(protocol, &host, destination.ip(), port);
+            judged.await.map_err(|denial| Broken {
+                answer: Answer::Refuse(denied(protocol)),
+                denial: Some(denial),
+            })?;
+        }
+    }
     match (protocol, route) {
         (Protocol::Tcp, Route::Direct { target, .. }) => {
             let connected = dial::connect(target, dial::CONNECT_WITHIN).await;
@@ -360,7 +371,7 @@ async fn connect(
         }
         (Protocol::Tcp, Route::Named { name, .. }) => {
             let dialled = dialer.dial(&policy, &Host::Name(name.clone()), port).await;
-            let connected = dialled.map_err(Broken::undialled)?;
+            let connected = dialled.map_err(|undialled| Broken::undialled(protocol, undialled))?;
             let _ = reached.set((name, connected.address()));
             Ok(Outside::Stream(connected.into_stream()))
         }
@@ -368,7 +379,7 @@ async fn connect(
         (Protocol::Udp, Route::Named { name, .. }) => {
             let host = Host::Name(name.clone());
             let places = dialer.places(&policy, Protocol::Udp, &host, port).await;
-            let places = places.map_err(|denial| Broken::undialled(denial.into()))?;
+            let places = places.map_err(|denial| Broken::undialled(protocol, denial.into()))?;
             // There is one at least.
             let Place { address, real } = *places.first().ok_or_else(Broken::reset)?;
             let _ = reached.set((name, address));

@@ -299,7 +299,8 @@ impl Gateway {
         if self.looks_into(&policy, protocol, port) {
             return match standing {
                 Ok(_) => Ok(Route::Http {
-                    first: Some(self.dialer.place(address, port)),
+                    // A script says first whether there may be a connection.
+                    first: (!policy.judges_connections()).then(|| self.dialer.place(address, port)),
                 }),
                 // What is refused is told why, if anything is ever not refused.
                 Err(_) if policy.allows_something() => Ok(Route::Http { first: None }),
@@ -317,6 +318,31 @@ impl Gateway {
     fn looks_into(&self, policy: &Policy, protocol: Protocol, port: u16) -> bool {
         let is_http = protocol == Protocol::Tcp && policy.is_http(port);
         is_http && policy.is_of_names() && self.inspection.is_some()
+    }
+
+    /// All hosts that a connection to an address may be for, as far as a script wants to know:
+    /// the one that it was decided to be for, and of the other names of the address those
+    /// that may be reached. Nobody can tell which of them is meant.
+    pub(crate) fn meant(
+        &self,
+        policy: &Policy,
+        protocol: Protocol,
+        host: &Host,
+        destination: SocketAddr,
+    ) -> Vec<Host> {
+        let mut meant = vec![host.clone()];
+        if policy.judges_connections() {
+            let names = self.dialer.names.of(address::plain(destination.ip()));
+            let others = names.into_iter().map(Host::Name);
+            let may_be = |other: &Host| {
+                other != host
+                    && policy
+                        .connection(protocol, other, destination.port())
+                        .is_ok()
+            };
+            meant.extend(others.filter(may_be));
+        }
+        meant
     }
 
     /// For what an address stands, of what may be reached: itself, or one of the names that

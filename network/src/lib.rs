@@ -9,6 +9,7 @@
 //! * [`host`] – names of hosts in their one form;
 //! * [`http`] – requests, and who may change them;
 //! * [`address`] – which addresses are the internet, and which are not;
+//! * [`script`] – a policy as a script;
 //! * [`report`] – what is told of all that;
 //! * [`names`] – which names an address stands for;
 //! * [`dns`] – what a guest's questions for names are answered;
@@ -35,6 +36,7 @@ pub mod names;
 mod neighbours;
 pub mod policy;
 pub mod report;
+pub mod script;
 pub mod tls;
 
 pub use gateway::{Answer, Flow, Gateway, Inspection, Settings};

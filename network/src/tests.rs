@@ -18,6 +18,7 @@ use tokio::time::timeout;
 use crate::message::Messages;
 use crate::policy::{Basis, Code, Policy};
 use crate::report::{Outcome, Report, Reporter, Scheme};
+use crate::script::Script;
 use crate::{Answer, Gateway, Settings, dns, report};
 
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -260,6 +261,56 @@ async fn a_flow_ends_when_it_may_not_be_any_more() {
     assert_eq!(report.sent, 1);
 }
 
+fn judge(body: &str) -> Option<Script> {
+    let script = Script::new(&format!("fn connection(conn) {{ {body} }}"));
+    Some(script.unwrap())
+}
+
+#[tokio::test]
+async fn a_script_is_asked_before_a_connection_is_made() {
+    let server = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = server.local_addr().unwrap();
+    let under = |body: &str| Policy {
+        script: judge(body),
+        ..policy(true)
+    };
+    let body = format!(
+        "if conn.port == {} {{ deny(conn.address) }}",
+        address.port()
+    );
+    for (body, code, rule) in [
+        (
+            body.as_str(),
+            Code::ScriptDenied,
+            "policy_script:1: 127.0.0.1",
+        ),
+        ("conn.host.none()", Code::ScriptFailed, "policy_script:1: "),
+    ] {
+        let mut asked = ask_under(under(body), address);
+        let answer = next(&mut asked.answers).await;
+        assert_eq!(answer, Answer::Refuse(Refusal::Reset));
+        let Outcome::Refused(denial) = asked.report().await.outcome else {
+            panic!("it was allowed");
+        };
+        assert_eq!((denial.code, denial.host), (code, address.to_string()));
+        assert!(denial.rule.unwrap().starts_with(rule));
+    }
+    let mut asked = ask_under(under("conn.protocol == \"tcp\""), address);
+    assert_eq!(next(&mut asked.answers).await, Answer::Accept);
+    // Of those that were refused none was made.
+    server.accept().await.unwrap();
+    let more = timeout(Duration::ZERO, server.accept()).await;
+    assert!(more.is_err());
+    // What the policy denies is not the script's to allow.
+    let sealed = Policy {
+        script: judge("true"),
+        ..Policy::default()
+    };
+    let mut asked = ask_under(sealed, address);
+    let answer = next(&mut asked.answers).await;
+    assert_eq!(answer, Answer::Refuse(Refusal::Reset));
+}
+
 /// What ICMP says of one datagram is not the end of the others.
 #[tokio::test]
 async fn a_datagram_that_nobody_takes_does_not_end_its_flow() {
@@ -402,6 +453,36 @@ async fn a_connection_may_be_for_the_name_that_was_asked_for() {
                 && matches!(outcome, Outcome::Refused(denial) if denial.code == Code::NotAllowed)
         };
         assert!(told.iter().any(of_evil), "{told:?}");
+    }
+}
+
+/// Where a name leads is known to a script, whatever address stands for it.
+#[tokio::test]
+async fn a_script_is_shown_the_name_and_where_it_leads() {
+    let server = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = server.local_addr().unwrap().port();
+    for synthetic in [false, true] {
+        let body = "if conn.host != \"db.test\" { deny(conn.host) } \
+             if !conn.address_is(\"127.0.0.0/8\") { deny(conn.address) }";
+        let policy = Policy {
+            script: judge(body),
+            ..policy(true)
+        };
+        let gateway = named(policy, synthetic, report::channel(64).0);
+        let ask = async |address: Ipv4Addr| {
+            let (_guest, host) = StdStream::pair().unwrap();
+            let (sender, mut answers) = mpsc::channel(4);
+            let tuple = to((address, port).into());
+            let _ = gateway.begin(7, Protocol::Tcp, tuple, host.into(), sender);
+            next(&mut answers).await
+        };
+        let found = resolve(&gateway, "db.test").await;
+        assert_eq!(ask(found[0]).await, Answer::Accept);
+        let evil = resolve(&gateway, "evil.test").await;
+        assert_eq!(ask(evil[0]).await, Answer::Refuse(Refusal::Reset));
+        // Synthetic addresses are of one name, others of all that lead there.
+        let answer = ask(found[0]).await;
+        assert_eq!(answer == Answer::Accept, synthetic);
     }
 }
 

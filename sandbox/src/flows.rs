@@ -11,11 +11,12 @@ use flashpan_protocol::control::Request;
 use flashpan_protocol::network::{End, Link, Protocol, Refusal, Tuple};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::sync::{mpsc, oneshot};
-use tokio::task::JoinHandle;
+use tokio::task::{AbortHandle, JoinHandle};
 use tokio::time::timeout;
 
 use crate::error::Result;
 use crate::network::Settings;
+use crate::secret_refresh::refresh;
 use crate::shared::Shared;
 
 /// Reports that wait to be told. What comes when so many do is counted, and lost.
@@ -101,6 +102,8 @@ pub(crate) struct Flows {
     ending: HashMap<u64, Flow>,
     /// Flows of which the VMM was told that they broke.
     broken: HashSet<u64>,
+    /// What reads values of secrets again, if anything does.
+    refreshing: Option<AbortHandle>,
     sender: mpsc::Sender<(u64, Answer)>,
     answers: mpsc::Receiver<(u64, Answer)>,
 }
@@ -114,6 +117,7 @@ impl Flows {
         let (reporter, reports) = report::channel(REPORTS);
         let mut authority = None;
         let mut placeholders = Vec::new();
+        let mut refreshing = None;
         let gateway = match link {
             None => None,
             Some(link) => {
@@ -122,7 +126,14 @@ impl Flows {
                 // Where nothing is looked into nobody sees certificates of ours but with
                 // what is refused anyway.
                 let has_rules = !(policy.allow.is_empty() && policy.rules.is_empty());
-                authority = (has_rules || policy.inspects).then_some(made.authority);
+                let shows = has_rules || policy.inspects || policy.script.is_some();
+                authority = shows.then_some(made.authority);
+                if !settings.refresh.sources.is_empty() {
+                    let secrets = Arc::clone(&made.secrets);
+                    let of = settings.refresh.clone();
+                    let refresh = refresh(of, secrets, Arc::downgrade(shared));
+                    refreshing = Some(tokio::spawn(refresh).abort_handle());
+                }
                 shared.set_secrets(made.secrets);
                 placeholders = made.placeholders;
                 Some(Arc::new(Gateway::new(flashpan_network::Settings {
@@ -151,6 +162,7 @@ impl Flows {
             running: HashMap::new(),
             ending: HashMap::new(),
             broken: HashSet::new(),
+            refreshing,
             sender,
             answers,
         })
@@ -265,6 +277,9 @@ impl Drop for Flows {
     fn drop(&mut self) {
         for flow in self.running.values().chain(self.ending.values()) {
             flow.abort();
+        }
+        if let Some(refreshing) = &self.refreshing {
+            refreshing.abort();
         }
     }
 }

@@ -7,7 +7,8 @@ use std::time::Duration;
 
 use flashpan_network::Inspection;
 use flashpan_network::edit::{
-    Action, Ask, Callback, Edits, Hook, HookSpec, Options, Phase, Secret, Secrets, SocketCallback,
+    Action, Ask, Callback, Edits, Hook, HookSpec, Options, Phase, Places, Secret, Secrets,
+    SocketCallback,
 };
 use flashpan_network::tls::{Authority, Upstream};
 use zeroize::Zeroizing;
@@ -124,7 +125,14 @@ impl Inspected {
                 }
                 placeholder => placeholder.to_owned(),
             };
-            secrets.push(Secret::new(name, value, placeholder, hosts));
+            let mut made = Secret::new(name, value, placeholder, hosts);
+            made.plain_http = secret.plain_http;
+            if !secret.places.is_empty() {
+                let places = Places::of(secret.places.iter().map(String::as_str));
+                (made.places, made.headers) =
+                    places.map_err(|error| wrong(format!("{name}: {error}")))?;
+            }
+            secrets.push(made);
         }
         Ok(secrets)
     }

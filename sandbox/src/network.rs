@@ -7,6 +7,7 @@ use std::str::FromStr;
 use std::sync::Arc;
 
 use flashpan_network::policy::Policy;
+use flashpan_network::script::Script;
 use flashpan_network::{dns, edit};
 use flashpan_protocol::control::IoRate;
 use flashpan_protocol::network::{Link, MTU};
@@ -18,6 +19,7 @@ use crate::config::SandboxBuilder;
 use crate::error::{Error, Result};
 use crate::inspection::Inspected;
 use crate::rate::RateLimit;
+use crate::secret_refresh::Refresh;
 
 /// What network a VM has.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -66,13 +68,18 @@ pub(crate) struct Settings {
     pub(crate) allow: Vec<String>,
     pub(crate) deny: Vec<String>,
     pub(crate) rules: Vec<String>,
+    /// Empty: there is none.
+    pub(crate) script: String,
     pub(crate) dns_servers: Vec<String>,
+    pub(crate) synthetic_names: bool,
     /// Names whose addresses the host says.
     pub(crate) hosts: Vec<(String, IpAddr)>,
     pub(crate) block_private_ips: bool,
     pub(crate) mtu: u32,
     pub(crate) rate: Option<RateLimit>,
     pub(crate) inspected: Inspected,
+    /// Secrets whose values are read again.
+    pub(crate) refresh: Refresh,
 }
 
 impl Default for Settings {
@@ -82,12 +89,15 @@ impl Default for Settings {
             allow: Vec::new(),
             deny: Vec::new(),
             rules: Vec::new(),
+            script: String::new(),
             dns_servers: Vec::new(),
+            synthetic_names: false,
             hosts: Vec::new(),
             block_private_ips: true,
             mtu: DEFAULT_NETWORK_MTU,
             rate: None,
             inspected: Inspected::default(),
+            refresh: Refresh::default(),
         }
     }
 }
@@ -105,7 +115,9 @@ impl Settings {
             settings.allow = config.reachable_hosts();
             settings.deny.clone_from(&config.denied_hosts);
             settings.rules.clone_from(&config.rules);
+            settings.script.clone_from(&config.policy_script);
             settings.dns_servers.clone_from(&config.dns_servers);
+            settings.synthetic_names = config.synthetic_names;
             let hosts = config.add_hosts.iter();
             // What is no address was refused.
             let known =
@@ -133,7 +145,7 @@ impl Settings {
         Ok(dns::Settings {
             servers: self.dns_servers.iter().map(server).collect::<Result<_>>()?,
             hosts: self.hosts.iter().filter_map(host).collect(),
-            synthetic: false,
+            synthetic: self.synthetic_names,
         })
     }
 
@@ -177,9 +189,19 @@ impl Settings {
             allow: parsed(&self.allow, "network.allowed_hosts")?,
             deny: parsed(&self.deny, "network.denied_hosts")?,
             rules: parsed(&self.rules, "network.rules")?,
+            script: self.script()?,
             inspects: self.inspected.is_any(),
             inspected: parsed(&self.inspected.hosts(), "network.secrets")?,
         })
+    }
+
+    fn script(&self) -> Result<Option<Script>> {
+        if self.script.is_empty() {
+            return Ok(None);
+        }
+        let script = Script::new(&self.script);
+        let script = script.map_err(|why| Error::config("network.policy_script", why.to_string()));
+        script.map(Some)
     }
 }
 
@@ -236,6 +258,13 @@ impl SandboxBuilder {
         self
     }
 
+    /// A script that may deny requests and connections of those that all else allows
+    /// ([`Script`]); it is shown placeholders of secrets, never their values.
+    pub fn policy_script(mut self, source: impl Into<String>) -> Self {
+        self.network.script = source.into();
+        self
+    }
+
     /// A secret, whose placeholder programs of the guest have in the variable `name`. Its
     /// hosts can be reached. Without a placeholder it gets a random one.
     pub fn secret(mut self, name: impl Into<String>, secret: api::Secret) -> Self {
@@ -287,6 +316,14 @@ impl SandboxBuilder {
     /// host trusts.
     pub fn upstream_ca_file(mut self, path: impl Into<PathBuf>) -> Self {
         self.network.inspected.upstream_ca_files.push(path.into());
+        self
+    }
+
+    /// Whether each name has an address of its own, so that connections on all ports are
+    /// decided by name. Programs that know an address already do not get there then, unless
+    /// it is allowed.
+    pub fn synthetic_names(mut self, synthetic: bool) -> Self {
+        self.network.synthetic_names = synthetic;
         self
     }
 

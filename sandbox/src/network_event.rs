@@ -120,7 +120,9 @@ fn reason(code: Code) -> BlockReason {
         | Code::Rule
         | Code::Callback
         | Code::Ambiguous
-        | Code::UnknownProtocol => BlockReason::Policy,
+        | Code::UnknownProtocol
+        | Code::ScriptDenied
+        | Code::ScriptFailed => BlockReason::Policy,
         _ => BlockReason::HostNotAllowed,
     }
 }

@@ -71,7 +71,7 @@ fn requests_of_clients_are_understood() {
 #[test]
 fn fields_of_other_versions_do_no_harm() {
     let (_, warnings) = request(
-        r#"{"image": "a", "kernel": {"ref": "file:///k"}, "network": {"policy_script": "x"},
+        r#"{"image": "a", "kernel": {"ref": "file:///k"}, "network": {},
             "vfs": {"workspace": "/w", "mounts": {"/w": {"type": "host_fs", "host_path": "/x",
             "owner_uid": 1000, "owner_gid": 1000}}, "interception": {"rules": [
             {"phase": "after", "action": "exec_after"}]}}}"#,
@@ -82,7 +82,6 @@ fn fields_of_other_versions_do_no_harm() {
             "kernel",
             "vfs.mounts[\"/w\"].owner_uid",
             "vfs.mounts[\"/w\"].owner_gid",
-            "network.policy_script",
             "vfs.interception.rules[0].action",
         ]
     );

@@ -26,6 +26,7 @@ mod forms;
 mod glob;
 mod head;
 mod hook;
+mod places;
 mod query;
 mod replace;
 mod secret;
@@ -48,7 +49,8 @@ pub use self::filter::Broken;
 pub use self::glob::{Glob, GlobError};
 pub use self::head::Headers;
 pub use self::hook::{Action, Ask, CALLBACK_DEADLINE, Hook, HookError, HookSpec, Phase};
-pub use self::secret::{Places, Secret, SecretError, Secrets};
+pub use self::places::{PlaceError, Places};
+pub use self::secret::{Secret, SecretError, Secrets};
 pub use self::socket::SocketCallback;
 
 use self::body::Body;

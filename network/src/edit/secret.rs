@@ -9,6 +9,7 @@ use thiserror::Error;
 use zeroize::Zeroizing;
 
 use super::forms::forms;
+use super::places::Places;
 use super::replace::{Replacement, Table};
 use crate::host::{Host, shown, split_port};
 use crate::policy::Pattern;
@@ -19,35 +20,6 @@ const MAX_VALUE: usize = 64 << 10;
 const PLACEHOLDER: std::ops::RangeInclusive<usize> = 8..=1024;
 /// How many searches through responses are kept ready.
 const MAX_READY: usize = 64;
-
-/// In which places of a request a placeholder becomes the value. Elsewhere it stays.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Places {
-    /// In the values of headers.
-    pub headers: bool,
-    /// In the credentials of `Basic`, which are decoded and encoded for that.
-    pub basic: bool,
-    /// In the query of the URL, where the value is percent-encoded.
-    pub query: bool,
-    /// In the path of the URL, likewise.
-    pub path: bool,
-    /// In the body: escaped in JSON, percent-encoded in a form, and as it is in all else.
-    /// In a body that has a content coding nothing is replaced.
-    pub body: bool,
-}
-
-impl Default for Places {
-    /// Headers, `Basic` and the query.
-    fn default() -> Self {
-        Self {
-            headers: true,
-            basic: true,
-            query: true,
-            path: false,
-            body: false,
-        }
-    }
-}
 
 /// A secret: the guest has a placeholder, in whose place the value comes in requests to
 /// certain hosts, and nowhere else.
@@ -307,6 +279,30 @@ impl Secrets {
             }
             entry.is_revoked = false;
         })
+    }
+
+    /// [`Self::set`] by nobody in particular: what was revoked stays so, and the value is
+    /// not kept.
+    ///
+    /// # Errors
+    /// As of [`Self::set`].
+    pub fn refresh(&self, name: &str, value: Zeroizing<String>) -> Result<(), SecretError> {
+        self.change(name, |entry| {
+            if !entry.is_revoked && entry.secret.value != value {
+                let former = std::mem::replace(&mut entry.secret.value, value);
+                entry.former = Some(former);
+            }
+        })
+    }
+
+    /// Whether a secret has this value now.
+    #[must_use]
+    pub fn has(&self, name: &str, value: &str) -> bool {
+        let set = self.now();
+        let has = |entry: &Entry| {
+            entry.secret.name == name && !entry.is_revoked && entry.secret.value.as_str() == value
+        };
+        set.entries.iter().any(has)
     }
 
     /// Takes a secret's value away. Its placeholder is nobody's to have then: a request with

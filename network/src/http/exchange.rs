@@ -35,6 +35,7 @@ use crate::host::Host;
 use crate::meter::Meter;
 use crate::policy::{Basis, Code, Denial, Policy, path};
 use crate::report::{Outcome, Report, Reporter, Scheme};
+use crate::script;
 
 /// What comes after an upgrade.
 pub(crate) type Relay = Pin<Box<dyn Future<Output = io::Result<()>> + Send>>;
@@ -341,6 +342,7 @@ impl<D: Dial> Exchange<D> {
         }
         parts.uri = Uri::from(judged.path);
         parts.headers.insert(HOST, target.authority.clone());
+        self.ask_script(&target, &parts).await?;
         let cx = RequestContext {
             host: target.host.clone(),
             port: target.port,
@@ -451,6 +453,19 @@ impl<D: Dial> Exchange<D> {
             content,
             ongoing: Arc::clone(ongoing),
         })
+    }
+
+    /// Shows a request to the policy's script, before any secret is in it.
+    async fn ask_script(&self, target: &Target, parts: &request::Parts) -> Result<(), Failure> {
+        let policy = Arc::clone(&self.policy.borrow());
+        let Some(script) = policy.script.as_ref().filter(|of| of.judges_requests()) else {
+            return Ok(());
+        };
+        let (uri, method) = (&parts.uri, parts.method.as_str());
+        let (path, query) = (uri.path(), uri.query().unwrap_or_default());
+        let (host, tls) = (target.host.clone(), self.named.is_some());
+        let request = script::Request::new(host, target.port, tls, method, path, query);
+        Ok(script.request(request.with_headers(&parts.headers)).await?)
     }
 
     /// Sends a request, and once more if the connection that was used had ended before.

@@ -32,6 +32,10 @@ pub enum Code {
     SecretLeak,
     /// A callback failed, or was silent for too long.
     Callback,
+    /// The policy's script denies it.
+    ScriptDenied,
+    /// The policy's script failed, or took too long: what it cannot judge may not be.
+    ScriptFailed,
     /// The name servers do not answer, or not with an address.
     Resolve,
     /// The host cannot be reached.
@@ -62,6 +66,8 @@ impl Code {
             Self::Rule => "blocked_by_rule",
             Self::SecretLeak => "secret_leak",
             Self::Callback => "callback_failed",
+            Self::ScriptDenied => "script_denied",
+            Self::ScriptFailed => "script_failed",
             Self::Resolve => "name_not_resolved",
             Self::Connect => "upstream_unreachable",
             Self::Certificate => "upstream_certificate",
@@ -130,6 +136,16 @@ impl Denial {
             Code::Ambiguous => "send a request that can be read in one way only".to_owned(),
             Code::SecretLeak => "the secret is for other hosts".to_owned(),
             Code::Callback => "the callback has to answer in time".to_owned(),
+            Code::ScriptDenied | Code::ScriptFailed => {
+                let what = match self.code {
+                    Code::ScriptDenied => "the policy script denies it",
+                    _ => "the policy script failed, and what it cannot judge is refused",
+                };
+                match &self.rule {
+                    Some(rule) => format!("{what} ({rule})"),
+                    None => what.to_owned(),
+                }
+            }
             Code::Resolve => "look whether the name exists, and the name servers answer".to_owned(),
             Code::Connect => "look whether the host runs, and listens there".to_owned(),
             Code::Crowded => "close connections that are not used any more".to_owned(),

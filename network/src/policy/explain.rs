@@ -8,6 +8,7 @@ use thiserror::Error;
 
 use super::{Basis, Denial, Policy, path};
 use crate::host::{Authority, Host, HostError, shown};
+use crate::script::{Connection, Request, Script};
 
 /// Why a text is nothing that a guest could reach.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
@@ -34,6 +35,8 @@ pub struct Target {
     port: u16,
     /// In its one form, if it is a request.
     path: Option<String>,
+    /// What follows a `?` in it.
+    query: String,
     scheme: &'static str,
 }
 
@@ -51,7 +54,8 @@ impl FromStr for Target {
             Some(at) => rest.split_at(at),
             None => (rest, "/"),
         };
-        let path = path.split(['?', '#']).next().unwrap_or(path);
+        let path = path.split('#').next().unwrap_or(path);
+        let (path, query) = path.split_once('?').unwrap_or((path, ""));
         let authority: Authority = authority.parse()?;
         let normal = path::normal(path).ok_or_else(|| TargetError::Path(shown(path)))?;
         Ok(Self {
@@ -61,6 +65,7 @@ impl FromStr for Target {
                 .port
                 .unwrap_or(if scheme == "http" { 80 } else { 443 }),
             path: Some(normal),
+            query: query.to_owned(),
             scheme,
         })
     }
@@ -85,6 +90,7 @@ fn connection(text: &str) -> Result<Target, TargetError> {
         host,
         port: port.unwrap_or(443),
         path: None,
+        query: String::new(),
         scheme: if protocol == Protocol::Udp {
             "udp"
         } else {
@@ -112,9 +118,23 @@ pub struct Explanation {
     pub inspected: bool,
 }
 
+/// What a script says of a connection, and of a request if it is one.
+fn judged(script: &Script, target: &Target, method: &str) -> Result<(), Denial> {
+    let (host, port) = (target.host.clone(), target.port);
+    let connection = Connection::new(target.protocol, host.clone(), None, port);
+    let Some(path) = &target.path else {
+        return script.connection_now(connection);
+    };
+    let tls = target.scheme == "https";
+    let request = Request::new(host, port, tls, method, path, &target.query);
+    script.request_now(request)?;
+    script.connection_now(connection)
+}
+
 impl Policy {
-    /// What would become of a connection, or of a request with this method. Names are not
-    /// resolved for it: where one leads to a special address, that is refused later.
+    /// What would become of a connection, or of a request with this method and no headers.
+    /// Names are not resolved for it: where one leads to a special address, that is refused
+    /// later. It takes as long as a script may.
     #[must_use]
     pub fn explain(&self, target: &Target, method: &str) -> Explanation {
         let Target {
@@ -131,6 +151,9 @@ impl Policy {
         if let (Ok(_), Host::Address(address)) = (&decision, host) {
             let special = self.address(*protocol, *address, *port, None);
             decision = special.and(decision);
+        }
+        if let (Ok(_), Some(script)) = (&decision, &self.script) {
+            decision = judged(script, target, method).and(decision);
         }
         Explanation {
             decision,
@@ -190,5 +213,25 @@ mod tests {
         assert_eq!(code("10.0.0.2:22", ""), Code::Private);
         assert!(explain("10.0.0.1:443", "").decision.is_ok());
         assert!(!explain("10.0.0.1:443", "").inspected);
+    }
+    #[test]
+    fn a_script_is_asked_after_the_rest() {
+        let script = "fn request(req) { if req.query == \"x=1\" { deny(\"x\") } }
+            fn connection(conn) { if conn.port == 22 { throw \"y\" } }";
+        let policy = Policy {
+            allow: vec!["*".parse().unwrap()],
+            script: Some(Script::new(script).unwrap()),
+            ..Policy::default()
+        };
+        let explain = |target: &str| policy.explain(&target.parse().unwrap(), "GET");
+        let denial = |target| explain(target).decision.unwrap_err();
+        assert!(explain("https://a.test/?x=2").decision.is_ok());
+        assert!(explain("https://a.test/").inspected);
+        let denied = denial("https://a.test/?x=1#z");
+        assert_eq!(denied.code, Code::ScriptDenied);
+        assert_eq!(denied.rule.as_deref(), Some("policy_script:1: x"));
+        assert_eq!(denial("a.test:22").code, Code::ScriptFailed);
+        assert_eq!(denial("10.0.0.1:23").code, Code::Private);
+        assert!(explain("a.test:23").decision.is_ok());
     }
 }

@@ -22,6 +22,7 @@ pub use self::pattern::{Pattern, PatternError};
 pub use self::rule::{Rule, RuleError, Verdict};
 
 use crate::host::{Host, Name};
+use crate::script::{Connection, Script};
 use crate::{address, neighbours};
 
 /// Whether a port is one of HTTP without being named: plain on 80, in TLS on 443.
@@ -57,6 +58,8 @@ pub struct Policy {
     pub deny: Vec<Pattern>,
     /// Rules for requests, in their order.
     pub rules: Vec<Rule>,
+    /// What may deny of what all this allows. It allows nothing by itself.
+    pub script: Option<Script>,
 }
 
 /// What allows something.
@@ -146,16 +149,49 @@ impl Policy {
         }
     }
 
-    /// Whether requests to this host have to be looked at for the rules.
+    /// Whether requests to this host have to be looked at for the rules, or for the script.
     #[must_use]
     pub fn has_rules_for(&self, host: &Host, port: u16) -> bool {
         let is_for = |rule: &&Rule| rule.is_of_requests() && rule.is_for(Protocol::Tcp, host, port);
-        self.rules.iter().any(|rule| is_for(&rule))
+        let is_judged = self.judges_requests() && self.is_http(port);
+        is_judged || self.rules.iter().any(|rule| is_for(&rule))
     }
 
     /// Whether any requests are looked at.
     fn looks_at_requests(&self) -> bool {
-        self.inspects || self.rules.iter().any(Rule::is_of_requests)
+        self.inspects || self.judges_requests() || self.rules.iter().any(Rule::is_of_requests)
+    }
+
+    /// Whether there is a script for requests.
+    fn judges_requests(&self) -> bool {
+        self.script.as_ref().is_some_and(Script::judges_requests)
+    }
+
+    /// Whether there is a script for connections.
+    #[must_use]
+    pub fn judges_connections(&self) -> bool {
+        (self.script.as_ref()).is_some_and(Script::judges_connections)
+    }
+
+    /// What the script says of a connection that is about to be made, and that nothing else
+    /// denies.
+    ///
+    /// # Errors
+    /// It denies it, or failed.
+    pub async fn judge_connection(
+        &self,
+        protocol: Protocol,
+        host: &Host,
+        address: IpAddr,
+        port: u16,
+    ) -> Result<(), Denial> {
+        match &self.script {
+            Some(script) if script.judges_connections() => {
+                let connection = Connection::new(protocol, host.clone(), Some(address), port);
+                script.connection(connection).await
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Whether a port is one of HTTP: always, or because a rule for requests names it.
@@ -173,7 +209,8 @@ impl Policy {
     /// address alone.
     #[must_use]
     pub fn is_of_names(&self) -> bool {
-        !self.open || self.looks_at_requests() || !(self.deny.is_empty() && self.rules.is_empty())
+        let says_more = !(self.deny.is_empty() && self.rules.is_empty()) || self.script.is_some();
+        !self.open || self.looks_at_requests() || says_more
     }
 
     /// Whether there is anything that may be reached.

@@ -51,8 +51,14 @@ fn resources() -> impl Strategy<Value = Resources> {
 
 fn secret() -> impl Strategy<Value = Secret> {
     let value = "[^\0\r\n]{1,12}";
-    let with_value = |value: String, hosts: Vec<String>| Secret::new(value, hosts);
-    (value, vec(HOST, 1..3)).prop_map(move |(value, hosts)| with_value(value, hosts))
+    let place = select(vec!["header:X-Key", "basic", "query", "path", "body"]);
+    let places = vec(place.prop_map(str::to_owned), 0..3);
+    let all = (value, vec(HOST, 1..3), places, any::<bool>());
+    all.prop_map(|(value, hosts, places, plain_http)| {
+        let mut secret = Secret::new(value, hosts);
+        (secret.places, secret.plain_http) = (places, plain_http);
+        secret
+    })
 }
 
 fn hook_rule() -> impl Strategy<Value = NetworkHookRule> {
@@ -116,7 +122,19 @@ fn network() -> impl Strategy<Value = NetworkConfig> {
         vec(entry, 0..3),
         btree_map(NAME, secret(), 0..3),
     );
-    let rest = (option::of(any::<bool>()), any::<[bool; 2]>(), TEXT, servers);
+    let script = option::of(TEXT).prop_map(|text| {
+        let script = |text: String| {
+            let comment = text.replace(['\n', '\r'], " ");
+            format!("// {comment}\nfn request(req) {{}}\n")
+        };
+        text.map(script).unwrap_or_default()
+    });
+    let rest = (
+        option::of(any::<bool>()),
+        any::<[bool; 2]>(),
+        script,
+        servers,
+    );
     let more = (
         "[a-zA-Z0-9.-]{0,64}",
         option::of(576..=65520_u32),
@@ -138,6 +156,7 @@ fn network() -> impl Strategy<Value = NetworkConfig> {
             no_network,
             intercept,
             policy_script: rest.2,
+            synthetic_names: rest.0.is_some(),
             dns_servers: rest.3,
             hostname: more.0,
             mtu: more.1,

@@ -64,6 +64,7 @@ fn network(own: NetworkConfig, over: NetworkConfig) -> NetworkConfig {
         }),
         secrets: joined(own.secrets, over.secrets),
         policy_script: text(own.policy_script, over.policy_script),
+        synthetic_names: own.synthetic_names || over.synthetic_names,
         dns_servers: list(own.dns_servers, over.dns_servers),
         hostname: text(own.hostname, over.hostname),
         mtu: over.mtu.or(own.mtu),

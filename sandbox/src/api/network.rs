@@ -94,13 +94,22 @@ pub struct NetworkConfig {
         skip_serializing_if = "BTreeMap::is_empty"
     )]
     pub secrets: BTreeMap<String, Secret>,
-    /// Kept, and without effect.
+    /// A script that may deny requests and connections of those that all else allows
+    /// ([`Script`](flashpan_network::script::Script)). Empty: there is none.
     #[serde(
         default,
         deserialize_with = "lenient::null",
         skip_serializing_if = "String::is_empty"
     )]
     pub policy_script: String,
+    /// Whether each name has an address of its own, so that connections on all ports are
+    /// decided by name. Default false.
+    #[serde(
+        default,
+        deserialize_with = "lenient::null",
+        skip_serializing_if = "lenient::is_default"
+    )]
+    pub synthetic_names: bool,
     /// Addresses of name servers. Empty: `8.8.8.8` and `8.8.4.4`.
     #[serde(
         default,

@@ -90,6 +90,23 @@ pub struct Secret {
     /// added to the hosts that the guest may reach.
     #[serde(default, deserialize_with = "lenient::list")]
     pub hosts: Vec<String>,
+    /// The places of a request in which the value comes, and no others: `headers`,
+    /// `header:NAME` (of these headers only), `basic` (credentials), `query`, `path`, `body`.
+    /// Empty: `headers`, `basic` and `query`.
+    #[serde(
+        default,
+        deserialize_with = "lenient::list",
+        skip_serializing_if = "Vec::is_empty"
+    )]
+    pub places: Vec<String>,
+    /// Whether the value may be sent in the clear as well, to whoever answers. Default
+    /// false.
+    #[serde(
+        default,
+        deserialize_with = "lenient::null",
+        skip_serializing_if = "lenient::is_default"
+    )]
+    pub plain_http: bool,
 }
 
 impl Secret {
@@ -103,6 +120,8 @@ impl Secret {
             value: value.into(),
             placeholder: String::new(),
             hosts: hosts.into_iter().map(Into::into).collect(),
+            places: Vec::new(),
+            plain_http: false,
         }
     }
 
@@ -129,6 +148,8 @@ impl Secret {
             value: SecretValue::default(),
             placeholder: self.placeholder.clone(),
             hosts: self.hosts.clone(),
+            places: self.places.clone(),
+            plain_http: self.plain_http,
         }
     }
 }

@@ -22,6 +22,7 @@ use crate::config::{Root, SandboxBuilder};
 use crate::error::{Error, Result};
 use crate::network::Settings;
 use crate::sandbox::Sandbox;
+use crate::secret_refresh::Refresh;
 
 /// A VM of which everything is in order that can be found out quickly. Its disks
 /// are locked.
@@ -206,6 +207,10 @@ pub(super) fn bare(
     let mut network = Settings::of(config, options.network_of(config));
     let files = &options.upstream_ca_files;
     network.inspected.upstream_ca_files.clone_from(files);
+    network.refresh = Refresh {
+        sources: options.secret_sources.clone(),
+        every: options.secret_refresh,
+    };
     builder = builder.network_settings(network);
     if let Some(limit) = options.network_rate {
         builder = builder.network_rate(limit);

@@ -52,6 +52,14 @@ pub struct HostOptions {
     /// values themselves are never kept.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub secret_sources: BTreeMap<String, SecretSource>,
+    /// How often commands that values come from are run again while the VM runs; never if
+    /// it is not there. Files are read again when they change. In JSON in milliseconds.
+    #[serde(
+        rename = "secret_refresh_ms",
+        skip_serializing_if = "Option::is_none",
+        with = "some_milliseconds"
+    )]
+    pub secret_refresh: Option<Duration>,
     /// Files with authorities, in PEM, that hosts are verified by when TLS is looked into,
     /// besides those that this host trusts.
     #[serde(skip_serializing_if = "Vec::is_empty")]
@@ -254,6 +262,7 @@ impl Default for HostOptions {
             disk_rate: None,
             network: Network::default(),
             secret_sources: BTreeMap::new(),
+            secret_refresh: None,
             upstream_ca_files: Vec::new(),
             network_rate: None,
             vmm: None,
@@ -275,6 +284,31 @@ mod milliseconds {
 
     pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Duration, D::Error> {
         u64::deserialize(from).map(Duration::from_millis)
+    }
+}
+
+/// The same where there may be none.
+mod some_milliseconds {
+    use std::time::Duration;
+
+    use serde::{Deserialize, Deserializer, Serializer};
+
+    pub(super) fn serialize<S: Serializer>(
+        time: &Option<Duration>,
+        to: S,
+    ) -> Result<S::Ok, S::Error> {
+        match time {
+            Some(time) => super::milliseconds::serialize(time, to),
+            None => to.serialize_none(),
+        }
+    }
+
+    pub(super) fn deserialize<'de, D>(from: D) -> Result<Option<Duration>, D::Error>
+    where
+        D: Deserializer<'de>,
+    {
+        let milliseconds = Option::<u64>::deserialize(from)?;
+        Ok(milliseconds.map(Duration::from_millis))
     }
 }
 

@@ -29,7 +29,7 @@ static NEXT: AtomicU64 = AtomicU64::new(0);
 
 /// Who follows one thing or several.
 #[derive(Debug)]
-pub(super) struct Watches {
+pub(crate) struct Watches {
     instance: Arc<Instance>,
     number: u64,
     changed: Arc<Notify>,
@@ -54,7 +54,7 @@ struct Followed {
 }
 
 impl Watches {
-    pub(super) fn new() -> io::Result<Self> {
+    pub(crate) fn new() -> io::Result<Self> {
         Ok(Self {
             instance: Instance::shared()?,
             number: NEXT.fetch_add(1, Ordering::Relaxed),
@@ -64,7 +64,7 @@ impl Watches {
     }
 
     /// Follows this as well from now on; its number.
-    pub(super) fn add(&mut self, path: &Path, what: WatchFlags) -> io::Result<i32> {
+    pub(crate) fn add(&mut self, path: &Path, what: WatchFlags) -> io::Result<i32> {
         // Under this lock nothing is told, and so nothing is told to nobody.
         let mut followed = locked(&self.instance.followed);
         let what = what | WatchFlags::MASK_ADD;
@@ -77,7 +77,7 @@ impl Watches {
     }
 
     /// Follows what has this number no more.
-    pub(super) fn remove(&mut self, watch: i32) {
+    pub(crate) fn remove(&mut self, watch: i32) {
         if self.own.remove(&watch) {
             self.instance.forget(watch, self.number);
         }
@@ -85,7 +85,7 @@ impl Watches {
 
     /// Waits until something may have changed since this was last waited for. Cancel
     /// safe.
-    pub(super) async fn changed(&mut self) -> io::Result<()> {
+    pub(crate) async fn changed(&mut self) -> io::Result<()> {
         let broken = || locked(&self.instance.followed).broken;
         if broken().is_none() {
             self.changed.notified().await;

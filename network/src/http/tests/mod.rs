@@ -9,6 +9,7 @@ mod framing;
 mod http2;
 mod plain;
 mod revoked;
+mod scripts;
 mod secrets;
 mod tls;
 mod upgrades;

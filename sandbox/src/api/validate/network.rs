@@ -3,7 +3,9 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
+use flashpan_network::edit::Places;
 use flashpan_network::policy::Rule;
+use flashpan_network::script::Script;
 use flashpan_protocol::network::MTU;
 
 use super::super::network::NetworkConfig;
@@ -60,6 +62,11 @@ pub(super) fn check(network: &NetworkConfig, problems: &mut Problems) {
             problems.add(&at, ProblemKind::Malformed, why);
         }
     }
+    if !network.policy_script.is_empty()
+        && let Err(why) = Script::new(&network.policy_script)
+    {
+        problems.add(&top.field("policy_script"), ProblemKind::Malformed, why);
+    }
     check_secrets(&network.secrets, &top.field("secrets"), problems);
     for (index, server) in network.dns_servers.iter().enumerate() {
         if server.parse::<IpAddr>().is_err() {
@@ -80,11 +87,6 @@ pub(super) fn check(network: &NetworkConfig, problems: &mut Problems) {
 }
 
 pub(super) fn warn(network: &NetworkConfig, warnings: &mut Warnings) {
-    let top = FieldPath::top("network");
-    if !network.policy_script.is_empty() {
-        let at = top.field("policy_script");
-        warnings.add(&at, "policy scripts are not supported; it has no effect");
-    }
     if let Some(interception) = &network.interception {
         hooks::warn(interception, warnings);
     }
@@ -143,6 +145,12 @@ fn check_secret(secret: &Secret, at: &FieldPath, problems: &mut Problems) {
             );
             problems.add(&hosts.index(index), ProblemKind::Unsupported, why);
         }
+    }
+    let places = secret.places.iter().map(String::as_str);
+    if !secret.places.is_empty()
+        && let Err(why) = Places::of(places)
+    {
+        problems.add(&at.field("places"), ProblemKind::Malformed, why);
     }
     let placeholder = secret.placeholder.as_str();
     if placeholder.is_empty() {

@@ -247,7 +247,7 @@ fn a_request_has_an_image_and_no_id() {
 
 #[test]
 fn what_has_no_effect_is_told() {
-    let json = r#"{"network":{"policy_script":"p","interception":{"callback_socket":"/s","rules":[
+    let json = r#"{"network":{"interception":{"callback_socket":"/s","rules":[
             {}, {"action":"mutate"}, {"callback_id":"c"}, {"action":"block"},
             {"phase":"after","set_headers":{"A":"1"},"body_replacements":[{"find":""}]}]}},
         "vfs":{"workspace":"/w","mounts":{"/w":{}},"interception":{"rules":[
@@ -261,7 +261,6 @@ fn what_has_no_effect_is_told() {
     assert_eq!(
         fields,
         [
-            "network.policy_script",
             "network.interception.rules[0]",
             "network.interception.rules[1]",
             "network.interception.rules[4]",

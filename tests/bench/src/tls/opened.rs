@@ -2,36 +2,44 @@
 
 use std::fs;
 use std::io::Write;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use anyhow::{Context, Result};
 use flashpan_network::edit::{Edits, Options, Secret, Secrets};
 use flashpan_network::host::Host;
-use flashpan_network::http::{Dial, Proxy};
+use flashpan_network::http::{Connected, Dial, Proxy};
 use flashpan_network::policy::{Code, Denial, Policy};
 use flashpan_network::report;
 use flashpan_network::tls::{Authority, Upstream};
 use rustls::RootCertStore;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 
 use super::HOST;
 
 /// In each request; a value comes in its place, and is taken out of answers.
 pub(super) const PLACEHOLDER: &str = "placeholder-0123456789abcdef";
 
+/// Connections at once: more than the client makes.
+const ROOM: usize = 512;
+
 /// Every name leads to the server.
 struct ToServer(SocketAddr);
 
 impl Dial for ToServer {
-    async fn dial(&self, host: &Host, port: u16) -> Result<TcpStream, Denial> {
+    async fn dial(&self, host: &Host, port: u16) -> Result<Connected, Denial> {
         let connected = TcpStream::connect(self.0).await;
+        let connected = connected.map(|stream| Connected::new(stream, self.0.ip()));
         connected.map_err(|_| Denial {
             code: Code::Connect,
             host: format!("{host}:{port}"),
             rule: None,
         })
+    }
+
+    fn may_stay(&self, _: &Policy, _: &Host, _: u16, _: IpAddr) -> Result<(), Denial> {
+        Ok(())
     }
 }
 
@@ -73,6 +81,7 @@ pub(crate) fn serve(server: &str, trusted: &str, authority_file: &str) -> Result
         upstream: Arc::new(upstream.context("trust the server")?),
         reporter,
         dial: Arc::new(ToServer(server)),
+        room: Arc::new(Semaphore::new(ROOM)),
         editor: Arc::new(Edits::new(Vec::new(), Arc::new(secrets), options)),
     });
     let runtime = tokio::runtime::Builder::new_multi_thread()

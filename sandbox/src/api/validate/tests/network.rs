@@ -51,6 +51,16 @@ fn mistakes_in_network() {
             "is no list of methods",
         ),
         (
+            r#"{"policy_script":"fn request(req) {\n  if\n}"}"#.to_owned(),
+            "network.policy_script",
+            "network.policy_script: line 3, column 1: ",
+        ),
+        (
+            r#"{"policy_script":"fn other(x) {}"}"#.to_owned(),
+            "network.policy_script",
+            "it judges nothing; write `fn request(req)",
+        ),
+        (
             r#"{"add_hosts":[{"host":"a b","ip":"::1"}]}"#.to_owned(),
             "network.add_hosts[0]",
             "network.add_hosts[0]: invalid add-host hostname: \"a b\" contains whitespace",
