@@ -56,6 +56,11 @@ fn mistakes_in_network() {
             "network.policy_script: line 3, column 1: ",
         ),
         (
+            secret(r#""value":"v","hosts":["a"],"places":["path","cookie"]"#),
+            "network.secrets.K.places",
+            "\"cookie\" is no place of a request",
+        ),
+        (
             r#"{"policy_script":"fn other(x) {}"}"#.to_owned(),
             "network.policy_script",
             "it judges nothing; write `fn request(req)",
