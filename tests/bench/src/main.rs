@@ -3,6 +3,7 @@
 //! microsandbox in the same run.
 //! `flashpan-bench image`: how long the layers of an image take to become a root.
 //! `flashpan-bench exec`: how long a program takes in a VM that is there, beside ssh.
+//! `flashpan-bench net`: what a connection carries, beside passt and slirp4netns.
 //! `flashpan-bench large`: how much memory that takes, for an image of any size.
 //!
 //! Prints one JSON object per line: `name`, `value`, `unit`, and where they
@@ -17,6 +18,7 @@ mod image;
 mod large;
 mod measure;
 mod microsandbox;
+mod net;
 mod qemu;
 mod tree;
 mod vmm;
@@ -34,7 +36,8 @@ const USAGE: &str = "usage: flashpan-bench boot --kernel FILE --init FILE --flas
                      flashpan-bench image --layout DIRECTORY --tag TAG --work DIRECTORY \
                      --budgets FILE --runs N\n   or: flashpan-bench large --size SIZE --work \
                      DIRECTORY --budgets FILE\n   or: flashpan-bench exec --flashpan FILE --rootfs \
-                     IMAGE --budgets FILE [--runs N]";
+                     IMAGE --budgets FILE [--runs N]\n   or: flashpan-bench net --budgets FILE [--runs N] \
+                     [--milliseconds N] [--peers none]";
 
 /// Names of the figures of `image` and `large`; all others are those of `boot`.
 const IMAGE: &str = "image/";
@@ -64,6 +67,9 @@ fn main() -> ExitCode {
         }
         Some((command, rest)) if command == "exec" => {
             exec::ExecOptions::parse(rest).and_then(|o| exec::exec(&o))
+        }
+        Some((command, rest)) if command == "net" => {
+            net::NetOptions::parse(rest).and_then(|o| net::net(&o))
         }
         Some((command, rest)) if command == "large" => {
             large::LargeOptions::parse(rest).and_then(|o| large::large(&o))
@@ -128,7 +134,8 @@ fn boot(options: &Options) -> Result<bool> {
     cleaned.with_context(|| format!("remove {}", directory.display()))?;
     let names = budgets
         .names()
-        .filter(|name| !name.starts_with(IMAGE) && !name.starts_with(exec::EXEC));
+        .filter(|name| !name.starts_with(IMAGE) && !name.starts_with(exec::EXEC))
+        .filter(|name| !name.starts_with(net::NET));
     print(&figures, names)
 }
 
