@@ -71,6 +71,10 @@ fn main() -> ExitCode {
         Some((command, rest)) if command == "net" => {
             net::NetOptions::parse(rest).and_then(|o| net::net(&o))
         }
+        Some((command, [])) if command == "net-silent" => net::server::silent().map(|()| true),
+        Some((command, [address, port, count])) if command == "net-idle" => {
+            net::server::idle(address, port, count).map(|()| true)
+        }
         Some((command, rest)) if command == "large" => {
             large::LargeOptions::parse(rest).and_then(|o| large::large(&o))
         }

@@ -4,11 +4,12 @@ use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::net::UnixStream;
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::thread;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
@@ -155,10 +156,31 @@ pub(super) fn pasta(space: &Space) -> Result<Program> {
     let mut command = Command::new("pasta");
     command.args(PASST).args(["--config-net", "--ns-ifname", TAP]);
     command.args(["--tcp-ns", "none", "--udp-ns", "none", "--runas", "0", "--netns-only"]);
-    command.arg("--netns").arg(space.path());
+    // It gives up the privilege that it would need for a file of /proc.
+    let mount = Mount::new(space.path())?;
+    command.arg("--netns").arg(mount.0.path());
     let program = start(&mut command)?;
     wait_for_route(space)?;
     Ok(program)
+}
+
+/// A file that is a namespace.
+struct Mount(tempfile::NamedTempFile);
+
+impl Mount {
+    fn new(namespace: &Path) -> Result<Self> {
+        let file = tempfile::NamedTempFile::new()?;
+        let mut mount = Command::new("mount");
+        let status = mount.arg("--bind").arg(namespace).arg(file.path()).status();
+        ensure!(status.context("start mount")?.success(), "cannot mount a namespace");
+        Ok(Self(file))
+    }
+}
+
+impl Drop for Mount {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg(self.0.path()).status();
+    }
 }
 
 /// slirp4netns as it comes.

@@ -1,7 +1,8 @@
 //! Servers on the host's loopback interface, and their clients in the guest.
 
-use std::io::{ErrorKind, Read, Write};
+use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
+use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -11,7 +12,7 @@ use anyhow::{Context, Result, bail, ensure};
 const CHUNK: usize = 256 * 1024;
 
 /// A peer that says nothing for so long is broken.
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_secs(5);
 
 /// What a connection is for, by its first byte.
 const UPLOAD: u8 = b'u';
@@ -28,8 +29,6 @@ pub(super) struct Servers {
     pub(super) data: u16,
     /// Ends each connection at once.
     pub(super) closing: u16,
-    /// Keeps each connection, and says nothing.
-    pub(super) silent: u16,
 }
 
 impl Servers {
@@ -41,11 +40,9 @@ impl Servers {
                 let _ = serve(stream);
             });
         })?;
-        let mut kept = Vec::new();
         Ok(Self {
             data,
             closing: listen(drop)?,
-            silent: listen(move |stream| kept.push(stream))?,
         })
     }
 }
@@ -83,11 +80,11 @@ fn serve(mut stream: TcpStream) -> Result<()> {
     match first {
         UPLOAD => {
             let mut total = 0_u64;
-            loop {
-                match stream.read(&mut buffer)? {
-                    0 => break,
-                    count => total += u64::try_from(count)?,
-                }
+            // The last piece begins with zero. An end of the stream would do, but not every
+            // peer passes on half of one.
+            while buffer.first() != Some(&0) {
+                stream.read_exact(&mut buffer)?;
+                total += u64::try_from(CHUNK)?;
             }
             stream.write_all(&total.to_be_bytes())?;
         }
@@ -120,19 +117,23 @@ fn connect(address: IpAddr, port: u16) -> Result<TcpStream> {
 /// them all.
 pub(super) fn upload(address: IpAddr, port: u16, time: Duration) -> Result<f64> {
     let mut stream = connect(address, port)?;
-    let buffer = vec![b'x'; CHUNK];
+    let mut buffer = vec![b'x'; CHUNK];
     stream.write_all(&[UPLOAD])?;
     let begun = Instant::now();
-    let mut sent = 1_u64;
-    while begun.elapsed() < time {
+    let mut sent = 0_u64;
+    while buffer.first() != Some(&0) {
+        if begun.elapsed() > time
+            && let Some(first) = buffer.first_mut()
+        {
+            *first = 0;
+        }
         stream.write_all(&buffer)?;
-        sent += u64::try_from(buffer.len())?;
+        sent += u64::try_from(CHUNK)?;
     }
-    stream.shutdown(std::net::Shutdown::Write)?;
     let mut total = [0; 8];
     stream.read_exact(&mut total).context("wait for the server's count")?;
     let rate = rate(sent, begun.elapsed());
-    ensure!(u64::from_be_bytes(total) + 1 == sent, "bytes were lost");
+    ensure!(u64::from_be_bytes(total) == sent, "bytes were lost");
     Ok(rate)
 }
 
@@ -188,9 +189,62 @@ pub(super) fn connections(address: IpAddr, port: u16, time: Duration) -> Result<
     Ok(f64::from(made) / begun.elapsed().as_secs_f64())
 }
 
-/// So many connections that stay.
-pub(super) fn idle(address: IpAddr, port: u16, count: usize) -> Result<Vec<TcpStream>> {
-    (0..count)
+/// A process that ends with this.
+pub(super) struct Kept(Child);
+
+impl Drop for Kept {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// Starts a part of this benchmark in a process of its own; the first line that it says.
+fn start(words: &[String]) -> Result<(Kept, String)> {
+    let program = std::env::current_exe()?;
+    let mut command = Command::new(program);
+    command.args(words).stdin(Stdio::null()).stdout(Stdio::piped());
+    let mut child = Kept(command.spawn().context("start a part of the benchmark")?);
+    let output = child.0.stdout.take().context("it has no output")?;
+    let mut line = String::new();
+    BufReader::new(output).read_line(&mut line)?;
+    ensure!(!line.is_empty(), "{words:?} failed");
+    Ok((child, line.trim().to_owned()))
+}
+
+/// A server for connections that say nothing, in a process of its own, as their clients are
+/// ([`start_idle`]): no process may have descriptors for both. And its port.
+pub(super) fn start_silent() -> Result<(Kept, u16)> {
+    let (server, port) = start(&["net-silent".to_owned()])?;
+    Ok((server, port.parse().context("the port of a server")?))
+}
+
+/// So many connections from the namespace of this thread.
+pub(super) fn start_idle(address: IpAddr, port: u16, count: usize) -> Result<Kept> {
+    let words = [address.to_string(), port.to_string(), count.to_string()];
+    let words: Vec<_> = ["net-idle".to_owned()].into_iter().chain(words).collect();
+    Ok(start(&words)?.0)
+}
+
+/// `flashpan-bench net-silent`: a server that keeps each connection, and says nothing but its
+/// port.
+pub(crate) fn silent() -> Result<()> {
+    let mut kept = Vec::new();
+    let port = listen(move |stream| kept.push(stream))?;
+    println!("{port}");
+    loop {
+        thread::park();
+    }
+}
+
+/// `flashpan-bench net-idle`: so many connections that stay.
+pub(crate) fn idle(address: &str, port: &str, count: &str) -> Result<()> {
+    let (address, port) = (address.parse()?, port.parse()?);
+    let made: Vec<_> = (0..count.parse::<usize>()?)
         .map(|made| connect(address, port).with_context(|| format!("{made} were made before")))
-        .collect()
+        .collect::<Result<_>>()?;
+    println!("{}", made.len());
+    loop {
+        thread::park();
+    }
 }
