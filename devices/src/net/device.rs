@@ -29,6 +29,8 @@ mod feature {
     pub(super) const MAC: u64 = 1 << 5;
     /// The driver takes long segments over IPv4.
     pub(super) const GUEST_TSO4: u64 = 1 << 7;
+    /// The driver takes long segments over IPv6.
+    pub(super) const GUEST_TSO6: u64 = 1 << 8;
     /// The driver may send long segments over IPv4.
     pub(super) const HOST_TSO4: u64 = 1 << 11;
     /// The driver may send long segments over IPv6.
@@ -362,6 +364,7 @@ impl VirtioDevice for Net {
             | feature::MTU
             | feature::MAC
             | feature::GUEST_TSO4
+            | feature::GUEST_TSO6
             | feature::HOST_TSO4
             | feature::HOST_TSO6
             | feature::MRG_RXBUF
@@ -406,6 +409,7 @@ impl VirtioDevice for Net {
         self.stack.reset(Offload {
             checksum,
             tso4: checksum && has(feature::GUEST_TSO4),
+            tso6: checksum && has(feature::GUEST_TSO6),
         });
         self.active = Some(Active {
             memory,

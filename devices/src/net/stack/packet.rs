@@ -8,7 +8,7 @@ use std::net::{IpAddr, SocketAddr};
 use flashpan_protocol::network::Tuple;
 use smoltcp::wire::{
     EthernetAddress, EthernetFrame, EthernetProtocol, IpProtocol, Ipv4Packet, Ipv6Packet,
-    TcpPacket, UdpPacket,
+    TCP_HEADER_LEN, TcpPacket, UdpPacket,
 };
 
 /// Why a frame was dropped.
@@ -158,6 +158,34 @@ pub(super) fn tcp_flags(ip: &[u8]) -> Option<TcpPacket<&[u8]>> {
         _ => Ipv6Packet::new_checked(ip).ok()?.header_len(),
     };
     TcpPacket::new_checked(ip.get(header..)?).ok()
+}
+
+/// Lets a SYN that [`parse`] found promise no longer segments than this; what it promises.
+pub(super) fn limit_segments(ip: &mut [u8], most: u16) -> Option<u16> {
+    let header = match ip.first()? >> 4 {
+        4 => usize::from(Ipv4Packet::new_checked(&*ip).ok()?.header_len()),
+        _ => Ipv6Packet::new_checked(&*ip).ok()?.header_len(),
+    };
+    let segment = ip.get_mut(header..)?;
+    let end = usize::from(TcpPacket::new_checked(&*segment).ok()?.header_len());
+    let mut options = segment.get_mut(TCP_HEADER_LEN..end)?;
+    // Kind, length, and what it says (RFC 9293 §3.1); but two are their kind alone.
+    loop {
+        match options {
+            [2, 4, high, low, ..] => {
+                let said = u16::from_be_bytes([*high, *low]).min(most);
+                [*high, *low] = said.to_be_bytes();
+                return Some(said);
+            }
+            [1, rest @ ..] => options = rest,
+            [0, ..] => return None,
+            [_, len, ..] => {
+                let len = usize::from(*len).max(2);
+                options = options.get_mut(len..)?;
+            }
+            _ => return None,
+        }
+    }
 }
 
 fn tcp<'a>(

@@ -1,7 +1,7 @@
 //! One TCP connection: a socket of the stack on the guest's side, a stream on the host's.
 
 use std::io::{self, ErrorKind};
-use std::net::Shutdown;
+use std::net::{Shutdown, SocketAddr};
 use std::os::unix::net::UnixStream;
 
 use event_manager::EventSet;
@@ -9,7 +9,7 @@ use flashpan_protocol::network::{End, Tuple};
 use smoltcp::iface::{Interface, PollIngressSingleResult, PollResult, SocketHandle, SocketSet};
 use smoltcp::socket::tcp::{CongestionControl, Socket, SocketBuffer, State};
 use smoltcp::time::Instant;
-use smoltcp::wire::{EthernetAddress, IpListenEndpoint};
+use smoltcp::wire::{EthernetAddress, IpListenEndpoint, IpVersion};
 use vm_memory::VolatileSlice;
 
 use super::output::{Output, Phy};
@@ -23,6 +23,9 @@ pub(super) struct TcpFlow {
     pub(super) watched: Option<EventSet>,
     sockets: SocketSet<'static>,
     handle: SocketHandle,
+    pub(super) version: IpVersion,
+    /// What the guest takes in a segment.
+    segment: u16,
     /// The packet that asked for it, until the stack has seen it.
     syn: Option<Vec<u8>>,
     /// The stream may have something to read that was not read yet.
@@ -46,10 +49,20 @@ struct Left {
     sent: usize,
 }
 
-/// Bytes that a connection takes from the guest before the host has: so few that its
-/// window needs no scale. With one, smoltcp takes more from a guest that does not keep to
-/// its window than it has room for, and stops.
-const FROM_GUEST: usize = 65_535;
+/// Bytes that a connection holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Sizes {
+    /// From the guest, which the host has not taken. One less than a power of two, and at least
+    /// 16 bits: until the guest's first data are acknowledged, smoltcp believes that it has
+    /// told the guest the most that the scaled window could be, and stops if the guest sends
+    /// as much and there is no room for it. Of these sizes that most is less.
+    pub(super) from_guest: usize,
+    /// To the guest, which it has not acknowledged.
+    pub(super) to_guest: usize,
+}
+
+/// What a guest takes in a segment that says nothing of it (RFC 9293 §3.7.1).
+const SEGMENT: u16 = 536;
 
 /// What became of a connection when it was looked after.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -71,11 +84,17 @@ impl std::fmt::Debug for TcpFlow {
 }
 
 impl TcpFlow {
-    /// A connection with a buffer of so many bytes to the guest, whose handshake
-    /// is made when `syn` is pumped in. Buffers cost memory as far as they are used.
-    pub(super) fn new(tuple: &Tuple, syn: Vec<u8>, stream: UnixStream, buffer: usize) -> Self {
+    /// A connection with buffers of these sizes, whose handshake is made when `syn` is pumped
+    /// in. Buffers cost memory as far as they are used. Its segments have `most` bytes or fewer.
+    pub(super) fn new(
+        tuple: &Tuple,
+        mut syn: Vec<u8>,
+        stream: UnixStream,
+        sizes: Sizes,
+        most: u16,
+    ) -> Self {
         let memory = |len| SocketBuffer::new(vec![0; len]);
-        let mut socket = Socket::new(memory(buffer.min(FROM_GUEST)), memory(buffer));
+        let mut socket = Socket::new(memory(sizes.from_guest), memory(sizes.to_guest));
         // The link loses nothing, and its ends answer at once.
         socket.set_congestion_control(CongestionControl::None);
         socket.set_nagle_enabled(false);
@@ -88,11 +107,18 @@ impl TcpFlow {
         let _ = socket.listen(endpoint);
         let mut sockets = SocketSet::new(Vec::with_capacity(1));
         let handle = sockets.add(socket);
+        let version = match tuple.destination {
+            SocketAddr::V4(_) => IpVersion::Ipv4,
+            SocketAddr::V6(_) => IpVersion::Ipv6,
+        };
+        let segment = packet::limit_segments(&mut syn, most).unwrap_or(SEGMENT);
         Self {
             stream,
             watched: None,
             sockets,
             handle,
+            version,
+            segment: segment.min(most),
             syn: Some(syn),
             readable: true,
             writable: true,
@@ -142,6 +168,8 @@ impl TcpFlow {
             packet: Some(packet),
             peer,
             output,
+            version: self.version,
+            segment: self.segment,
             urgent: false,
         };
         let _: PollIngressSingleResult =
@@ -180,6 +208,8 @@ impl TcpFlow {
             packet: None,
             peer,
             output,
+            version: self.version,
+            segment: self.segment,
             urgent: false,
         };
         loop {
@@ -198,12 +228,10 @@ impl TcpFlow {
         if both_done && self.socket().can_recv() {
             let socket = self.sockets.get_mut::<Socket<'_>>(self.handle);
             let mut data = Vec::new();
-            while let Ok(len @ 1..) = socket.recv(|part| {
+            while let Ok(1..) = socket.recv(|part| {
                 data.extend_from_slice(part);
                 (part.len(), part.len())
-            }) {
-                debug_assert!(len <= FROM_GUEST);
-            }
+            }) {}
             self.left = Some(Left { data, sent: 0 });
             return self.feed_rest();
         }

@@ -13,6 +13,7 @@ use crate::net::stack::Offload;
 const ALL: Offload = Offload {
     checksum: true,
     tso4: true,
+    tso6: true,
 };
 
 const V4: &str = "93.184.216.34:443";
