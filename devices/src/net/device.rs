@@ -291,7 +291,10 @@ impl Active {
                 if header.is_none() || chain.readable.len() > MAX_FRAME {
                     metrics.oversized += 1;
                 } else {
-                    frame.resize(chain.readable.len(), 0);
+                    // Never shorter again: what is added is filled with zeroes.
+                    let len = chain.readable.len();
+                    frame.resize(frame.len().max(len), 0);
+                    let frame = frame.get_mut(..len).unwrap_or_default();
                     chain.readable.read(frame);
                     stack.input(frame);
                 }

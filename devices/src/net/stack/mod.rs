@@ -2,7 +2,7 @@
 //!
 //! * `packet` – what a frame is; `gateway` – what the gateway answers itself; `answer` –
 //!   packets that belong to no flow;
-//! * `tcp`, `udp` – one flow; `table` – all of them;
+//! * `tcp`, `udp` – one flow; `table` – all of them; `memory` – what their buffers may take;
 //! * `output` – frames for the guest, and what smoltcp takes for a device.
 //!
 //! # Back-pressure
@@ -13,13 +13,14 @@
 //!
 //! # Memory
 //!
-//! A connection has a buffer of 512 KiB to the guest while there are at most 64 flows, 64
-//! KiB up to 1,024, and 16 KiB beyond; from the guest it has less than 64 KiB. At most 550
-//! MiB for 12,000 flows whose guest and host both stand still in the middle of everything.
-//! Memory that is not used is not there.
+//! To the guest a connection has 16 KiB, and up to 512 KiB by use, of 256 MiB that all have
+//! together (`memory`). From the guest it has 256 KiB while there are at most 256 flows, and
+//! 64 KiB beyond. At most 1,250 MiB for 12,000 flows whose guest and host both stand still in
+//! the middle of everything. Memory that is not used is not there.
 
 mod answer;
 mod gateway;
+mod memory;
 mod metrics;
 mod output;
 mod packet;
@@ -39,10 +40,11 @@ use smoltcp::iface::{Config, Interface};
 use smoltcp::time::{Duration, Instant};
 use smoltcp::wire::{EthernetAddress, HardwareAddress, IpCidr, IpVersion};
 
+use self::memory::Memory;
 use self::output::{Output, Phy};
 use self::packet::{Drop, Packet};
 use self::table::{Asked, Flow, State, Table};
-use self::tcp::{Pumped, Sizes, TcpFlow};
+use self::tcp::{Pumped, TcpFlow};
 use self::udp::UdpFlow;
 use super::{NetError, NetEvent};
 use crate::reactor::{Reactor, Ready};
@@ -58,14 +60,6 @@ const ANSWER: StdDuration = StdDuration::from_secs(150);
 /// Flows that have a turn before the caller has one.
 const TURNS: usize = 256;
 
-fn sizes(_flows: usize) -> Sizes {
-    let get = |name, default| std::env::var(name).ok().and_then(|v: String| v.parse().ok()).unwrap_or(default);
-    Sizes {
-        from_guest: get("FROM_GUEST", 65_535),
-        to_guest: get("TO_GUEST", 512 * 1024),
-    }
-}
-
 /// See the [module](self).
 ///
 /// Frames go in by [`Self::input`] and come out by [`Self::frame`]. [`Self::poll`] has to
@@ -76,6 +70,8 @@ pub struct Stack {
     /// What makes packets of flows: of IPv4, and of IPv6.
     interfaces: Interfaces,
     output: Output,
+    /// Of the buffers to the guest.
+    memory: Memory,
     table: Table,
     reactor: Reactor,
     /// Flows whose sockets may have to be watched for something else.
@@ -114,6 +110,7 @@ impl Stack {
             link,
             interfaces,
             output,
+            memory: Memory::new(),
             table: Table::new(),
             reactor,
             touched: Vec::new(),
@@ -322,7 +319,6 @@ impl Stack {
             return;
         }
         let flows = self.table.len();
-        let sizes = sizes(flows);
         let output = &self.output;
         let mut due = None;
         let mut made = false;
@@ -337,7 +333,7 @@ impl Stack {
                         SocketAddr::V6(_) => IpVersion::Ipv6,
                     };
                     let most = output.most_segment(version);
-                    let flow = TcpFlow::new(tuple, asked.first, stream, sizes, most);
+                    let flow = TcpFlow::new(tuple, asked.first, stream, flows, most);
                     State::Tcp(Box::new(flow))
                 }
                 Protocol::Udp => {
@@ -454,7 +450,7 @@ impl Stack {
             State::Asked(_) => {}
             State::Tcp(tcp) => {
                 let interface = self.interfaces.of(tcp.version);
-                match tcp.pump(interface, output, flow.peer, now) {
+                match tcp.pump(interface, output, &mut self.memory, flow.peer, now) {
                     Pumped::Ended(how) => self.end(id, how),
                     Pumped::Held => self.table.queue(id),
                     Pumped::Idle => {
@@ -492,7 +488,10 @@ impl Stack {
 
     fn finish(&mut self, id: u64, mut flow: Flow, how: End) {
         match &mut flow.state {
-            State::Tcp(tcp) => self.reactor.forget(&tcp.stream, &mut tcp.watched),
+            State::Tcp(tcp) => {
+                self.reactor.forget(&tcp.stream, &mut tcp.watched);
+                self.memory.end(&tcp.grant);
+            }
             State::Udp(udp) => self.reactor.forget(&udp.socket, &mut udp.watched),
             State::Asked(_) => {}
         }

@@ -9,7 +9,8 @@ use smoltcp::phy::{
 use smoltcp::time::Instant;
 use smoltcp::wire::{
     ETHERNET_HEADER_LEN, EthernetAddress, EthernetFrame, EthernetProtocol, IPV4_HEADER_LEN,
-    IPV6_HEADER_LEN, IpAddress, IpProtocol, IpVersion, Ipv4Packet, Ipv6Packet, TCP_HEADER_LEN, TcpPacket, checksum,
+    IPV6_HEADER_LEN, IpAddress, IpProtocol, IpVersion, Ipv4Packet, Ipv6Packet, TCP_HEADER_LEN,
+    TcpPacket, checksum,
 };
 
 use crate::net::header::{Header, PartialChecksum, Segmentation};
@@ -144,8 +145,8 @@ impl Output {
         capabilities.segmentation.tcpv4 = longest(self.offload.long(IpVersion::Ipv4));
         capabilities.segmentation.tcpv6 = longest(self.offload.long(IpVersion::Ipv6));
         // Of IPv6, smoltcp drops what is longer than the link takes although it is to be cut,
-        // and believes it sent. What the guest is told of the link is put right in `finish`,
-        // and what the guest says of its segments in `TcpFlow::new`.
+        // and believes it sent. `finish` puts right what the guest is told of the link, and
+        // has it cut into segments of the link.
         capabilities.max_transmission_unit = match version {
             IpVersion::Ipv6 if self.offload.long(version) => MAX_PACKET,
             _ => self.mtu,

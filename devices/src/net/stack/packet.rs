@@ -160,31 +160,24 @@ pub(super) fn tcp_flags(ip: &[u8]) -> Option<TcpPacket<&[u8]>> {
     TcpPacket::new_checked(ip.get(header..)?).ok()
 }
 
-/// Lets a SYN that [`parse`] found promise no longer segments than this; what it promises.
-pub(super) fn limit_segments(ip: &mut [u8], most: u16) -> Option<u16> {
+/// The longest segment that a SYN which [`parse`] found asks for, if it says so.
+pub(super) fn longest_segment(ip: &[u8]) -> Option<u16> {
     let header = match ip.first()? >> 4 {
-        4 => usize::from(Ipv4Packet::new_checked(&*ip).ok()?.header_len()),
-        _ => Ipv6Packet::new_checked(&*ip).ok()?.header_len(),
+        4 => usize::from(Ipv4Packet::new_checked(ip).ok()?.header_len()),
+        _ => Ipv6Packet::new_checked(ip).ok()?.header_len(),
     };
-    let segment = ip.get_mut(header..)?;
-    let end = usize::from(TcpPacket::new_checked(&*segment).ok()?.header_len());
-    let mut options = segment.get_mut(TCP_HEADER_LEN..end)?;
-    // Kind, length, and what it says (RFC 9293 §3.1); but two are their kind alone.
+    let segment = ip.get(header..)?;
+    let end = usize::from(TcpPacket::new_checked(segment).ok()?.header_len());
+    let mut options = segment.get(TCP_HEADER_LEN..end)?;
+    // Kind, length, and what it says; but two are their kind alone (RFC 9293 §3.1).
     loop {
-        match options {
-            [2, 4, high, low, ..] => {
-                let said = u16::from_be_bytes([*high, *low]).min(most);
-                [*high, *low] = said.to_be_bytes();
-                return Some(said);
-            }
-            [1, rest @ ..] => options = rest,
+        options = match options {
+            [2, 4, high, low, ..] => return Some(u16::from_be_bytes([*high, *low])),
             [0, ..] => return None,
-            [_, len, ..] => {
-                let len = usize::from(*len).max(2);
-                options = options.get_mut(len..)?;
-            }
+            [1, rest @ ..] => rest,
+            [_, len, ..] => options.get(usize::from(*len).max(2)..)?,
             _ => return None,
-        }
+        };
     }
 }
 
