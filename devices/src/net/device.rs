@@ -276,7 +276,7 @@ impl Active {
         } = limits;
         let Self { memory, rings, .. } = self;
         let memory = &*memory;
-        let mut chain = Chain::new();
+        let (mut chain, mut placed) = (Chain::new(), Vec::new());
         let (mut frames, mut bytes) = (0, 0_usize);
         loop {
             let before = frames;
@@ -306,7 +306,7 @@ impl Active {
                 if Limits::hold(to_guest, until) {
                     break;
                 }
-                match rings.place(memory, next)? {
+                match rings.place(memory, next, &mut placed)? {
                     Placed::Done => {}
                     Placed::TooLong => metrics.unplaceable += 1,
                     Placed::Starved => {

@@ -6,8 +6,8 @@ use std::collections::HashMap;
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
-use std::sync::mpsc::{Receiver, channel};
 use std::sync::Arc;
+use std::sync::mpsc::{Receiver, channel};
 use std::thread;
 
 use anyhow::{Context, Result, anyhow};
@@ -65,7 +65,9 @@ impl Card {
     pub(super) fn new(tap: File, link: Link, gateway: Arc<Gateway>) -> Result<Self> {
         let stop = EventFd::new(EFD_NONBLOCK)?;
         let stopped = stop.try_clone()?;
-        let thread = thread::spawn(move || run(&tap, link, &gateway, &stopped));
+        let thread = thread::Builder::new()
+            .name("device".to_owned())
+            .spawn(move || run(&tap, link, &gateway, &stopped))?;
         Ok(Self {
             stop,
             thread: Some(thread),
@@ -167,8 +169,12 @@ impl Guest {
         let timer = self.driver.machine.device().timer();
         let timer = timer.context("the device has no timer")?;
         loop {
-            let [from_tap, from_timer, from_supervisor, stopped] =
-                ready([tap.as_raw_fd(), timer, told.wake.as_raw_fd(), stop.as_raw_fd()])?;
+            let [from_tap, from_timer, from_supervisor, stopped] = ready([
+                tap.as_raw_fd(),
+                timer,
+                told.wake.as_raw_fd(),
+                stop.as_raw_fd(),
+            ])?;
             if stopped {
                 return Ok(());
             }
@@ -209,7 +215,9 @@ impl Guest {
             let Some(buffer) = self.free.pop() else {
                 break;
             };
-            let read = self.memory.read_volatile_from(GuestAddress(buffer), &mut tap, LONG);
+            let read = self
+                .memory
+                .read_volatile_from(GuestAddress(buffer), &mut tap, LONG);
             let len = match read {
                 Ok(len) => u32::try_from(len)?,
                 Err(error) => {
@@ -245,7 +253,10 @@ impl Guest {
         let mut waiting = 0_u16;
         let mut pages = Vec::new();
         while let Some((head, len)) = rx.collect() {
-            let page = self.lent.remove(&head).context("a buffer that was not lent")?;
+            let page = self
+                .lent
+                .remove(&head)
+                .context("a buffer that was not lent")?;
             pages.push(page);
             if waiting == 0 {
                 // num_buffers, the last field of the header.
@@ -288,7 +299,10 @@ fn write(tap: &File, memory: &GuestRam, pieces: &[(u64, usize)]) -> Result<()> {
         .map(|&(at, len)| memory.get_slice(GuestAddress(at), len))
         .collect::<Result<_, _>>()
         .map_err(|error| anyhow!("a buffer of the guest: {error}"))?;
-    let guards: Vec<_> = slices.iter().map(vm_memory::VolatileSlice::ptr_guard).collect();
+    let guards: Vec<_> = slices
+        .iter()
+        .map(vm_memory::VolatileSlice::ptr_guard)
+        .collect();
     let vector: Vec<_> = guards
         .iter()
         .map(|guard| libc::iovec {

@@ -139,7 +139,8 @@ pub(crate) fn net(options: &NetOptions) -> Result<bool> {
     let mut best = [Measured::NOTHING; 4];
     for _ in 0..options.runs {
         for (&way, best) in ways.iter().zip(&mut best) {
-            let one = measure(way, servers, options.time)?; eprintln!("{way:?} {one:?}");
+            let one = measure(way, servers, options.time)?;
+            eprintln!("{way:?} {one:?}");
             *best = best.better(one);
         }
     }
@@ -179,8 +180,18 @@ fn tell(figures: &mut Figures<'_>, best: &[Measured; 4], crowded: [f64; 4], alon
     let six = ("IPv4", ours.download / MEGABYTE);
     figures.beside("net/download-ipv6", ours.download6 / MEGABYTE, "MB/s", six);
     let without = |rate| ("without idle flows", rate);
-    figures.beside("net/upload-beside-idle", upload_idle, "MB/s", without(upload));
-    figures.beside("net/download-beside-idle", download_idle, "MB/s", without(download));
+    figures.beside(
+        "net/upload-beside-idle",
+        upload_idle,
+        "MB/s",
+        without(upload),
+    );
+    figures.beside(
+        "net/download-beside-idle",
+        download_idle,
+        "MB/s",
+        without(download),
+    );
 }
 
 /// A namespace with a way out of it, and the address of the host there.
@@ -268,6 +279,12 @@ fn measure(way: Way, servers: Servers, time: Duration) -> Result<Measured> {
     let gateway = guest.gateway;
     let measured = guest.space.run(move || {
         let port = servers.data;
+        if let Ok(n) = std::env::var("ONLYDOWN") {
+            for _ in 0..n.parse::<u32>().unwrap_or(1) {
+                eprintln!("{}", server::download(gateway, port, time)? / 1e6);
+            }
+            std::process::exit(0)
+        }
         // A peer that fails at one thing may be good at the others; we may not.
         let tried = |what, result: Result<f64>, nothing| match result {
             Ok(value) => Ok(value),
@@ -280,7 +297,11 @@ fn measure(way: Way, servers: Servers, time: Duration) -> Result<Measured> {
         let mut measured = Measured {
             upload: tried("upload", server::upload(gateway, port, time), 0.0)?,
             download: tried("download", server::download(gateway, port, time), 0.0)?,
-            round_trip: tried("round trips", server::round_trip(gateway, port), f64::INFINITY)?,
+            round_trip: tried(
+                "round trips",
+                server::round_trip(gateway, port),
+                f64::INFINITY,
+            )?,
             connections: tried(
                 "connections",
                 server::connections(gateway, servers.closing, time / 2),
@@ -337,5 +358,7 @@ fn raise_limit() -> Result<usize> {
             hard
         }
     };
-    Ok(usize::try_from((limit.saturating_sub(OTHERS) / DESCRIPTORS).min(idle))?)
+    Ok(usize::try_from(
+        (limit.saturating_sub(OTHERS) / DESCRIPTORS).min(idle),
+    )?)
 }

@@ -24,8 +24,21 @@ pub(super) const SLIRP_GATEWAY: &str = "10.0.2.2";
 
 /// What all that speak IPv4 only are told.
 const PASST: [&str; 16] = [
-    "--foreground", "--quiet", "--ipv4-only", "--mtu", "1500", "--address", GUEST, "--netmask",
-    "255.255.255.252", "--gateway", GATEWAY, "--tcp-ports", "none", "--udp-ports", "none",
+    "--foreground",
+    "--quiet",
+    "--ipv4-only",
+    "--mtu",
+    "1500",
+    "--address",
+    GUEST,
+    "--netmask",
+    "255.255.255.252",
+    "--gateway",
+    GATEWAY,
+    "--tcp-ports",
+    "none",
+    "--udp-ports",
+    "none",
     "--no-dhcp",
 ];
 
@@ -70,7 +83,10 @@ pub(super) fn passt(space: &Space) -> Result<Program> {
     let (ours, theirs) = UnixStream::pair()?;
     pass_on(&theirs)?;
     let mut command = Command::new("passt");
-    command.args(PASST).arg("--fd").arg(theirs.as_raw_fd().to_string());
+    command
+        .args(PASST)
+        .arg("--fd")
+        .arg(theirs.as_raw_fd().to_string());
     let program = start(&mut command)?;
     drop(theirs);
     let tap = Arc::new(tap);
@@ -154,8 +170,18 @@ fn down(tap: &File, mut from: UnixStream) -> io::Result<()> {
 /// pasta, which is passt with a TAP device of its own.
 pub(super) fn pasta(space: &Space) -> Result<Program> {
     let mut command = Command::new("pasta");
-    command.args(PASST).args(["--config-net", "--ns-ifname", TAP]);
-    command.args(["--tcp-ns", "none", "--udp-ns", "none", "--runas", "0", "--netns-only"]);
+    command
+        .args(PASST)
+        .args(["--config-net", "--ns-ifname", TAP]);
+    command.args([
+        "--tcp-ns",
+        "none",
+        "--udp-ns",
+        "none",
+        "--runas",
+        "0",
+        "--netns-only",
+    ]);
     // It gives up the privilege that it would need for a file of /proc.
     let mount = Mount::new(space.path())?;
     command.arg("--netns").arg(mount.0.path());
@@ -172,7 +198,10 @@ impl Mount {
         let file = tempfile::NamedTempFile::new()?;
         let mut mount = Command::new("mount");
         let status = mount.arg("--bind").arg(namespace).arg(file.path()).status();
-        ensure!(status.context("start mount")?.success(), "cannot mount a namespace");
+        ensure!(
+            status.context("start mount")?.success(),
+            "cannot mount a namespace"
+        );
         Ok(Self(file))
     }
 }
@@ -188,13 +217,24 @@ pub(super) fn slirp4netns(space: &Space) -> Result<Program> {
     let (mut ours, theirs) = UnixStream::pair()?;
     pass_on(&theirs)?;
     let mut command = Command::new("slirp4netns");
-    command.args(["--configure", "--mtu", "1500", "--netns-type", "path", "--ready-fd"]);
-    command.arg(theirs.as_raw_fd().to_string()).arg(space.path()).arg(TAP);
+    command.args([
+        "--configure",
+        "--mtu",
+        "1500",
+        "--netns-type",
+        "path",
+        "--ready-fd",
+    ]);
+    command
+        .arg(theirs.as_raw_fd().to_string())
+        .arg(space.path())
+        .arg(TAP);
     command.stderr(Stdio::null());
     let program = start(&mut command)?;
     drop(theirs);
     let mut ready = [0];
-    ours.read_exact(&mut ready).context("slirp4netns did not start")?;
+    ours.read_exact(&mut ready)
+        .context("slirp4netns did not start")?;
     Ok(program)
 }
 

@@ -35,10 +35,9 @@ impl Servers {
     /// Starts them.
     pub(super) fn start() -> Result<Self> {
         let data = listen(|stream| {
-            thread::spawn(move || {
-                // A client that has gone away has what it wanted.
-                let _ = serve(stream);
-            });
+            let thread = thread::Builder::new().name("server".to_owned());
+            // A client that has gone away has what it wanted.
+            let _ = thread.spawn(move || serve(stream));
         })?;
         Ok(Self {
             data,
@@ -131,7 +130,9 @@ pub(super) fn upload(address: IpAddr, port: u16, time: Duration) -> Result<f64> 
         sent += u64::try_from(CHUNK)?;
     }
     let mut total = [0; 8];
-    stream.read_exact(&mut total).context("wait for the server's count")?;
+    stream
+        .read_exact(&mut total)
+        .context("wait for the server's count")?;
     let rate = rate(sent, begun.elapsed());
     ensure!(u64::from_be_bytes(total) == sent, "bytes were lost");
     Ok(rate)
@@ -203,7 +204,10 @@ impl Drop for Kept {
 fn start(words: &[String]) -> Result<(Kept, String)> {
     let program = std::env::current_exe()?;
     let mut command = Command::new(program);
-    command.args(words).stdin(Stdio::null()).stdout(Stdio::piped());
+    command
+        .args(words)
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped());
     let mut child = Kept(command.spawn().context("start a part of the benchmark")?);
     let output = child.0.stdout.take().context("it has no output")?;
     let mut line = String::new();

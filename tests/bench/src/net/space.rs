@@ -36,13 +36,14 @@ impl Space {
     pub(super) fn new() -> Result<Self> {
         let (jobs, queue) = mpsc::channel::<Job>();
         let (made, is_made) = mpsc::channel();
-        let thread = thread::spawn(move || {
+        let thread = thread::Builder::new().name("guest".to_owned());
+        let thread = thread.spawn(move || {
             let unshared = unshare(CloneFlags::CLONE_NEWNET);
             let _ = made.send(unshared.map(|()| gettid()));
             for job in queue {
                 job();
             }
-        });
+        })?;
         let thread_id = (is_made.recv()?)
             .context("make a network namespace, which only root may: run the benchmark as root")?;
         let path = format!("/proc/{}/task/{thread_id}/ns/net", std::process::id());
@@ -124,7 +125,10 @@ pub(super) fn tap(frames: Frames) -> Result<File> {
     }
     request.ifr_ifru.ifru_flags = libc::c_short::try_from(flags)?;
     // SAFETY: TUNSETIFF reads and writes an `ifreq`, which lives.
-    check(unsafe { libc::ioctl(tap.as_raw_fd(), libc::TUNSETIFF, &raw mut request) }, what)?;
+    check(
+        unsafe { libc::ioctl(tap.as_raw_fd(), libc::TUNSETIFF, &raw mut request) },
+        what,
+    )?;
     if frames == Frames::Offloaded {
         let len = HEADER_LEN;
         // SAFETY: TUNSETVNETHDRSZ reads an `int`, which lives.

@@ -28,7 +28,8 @@ pub(super) fn start(
         .build()
         .context("start a runtime")?;
     let (events, mut told) = mpsc::unbounded_channel();
-    let thread = thread::spawn(move || {
+    let thread = thread::Builder::new().name("supervisor".to_owned());
+    let thread = thread.spawn(move || {
         runtime.block_on(async move {
             let (sender, mut answered) = mpsc::channel(ANSWERS);
             let mut running: HashMap<u64, AbortHandle> = HashMap::new();
@@ -56,6 +57,6 @@ pub(super) fn start(
                 }
             }
         });
-    });
+    })?;
     Ok((thread, events))
 }
