@@ -37,7 +37,7 @@ const LONGS: usize = 128;
 
 /// Buffers of one page for frames from the device, as Linux has them with mergeable
 /// buffers.
-const PAGE: usize = 4096;
+const PAGE: u32 = 4096;
 const PAGES: usize = 256;
 
 /// Frames that are taken from the TAP device before the device has its turn: a driver kicks
@@ -151,7 +151,7 @@ impl Guest {
             pieces: Vec::new(),
         };
         for _ in 0..PAGES {
-            let page = guest.driver.alloc(PAGE);
+            let page = guest.driver.alloc(usize::try_from(PAGE).unwrap_or(0));
             guest.lend(page);
         }
         guest
@@ -159,7 +159,7 @@ impl Guest {
 
     fn lend(&mut self, page: u64) {
         if let Some(ring) = self.driver.rings.get_mut(RX) {
-            let head = ring.send(&[Segment::writable(page, PAGE as u32)]);
+            let head = ring.send(&[Segment::writable(page, PAGE)]);
             self.lent.insert(head, page);
         }
     }

@@ -125,10 +125,8 @@ pub(super) fn tap(frames: Frames) -> Result<File> {
     }
     request.ifr_ifru.ifru_flags = libc::c_short::try_from(flags)?;
     // SAFETY: TUNSETIFF reads and writes an `ifreq`, which lives.
-    check(
-        unsafe { libc::ioctl(tap.as_raw_fd(), libc::TUNSETIFF, &raw mut request) },
-        what,
-    )?;
+    let set = unsafe { libc::ioctl(tap.as_raw_fd(), libc::TUNSETIFF, &raw mut request) };
+    check(set, what)?;
     if frames == Frames::Offloaded {
         let len = HEADER_LEN;
         // SAFETY: TUNSETVNETHDRSZ reads an `int`, which lives.
