@@ -13,16 +13,16 @@ use crate::net::NetEvent;
 use crate::net::stack::Offload;
 use crate::net::stack::memory::Memory;
 
-const ALL: Offload = Offload {
+pub(super) const ALL: Offload = Offload {
     checksum: true,
     tso4: true,
     tso6: true,
 };
 
-const V4: &str = "93.184.216.34:443";
+pub(super) const V4: &str = "93.184.216.34:443";
 const V6: &str = "[2001:db8::7]:443";
 
-fn pattern(len: usize) -> Vec<u8> {
+pub(super) fn pattern(len: usize) -> Vec<u8> {
     (0..len).map(|i| (i % 251) as u8).collect()
 }
 

@@ -11,7 +11,7 @@ use crate::net::stack::Offload;
 use crate::net::{MAX_ASKED, NetEvent};
 
 /// The frame of a SYN from this port.
-fn syn(port: u16) -> Vec<u8> {
+pub(super) fn syn(port: u16) -> Vec<u8> {
     let mut frame = datagram("198.18.0.2:1", "1.1.1.1:80", &[0; 12]);
     frame[23] = 6;
     let mut tcp = [0; 20];
@@ -25,7 +25,7 @@ fn syn(port: u16) -> Vec<u8> {
 }
 
 /// Makes the checksum of the IP header again, if it has one.
-fn fix(frame: &mut [u8]) {
+pub(super) fn fix(frame: &mut [u8]) {
     let mut ethernet = EthernetFrame::new_unchecked(frame);
     let packet = ethernet.payload_mut();
     let header = usize::from(packet[0] & 15) * 4;
@@ -77,7 +77,7 @@ fn a_segment_of_no_connection_is_reset_and_a_reset_is_not() {
 
 /// A segment of the connection that `syn(9)` asked for, `offset` bytes into what the guest
 /// sends.
-fn segment(offset: u32, acknowledged: u32, payload: usize) -> Vec<u8> {
+pub(super) fn segment(offset: u32, acknowledged: u32, payload: usize) -> Vec<u8> {
     let mut frame = datagram("198.18.0.2:1", "1.1.1.1:80", &vec![7; 12 + payload]);
     frame[23] = 6;
     let head = syn(9);
