@@ -15,7 +15,7 @@
 //!
 //! To the guest a connection has 16 KiB, and up to 512 KiB by use, of 256 MiB that all have
 //! together (`memory`). From the guest it has 256 KiB while there are at most 256 flows, and
-//! 64 KiB beyond. At most 1,250 MiB for 12,000 flows whose guest and host both stand still in
+//! 128 KiB beyond. At most 2,000 MiB for 12,000 flows whose guest and host both stand still in
 //! the middle of everything. Memory that is not used is not there.
 
 mod answer;

@@ -2,7 +2,6 @@
 //! frames between the TAP device and the rings, with the header that both have alike.
 #![allow(unsafe_code)] // writev(2) from guest memory.
 
-use std::collections::HashMap;
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
@@ -43,6 +42,9 @@ const PAGES: usize = 256;
 /// Frames that are taken from the TAP device before the device has its turn: a driver kicks
 /// as soon as the device wants it.
 const BATCH: usize = 64;
+
+/// Descriptors of a queue.
+const HEADS: usize = 256;
 
 const RX: usize = 0;
 const TX: usize = 1;
@@ -131,8 +133,8 @@ struct Guest {
     /// Buffers for frames to the device that nobody uses.
     free: Vec<u64>,
     /// Those that the device has, by the heads of their chains.
-    sent: HashMap<u16, u64>,
-    lent: HashMap<u16, u64>,
+    sent: Vec<u64>,
+    lent: Vec<u64>,
     /// Pieces of the frame that is being taken from the device.
     pieces: Vec<(u64, usize)>,
 }
@@ -146,8 +148,8 @@ impl Guest {
             driver,
             memory,
             free,
-            sent: HashMap::new(),
-            lent: HashMap::new(),
+            sent: vec![0; HEADS],
+            lent: vec![0; HEADS],
             pieces: Vec::new(),
         };
         for _ in 0..PAGES {
@@ -160,7 +162,7 @@ impl Guest {
     fn lend(&mut self, page: u64) {
         if let Some(ring) = self.driver.rings.get_mut(RX) {
             let head = ring.send(&[Segment::writable(page, PAGE)]);
-            self.lent.insert(head, page);
+            put(&mut self.lent, head, page);
         }
     }
 
@@ -234,7 +236,7 @@ impl Guest {
             };
             if let Some(ring) = self.driver.rings.get_mut(TX) {
                 let head = ring.send(&[Segment::readable(buffer, len)]);
-                self.sent.insert(head, buffer);
+                put(&mut self.sent, head, buffer);
             }
         }
         let ring = self.driver.rings.get_mut(TX).context("no ring")?;
@@ -248,15 +250,13 @@ impl Guest {
             return Err(anyhow!("a device of two queues has others"));
         };
         while let Some((head, _)) = tx.collect() {
-            self.free.extend(self.sent.remove(&head));
+            self.free.extend(self.sent.get(usize::from(head)));
         }
         let mut waiting = 0_u16;
         let mut pages = Vec::new();
         while let Some((head, len)) = rx.collect() {
-            let page = self
-                .lent
-                .remove(&head)
-                .context("a buffer that was not lent")?;
+            let page = self.lent.get(usize::from(head)).copied();
+            let page = page.context("a buffer that was not lent")?;
             pages.push(page);
             if waiting == 0 {
                 // num_buffers, the last field of the header.
@@ -275,6 +275,13 @@ impl Guest {
         }
         let ring = self.driver.rings.get_mut(RX).context("no ring")?;
         Ok(ring.wants_kick())
+    }
+}
+
+/// Notes the buffer of a chain.
+fn put(buffers: &mut [u64], head: u16, buffer: u64) {
+    if let Some(place) = buffers.get_mut(usize::from(head)) {
+        *place = buffer;
     }
 }
 

@@ -44,12 +44,17 @@ const PASST: [&str; 16] = [
 
 /// A program that runs as long as this lives.
 #[derive(Debug)]
-pub(super) struct Program(Child);
+pub(super) struct Program {
+    child: Child,
+    /// What it looks at as long as it runs.
+    mount: Option<Mount>,
+}
 
 impl Drop for Program {
     fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        drop(self.mount.take());
     }
 }
 
@@ -58,7 +63,7 @@ fn start(command: &mut Command) -> Result<Program> {
     let name = command.get_program().to_string_lossy().into_owned();
     command.stdin(Stdio::null()).stdout(Stdio::null());
     let child = command.spawn().with_context(|| format!("start {name}"))?;
-    Ok(Program(child))
+    Ok(Program { child, mount: None })
 }
 
 /// Lets the next programs have this descriptor.
@@ -185,12 +190,14 @@ pub(super) fn pasta(space: &Space) -> Result<Program> {
     // It gives up the privilege that it would need for a file of /proc.
     let mount = Mount::new(space.path())?;
     command.arg("--netns").arg(mount.0.path());
-    let program = start(&mut command)?;
+    let mut program = start(&mut command)?;
+    program.mount = Some(mount);
     wait_for_route(space)?;
     Ok(program)
 }
 
 /// A file that is a namespace.
+#[derive(Debug)]
 struct Mount(tempfile::NamedTempFile);
 
 impl Mount {

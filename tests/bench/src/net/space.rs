@@ -53,6 +53,11 @@ impl Space {
             path: path.into(),
         };
         space.run(|| ip("link set lo up"))??;
+        // A new namespace has what the host has, which may pace itself by a clock. This one
+        // does not, as what guests have by default, and is allowed in every namespace.
+        let control = "/proc/sys/net/ipv4/tcp_congestion_control";
+        (space.run(move || std::fs::write(control, "reno"))?)
+            .with_context(|| format!("write {control}"))?;
         Ok(space)
     }
 
