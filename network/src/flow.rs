@@ -7,7 +7,7 @@ use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, OnceLock};
 
 use flashpan_protocol::network::{Protocol, Refusal, Tuple};
-use tokio::io::{AsyncReadExt, copy_bidirectional_with_sizes};
+use tokio::io::AsyncReadExt;
 use tokio::net::{TcpStream, UdpSocket, UnixStream};
 use tokio::sync::watch;
 use tokio::time::timeout;
@@ -20,11 +20,9 @@ use crate::http::Connected;
 use crate::message::Messages;
 use crate::meter::Meter;
 use crate::policy::{Code, Denial, Policy};
+use crate::relay;
 use crate::report::{Outcome, Report, Scheme};
 use crate::tls::hello;
-
-/// What passes at once, in each direction.
-const BUFFER: usize = 32 * 1024;
 
 /// The longest datagram there is.
 const MAX_DATAGRAM: usize = 65_535;
@@ -398,7 +396,7 @@ async fn to_datagrams(target: SocketAddr) -> Result<Outside, Broken> {
 
 /// Passes on what comes until both sides have ended.
 async fn stream(inside: &mut Counted<UnixStream>, mut outside: TcpStream) -> io::Result<()> {
-    copy_bidirectional_with_sizes(inside, &mut outside, BUFFER, BUFFER).await?;
+    relay::both_ways(inside, &mut outside).await?;
     dial::in_order(&outside);
     Ok(())
 }

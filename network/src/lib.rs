@@ -17,6 +17,7 @@
 //! * `gateway` – where flows lead: the one choke point;
 //! * `dial` – the host's connections to what may be reached;
 //! * `flow` – one flow, from the question to its end;
+//! * `relay` – bytes of a flow, both ways;
 //! * `meter` – what is told of one flow or request; `counted` – how much passes;
 //! * `neighbours` – the addresses of this host, and of what is next to it;
 //! * `message` – datagrams on a socket pair.
@@ -35,6 +36,7 @@ mod meter;
 pub mod names;
 mod neighbours;
 pub mod policy;
+mod relay;
 pub mod report;
 pub mod script;
 pub mod tls;

@@ -29,6 +29,8 @@ mod feature {
     pub(super) const MAC: u64 = 1 << 5;
     /// The driver takes long segments over IPv4.
     pub(super) const GUEST_TSO4: u64 = 1 << 7;
+    /// The driver takes long segments over IPv6.
+    pub(super) const GUEST_TSO6: u64 = 1 << 8;
     /// The driver may send long segments over IPv4.
     pub(super) const HOST_TSO4: u64 = 1 << 11;
     /// The driver may send long segments over IPv6.
@@ -274,7 +276,7 @@ impl Active {
         } = limits;
         let Self { memory, rings, .. } = self;
         let memory = &*memory;
-        let mut chain = Chain::new();
+        let (mut chain, mut placed) = (Chain::new(), Vec::new());
         let (mut frames, mut bytes) = (0, 0_usize);
         loop {
             let before = frames;
@@ -289,7 +291,10 @@ impl Active {
                 if header.is_none() || chain.readable.len() > MAX_FRAME {
                     metrics.oversized += 1;
                 } else {
-                    frame.resize(chain.readable.len(), 0);
+                    // Never shorter again: what is added is filled with zeroes.
+                    let len = chain.readable.len();
+                    frame.resize(frame.len().max(len), 0);
+                    let frame = frame.get_mut(..len).unwrap_or_default();
                     chain.readable.read(frame);
                     stack.input(frame);
                 }
@@ -301,7 +306,7 @@ impl Active {
                 if Limits::hold(to_guest, until) {
                     break;
                 }
-                match rings.place(memory, next)? {
+                match rings.place(memory, next, &mut placed)? {
                     Placed::Done => {}
                     Placed::TooLong => metrics.unplaceable += 1,
                     Placed::Starved => {
@@ -362,6 +367,7 @@ impl VirtioDevice for Net {
             | feature::MTU
             | feature::MAC
             | feature::GUEST_TSO4
+            | feature::GUEST_TSO6
             | feature::HOST_TSO4
             | feature::HOST_TSO6
             | feature::MRG_RXBUF
@@ -406,6 +412,7 @@ impl VirtioDevice for Net {
         self.stack.reset(Offload {
             checksum,
             tso4: checksum && has(feature::GUEST_TSO4),
+            tso6: checksum && has(feature::GUEST_TSO6),
         });
         self.active = Some(Active {
             memory,

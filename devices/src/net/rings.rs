@@ -68,28 +68,38 @@ impl Rings {
         self.tx.complete(memory, head, 0)
     }
 
-    /// Gives a frame to the driver, if it has room for it.
+    /// Gives a frame to the driver, if it has room for it. The content of `chains` means
+    /// nothing: it is kept for the next frame.
     ///
     /// # Errors
     /// If the driver broke a rule, or gave a buffer into which not even the header fits.
-    pub(super) fn place(&mut self, memory: &GuestRam, frame: &Frame) -> Result<Placed, RingError> {
+    pub(super) fn place<'m>(
+        &mut self,
+        memory: &'m GuestRam,
+        frame: &Frame,
+        chains: &mut Vec<Chain<'m>>,
+    ) -> Result<Placed, RingError> {
         let needed = HEADER_LEN.saturating_add(frame.bytes.len());
-        let mut chains = Vec::new();
         let mut room = 0_usize;
         let mut popped = 0_u16;
         let mut announced = false;
         while room < needed {
-            let mut chain = Chain::new();
-            if self.rx.pop(memory, &mut chain)? {
+            let used = usize::from(popped);
+            if chains.len() == used {
+                chains.push(Chain::new());
+            }
+            let Some(chain) = chains.get_mut(used) else {
+                return Err(RingError::AvailIndexJump);
+            };
+            if self.rx.pop(memory, chain)? {
                 announced = false;
                 popped = popped.wrapping_add(1);
                 if chain.writable.len() < HEADER_LEN {
                     return Err(RingError::ShortRequest);
                 }
                 room = room.saturating_add(chain.writable.len());
-                chains.push(chain);
-                let all = usize::from(self.rx.state().size);
-                if room < needed && (!self.mergeable || chains.len() >= all) {
+                let all = self.rx.state().size;
+                if room < needed && (!self.mergeable || popped >= all) {
                     self.rx.put_back(popped);
                     return Ok(Placed::TooLong);
                 }
@@ -111,8 +121,9 @@ impl Rings {
         }
         let header = frame.header.to_bytes(popped);
         let mut rest = frame.bytes.as_slice();
-        let mut done = Vec::with_capacity(chains.len());
-        for (index, chain) in chains.iter_mut().enumerate() {
+        let used = usize::from(popped);
+        let mut done = Vec::with_capacity(used);
+        for (index, chain) in chains.iter_mut().take(used).enumerate() {
             let mut len = 0;
             if index == 0 {
                 len += chain.writable.write(&header);

@@ -96,7 +96,7 @@ fn identification() {
     let mut config = [0; 12];
     driver.machine.transport.read(reg::CONFIG, &mut config);
     assert_eq!(config, [2, 0xf1, 0xa5, 0, 0, 2, 1, 0, 1, 0, 0xdc, 5]);
-    let offered = 1 << 32 | 1 << 29 | 1 << 28 | 0x1_98ab;
+    let offered = 1 << 32 | 1 << 29 | 1 << 28 | 0x1_99ab;
     assert_eq!(driver.features, offered);
 }
 

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::sync::atomic::{Ordering, fence};
 
-use vm_memory::{Bytes, GuestAddress};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, VolatileSlice};
 
 use crate::virtio::GuestRam;
 
@@ -265,8 +265,9 @@ impl Ring {
         }
         fence(Ordering::Acquire);
         let entry = self.used + 4 + 8 * u64::from(self.seen % self.size);
-        let id: u32 = self.memory.read_obj(GuestAddress(entry)).unwrap();
-        let len: u32 = self.memory.read_obj(GuestAddress(entry + 4)).unwrap();
+        let entry = self.slice(entry, 8);
+        let id: u32 = entry.read_obj(0).unwrap();
+        let len: u32 = entry.read_obj(4).unwrap();
         let head = u16::try_from(id).expect("a head");
         let indices = self.lent.remove(&head).expect("a head that was lent");
         self.free.extend(indices);
@@ -291,11 +292,16 @@ impl Ring {
     }
 
     fn put16(&self, addr: u64, value: u16) {
-        self.memory.write_obj(value, GuestAddress(addr)).unwrap();
+        self.slice(addr, 2).write_obj(value, 0).unwrap();
     }
 
     fn get16(&self, addr: u64) -> u16 {
-        self.memory.read_obj(GuestAddress(addr)).unwrap()
+        self.slice(addr, 2).read_obj(0).unwrap()
+    }
+
+    /// A part of the queue, which is within one region of memory.
+    fn slice(&self, addr: u64, len: usize) -> VolatileSlice<'_> {
+        self.memory.get_slice(GuestAddress(addr), len).unwrap()
     }
 }
 

@@ -1,6 +1,7 @@
-//! `budgets.toml`: the most that a figure may be.
+//! `budgets.toml`: the most that a figure may be, or the least.
 //!
-//! One `"name" = number` per line and comments: that much of TOML is enough.
+//! One `"name" = number` or `"name" = "at least number"` per line and comments: that much of
+//! TOML is enough.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -8,9 +9,16 @@ use std::path::Path;
 
 use anyhow::{Context, Result};
 
+/// What a figure has to be.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) enum Budget {
+    Most(f64),
+    Least(f64),
+}
+
 /// The budgets by the names of their figures.
 #[derive(Debug, Default)]
-pub(crate) struct Budgets(BTreeMap<String, f64>);
+pub(crate) struct Budgets(BTreeMap<String, Budget>);
 
 impl Budgets {
     /// Reads the file.
@@ -29,8 +37,12 @@ impl Budgets {
             }
             let wrong = || format!("line {number} of the budgets is not `\"name\" = number`");
             let (name, value) = line.split_once('=').with_context(wrong)?;
-            let value = value.trim().parse().with_context(wrong)?;
-            budgets.insert(name.trim().trim_matches('"').to_owned(), value);
+            let value = value.trim().trim_matches('"');
+            let budget = match value.strip_prefix("at least ") {
+                Some(least) => Budget::Least(least.parse().with_context(wrong)?),
+                None => Budget::Most(value.parse().with_context(wrong)?),
+            };
+            budgets.insert(name.trim().trim_matches('"').to_owned(), budget);
         }
         Ok(Self(budgets))
     }
@@ -41,7 +53,7 @@ impl Budgets {
     }
 
     /// The budget of a figure: of its ratio if it has one, else of its value.
-    pub(crate) fn of(&self, name: &str) -> Option<f64> {
+    pub(crate) fn of(&self, name: &str) -> Option<Budget> {
         self.0.get(name).copied()
     }
 }
@@ -52,9 +64,11 @@ mod tests {
 
     #[test]
     fn names_numbers_and_comments_are_read() {
-        let budgets = Budgets::parse("# why\n\"a/b\" = 0.8 # because\n\nc = 12\n").unwrap();
-        assert_eq!(budgets.of("a/b"), Some(0.8));
-        assert_eq!(budgets.of("c"), Some(12.0));
+        let budgets =
+            Budgets::parse("# why\n\"a/b\" = 0.8 # because\n\nc = 12\ne = \"at least 5\"").unwrap();
+        assert_eq!(budgets.of("a/b"), Some(Budget::Most(0.8)));
+        assert_eq!(budgets.of("c"), Some(Budget::Most(12.0)));
+        assert_eq!(budgets.of("e"), Some(Budget::Least(5.0)));
         assert_eq!(budgets.of("d"), None);
     }
 

@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 
-use crate::budgets::Budgets;
+use crate::budgets::{Budget, Budgets};
 
 /// One line of output.
 #[derive(Debug, Serialize)]
@@ -16,10 +16,13 @@ pub(crate) struct Figure {
     ratio: Option<f64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     budget: Option<f64>,
+    /// The budget is the least that it may be, not the most.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    at_least: bool,
 }
 
 impl Figure {
-    /// Why it is over its budget, if it is: of the ratio to a peer if there is
+    /// Why it is not within its budget, if it is not: of the ratio to a peer if there is
     /// one, else of the value.
     pub(crate) fn excess(&self) -> Option<String> {
         let budget = self.budget?;
@@ -27,9 +30,13 @@ impl Figure {
             (Some(peer), Some(ratio)) => (ratio, format!(" of {peer}'s")),
             _ => (self.value, format!(" {}", self.unit)),
         };
-        (judged > budget).then(|| {
+        let (broken, side, limit) = match self.at_least {
+            false => (judged > budget, "over", "at most"),
+            true => (judged < budget, "under", "at least"),
+        };
+        broken.then(|| {
             let name = &self.name;
-            format!("{name} is over its budget: {judged:.3}{what}, at most {budget}")
+            format!("{name} is {side} its budget: {judged:.3}{what}, {limit} {budget}")
         })
     }
 }
@@ -70,7 +77,7 @@ impl<'a> Figures<'a> {
         value: f64,
         unit: &str,
         peer: Option<(&str, f64)>,
-        budget: Option<f64>,
+        budget: Option<Budget>,
     ) {
         self.list.push(Figure {
             name: name.to_owned(),
@@ -78,7 +85,8 @@ impl<'a> Figures<'a> {
             unit: unit.to_owned(),
             peer: peer.map(|(name, _)| name.to_owned()),
             ratio: peer.map(|(_, of)| value / of),
-            budget,
+            budget: budget.map(|(Budget::Most(budget) | Budget::Least(budget))| budget),
+            at_least: matches!(budget, Some(Budget::Least(_))),
         });
     }
 }
@@ -106,5 +114,16 @@ mod tests {
             panic!("one figure was added")
         };
         assert_eq!(figure.excess().as_deref(), Some(why));
+    }
+
+    #[test]
+    fn a_figure_may_have_to_be_large() {
+        let budgets = Budgets::parse("a = \"at least 0.7\"\nb = \"at least 10\"").unwrap();
+        let mut figures = Figures::new(&budgets);
+        figures.beside("a", 60.0, "MB/s", ("peer", 100.0));
+        figures.add("b", 10.0, "MB/s");
+        let excess: Vec<_> = figures.list.iter().map(Figure::excess).collect();
+        let why = "a is under its budget: 0.600 of peer's, at least 0.7";
+        assert_eq!(excess, [Some(why.to_owned()), None]);
     }
 }

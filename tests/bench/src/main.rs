@@ -4,6 +4,7 @@
 //! `flashpan-bench image`: how long the layers of an image take to become a root.
 //! `flashpan-bench exec`: how long a program takes in a VM that is there, beside ssh.
 //! `flashpan-bench tls`: requests in TLS that is opened on the way, beside mitmproxy.
+//! `flashpan-bench net`: what a connection carries, beside passt and slirp4netns.
 //! `flashpan-bench large`: how much memory that takes, for an image of any size.
 //!
 //! Prints one JSON object per line: `name`, `value`, `unit`, and where they
@@ -18,6 +19,7 @@ mod image;
 mod large;
 mod measure;
 mod microsandbox;
+mod net;
 mod qemu;
 mod tls;
 mod tree;
@@ -37,7 +39,8 @@ const USAGE: &str = "usage: flashpan-bench boot --kernel FILE --init FILE --flas
                      --budgets FILE --runs N\n   or: flashpan-bench large --size SIZE --work \
                      DIRECTORY --budgets FILE\n   or: flashpan-bench exec --flashpan FILE --rootfs \
                      IMAGE --budgets FILE [--runs N]\n   or: flashpan-bench tls --budgets FILE \
-                     [--mitmdump FILE]";
+                     [--mitmdump FILE]\n   or: flashpan-bench net --budgets FILE [--runs N] \
+                     [--milliseconds N] [--peers none]";
 
 /// Names of the figures of `image` and `large`; all others are those of `boot`.
 const IMAGE: &str = "image/";
@@ -73,6 +76,13 @@ fn main() -> ExitCode {
         }
         Some((command, [server, trusted, authority])) if command == "tls-opened" => {
             tls::serve(server, trusted, authority).map(|()| true)
+        }
+        Some((command, rest)) if command == "net" => {
+            net::NetOptions::parse(rest).and_then(|o| net::net(&o))
+        }
+        Some((command, [])) if command == "net-silent" => net::server::silent().map(|()| true),
+        Some((command, [address, port, count])) if command == "net-idle" => {
+            net::server::idle(address, port, count).map(|()| true)
         }
         Some((command, rest)) if command == "large" => {
             large::LargeOptions::parse(rest).and_then(|o| large::large(&o))
@@ -136,7 +146,7 @@ fn boot(options: &Options) -> Result<bool> {
     let figures = figures?;
     cleaned.with_context(|| format!("remove {}", directory.display()))?;
     let names = budgets.names().filter(|name| {
-        ![IMAGE, exec::EXEC, tls::TLS]
+        ![IMAGE, exec::EXEC, net::NET, tls::TLS]
             .iter()
             .any(|of| name.starts_with(of))
     });

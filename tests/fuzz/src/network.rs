@@ -16,6 +16,7 @@ pub fn network(data: &[u8]) {
     let offload = Offload {
         checksum: choice & 1 != 0,
         tso4: choice & 1 != 0,
+        tso6: choice & 1 != 0,
     };
     let mut stack = Stack::new(Link::standard(1500), offload).unwrap();
     // The host's ends stay open, unless the choice is otherwise.

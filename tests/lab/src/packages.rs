@@ -56,6 +56,10 @@ pub const IMAGES: &[&str] = &[
 /// What the servers consist of that programs in a guest speak to.
 pub const SERVERS: &[&str] = &["git", "iproute2", "openssl", "python3"];
 
+/// Networks of the distribution's that need no privilege on the host, beside which ours is
+/// measured, and what a namespace is set up with.
+pub const NETWORKS: &[&str] = &["iproute2", "passt", "slirp4netns"];
+
 /// What the lab runs on, QEMU apart, which has a version to watch.
 pub const LAB: &[&str] = &["busybox-static", "e2fsprogs", "xz-utils"];
 

@@ -1,12 +1,14 @@
-//! `cargo xtask bench boot|image|exec|tls`: figures as JSON lines, against budgets.
+//! `cargo xtask bench boot|image|exec|net|tls`: figures as JSON lines, against budgets.
 
 mod image;
 mod tls;
 
 use std::ffi::OsString;
 use std::path::PathBuf;
+use std::process::Command;
 
 use anyhow::{Context, Result, bail};
+use flashpan_lab::packages;
 
 use crate::setup::{self, Guest, Place};
 use crate::{peer, step};
@@ -21,14 +23,18 @@ installed, microsandbox in the same run; and how long the layers of an image of
   cargo xtask bench image --size SIZE     (5G, 512M)
   cargo xtask bench exec
   cargo xtask bench tls
+  cargo xtask bench net [--runs N | --short]
 
 Prints JSON lines {name, value, unit, peer?, ratio?, budget?} on standard output
 and fails if a budget of tests/bench/budgets.toml is broken. In the lab, time is
 a count of instructions; on a host whose KVM runs guests it is nanoseconds. An
 image needs no VM, and its time is always that of this machine; so is that of exec,
 of which in the lab the ratio counts: a program in a VM that is there, beside ssh
-into the same VM. tls is of requests in TLS that is opened on the way, beside mitmproxy,
-which is installed for it; it needs no VM either. --short is three runs of each instead of five.
+into the same VM. net is what one connection of Linux's TCP in a network namespace
+carries through our network card and its stack, beside passt and slirp4netns; it needs
+no VM, and root. tls is of requests in TLS that is opened on the way, beside mitmproxy,
+which is installed for it; it needs no VM either. --short is three runs of each instead of
+five.
 With --size an image of that many bytes is made up and converted once, for the
 memory that it takes; on disk it needs three times its size meanwhile.
 ";
@@ -60,15 +66,19 @@ pub(crate) fn bench(arguments: &[OsString]) -> Result<u8> {
         return image::large(size);
     }
     let runs = match words.as_slice() {
-        ["boot" | "image"] => "5",
-        ["boot" | "image", "--short"] => SHORT,
-        ["boot" | "image", "--runs", runs] => runs,
-        [] | ["--help" | "-h"] | ["boot" | "image", "--help" | "-h"] => {
+        ["boot" | "image" | "net"] => "5",
+        ["boot" | "image" | "net", "--short"] => SHORT,
+        ["boot" | "image" | "net", "--runs", runs] => runs,
+        [] | ["--help" | "-h"] | ["boot" | "image" | "net", "--help" | "-h"] => {
             print!("{HELP}");
             return Ok(0);
         }
         _ => bail!("`bench {}` is not known; see bench --help", words.join(" ")),
     };
+    if words.first() == Some(&"net") {
+        packages::ensure(packages::NETWORKS)?;
+        return net(runs);
+    }
     setup::setup()?;
     if words.first() == Some(&"image") {
         return image::bench(runs);
@@ -88,6 +98,16 @@ fn build() -> Result<impl Fn(&str) -> Result<PathBuf>> {
         let (_, path) = found.with_context(|| format!("cargo built no program `{name}`"))?;
         Ok(path.clone())
     })
+}
+
+/// Prints the figures of connections, each the best of so many runs.
+fn net(runs: &str) -> Result<u8> {
+    let mut command = Command::new(build()?("flashpan-bench")?);
+    command.args(["net", "--runs", runs, "--budgets"]);
+    command.arg(step::root().join("tests/bench/budgets.toml"));
+    step::run("the benchmark", &mut command)
+        .context("a budget of tests/bench/budgets.toml is broken: see above")?;
+    Ok(0)
 }
 
 /// Prints the figures of programs in a VM that is there.

@@ -2,7 +2,7 @@
 //!
 //! * `packet` – what a frame is; `gateway` – what the gateway answers itself; `answer` –
 //!   packets that belong to no flow;
-//! * `tcp`, `udp` – one flow; `table` – all of them;
+//! * `tcp`, `udp` – one flow; `table` – all of them; `memory` – what their buffers may take;
 //! * `output` – frames for the guest, and what smoltcp takes for a device.
 //!
 //! # Back-pressure
@@ -13,13 +13,14 @@
 //!
 //! # Memory
 //!
-//! A connection has a buffer of 512 KiB to the guest while there are at most 64 flows, 64
-//! KiB up to 1,024, and 16 KiB beyond; from the guest it has less than 64 KiB. At most 550
-//! MiB for 12,000 flows whose guest and host both stand still in the middle of everything.
-//! Memory that is not used is not there.
+//! To the guest a connection has 16 KiB, and up to 512 KiB by use, of 256 MiB that all have
+//! together (`memory`). From the guest it has 256 KiB while there are at most 256 flows, and
+//! 128 KiB beyond. At most 2,000 MiB for 12,000 flows whose guest and host both stand still in
+//! the middle of everything. Memory that is not used is not there.
 
 mod answer;
 mod gateway;
+mod memory;
 mod metrics;
 mod output;
 mod packet;
@@ -29,6 +30,7 @@ mod tcp;
 mod tests;
 mod udp;
 
+use std::net::SocketAddr;
 use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::time::{Duration as StdDuration, Instant as StdInstant};
@@ -36,8 +38,9 @@ use std::time::{Duration as StdDuration, Instant as StdInstant};
 use flashpan_protocol::network::{End, Link, MTU, Protocol, Refusal, Tuple};
 use smoltcp::iface::{Config, Interface};
 use smoltcp::time::{Duration, Instant};
-use smoltcp::wire::{EthernetAddress, HardwareAddress, IpCidr};
+use smoltcp::wire::{EthernetAddress, HardwareAddress, IpCidr, IpVersion};
 
+use self::memory::Memory;
 use self::output::{Output, Phy};
 use self::packet::{Drop, Packet};
 use self::table::{Asked, Flow, State, Table};
@@ -57,13 +60,6 @@ const ANSWER: StdDuration = StdDuration::from_secs(150);
 /// Flows that have a turn before the caller has one.
 const TURNS: usize = 256;
 
-/// Buffers of a connection in each direction, by the number of flows there are.
-const BUFFERS: [(usize, usize); 3] = [
-    (64, 512 * 1024),
-    (1_024, 64 * 1024),
-    (usize::MAX, 16 * 1024),
-];
-
 /// See the [module](self).
 ///
 /// Frames go in by [`Self::input`] and come out by [`Self::frame`]. [`Self::poll`] has to
@@ -71,8 +67,11 @@ const BUFFERS: [(usize, usize); 3] = [
 /// that, after frames went in, and after frames were taken out.
 pub struct Stack {
     link: Link,
-    interface: Interface,
+    /// What makes packets of flows: of IPv4, and of IPv6.
+    interfaces: Interfaces,
     output: Output,
+    /// Of the buffers to the guest.
+    memory: Memory,
     table: Table,
     reactor: Reactor,
     /// Flows whose sockets may have to be watched for something else.
@@ -106,11 +105,12 @@ impl Stack {
             return Err(NetError::Mtu(link.mtu));
         }
         let reactor = Reactor::new().map_err(|(what, error)| NetError::Host { what, error })?;
-        let (output, interface) = empty(&link, offload);
+        let (output, interfaces) = empty(&link, offload);
         Ok(Self {
             link,
-            interface,
+            interfaces,
             output,
+            memory: Memory::new(),
             table: Table::new(),
             reactor,
             touched: Vec::new(),
@@ -128,7 +128,7 @@ impl Stack {
         for (id, flow) in self.table.drain() {
             self.finish(id, flow, End::Reset);
         }
-        (self.output, self.interface) = empty(&self.link, offload);
+        (self.output, self.interfaces) = empty(&self.link, offload);
     }
 
     /// Lets there be at most so many flows, for a process that may not have more
@@ -232,7 +232,8 @@ impl Stack {
         };
         match &mut flow.state {
             State::Tcp(tcp) => {
-                let (interface, output) = (&mut self.interface, &mut self.output);
+                let interface = self.interfaces.of(tcp.version);
+                let output = &mut self.output;
                 tcp.segment(interface, output, flow.peer, ip, now);
                 self.table.queue(id);
             }
@@ -318,8 +319,7 @@ impl Stack {
             return;
         }
         let flows = self.table.len();
-        let size = (BUFFERS.iter()).find(|&&(most, _)| flows <= most);
-        let buffer = size.map_or(16 * 1024, |&(_, size)| size);
+        let output = &self.output;
         let mut due = None;
         let mut made = false;
         let now = self.now();
@@ -328,7 +328,13 @@ impl Stack {
             match protocol {
                 Protocol::Tcp => {
                     let stream = UnixStream::from(asked.socket);
-                    State::Tcp(Box::new(TcpFlow::new(tuple, asked.first, stream, buffer)))
+                    let version = match tuple.destination {
+                        SocketAddr::V4(_) => IpVersion::Ipv4,
+                        SocketAddr::V6(_) => IpVersion::Ipv6,
+                    };
+                    let most = output.most_segment(version);
+                    let flow = TcpFlow::new(tuple, asked.first, stream, flows, most);
+                    State::Tcp(Box::new(flow))
                 }
                 Protocol::Udp => {
                     due = Some(now + from_std(udp::patience(tuple)));
@@ -439,19 +445,22 @@ impl Stack {
             return;
         };
         self.touched.push(id);
-        let (interface, output) = (&mut self.interface, &mut self.output);
+        let output = &mut self.output;
         match &mut flow.state {
             State::Asked(_) => {}
-            State::Tcp(tcp) => match tcp.pump(interface, output, flow.peer, now) {
-                Pumped::Ended(how) => self.end(id, how),
-                Pumped::Held => self.table.queue(id),
-                Pumped::Idle => {
-                    // What is due now was done: smoltcp rounds down.
-                    let due = tcp.due(interface, now);
-                    let due = due.map(|due| due.max(now + Duration::from_millis(1)));
-                    self.table.set_due(id, due);
+            State::Tcp(tcp) => {
+                let interface = self.interfaces.of(tcp.version);
+                match tcp.pump(interface, output, &mut self.memory, flow.peer, now) {
+                    Pumped::Ended(how) => self.end(id, how),
+                    Pumped::Held => self.table.queue(id),
+                    Pumped::Idle => {
+                        // What is due now was done: smoltcp rounds down.
+                        let due = tcp.due(interface, now);
+                        let due = due.map(|due| due.max(now + Duration::from_millis(1)));
+                        self.table.set_due(id, due);
+                    }
                 }
-            },
+            }
             State::Udp(udp) => {
                 let (peer, tuple) = (flow.peer, flow.tuple);
                 let mtu = self.link.mtu.into();
@@ -479,7 +488,10 @@ impl Stack {
 
     fn finish(&mut self, id: u64, mut flow: Flow, how: End) {
         match &mut flow.state {
-            State::Tcp(tcp) => self.reactor.forget(&tcp.stream, &mut tcp.watched),
+            State::Tcp(tcp) => {
+                self.reactor.forget(&tcp.stream, &mut tcp.watched);
+                self.memory.end(&tcp.grant);
+            }
             State::Udp(udp) => self.reactor.forget(&udp.socket, &mut udp.watched),
             State::Asked(_) => {}
         }
@@ -536,27 +548,48 @@ fn is_reset(ip: &[u8]) -> bool {
     packet::tcp_flags(ip).is_some_and(|tcp| tcp.rst())
 }
 
+/// One interface for each version of IP, since smoltcp has one size of packets for both.
+struct Interfaces {
+    four: Interface,
+    six: Interface,
+}
+
+impl Interfaces {
+    fn of(&mut self, version: IpVersion) -> &mut Interface {
+        match version {
+            IpVersion::Ipv4 => &mut self.four,
+            IpVersion::Ipv6 => &mut self.six,
+        }
+    }
+}
+
 /// The guest's link, without a frame on it.
-fn empty(link: &Link, offload: Offload) -> (Output, Interface) {
+fn empty(link: &Link, offload: Offload) -> (Output, Interfaces) {
     let gateway = EthernetAddress(link.gateway_mac);
     let mut output = Output::new(gateway, offload, link.mtu.into());
-    let mut phy = Phy {
-        packet: None,
-        peer: gateway,
-        output: &mut output,
-        urgent: false,
+    let mut interface = |version, own: IpCidr| {
+        let mut phy = Phy {
+            packet: None,
+            peer: gateway,
+            segment: output.most_segment(version),
+            output: &mut output,
+            version,
+            urgent: false,
+        };
+        // Sequence numbers need not be hard to guess: the guest is the only one to see them.
+        let config = Config::new(HardwareAddress::Ip);
+        let mut interface = Interface::new(config, &mut phy, Instant::ZERO);
+        interface.update_ip_addrs(|all| {
+            // There is room for two.
+            let _ = all.push(own);
+        });
+        // Whoever the guest wants to reach is played by the stack.
+        interface.set_any_ip(true);
+        interface
     };
-    // Sequence numbers need not be hard to guess: the guest is the only one to see them.
-    let config = Config::new(HardwareAddress::Ip);
-    let mut interface = Interface::new(config, &mut phy, Instant::ZERO);
-    interface.update_ip_addrs(|own| {
-        // There is room for two.
-        let _ = own.push(IpCidr::new(link.gateway4.into(), 32));
-        let _ = own.push(IpCidr::new(link.gateway6.into(), 128));
-    });
-    // Whoever the guest wants to reach is played by the stack.
-    interface.set_any_ip(true);
-    (output, interface)
+    let four = interface(IpVersion::Ipv4, IpCidr::new(link.gateway4.into(), 32));
+    let six = interface(IpVersion::Ipv6, IpCidr::new(link.gateway6.into(), 128));
+    (output, Interfaces { four, six })
 }
 
 fn from_std(duration: StdDuration) -> Duration {

@@ -8,8 +8,9 @@ use smoltcp::phy::{
 };
 use smoltcp::time::Instant;
 use smoltcp::wire::{
-    ETHERNET_HEADER_LEN, EthernetAddress, EthernetFrame, EthernetProtocol, IpAddress, IpProtocol,
-    IpVersion, Ipv4Packet, Ipv6Packet, TCP_HEADER_LEN, TcpPacket, checksum,
+    ETHERNET_HEADER_LEN, EthernetAddress, EthernetFrame, EthernetProtocol, IPV4_HEADER_LEN,
+    IPV6_HEADER_LEN, IpAddress, IpProtocol, IpVersion, Ipv4Packet, Ipv6Packet, TCP_HEADER_LEN,
+    TcpPacket, checksum,
 };
 
 use crate::net::header::{Header, PartialChecksum, Segmentation};
@@ -32,9 +33,21 @@ const TCP_CHECKSUM: u16 = 16;
 pub struct Offload {
     /// Frames whose checksum is not made yet (`GUEST_CSUM`).
     pub checksum: bool,
-    /// TCP over IPv4 in frames of up to 64 KiB (`GUEST_TSO4`); needs `checksum`. Not over
-    /// IPv6: smoltcp drops what is longer than the link takes there, and believes it sent.
+    /// TCP over IPv4 in frames of up to 64 KiB (`GUEST_TSO4`); needs `checksum`.
     pub tso4: bool,
+    /// The same over IPv6 (`GUEST_TSO6`).
+    pub tso6: bool,
+}
+
+impl Offload {
+    /// Whether segments of TCP may be longer than the link takes.
+    fn long(self, version: IpVersion) -> bool {
+        let offered = match version {
+            IpVersion::Ipv4 => self.tso4,
+            IpVersion::Ipv6 => self.tso6,
+        };
+        self.checksum && offered
+    }
 }
 
 /// An Ethernet frame for the guest.
@@ -108,8 +121,18 @@ impl Output {
         result
     }
 
-    /// What the stack may make of its flows.
-    pub(super) fn capabilities(&self) -> DeviceCapabilities {
+    /// The most that a segment of TCP may carry on the link.
+    pub(super) fn most_segment(&self, version: IpVersion) -> u16 {
+        let header = match version {
+            IpVersion::Ipv4 => IPV4_HEADER_LEN,
+            IpVersion::Ipv6 => IPV6_HEADER_LEN,
+        };
+        let most = self.mtu.saturating_sub(header + TCP_HEADER_LEN);
+        u16::try_from(most).unwrap_or(u16::MAX)
+    }
+
+    /// What the stack may make of its flows of this version.
+    pub(super) fn capabilities(&self, version: IpVersion) -> DeviceCapabilities {
         let mut sums = ChecksumCapabilities::ignored();
         // Of TCP both ways: the guest leaves it to its card, and for the guest it
         // is made or left out here.
@@ -118,9 +141,16 @@ impl Output {
         let longest = |offered: bool| offered.then_some(MAX_PACKET).and_then(NonZeroUsize::new);
         let mut capabilities = DeviceCapabilities::default();
         capabilities.medium = Medium::Ip;
-        capabilities.max_transmission_unit = self.mtu;
         capabilities.checksum = sums;
-        capabilities.segmentation.tcpv4 = longest(self.offload.checksum && self.offload.tso4);
+        capabilities.segmentation.tcpv4 = longest(self.offload.long(IpVersion::Ipv4));
+        capabilities.segmentation.tcpv6 = longest(self.offload.long(IpVersion::Ipv6));
+        // Of IPv6, smoltcp drops what is longer than the link takes although it is to be cut,
+        // and believes it sent. `finish` puts right what the guest is told of the link, and
+        // has it cut into segments of the link.
+        capabilities.max_transmission_unit = match version {
+            IpVersion::Ipv6 if self.offload.long(version) => MAX_PACKET,
+            _ => self.mtu,
+        };
         capabilities
     }
 }
@@ -133,6 +163,9 @@ pub(super) struct Phy<'a> {
     /// The link address of that host.
     pub(super) peer: EthernetAddress,
     pub(super) output: &'a mut Output,
+    pub(super) version: IpVersion,
+    /// What that host takes in a segment.
+    pub(super) segment: u16,
     /// Whether one frame more than may wait can be made.
     pub(super) urgent: bool,
 }
@@ -144,7 +177,7 @@ pub(super) struct Received<'a>(&'a [u8]);
 pub(super) struct Sending<'a> {
     peer: EthernetAddress,
     output: &'a mut Output,
-    segment: Option<u16>,
+    segment: u16,
 }
 
 impl smoltcp::phy::Device for Phy<'_> {
@@ -167,12 +200,12 @@ impl smoltcp::phy::Device for Phy<'_> {
         (self.output.has_room() || self.urgent).then_some(Sending {
             peer: self.peer,
             output: self.output,
-            segment: None,
+            segment: self.segment,
         })
     }
 
     fn capabilities(&self) -> DeviceCapabilities {
-        self.output.capabilities()
+        self.output.capabilities(self.version)
     }
 }
 
@@ -184,12 +217,12 @@ impl RxToken for Received<'_> {
 
 impl TxToken for Sending<'_> {
     fn consume<R, F: FnOnce(&mut [u8]) -> R>(self, len: usize, f: F) -> R {
-        let (offload, segment) = (self.output.offload, self.segment);
+        let (offload, mtu, segment) = (self.output.offload, self.output.mtu, self.segment);
         // The version of the packet is known only afterwards.
         let protocol = EthernetProtocol::Unknown(0);
         let (result, header) = self.output.push(self.peer, protocol, len, |packet| {
             let result = f(packet);
-            (result, finish(packet, offload, segment))
+            (result, finish(packet, offload, mtu, segment))
         });
         if let Some(frame) = self.output.frames.back_mut() {
             frame.header = header;
@@ -202,13 +235,14 @@ impl TxToken for Sending<'_> {
         result
     }
 
-    fn set_meta(&mut self, meta: PacketMeta) {
-        self.segment = meta.segmentation_offload_size.map(Into::into);
-    }
+    /// Segments of IPv6 would come without.
+    fn set_meta(&mut self, _meta: PacketMeta) {}
 }
 
-/// Makes the checksum of a TCP packet, or as much of it as the guest wants.
-fn finish(packet: &mut [u8], offload: Offload, segment: Option<u16>) -> Header {
+/// Makes the checksum of a TCP packet, or as much of it as the guest wants, which takes
+/// `segment` bytes in a segment.
+fn finish(packet: &mut [u8], offload: Offload, mtu: usize, segment: u16) -> Header {
+    let len = packet.len();
     let Some((source, destination, ip_len)) = tcp_link(packet) else {
         return Header::default();
     };
@@ -216,6 +250,7 @@ fn finish(packet: &mut [u8], offload: Offload, segment: Option<u16>) -> Header {
         return Header::default();
     };
     let tcp_len = segment_bytes.len();
+    limit_segments(segment_bytes, mtu.saturating_sub(ip_len));
     let mut tcp = TcpPacket::new_unchecked(segment_bytes);
     if !offload.checksum {
         tcp.fill_checksum(&source, &destination);
@@ -241,11 +276,26 @@ fn finish(packet: &mut [u8], offload: Offload, segment: Option<u16>) -> Header {
             start,
             offset: TCP_CHECKSUM,
         }),
-        segmentation: segment.map(|segment| Segmentation {
+        segmentation: (len > mtu).then_some(Segmentation {
             ipv6: matches!(source, IpAddress::Ipv6(_)),
             header_len,
             segment,
         }),
+    }
+}
+
+/// Lets a SYN promise no longer segments than fit into so many bytes, with their header.
+/// Nothing happens to others.
+fn limit_segments(segment: &mut [u8], room: usize) {
+    let is_syn = TcpPacket::new_unchecked(&*segment).syn();
+    // The option is the first that smoltcp writes.
+    if is_syn
+        && let Some(option) = segment.get_mut(TCP_HEADER_LEN..TCP_HEADER_LEN + 4)
+        && let [2, 4, high, low] = option
+    {
+        let most = u16::try_from(room.saturating_sub(TCP_HEADER_LEN)).unwrap_or(u16::MAX);
+        let said = u16::from_be_bytes([*high, *low]).min(most);
+        [*high, *low] = said.to_be_bytes();
     }
 }
 

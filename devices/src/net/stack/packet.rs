@@ -8,7 +8,7 @@ use std::net::{IpAddr, SocketAddr};
 use flashpan_protocol::network::{Link, Tuple};
 use smoltcp::wire::{
     EthernetAddress, EthernetFrame, EthernetProtocol, IpProtocol, Ipv4Packet, Ipv6Packet,
-    TcpPacket, UdpPacket,
+    TCP_HEADER_LEN, TcpPacket, UdpPacket,
 };
 
 /// Why a frame was dropped.
@@ -187,6 +187,27 @@ pub(super) fn tcp_flags(ip: &[u8]) -> Option<TcpPacket<&[u8]>> {
         _ => Ipv6Packet::new_checked(ip).ok()?.header_len(),
     };
     TcpPacket::new_checked(ip.get(header..)?).ok()
+}
+
+/// The longest segment that a SYN which [`parse`] found asks for, if it says so.
+pub(super) fn longest_segment(ip: &[u8]) -> Option<u16> {
+    let header = match ip.first()? >> 4 {
+        4 => usize::from(Ipv4Packet::new_checked(ip).ok()?.header_len()),
+        _ => Ipv6Packet::new_checked(ip).ok()?.header_len(),
+    };
+    let segment = ip.get(header..)?;
+    let end = usize::from(TcpPacket::new_checked(segment).ok()?.header_len());
+    let mut options = segment.get(TCP_HEADER_LEN..end)?;
+    // Kind, length, and what it says; but two are their kind alone (RFC 9293 §3.1).
+    loop {
+        options = match options {
+            [2, 4, high, low, ..] => return Some(u16::from_be_bytes([*high, *low])),
+            [0, ..] => return None,
+            [1, rest @ ..] => rest,
+            [_, len, ..] => options.get(usize::from(*len).max(2)..)?,
+            _ => return None,
+        };
+    }
 }
 
 fn tcp<'a>(

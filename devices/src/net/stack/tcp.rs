@@ -1,7 +1,7 @@
 //! One TCP connection: a socket of the stack on the guest's side, a stream on the host's.
 
 use std::io::{self, ErrorKind};
-use std::net::Shutdown;
+use std::net::{Shutdown, SocketAddr};
 use std::os::unix::net::UnixStream;
 
 use event_manager::EventSet;
@@ -9,9 +9,10 @@ use flashpan_protocol::network::{End, Tuple};
 use smoltcp::iface::{Interface, PollIngressSingleResult, PollResult, SocketHandle, SocketSet};
 use smoltcp::socket::tcp::{CongestionControl, Socket, SocketBuffer, State};
 use smoltcp::time::Instant;
-use smoltcp::wire::{EthernetAddress, IpListenEndpoint};
+use smoltcp::wire::{EthernetAddress, IpListenEndpoint, IpVersion};
 use vm_memory::VolatileSlice;
 
+use super::memory::{self, Grant, Memory};
 use super::output::{Output, Phy};
 use super::packet;
 use crate::sock;
@@ -23,6 +24,13 @@ pub(super) struct TcpFlow {
     pub(super) watched: Option<EventSet>,
     sockets: SocketSet<'static>,
     handle: SocketHandle,
+    pub(super) version: IpVersion,
+    /// What the guest takes in a segment.
+    segment: u16,
+    /// How much of the buffer to the guest may be used.
+    pub(super) grant: Grant,
+    /// What was written to that buffer since it was empty.
+    written: usize,
     /// The packet that asked for it, until the stack has seen it.
     syn: Option<Vec<u8>>,
     /// The stream may have something to read that was not read yet.
@@ -46,10 +54,17 @@ struct Left {
     sent: usize,
 }
 
-/// Bytes that a connection takes from the guest before the host has: so few that its
-/// window needs no scale. With one, smoltcp takes more from a guest that does not keep to
-/// its window than it has room for, and stops.
-const FROM_GUEST: usize = 65_535;
+/// Bytes that a connection takes from the guest before the host has, by how many flows there
+/// are when it is made.
+///
+/// They are one less than a power of two. Until the guest's first data are acknowledged,
+/// smoltcp believes that it has told the guest the most that a scaled window can be, and
+/// stops if the guest sends that much and there is no room for it: of these sizes that most
+/// is less.
+const FROM_GUEST: [(usize, usize); 2] = [(256, (1 << 18) - 1), (usize::MAX, (1 << 17) - 1)];
+
+/// What a guest takes in a segment that says nothing of it (RFC 9293 §3.7.1).
+const SEGMENT: u16 = 536;
 
 /// What became of a connection when it was looked after.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -71,11 +86,19 @@ impl std::fmt::Debug for TcpFlow {
 }
 
 impl TcpFlow {
-    /// A connection with a buffer of so many bytes to the guest, whose handshake
-    /// is made when `syn` is pumped in. Buffers cost memory as far as they are used.
-    pub(super) fn new(tuple: &Tuple, syn: Vec<u8>, stream: UnixStream, buffer: usize) -> Self {
-        let memory = |len| SocketBuffer::new(vec![0; len]);
-        let mut socket = Socket::new(memory(buffer.min(FROM_GUEST)), memory(buffer));
+    /// A connection, one of so many flows, whose handshake is made when `syn` is pumped in. Its
+    /// segments have `most` bytes or fewer. Buffers cost memory as far as they are used.
+    pub(super) fn new(
+        tuple: &Tuple,
+        syn: Vec<u8>,
+        stream: UnixStream,
+        flows: usize,
+        most: u16,
+    ) -> Self {
+        let from_guest = (FROM_GUEST.iter()).find(|&&(few, _)| flows <= few);
+        let from_guest = from_guest.map_or(usize::from(u16::MAX), |&(_, size)| size);
+        let buffer = |len| SocketBuffer::new(vec![0; len]);
+        let mut socket = Socket::new(buffer(from_guest), buffer(memory::MOST));
         // The link loses nothing, and its ends answer at once.
         socket.set_congestion_control(CongestionControl::None);
         socket.set_nagle_enabled(false);
@@ -88,11 +111,20 @@ impl TcpFlow {
         let _ = socket.listen(endpoint);
         let mut sockets = SocketSet::new(Vec::with_capacity(1));
         let handle = sockets.add(socket);
+        let version = match tuple.destination {
+            SocketAddr::V4(_) => IpVersion::Ipv4,
+            SocketAddr::V6(_) => IpVersion::Ipv6,
+        };
+        let segment = packet::longest_segment(&syn).unwrap_or(SEGMENT);
         Self {
             stream,
             watched: None,
             sockets,
             handle,
+            version,
+            segment: segment.min(most),
+            grant: Grant::least(),
+            written: 0,
             syn: Some(syn),
             readable: true,
             writable: true,
@@ -142,6 +174,8 @@ impl TcpFlow {
             packet: Some(packet),
             peer,
             output,
+            version: self.version,
+            segment: self.segment,
             urgent: false,
         };
         let _: PollIngressSingleResult =
@@ -159,6 +193,7 @@ impl TcpFlow {
         &mut self,
         interface: &mut Interface,
         output: &mut Output,
+        memory: &mut Memory,
         peer: EthernetAddress,
         now: Instant,
     ) -> Pumped {
@@ -172,7 +207,7 @@ impl TcpFlow {
         if self.left.is_some() {
             return self.feed_rest();
         }
-        if self.feed_host().is_err() || self.feed_guest().is_err() {
+        if self.feed_host().is_err() || self.feed_guest(memory).is_err() {
             // Its reset goes out with the frames.
             self.sockets.get_mut::<Socket<'_>>(self.handle).abort();
         }
@@ -180,6 +215,8 @@ impl TcpFlow {
             packet: None,
             peer,
             output,
+            version: self.version,
+            segment: self.segment,
             urgent: false,
         };
         loop {
@@ -198,12 +235,10 @@ impl TcpFlow {
         if both_done && self.socket().can_recv() {
             let socket = self.sockets.get_mut::<Socket<'_>>(self.handle);
             let mut data = Vec::new();
-            while let Ok(len @ 1..) = socket.recv(|part| {
+            while let Ok(1..) = socket.recv(|part| {
                 data.extend_from_slice(part);
                 (part.len(), part.len())
-            }) {
-                debug_assert!(len <= FROM_GUEST);
-            }
+            }) {}
             self.left = Some(Left { data, sent: 0 });
             return self.feed_rest();
         }
@@ -273,11 +308,26 @@ impl TcpFlow {
     }
 
     /// From the host to the guest. An error: the host's end is of no more use.
-    fn feed_guest(&mut self) -> io::Result<()> {
+    fn feed_guest(&mut self, memory: &mut Memory) -> io::Result<()> {
         let socket = self.sockets.get_mut::<Socket<'_>>(self.handle);
         while self.readable && !self.host_done && socket.can_send() {
+            if socket.send_queue() == 0 {
+                self.written = 0;
+            }
+            let most = self.grant.room(self.written);
+            if most == 0 {
+                if memory.grow(&mut self.grant) {
+                    continue;
+                }
+                // As soon as the guest has acknowledged all there is.
+                break;
+            }
             let stream = &self.stream;
             let received = socket.send(|room| {
+                let room = match room.get_mut(..most) {
+                    Some(granted) => granted,
+                    None => room,
+                };
                 let received = sock::receive(stream, &[VolatileSlice::from(room)]);
                 (*received.as_ref().unwrap_or(&0), received)
             });
@@ -286,7 +336,7 @@ impl TcpFlow {
                     self.host_done = true;
                     socket.close();
                 }
-                Ok(Ok(_)) => {}
+                Ok(Ok(count)) => self.written = self.written.saturating_add(count),
                 Ok(Err(error)) if error.kind() == ErrorKind::WouldBlock => self.readable = false,
                 Ok(Err(error)) => return Err(error),
                 Err(_) => break,

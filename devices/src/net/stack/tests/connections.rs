@@ -4,21 +4,25 @@ use std::io::Write;
 use std::net::Shutdown;
 
 use flashpan_protocol::network::{End, Refusal};
+use smoltcp::phy::ChecksumCapabilities;
 use smoltcp::socket::tcp::State;
+use smoltcp::wire::{Ipv4Address, TcpPacket, TcpRepr};
 
 use super::guest::{Wire, read_now};
 use crate::net::NetEvent;
 use crate::net::stack::Offload;
+use crate::net::stack::memory::Memory;
 
-const ALL: Offload = Offload {
+pub(super) const ALL: Offload = Offload {
     checksum: true,
     tso4: true,
+    tso6: true,
 };
 
-const V4: &str = "93.184.216.34:443";
+pub(super) const V4: &str = "93.184.216.34:443";
 const V6: &str = "[2001:db8::7]:443";
 
-fn pattern(len: usize) -> Vec<u8> {
+pub(super) fn pattern(len: usize) -> Vec<u8> {
     (0..len).map(|i| (i % 251) as u8).collect()
 }
 
@@ -82,10 +86,30 @@ fn the_host_may_be_the_first_to_say_that_it_sends_no_more() {
 
 #[test]
 fn megabytes_arrive_as_they_were_sent() {
-    for (offload, to) in [(Offload::default(), V4), (ALL, V4), (ALL, V6)] {
+    let (no_tso6, no_tso4, no_sums) = (
+        Offload { tso6: false, ..ALL },
+        Offload { tso4: false, ..ALL },
+        Offload {
+            checksum: false,
+            ..ALL
+        },
+    );
+    for (offload, to, long) in [
+        (Offload::default(), V4, false),
+        (Offload::default(), V6, false),
+        (ALL, V4, true),
+        (ALL, V6, true),
+        // What the driver refused is not done.
+        (no_tso6, V4, true),
+        (no_tso6, V6, false),
+        (no_tso4, V4, false),
+        (no_tso4, V6, true),
+        (no_sums, V4, false),
+        (no_sums, V6, false),
+    ] {
         let mut link = Wire::new(offload);
         let (_, handle, mut stream) = link.connected(to);
-        let data = pattern(8 << 20);
+        let data = pattern(4 << 20);
         // Up and down at once.
         let (mut up, mut down) = (0, 0);
         let (mut at_host, mut at_guest) = (Vec::new(), Vec::new());
@@ -98,7 +122,10 @@ fn megabytes_arrive_as_they_were_sent() {
         }
         assert!(at_host == data && at_guest == data);
         let longest = link.headers.iter().map(|&(_, len)| len).max().unwrap();
-        assert_eq!(longest > 1514, offload == ALL && to == V4, "{longest}");
+        assert_eq!(longest > 1514, long, "{longest} with {offload:?} to {to}");
+        if long {
+            assert!(longest > 60_000, "{longest}");
+        }
         assert_eq!(link.stack.metrics().malformed, 0);
     }
 }
@@ -211,6 +238,80 @@ fn a_guest_that_takes_no_frames_costs_no_memory() {
         received.extend(link.take(handle));
     }
     assert_eq!(received, data[..sent]);
+}
+
+/// The options of a SYN of the stack, and its window.
+fn promised(link: &mut Wire) -> (Option<u16>, Option<u8>) {
+    let bytes = &link.stack.frame().unwrap().bytes;
+    let header = if bytes[14] >> 4 == 4 { 20 } else { 40 };
+    let tcp = TcpPacket::new_checked(&bytes[14 + header..]).unwrap();
+    assert!(tcp.syn() && tcp.ack());
+    let (from, to) = (Ipv4Address::UNSPECIFIED, Ipv4Address::UNSPECIFIED);
+    let sums = ChecksumCapabilities::ignored();
+    let repr = TcpRepr::parse(&tcp, &from.into(), &to.into(), &sums).unwrap();
+    (repr.max_seg_size, repr.window_scale)
+}
+
+#[test]
+fn the_guest_is_promised_segments_of_the_link_and_a_scaled_window() {
+    for (to, segment) in [(V4, 1460), (V6, 1440)] {
+        for offload in [Offload::default(), ALL] {
+            let mut link = Wire::new(offload);
+            link.connect(to);
+            let (id, ..) = link.asked();
+            link.listening = false;
+            link.stack.accept(id);
+            link.settle();
+            // 256 KiB.
+            assert_eq!(promised(&mut link), (Some(segment), Some(2)), "{to}");
+        }
+    }
+}
+
+#[test]
+fn more_than_a_window_without_a_scale_is_taken_from_a_guest() {
+    let mut link = Wire::new(ALL);
+    let (_, handle, stream) = link.connected(V4);
+    // What the host does not take is in the socket pair, and then here.
+    let mut sent = 0;
+    loop {
+        let more = link.socket(handle).send_slice(&pattern(65_536)).unwrap();
+        sent += more;
+        link.settle();
+        if more == 0 {
+            break;
+        }
+    }
+    let mut stream = stream;
+    let in_pair = read_now(&mut stream).len();
+    let guest = 256 * 1024;
+    assert!(sent - in_pair - guest > 200_000, "{sent} {in_pair}");
+}
+
+#[test]
+fn without_memory_a_connection_goes_on_and_with_it_what_was_granted_comes_back() {
+    for left in [0, 1 << 20, 256 << 20] {
+        let mut link = Wire::new(ALL);
+        link.stack.memory = Memory::of(left);
+        let flows: Vec<_> = (0..8).map(|_| link.connected(V4)).collect();
+        let data = pattern(1 << 20);
+        for (_, handle, mut stream) in flows {
+            let (mut sent, mut at_guest) = (0, Vec::new());
+            while at_guest.len() < data.len() {
+                sent += stream.write(&data[sent..]).unwrap_or(0);
+                link.settle();
+                at_guest.extend(link.take(handle));
+            }
+            assert!(at_guest == data);
+            assert!(link.stack.memory.left() <= left);
+            let grew = link.stack.memory.left() < left;
+            assert_eq!(grew, left > 0);
+            link.socket(handle).close();
+            drop(stream);
+            link.settle();
+        }
+        assert_eq!(link.stack.memory.left(), left);
+    }
 }
 
 #[test]

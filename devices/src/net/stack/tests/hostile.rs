@@ -1,5 +1,7 @@
 //! A guest that keeps to no rule.
 
+use std::os::fd::OwnedFd;
+
 use flashpan_protocol::network::End;
 use proptest::prelude::*;
 use smoltcp::wire::{EthernetFrame, Ipv4Packet};
@@ -10,7 +12,7 @@ use crate::net::stack::Offload;
 use crate::net::{MAX_ASKED, NetEvent};
 
 /// The frame of a SYN from this port.
-fn syn(port: u16) -> Vec<u8> {
+pub(super) fn syn(port: u16) -> Vec<u8> {
     let mut frame = datagram("198.18.0.2:1", "1.1.1.1:80", &[0; 12]);
     frame[23] = 6;
     let mut tcp = [0; 20];
@@ -24,7 +26,7 @@ fn syn(port: u16) -> Vec<u8> {
 }
 
 /// Makes the checksum of the IP header again, if it has one.
-fn fix(frame: &mut [u8]) {
+pub(super) fn fix(frame: &mut [u8]) {
     let mut ethernet = EthernetFrame::new_unchecked(frame);
     let packet = ethernet.payload_mut();
     let header = usize::from(packet[0] & 15) * 4;
@@ -72,6 +74,97 @@ fn a_segment_of_no_connection_is_reset_and_a_reset_is_not() {
     reset[14 + 20 + 13] = 4;
     link.stack.input(&reset);
     assert!(link.stack.frame().is_none());
+}
+
+/// A segment of the connection that `syn(9)` asked for, `offset` bytes into what the guest
+/// sends.
+pub(super) fn segment(offset: u32, acknowledged: u32, payload: usize) -> Vec<u8> {
+    let mut frame = datagram("198.18.0.2:1", "1.1.1.1:80", &vec![7; 12 + payload]);
+    frame[23] = 6;
+    let head = syn(9);
+    frame[34..54].copy_from_slice(&head[34..54]);
+    frame[38..42].copy_from_slice(&(1 + offset).to_be_bytes());
+    frame[42..46].copy_from_slice(&acknowledged.to_be_bytes());
+    frame[34 + 13] = 0x10;
+    fix(&mut frame);
+    frame
+}
+
+/// Asks for the connection, with these options; where the other side begins, and the host's
+/// end.
+fn begin(link: &mut Wire, options: &[u8]) -> (u32, OwnedFd) {
+    let mut frame = datagram("198.18.0.2:1", "1.1.1.1:80", &vec![0; 12 + options.len()]);
+    frame[23] = 6;
+    frame[34..54].copy_from_slice(&syn(9)[34..54]);
+    frame[34 + 12] = u8::try_from((20 + options.len()) / 4).unwrap() << 4;
+    frame[34 + 14..34 + 16].copy_from_slice(&[0xff, 0xff]);
+    frame[54..].copy_from_slice(options);
+    fix(&mut frame);
+    link.card.sent.push_back(frame);
+    let (id, _, _, socket) = link.asked();
+    link.listening = false;
+    link.stack.accept(id);
+    link.stack.run();
+    let bytes = &link.stack.frame().unwrap().bytes;
+    let theirs = u32::from_be_bytes(bytes[38..42].try_into().unwrap()).wrapping_add(1);
+    link.stack.frame_done();
+    (theirs, socket)
+}
+
+/// Segment of 1460 bytes, and a window that is scaled by seven bits.
+const OPTIONS: [u8; 8] = [2, 4, 5, 0xb4, 3, 3, 7, 1];
+
+#[test]
+fn a_guest_that_sends_more_than_its_window_at_once_does_no_harm() {
+    for step in [1_u32, 7, 60_000] {
+        for payload in [1400, 60_000] {
+            let mut link = link();
+            let (theirs, _socket) = begin(&mut link, &OPTIONS);
+            // Before anything is acknowledged, and after.
+            for round in 0..3 {
+                let mut offset = 0;
+                while offset < 1_200_000 {
+                    link.stack.input(&segment(offset, theirs, payload));
+                    offset += step.max(u32::try_from(payload).unwrap());
+                }
+                if round > 0 {
+                    link.stack.run();
+                }
+                while link.stack.frame().is_some() {
+                    link.stack.frame_done();
+                }
+            }
+            assert_eq!(link.stack.metrics().malformed, 0);
+        }
+    }
+}
+
+/// However long the segments are that a guest says to take, and whatever options there are.
+#[test]
+fn segments_of_a_guest_are_those_of_the_link() {
+    for (options, most) in [
+        (&[2, 4, 0xff, 0xff][..], 1460),
+        (&[1, 1, 1, 1, 2, 4, 0x23, 0x28], 1460),
+        (&[3, 3, 7, 1, 2, 4, 2, 0], 512),
+        (&[30, 4, 2, 4, 2, 4, 0xff, 0xff], 1460),
+        (&[], 536),
+    ] {
+        let mut link = link();
+        let (theirs, socket) = begin(&mut link, options);
+        let mut stream = std::os::unix::net::UnixStream::from(socket);
+        std::io::Write::write_all(&mut stream, &[1; 20_000]).unwrap();
+        let mut acknowledging = segment(0, theirs, 0);
+        acknowledging[34 + 14..34 + 16].copy_from_slice(&[0xff, 0xff]);
+        link.stack.input(&acknowledging);
+        link.stack.poll();
+        link.stack.run();
+        let longest = std::iter::from_fn(|| {
+            let len = link.stack.frame()?.bytes.len();
+            link.stack.frame_done();
+            Some(len)
+        });
+        assert_eq!(longest.max(), Some(54 + most), "{options:?}");
+    }
 }
 
 #[test]

@@ -12,3 +12,4 @@ mod datagrams;
 mod gateway;
 mod guest;
 mod hostile;
+mod load;
