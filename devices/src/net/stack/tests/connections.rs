@@ -84,6 +84,8 @@ fn the_host_may_be_the_first_to_say_that_it_sends_no_more() {
     assert_eq!(ended(&mut link), [End::Closed]);
 }
 
+/// In segments longer than the link only where the driver has agreed to it (virtio 1.2
+/// §5.1.6.2 and §5.1.3).
 #[test]
 fn megabytes_arrive_as_they_were_sent() {
     let (no_tso6, no_tso4, no_sums) = (
