@@ -83,6 +83,7 @@ pub mod state;
 mod stdio;
 pub mod supervise;
 mod supervised;
+mod surroundings;
 mod tar_in;
 mod tar_out;
 pub mod text;

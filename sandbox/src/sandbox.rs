@@ -29,6 +29,7 @@ use crate::frames::FrameReader;
 use crate::process::Process;
 use crate::pump::{MAX_OUTPUT_FRAME, Task, broken, lost};
 use crate::shared::Shared;
+use crate::surroundings::Surroundings;
 use crate::text::one_line;
 use crate::timeline::Report;
 
@@ -61,6 +62,8 @@ pub struct Sandbox {
     pub(crate) shared: Arc<Shared>,
     /// What it was made from, if it was made from a configuration.
     pub(crate) config: Option<Arc<Config>>,
+    /// What its programs have in common.
+    pub(crate) surroundings: Surroundings,
     /// Programs that run as long as the VM does.
     pub(crate) kept: std::sync::Mutex<Vec<Process>>,
     /// Listens to the guest's PID 1, or for the news of the end.
@@ -104,7 +107,11 @@ impl Sandbox {
         self.config.as_deref()
     }
 
-    /// Runs a program.
+    /// Runs a program. What its options leave open (variables, working directory, user,
+    /// privileges) is as the VM's configuration and image say, or on an attached handle
+    /// as they said when the VM was made, unless the options are
+    /// [`ExecOptions::bare`]: as `docker exec` would run it, without the image's
+    /// entrypoint. A VM from a builder has neither.
     ///
     /// # Errors
     /// [`Error::InvalidConfig`] for options that no guest could obey,
@@ -115,7 +122,7 @@ impl Sandbox {
         let wants = (options.wants_stdin(), options.wants_terminal());
         let limit = options.time_limit();
         let began = Instant::now();
-        let start = options.into_frame()?;
+        let start = self.surroundings.around(options).into_frame()?;
         self.exec_frame(&start, wants, limit, began).await
     }
 

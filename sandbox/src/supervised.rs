@@ -15,6 +15,7 @@ use crate::exec::ExecOptions;
 use crate::pump::Task;
 use crate::sandbox::{START_TIMEOUT, Sandbox, VMM_TIMEOUT, Way};
 use crate::state::{Vm, Vms};
+use crate::surroundings::Surroundings;
 use crate::usage;
 
 /// # VMs with a life of their own
@@ -53,6 +54,7 @@ impl Sandbox {
             ended,
             shared: Arc::default(),
             config: None,
+            surroundings: Surroundings::Kept(Arc::new(vm.record().programs.clone())),
             kept: std::sync::Mutex::default(),
             _listener: Task::spawn(listen),
             _time_limit: None,
@@ -156,6 +158,7 @@ impl Sandbox {
             let why = "only the supervisor of a VM can run a program that nobody watches";
             return Err(Error::config("spawn", why));
         };
+        let options = self.surroundings.around(options);
         options.validate()?;
         let request = Request::Spawn(Box::new(options.into_request()?));
         // Starting takes as long as the guest takes.

@@ -87,6 +87,52 @@ async fn a_configuration_becomes_a_vm_that_knows_it() {
     world.vmm_is_gone().await;
 }
 
+/// What `show` says of the surroundings it got.
+async fn shown(sandbox: &Sandbox, options: ExecOptions) -> String {
+    let show = sandbox.exec(options).await.unwrap();
+    let shown = show.collect(4096).await.unwrap();
+    String::from_utf8(shown.stdout).unwrap()
+}
+
+#[tokio::test]
+async fn programs_get_what_the_configuration_says_unless_they_say_otherwise() {
+    let world = World::new("normal");
+    let json = r#"{"env":{"A":"1","B":"2"},"privileged":true,
+        "image_config":{"user":"7","working_dir":"/w","env":{"B":"image","C":"image"}}}"#;
+    let sandbox = Sandbox::create(config(json), options(&world, "normal"))
+        .await
+        .unwrap();
+    let show = || ExecOptions::argv(["show"]);
+    let path = format!("PATH={}\n", flashpan::DEFAULT_PATH);
+    assert_eq!(
+        shown(&sandbox, show()).await,
+        format!("A=1\nB=2\nC=image\n{path}in /w as 7 privileged\n")
+    );
+    let own = show().env("A", "own").working_dir("/own").user("me");
+    let own = own.privilege(flashpan::Privilege::confined());
+    assert_eq!(
+        shown(&sandbox, own).await,
+        format!("A=own\nB=2\nC=image\n{path}in /own as me\n")
+    );
+    assert_eq!(
+        shown(&sandbox, show().bare()).await,
+        format!("{path}in  as \n")
+    );
+    // What was put together before is not put together again.
+    let defaults = sandbox.exec_defaults().unwrap();
+    let wishes = Overrides {
+        command: vec!["show".into()],
+        ..Overrides::default()
+    };
+    let program = defaults.program(&wishes).unwrap().env("C", "own");
+    let program = program.privilege(flashpan::Privilege::confined());
+    assert_eq!(
+        shown(&sandbox, program).await,
+        format!("A=1\nB=2\nC=own\n{path}in /w as 7\n")
+    );
+    sandbox.kill().await;
+}
+
 #[tokio::test]
 async fn what_cannot_be_obeyed_is_refused_before_there_is_a_vm() {
     let world = World::new("normal");

@@ -26,7 +26,7 @@ pub struct Launch {
     root: Root,
     disks: Vec<OpenDisk>,
     upper: OpenUpper,
-    defaults: ExecDefaults,
+    defaults: Arc<ExecDefaults>,
     image_id: Option<String>,
 }
 
@@ -52,7 +52,7 @@ impl Launch {
             root,
             disks,
             upper,
-            defaults,
+            defaults: Arc::new(defaults),
             image_id,
         }
     }
@@ -103,7 +103,7 @@ impl Launch {
         for disk in &self.disks {
             builder = builder.disk(disk.disk()?);
         }
-        let builder = builder.described_by(Arc::clone(&self.config));
+        let builder = builder.described_by(&self.config, &self.defaults);
         Ok(builder.upper(self.upper.upper()?))
     }
 
@@ -121,7 +121,8 @@ impl Launch {
         Ok(Some(started))
     }
 
-    /// How programs of the VM are run unless the caller says otherwise.
+    /// How programs of the VM are run unless the caller says otherwise; its
+    /// [`Sandbox::exec`] obeys it.
     #[must_use]
     pub fn exec_defaults(&self) -> &ExecDefaults {
         &self.defaults
