@@ -43,8 +43,8 @@ impl Sandbox {
     /// VM's log ([`crate::state::LogReader`]).
     ///
     /// # Errors
-    /// [`Error::State`] if the VM does not run, [`Error::NotRunning`] if it has just
-    /// ended, [`Error::Supervisor`] if its supervisor does not answer.
+    /// [`Error::State`] if the VM does not run, with what it does instead,
+    /// [`Error::NotRunning`] if it has just ended (both have the code `vm_not_running`), [`Error::Supervisor`] if its supervisor does not answer.
     pub async fn attach(vm: &Vm) -> Result<Self> {
         vm.must_live()?;
         let attachment = Attachment::to(vm);
