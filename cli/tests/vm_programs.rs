@@ -116,6 +116,24 @@ fn logs_are_followed_until_the_vm_ends() {
 }
 
 #[test]
+fn what_the_image_s_own_command_writes_is_in_the_log_beside_the_command() {
+    let vms = Vms::new("normal");
+    let file = vms.0.path("sandbox.toml");
+    let launched = "launch_entrypoint = true\nimage_config = { entrypoint = ['both'] }";
+    std::fs::write(&file, launched).unwrap();
+    vms.run(&["-f", file.to_str().unwrap(), "--name", "web"], &["sleep"]);
+    let mut follow = vms.0.flashpan(&["logs", "-f", "web"]).spawn().unwrap();
+    let mut six = [0; 6];
+    let stdout = follow.stdout.as_mut().unwrap();
+    stdout.read_exact(&mut six).unwrap();
+    six.sort_unstable();
+    assert_eq!(&six, b"eorrtu");
+    vms.ok(&["stop", "web"]);
+    let rest = follow.wait_with_output().unwrap();
+    assert!(rest.status.success() && rest.stdout.is_empty(), "{rest:?}");
+}
+
+#[test]
 fn programs_and_their_use_are_listed() {
     let vms = Vms::new("normal");
     let id = vms.run(&["--name", "web"], &["sleep"]);

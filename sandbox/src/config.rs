@@ -256,6 +256,15 @@ impl SandboxBuilder {
         self
     }
 
+    /// Writes what the VM's own command writes to this as well, beside
+    /// [`crate::Sandbox::logs`], as it comes, on threads of its own: of a VM of
+    /// [`crate::Launch::boot_as`] with `launch_entrypoint`. A program waits for a sink
+    /// that is slow; what one refuses is lost.
+    pub fn output_sink(self, sink: impl Write + Send + 'static) -> Self {
+        self.shared.output.set_sink(Box::new(sink));
+        self
+    }
+
     /// The configuration that these settings come from, and how programs are run by it.
     pub(crate) fn described_by(
         mut self,

@@ -3,7 +3,7 @@
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use flashpan_protocol::agent::{EXEC_PORT, ExecOutput, HostMessage, MAX_FRAME};
@@ -26,6 +26,7 @@ use crate::events::Events;
 use crate::exec::ExecOptions;
 use crate::exit::{Exit, ExitReason};
 use crate::frames::FrameReader;
+use crate::logs::Kept;
 use crate::process::Process;
 use crate::pump::{MAX_OUTPUT_FRAME, Task, broken, lost};
 use crate::shared::Shared;
@@ -65,7 +66,7 @@ pub struct Sandbox {
     /// What its programs have in common.
     pub(crate) surroundings: Surroundings,
     /// Programs that run as long as the VM does.
-    pub(crate) kept: std::sync::Mutex<Vec<Process>>,
+    pub(crate) kept: std::sync::Mutex<Vec<Kept>>,
     /// Listens to the guest's PID 1, or for the news of the end.
     pub(crate) _listener: Task,
     pub(crate) _time_limit: Option<Task>,
@@ -148,7 +149,7 @@ impl Sandbox {
         let limit = limit.and_then(|after| Some((after, began.checked_add(after)?)));
         let shared = Arc::clone(&self.shared);
         Ok(Process::new(
-            pid,
+            (pid, began),
             reader,
             writer,
             wants,
@@ -316,17 +317,6 @@ impl Sandbox {
     /// that; returns the limit. For ever if there is none. Cancel safe.
     pub async fn time_is_up(&self) -> Duration {
         self.shared.until_time_is_up().await
-    }
-
-    /// Has a program run as long as the VM does; its output is thrown away.
-    pub(crate) fn keep(&self, mut program: Process) {
-        drop((
-            program.stdin.take(),
-            program.stdout.take(),
-            program.stderr.take(),
-        ));
-        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
-        kept.push(program);
     }
 
     /// When which phase was reached so far.

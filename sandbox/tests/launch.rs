@@ -179,6 +179,68 @@ async fn the_image_s_own_command_is_started_if_that_is_asked_for() {
 }
 
 #[tokio::test]
+async fn what_the_image_s_own_command_writes_is_kept() {
+    let world = World::new("normal");
+    let json = r#"{"launch_entrypoint":true,"image_config":{"entrypoint":["both"]}}"#;
+    let sandbox = Sandbox::create(config(json), options(&world, "normal"))
+        .await
+        .unwrap();
+    let mut logs = sandbox.logs().unwrap();
+    let mut written = Vec::new();
+    while written.len() < 6 {
+        let more = timeout(LONG, logs.next()).await.unwrap().unwrap();
+        written.extend(more.unwrap());
+    }
+    // Two streams: each is whole, and which is first is not said.
+    written.sort_unstable();
+    assert_eq!(written, b"eorrtu");
+    assert!(!logs.take_lost());
+    assert!(logs.available().unwrap().is_empty());
+    // Whoever comes later gets it as well; other programs are not in it.
+    let other = sandbox.exec(ExecOptions::argv(["both"])).await.unwrap();
+    other.collect(10).await.unwrap();
+    sandbox.kill().await;
+    let mut late = sandbox.logs().unwrap();
+    assert_eq!(
+        timeout(LONG, late.next())
+            .await
+            .unwrap()
+            .unwrap()
+            .unwrap()
+            .len(),
+        6
+    );
+    for logs in [&mut logs, &mut late] {
+        assert_eq!(timeout(LONG, logs.next()).await.unwrap().unwrap(), None);
+    }
+    world.vmm_is_gone().await;
+}
+
+#[tokio::test]
+async fn what_is_collected_is_a_result_of_the_interface() {
+    let world = World::new("normal");
+    let sandbox = world.boot().await;
+    let run = |argv: &[&str]| sandbox.exec(ExecOptions::argv(argv).timeout(LONG));
+    let began = Instant::now();
+    let both = run(&["both"]).await.unwrap().collect(10).await.unwrap();
+    assert!(!both.duration.is_zero() && both.duration <= began.elapsed());
+    let result = flashpan::api::ExecResult::from(both.clone());
+    assert_eq!(
+        (&result.stdout[..], &result.stderr[..]),
+        (&b"out"[..], &b"err"[..])
+    );
+    assert_eq!((result.exit_code, result.duration), (0, both.duration));
+    let failed = run(&["exit", "255"]).await.unwrap();
+    let failed = failed.collect(10).await.unwrap();
+    assert_eq!(flashpan::api::ExecResult::from(failed).exit_code, 255);
+    let asleep = run(&["sleep"]).await.unwrap();
+    asleep.signal(9).unwrap();
+    let killed = asleep.collect(10).await.unwrap();
+    assert_eq!(flashpan::api::ExecResult::from(killed).exit_code, -1);
+    sandbox.kill().await;
+}
+
+#[tokio::test]
 async fn the_start_of_the_image_s_own_command_is_an_event() {
     let world = World::new("normal");
     let json = r#"{"launch_entrypoint":true,"image_config":{"entrypoint":["tells","entry"]}}"#;

@@ -59,8 +59,8 @@ impl Launch {
 
     /// Boots a VM and waits until its guest can run programs; with
     /// `launch_entrypoint` also until the image's own command has been started,
-    /// which then runs as long as the VM does, with nothing to read and nobody to
-    /// read what it writes. If the future is dropped the VM is killed. Its start is the
+    /// which then runs as long as the VM does, with nothing to read; what it writes is in
+    /// [`Sandbox::logs`]. If the future is dropped the VM is killed. Its start is the
     /// first event of whoever asks for [`Sandbox::events`] first.
     ///
     /// Several VMs can be booted, one after the other if they write to the same
@@ -83,7 +83,7 @@ impl Launch {
             sandbox.shared.events.keep();
         }
         if let Some(entrypoint) = self.start_entrypoint(&sandbox).await? {
-            sandbox.keep(entrypoint);
+            sandbox.keep(entrypoint)?;
         }
         Ok(sandbox)
     }
