@@ -250,6 +250,7 @@ async fn launch(mut launching: Launching) -> Result<Sandbox, NotStarted> {
     if let Some(sink) = launching.take_console() {
         builder = builder.console_sink(sink);
     }
+    builder = builder.output_sink(launching.output());
     Ok(launch.boot_as(builder).await?)
 }
 

@@ -17,6 +17,7 @@ mod vms;
 use std::io::{Read, Write};
 use std::process::Stdio;
 
+use flashpan::ExecOptions;
 use nix::sys::signal::Signal;
 use vms::Vms;
 
@@ -113,6 +114,60 @@ fn logs_are_followed_until_the_vm_ends() {
     assert!(rest.status.success() && rest.stdout.is_empty(), "{rest:?}");
     assert_eq!(vms.ok(&["logs", "-f", "--tail", "1", "web"]).len(), 6);
     assert_eq!(vms.ok(&["logs", "--tail", "0", "web"]), "");
+}
+
+#[test]
+fn what_the_image_s_own_command_writes_is_in_the_log_beside_the_command() {
+    let vms = Vms::new("normal");
+    let file = vms.0.path("sandbox.toml");
+    let launched = "launch_entrypoint = true\nimage_config = { entrypoint = ['both'] }";
+    std::fs::write(&file, launched).unwrap();
+    vms.run(&["-f", file.to_str().unwrap(), "--name", "web"], &["sleep"]);
+    let mut follow = vms.0.flashpan(&["logs", "-f", "web"]).spawn().unwrap();
+    let mut six = [0; 6];
+    let stdout = follow.stdout.as_mut().unwrap();
+    stdout.read_exact(&mut six).unwrap();
+    six.sort_unstable();
+    assert_eq!(&six, b"eorrtu");
+    vms.ok(&["stop", "web"]);
+    let rest = follow.wait_with_output().unwrap();
+    assert!(rest.status.success() && rest.stdout.is_empty(), "{rest:?}");
+}
+
+#[test]
+fn a_program_with_the_library_reaches_a_vm_of_the_command_line() {
+    let vms = Vms::new("normal");
+    let options = [
+        "--name",
+        "web",
+        "-e",
+        "A=1",
+        "--workdir",
+        "/w",
+        "--user",
+        "7",
+    ];
+    vms.run(&options, &["both"]);
+    let vm = flashpan::state::Vms::at(vms.state()).find("web").unwrap();
+    let sandbox = flashpan::blocking::Sandbox::attach(&vm).unwrap();
+    let shown = |options: ExecOptions| {
+        let shown = sandbox.exec(options).unwrap().collect(4096).unwrap();
+        String::from_utf8(shown.stdout).unwrap()
+    };
+    // Without a word of its own a program is run as those of `exec` are.
+    let show = ExecOptions::argv(["show"]);
+    let path = format!("PATH={}\n", flashpan::DEFAULT_PATH);
+    assert_eq!(shown(show.clone()), format!("A=1\n{path}in /w as 7\n"));
+    assert_eq!(shown(show.bare()), format!("{path}in  as \n"));
+    let mut logs = sandbox.logs().unwrap();
+    let mut written = Vec::new();
+    while written.len() < 6 {
+        written.extend(logs.next().unwrap().unwrap());
+    }
+    written.sort_unstable();
+    assert_eq!(written, b"eorrtu");
+    vms.ok(&["stop", "web"]);
+    assert!(logs.next().is_none());
 }
 
 #[test]

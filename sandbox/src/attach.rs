@@ -20,7 +20,9 @@ use crate::driver::Ended;
 use crate::error::{Error, Result};
 use crate::events::Events;
 use crate::exit::{Exit, ExitReason};
-use crate::state::{EventReader, ExitRecord, StateError, Vm, last_exit, marked};
+use crate::state::{
+    EventReader, ExitRecord, LogReader, LogStream, StateError, Vm, last_exit, marked,
+};
 use crate::text::one_line;
 
 /// How long a supervisor may take for an answer that it has at once.
@@ -66,6 +68,12 @@ impl Attachment {
     pub(crate) fn events(&self, ended: Ended) -> Result<Events, StateError> {
         let reader = EventReader::at(&self.id, &self.directory, Some(0))?;
         Ok(Events::written(reader, ended))
+    }
+
+    /// What the supervisor writes down, from its beginning on.
+    pub(crate) fn log(&self, stream: LogStream) -> Result<LogReader, StateError> {
+        let path = self.directory.join(stream.file_name());
+        LogReader::at(path, &self.directory, None)
     }
 
     /// Sends a request and waits until the supervisor has shown who it is.

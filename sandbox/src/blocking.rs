@@ -17,9 +17,15 @@
 //! # }
 //! ```
 //!
+//! [`Sandbox::create`] makes a VM from a configuration, [`Launch`] step by step, and
+//! [`Sandbox::attach`] reaches one that another process supervises.
+//!
 //! # Panics
 //!
 //! All that blocks panics if it is called from asynchronous code.
+
+mod launch;
+mod life;
 
 use std::io::{self, Read, Write};
 use std::path::Path;
@@ -40,6 +46,9 @@ use crate::{
     FileStat, Forward, ForwardOptions, PortForwarding, ReadOptions, Result, SandboxBuilder, Stats,
     TerminalSize, WatchOptions, WriteOptions,
 };
+
+pub use launch::{Checked, Launch};
+pub use life::{Events, Logs};
 
 /// A runtime on a thread of its own, which ends with the last handle.
 #[derive(Debug)]
@@ -511,5 +520,7 @@ impl<W: Write + Unpin> AsyncWrite for Sink<'_, W> {
     }
 }
 
+#[cfg(test)]
+mod methods;
 #[cfg(test)]
 mod tests;

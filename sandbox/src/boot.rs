@@ -21,6 +21,7 @@ use crate::flows::Flows;
 use crate::pump::Task;
 use crate::sandbox::{Sandbox, Way, end_after, wait};
 use crate::shared::Shared;
+use crate::surroundings::Surroundings;
 use crate::timeline::now_ns;
 use crate::vmm_process::VmmProcess;
 
@@ -64,6 +65,7 @@ impl SandboxBuilder {
             time_limit: self.time_limit,
             time_limit_end: self.time_limit_end,
             described_by: self.described_by.clone(),
+            surroundings: self.surroundings.clone(),
         };
         match timeout(self.boot_timeout, come_up(about, guest, driver, &shared)).await {
             Ok(result) => result,
@@ -88,6 +90,7 @@ struct About<'a> {
     time_limit: Option<Duration>,
     time_limit_end: (Duration, Duration),
     described_by: Option<Arc<Config>>,
+    surroundings: Surroundings,
 }
 
 /// Waits for the guest's PID 1 and gets it ready.
@@ -143,6 +146,7 @@ async fn come_up(
         ended,
         shared: Arc::clone(shared),
         config: about.described_by,
+        surroundings: about.surroundings,
         kept: std::sync::Mutex::default(),
         _listener: Task::spawn(listen),
         _time_limit: time_limit,

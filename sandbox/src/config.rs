@@ -15,11 +15,13 @@ use flashpan_protocol::control::{
 use crate::api::{Config, HostIpMapping, vcpu_count};
 use crate::disk::{Disk, DiskRole, Upper, check_guest_paths};
 use crate::error::{Error, Result};
+use crate::launch::ExecDefaults;
 use crate::log::VmLog;
 use crate::network::Settings;
 use crate::rate::RateLimit;
 use crate::sandbox::{LIMIT_GRACE, POWER_OFF_TIMEOUT};
 use crate::shared::Shared;
+use crate::surroundings::Surroundings;
 
 /// vCPUs of a VM unless asked otherwise.
 pub const DEFAULT_CPUS: u32 = 1;
@@ -104,6 +106,7 @@ pub struct SandboxBuilder {
     pub(crate) time_limit: Option<Duration>,
     pub(crate) time_limit_end: (Duration, Duration),
     pub(crate) described_by: Option<Arc<Config>>,
+    pub(crate) surroundings: Surroundings,
     pub(crate) shared: Arc<Shared>,
 }
 
@@ -147,6 +150,7 @@ impl SandboxBuilder {
             time_limit: None,
             time_limit_end: (LIMIT_GRACE, POWER_OFF_TIMEOUT),
             described_by: None,
+            surroundings: Surroundings::None,
             shared: Arc::default(),
         }
     }
@@ -252,9 +256,23 @@ impl SandboxBuilder {
         self
     }
 
-    /// The configuration that these settings come from.
-    pub(crate) fn described_by(mut self, config: Arc<Config>) -> Self {
-        self.described_by = Some(config);
+    /// Writes what the VM's own command writes to this as well, beside
+    /// [`crate::Sandbox::logs`], as it comes, on threads of its own: of a VM of
+    /// [`crate::Launch::boot_as`] with `launch_entrypoint`. A program waits for a sink
+    /// that is slow; what one refuses is lost.
+    pub fn output_sink(self, sink: impl Write + Send + 'static) -> Self {
+        self.shared.output.set_sink(Box::new(sink));
+        self
+    }
+
+    /// The configuration that these settings come from, and how programs are run by it.
+    pub(crate) fn described_by(
+        mut self,
+        config: &Arc<Config>,
+        defaults: &Arc<ExecDefaults>,
+    ) -> Self {
+        self.described_by = Some(Arc::clone(config));
+        self.surroundings = Surroundings::Launched(Arc::clone(defaults));
         self
     }
 

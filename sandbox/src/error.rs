@@ -46,25 +46,27 @@ pub enum Error {
     #[error(transparent)]
     Launch(#[from] Box<LaunchError>),
     /// There is no VM of this id or name.
-    #[error("VM not found: {id}")]
+    #[error("{}", StateError::NotFound(id.clone()))]
     NotFound {
         /// The id or name.
         id: String,
     },
-    /// The network's rules do not allow a request.
+    /// The network's rules do not allow a request
+    /// ([`crate::api::NetworkEvent::refusal`]).
     #[error("request blocked by policy: {host}")]
     Blocked {
         /// Where it was to go.
         host: String,
     },
-    /// A host is not among those that the guest may reach.
+    /// A host is not among those that the guest may reach
+    /// ([`crate::api::NetworkEvent::refusal`]).
     #[error("host not in allowlist: {host}")]
     HostNotAllowed {
         /// The host.
         host: String,
     },
     /// The placeholder of a secret was on its way to a host that may not have the
-    /// secret.
+    /// secret ([`crate::api::NetworkEvent::refusal`]).
     #[error("secret placeholder sent to unauthorized host: {host}")]
     SecretLeak {
         /// The host.
@@ -166,9 +168,10 @@ pub enum Error {
         /// What it said, or what it did.
         message: String,
     },
-    /// A VM on disk could not be found, or read.
+    /// A VM on disk does not allow it, or could not be read. One that is not there is
+    /// [`Error::NotFound`].
     #[error(transparent)]
-    State(#[from] crate::state::StateError),
+    State(StateError),
     /// A program of another version of flashpan answered.
     #[error(
         "{peer} speaks protocol version {theirs}, this program speaks {ours}; install both from one build"
@@ -390,8 +393,7 @@ impl Error {
             Self::VmEnded(_) => ErrorCode::VmEnded,
             Self::NotRunning | Self::Starting => ErrorCode::VmNotRunning,
             Self::Paused | Self::NotPaused => ErrorCode::VmPaused,
-            Self::State(StateError::NotFound { .. }) => ErrorCode::VmNotFound,
-            Self::State(_) => ErrorCode::VmState,
+            Self::State(error) => error.code(),
             Self::Supervisor { .. } => ErrorCode::Host,
             Self::Protocol { .. }
             | Self::Encode(_)
@@ -439,6 +441,15 @@ impl Error {
 impl From<LaunchError> for Error {
     fn from(error: LaunchError) -> Self {
         Self::Launch(Box::new(error))
+    }
+}
+
+impl From<StateError> for Error {
+    fn from(error: StateError) -> Self {
+        match error {
+            StateError::NotFound(id) => Self::NotFound { id },
+            error => Self::State(error),
+        }
     }
 }
 

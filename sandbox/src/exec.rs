@@ -23,13 +23,14 @@ pub struct ExecOptions {
     command: Command,
     env: Vec<(OsString, OsString)>,
     working_dir: Option<OsString>,
-    make_working_dir: bool,
+    make_working_dir: Option<bool>,
     user: Option<String>,
     stdin: bool,
     terminal: Option<TerminalSize>,
     linger: bool,
     timeout: Option<Duration>,
-    privilege: Privilege,
+    privilege: Option<Privilege>,
+    bare: bool,
 }
 
 impl ExecOptions {
@@ -57,18 +58,28 @@ impl ExecOptions {
             command,
             env: Vec::new(),
             working_dir: None,
-            make_working_dir: false,
+            make_working_dir: None,
             user: None,
             stdin: false,
             terminal: None,
             linger: false,
             timeout: None,
-            privilege: Privilege::confined(),
+            privilege: None,
+            bare: false,
         }
     }
 
-    /// Sets a variable; later calls win. `PATH` is [`DEFAULT_PATH`] otherwise,
-    /// and nothing of this process's own environment is passed on.
+    /// Leaves out what the VM's configuration and image say of its programs: variables,
+    /// working directory, user and privileges are what these options say and nothing
+    /// else. Otherwise [`crate::Sandbox::exec`] takes from there what is not set here.
+    pub fn bare(mut self) -> Self {
+        self.bare = true;
+        self
+    }
+
+    /// Sets a variable; later calls win. Others are those of the VM's configuration and
+    /// image; `PATH` is [`DEFAULT_PATH`] if nobody sets it, and nothing of this process's
+    /// own environment is passed on.
     pub fn env(mut self, name: impl Into<OsString>, value: impl Into<OsString>) -> Self {
         self.env.push((name.into(), value.into()));
         self
@@ -81,15 +92,25 @@ impl ExecOptions {
         self
     }
 
-    /// Sets the working directory; `/` otherwise.
+    /// Sets the working directory; otherwise that of the VM's configuration or image,
+    /// or `/`.
     pub fn working_dir(mut self, dir: impl Into<OsString>) -> Self {
         self.working_dir = Some(dir.into());
         self
     }
 
     /// Sets the working directory unless it is set.
-    pub(crate) fn default_working_dir(mut self, dir: impl Into<OsString>) -> Self {
-        self.working_dir.get_or_insert_with(|| dir.into());
+    pub(crate) fn default_working_dir(mut self, dir: impl Into<OsString>, make: bool) -> Self {
+        if self.working_dir.is_none() {
+            self.working_dir = Some(dir.into());
+            self.make_working_dir.get_or_insert(make);
+        }
+        self
+    }
+
+    /// Sets the privileges unless they are set.
+    pub(crate) fn default_privilege(mut self, privilege: &Privilege) -> Self {
+        self.privilege.get_or_insert_with(|| privilege.clone());
         self
     }
 
@@ -100,14 +121,15 @@ impl ExecOptions {
     }
 
     /// Whether a working directory that is missing is made, for root and with
-    /// mode 755; to start in one is an error otherwise.
+    /// mode 755; to start in one is an error otherwise, but the directory that an image
+    /// names is made.
     pub fn make_working_dir(mut self, make: bool) -> Self {
-        self.make_working_dir = make;
+        self.make_working_dir = Some(make);
         self
     }
 
-    /// Runs as `name`, `uid`, `name:group` or `uid:gid` of the guest; as root
-    /// otherwise.
+    /// Runs as `name`, `uid`, `name:group` or `uid:gid` of the guest; otherwise as the
+    /// VM's configuration or image says, or as root.
     pub fn user(mut self, user: impl Into<String>) -> Self {
         self.user = Some(user.into());
         self
@@ -141,10 +163,10 @@ impl ExecOptions {
         self
     }
 
-    /// What the program may do in the guest, and what it sees of it;
-    /// [`Privilege::confined`] otherwise.
+    /// What the program may do in the guest, and what it sees of it; otherwise as the
+    /// VM's configuration says, or [`Privilege::confined`].
     pub fn privilege(mut self, privilege: Privilege) -> Self {
-        self.privilege = privilege;
+        self.privilege = Some(privilege);
         self
     }
 
@@ -203,7 +225,7 @@ impl ExecOptions {
     }
 
     pub(crate) fn into_request(self) -> Result<ExecRequest> {
-        let confinement = self.privilege.confinement()?;
+        let confinement = self.privilege_or_confined().confinement()?;
         let sets = |wanted: &str| self.env.iter().any(|(name, _)| name == wanted);
         let mut defaults = Vec::new();
         if !sets("PATH") {
@@ -219,7 +241,7 @@ impl ExecOptions {
                 .map(|(name, value)| (bytes(name), bytes(value)))
                 .collect(),
             working_dir: self.working_dir.map(bytes),
-            make_working_dir: self.make_working_dir,
+            make_working_dir: self.make_working_dir.unwrap_or_default(),
             user: self.user,
             stdin: self.stdin,
             terminal: self.terminal,
@@ -247,7 +269,7 @@ impl ExecOptions {
     }
 
     pub(crate) fn makes_working_dir(&self) -> bool {
-        self.make_working_dir
+        self.make_working_dir.unwrap_or_default()
     }
 
     /// Empty for root.
@@ -255,8 +277,12 @@ impl ExecOptions {
         self.user.as_deref().unwrap_or_default()
     }
 
-    pub(crate) fn privilege_of(&self) -> &Privilege {
-        &self.privilege
+    pub(crate) fn privilege_or_confined(&self) -> Privilege {
+        self.privilege.clone().unwrap_or_else(Privilege::confined)
+    }
+
+    pub(crate) fn is_bare(&self) -> bool {
+        self.bare
     }
 
     pub(crate) fn time_limit(&self) -> Option<Duration> {

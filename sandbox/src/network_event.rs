@@ -130,6 +130,7 @@ fn reason(code: Code) -> BlockReason {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::error::Error;
 
     fn activity(scheme: Scheme, outcome: Outcome) -> NetworkActivity {
         let mut report = Report::new(scheme, "a.test:443".to_owned(), outcome);
@@ -146,6 +147,12 @@ mod tests {
         };
         let json = serde_json::to_value(activity(Scheme::Tcp, Outcome::Refused(denial))).unwrap();
         assert_eq!(json["network"]["blocked"], true);
+        let event: NetworkEvent = serde_json::from_value(json["network"].clone()).unwrap();
+        let refusal = event.refusal().unwrap();
+        assert!(
+            matches!(&refusal, Error::HostNotAllowed { host } if host == "a.test:443"),
+            "{refusal:?}"
+        );
         assert_eq!(json["network"]["block_reason"], "host not in allowlist");
         assert_eq!(json["code"], "host_not_allowed");
         assert_eq!(json["destination"], "192.0.2.1:443");
@@ -161,6 +168,7 @@ mod tests {
         };
         let failed = activity(Scheme::Https, Outcome::Refused(denial));
         assert!(!failed.network.blocked);
+        assert!(failed.network.refusal().is_none());
         assert_eq!(failed.code.as_deref(), Some("upstream_unreachable"));
         let allowed = Outcome::Allowed(Basis::Rule("*.test".to_owned()));
         let allowed = activity(Scheme::Https, allowed);

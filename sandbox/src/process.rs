@@ -37,6 +37,7 @@ pub struct Process {
     /// The program's standard error; `None` on a terminal. As `stdout`.
     pub stderr: Option<Output>,
     pid: u32,
+    began: Instant,
     control: mpsc::Sender<ExecInput>,
     size: watch::Sender<Option<TerminalSize>>,
     status: Status,
@@ -54,7 +55,7 @@ enum Status {
 impl Process {
     /// Takes over a connection on which the agent has said `Started`.
     pub(crate) fn new(
-        pid: u32,
+        (pid, began): (u32, Instant),
         reader: FrameReader<OwnedReadHalf>,
         writer: OwnedWriteHalf,
         (stdin, terminal): (bool, bool),
@@ -95,6 +96,7 @@ impl Process {
             stdout: Some(stdout),
             stderr: (!terminal).then_some(stderr),
             pid,
+            began,
             control,
             size,
             status: Status::Pending(status),
@@ -181,12 +183,14 @@ impl Process {
             status,
             stdout,
             stderr,
+            duration: self.began.elapsed(),
         })
     }
 }
 
-/// What [`Process::collect`] collected.
+/// What [`Process::collect`] collected; [`crate::api::ExecResult`] is made of it.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Collected {
     /// How the program ended.
     pub status: ExitStatus,
@@ -194,6 +198,9 @@ pub struct Collected {
     pub stdout: Vec<u8>,
     /// Its standard error.
     pub stderr: Vec<u8>,
+    /// From the call of [`crate::Sandbox::exec`] until its end and all its output were
+    /// here.
+    pub duration: Duration,
 }
 
 async fn collect(output: Option<Output>, limit: usize) -> Result<Vec<u8>> {

@@ -3,7 +3,7 @@
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use flashpan_protocol::agent::{EXEC_PORT, ExecOutput, HostMessage, MAX_FRAME};
@@ -26,9 +26,11 @@ use crate::events::Events;
 use crate::exec::ExecOptions;
 use crate::exit::{Exit, ExitReason};
 use crate::frames::FrameReader;
+use crate::logs::Kept;
 use crate::process::Process;
 use crate::pump::{MAX_OUTPUT_FRAME, Task, broken, lost};
 use crate::shared::Shared;
+use crate::surroundings::Surroundings;
 use crate::text::one_line;
 use crate::timeline::Report;
 
@@ -61,8 +63,10 @@ pub struct Sandbox {
     pub(crate) shared: Arc<Shared>,
     /// What it was made from, if it was made from a configuration.
     pub(crate) config: Option<Arc<Config>>,
+    /// What its programs have in common.
+    pub(crate) surroundings: Surroundings,
     /// Programs that run as long as the VM does.
-    pub(crate) kept: std::sync::Mutex<Vec<Process>>,
+    pub(crate) kept: std::sync::Mutex<Vec<Kept>>,
     /// Listens to the guest's PID 1, or for the news of the end.
     pub(crate) _listener: Task,
     pub(crate) _time_limit: Option<Task>,
@@ -104,7 +108,11 @@ impl Sandbox {
         self.config.as_deref()
     }
 
-    /// Runs a program.
+    /// Runs a program. What its options leave open (variables, working directory, user,
+    /// privileges) is as the VM's configuration and image say, or on an attached handle
+    /// as they said when the VM was made, unless the options are
+    /// [`ExecOptions::bare`]: as `docker exec` would run it, without the image's
+    /// entrypoint. A VM from a builder has neither.
     ///
     /// # Errors
     /// [`Error::InvalidConfig`] for options that no guest could obey,
@@ -115,7 +123,7 @@ impl Sandbox {
         let wants = (options.wants_stdin(), options.wants_terminal());
         let limit = options.time_limit();
         let began = Instant::now();
-        let start = options.into_frame()?;
+        let start = self.surroundings.around(options).into_frame()?;
         self.exec_frame(&start, wants, limit, began).await
     }
 
@@ -141,7 +149,7 @@ impl Sandbox {
         let limit = limit.and_then(|after| Some((after, began.checked_add(after)?)));
         let shared = Arc::clone(&self.shared);
         Ok(Process::new(
-            pid,
+            (pid, began),
             reader,
             writer,
             wants,
@@ -309,17 +317,6 @@ impl Sandbox {
     /// that; returns the limit. For ever if there is none. Cancel safe.
     pub async fn time_is_up(&self) -> Duration {
         self.shared.until_time_is_up().await
-    }
-
-    /// Has a program run as long as the VM does; its output is thrown away.
-    pub(crate) fn keep(&self, mut program: Process) {
-        drop((
-            program.stdin.take(),
-            program.stdout.take(),
-            program.stderr.take(),
-        ));
-        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
-        kept.push(program);
     }
 
     /// When which phase was reached so far.

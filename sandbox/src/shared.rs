@@ -16,6 +16,7 @@ use crate::console::Tail;
 use crate::disk::{DiskRole, FullDisk};
 use crate::events::Hub;
 use crate::exit::GuestWord;
+use crate::logs::OutputLog;
 use crate::timeline::{Timeline, now_ns};
 
 /// Most warnings of a guest that are kept.
@@ -30,6 +31,8 @@ pub(crate) struct Shared {
     guest_word: Mutex<Option<GuestWord>>,
     /// What happens to programs.
     pub(crate) events: Hub,
+    /// What the VM's own command writes.
+    pub(crate) output: OutputLog,
     /// What decides where the guest's flows go, if it has a network.
     gateway: OnceLock<Arc<Gateway>>,
     /// What is put into the guest's requests, which can be changed.

@@ -15,6 +15,7 @@ use crate::exec::ExecOptions;
 use crate::pump::Task;
 use crate::sandbox::{START_TIMEOUT, Sandbox, VMM_TIMEOUT, Way};
 use crate::state::{Vm, Vms};
+use crate::surroundings::Surroundings;
 use crate::usage;
 
 /// # VMs with a life of their own
@@ -42,8 +43,8 @@ impl Sandbox {
     /// VM's log ([`crate::state::LogReader`]).
     ///
     /// # Errors
-    /// [`Error::State`] if the VM does not run, [`Error::NotRunning`] if it has just
-    /// ended, [`Error::Supervisor`] if its supervisor does not answer.
+    /// [`Error::State`] if the VM does not run, with what it does instead,
+    /// [`Error::NotRunning`] if it has just ended (both have the code `vm_not_running`), [`Error::Supervisor`] if its supervisor does not answer.
     pub async fn attach(vm: &Vm) -> Result<Self> {
         vm.must_live()?;
         let attachment = Attachment::to(vm);
@@ -53,6 +54,7 @@ impl Sandbox {
             ended,
             shared: Arc::default(),
             config: None,
+            surroundings: Surroundings::Kept(Arc::new(vm.record().programs.clone())),
             kept: std::sync::Mutex::default(),
             _listener: Task::spawn(listen),
             _time_limit: None,
@@ -156,6 +158,7 @@ impl Sandbox {
             let why = "only the supervisor of a VM can run a program that nobody watches";
             return Err(Error::config("spawn", why));
         };
+        let options = self.surroundings.around(options);
         options.validate()?;
         let request = Request::Spawn(Box::new(options.into_request()?));
         // Starting takes as long as the guest takes.

@@ -16,13 +16,18 @@ use std::fs;
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::path::Path;
+use std::sync::Arc;
 
-use flashpan::api::PortForward;
-use flashpan::blocking::Sandbox;
+use flashpan::api::{Config, ErrorCode, PortForward};
+use flashpan::blocking::{Launch, Sandbox};
+use flashpan::launch::{Cancel, HostOptions, RootSource, Silent, UpperSource};
+use flashpan::state::{Record, Vms};
 use flashpan::{
-    CopyOptions, Error, ExecOptions, ExitReason, ExitStatus, Forward, ForwardOptions, ReadOptions,
-    WatchOptions, WriteOptions,
+    Activity, CopyOptions, Error, ExecOptions, ExitReason, ExitStatus, Forward, ForwardOptions,
+    ReadOptions, VmEventKind, WatchOptions, WriteOptions,
 };
+use flashpan_rootfs::cache::Cache;
+use flashpan_rootfs::disk;
 use world::World;
 
 fn boot(world: &World) -> Sandbox {
@@ -147,4 +152,83 @@ async fn a_vm_that_is_dropped_is_gone_at_once() {
 fn a_vm_that_does_not_boot_is_an_error() {
     let error = Sandbox::boot(World::new("boot-failed").builder()).unwrap_err();
     assert!(matches!(error, Error::BootFailed { .. }), "{error}");
+}
+
+/// What a VM of a configuration needs here.
+fn options(world: &World) -> HostOptions {
+    let cache = Cache::at(world.path("cache"));
+    drop(disk::kept(&world.path("root.ext4"), disk::SIZE_MIN, &cache).unwrap());
+    let mut options = HostOptions::new(world.path("vmlinux"))
+        .root(RootSource::Path(world.path("root.ext4")))
+        .upper(UpperSource::Memory);
+    options.vmm = Some(world.path("normal"));
+    options.guest_init = Some(world.path("init"));
+    options
+}
+
+fn config(json: &str) -> Config {
+    let named = Config::from_json(br#"{"network":{"hostname":"fake"}}"#).unwrap();
+    let more = Config::from_json(json.as_bytes()).unwrap();
+    named.config.merge(more.config)
+}
+
+#[test]
+fn a_configuration_becomes_a_vm_whose_life_is_watched() {
+    let world = World::new("normal");
+    let json = r#"{"env":{"A":"1"},"launch_entrypoint":true,
+        "image_config":{"entrypoint":["both"]}}"#;
+    let sandbox = Sandbox::create(config(json), options(&world)).unwrap();
+    assert!(sandbox.id().unwrap().starts_with("vm-"));
+    assert_eq!(sandbox.config().unwrap().env["A"], "1");
+    assert!(sandbox.exec_defaults().unwrap().launches_entrypoint());
+    let mut logs = sandbox.logs().unwrap();
+    let mut written = 0;
+    while written < 6 {
+        written += logs.next().unwrap().unwrap().len();
+    }
+    sandbox.pause().unwrap();
+    assert_eq!(sandbox.activity().unwrap(), Activity::Paused);
+    let refused = sandbox.exec(ExecOptions::argv(["show"])).unwrap_err();
+    assert!(matches!(refused, Error::Paused), "{refused:?}");
+    sandbox.resume().unwrap();
+    assert_eq!(sandbox.usage().unwrap().vcpus, 1);
+    let mut events = sandbox.events().unwrap();
+    let told = sandbox.exec(ExecOptions::argv(["tells", "it"])).unwrap();
+    let VmEventKind::ExecStarted(started) = events.next().unwrap().kind else {
+        panic!("not the start")
+    };
+    assert_eq!(started.argv(), ["tells", "it"]);
+    drop(told);
+    let show = sandbox.exec(ExecOptions::argv(["show"])).unwrap();
+    assert!(show.collect(4096).unwrap().stdout.starts_with(b"A=1\n"));
+    sandbox.kill();
+    assert!(logs.next().is_none());
+    assert!(events.by_ref().take(100).count() < 100);
+}
+
+#[test]
+fn a_vm_is_made_step_by_step() {
+    let world = World::new("normal");
+    let mut checked = Launch::check(config("{}"), options(&world), Arc::new(Silent)).unwrap();
+    assert!(!checked.is_to_pull());
+    checked.pull(&Cancel::default()).unwrap();
+    let launch = checked.finish().unwrap();
+    for _ in 0..2 {
+        let sandbox = launch.boot().unwrap();
+        assert!(launch.start_entrypoint(&sandbox).unwrap().is_none());
+        assert_eq!(sandbox.id(), Some(launch.config().id.as_str()));
+        sandbox.kill();
+    }
+}
+
+#[test]
+fn a_vm_that_does_not_run_is_not_reached() {
+    let directory = tempfile::tempdir().unwrap();
+    let vms = Vms::at(directory.path());
+    let vm = vms.create().unwrap();
+    let vm = vm.publish(Record::new(serde_json::Value::Null)).unwrap();
+    let error = Sandbox::attach(&vm).unwrap_err();
+    assert_eq!(error.code(), ErrorCode::VmNotRunning);
+    // There is nothing to end.
+    Sandbox::end(&vms, vm.id()).unwrap();
 }

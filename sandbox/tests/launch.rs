@@ -87,6 +87,52 @@ async fn a_configuration_becomes_a_vm_that_knows_it() {
     world.vmm_is_gone().await;
 }
 
+/// What `show` says of the surroundings it got.
+async fn shown(sandbox: &Sandbox, options: ExecOptions) -> String {
+    let show = sandbox.exec(options).await.unwrap();
+    let shown = show.collect(4096).await.unwrap();
+    String::from_utf8(shown.stdout).unwrap()
+}
+
+#[tokio::test]
+async fn programs_get_what_the_configuration_says_unless_they_say_otherwise() {
+    let world = World::new("normal");
+    let json = r#"{"env":{"A":"1","B":"2"},"privileged":true,
+        "image_config":{"user":"7","working_dir":"/w","env":{"B":"image","C":"image"}}}"#;
+    let sandbox = Sandbox::create(config(json), options(&world, "normal"))
+        .await
+        .unwrap();
+    let show = || ExecOptions::argv(["show"]);
+    let path = format!("PATH={}\n", flashpan::DEFAULT_PATH);
+    assert_eq!(
+        shown(&sandbox, show()).await,
+        format!("A=1\nB=2\nC=image\n{path}in /w as 7 privileged\n")
+    );
+    let own = show().env("A", "own").working_dir("/own").user("me");
+    let own = own.privilege(flashpan::Privilege::confined());
+    assert_eq!(
+        shown(&sandbox, own).await,
+        format!("A=own\nB=2\nC=image\n{path}in /own as me\n")
+    );
+    assert_eq!(
+        shown(&sandbox, show().bare()).await,
+        format!("{path}in  as \n")
+    );
+    // What was put together before is not put together again.
+    let defaults = sandbox.exec_defaults().unwrap();
+    let wishes = Overrides {
+        command: vec!["show".into()],
+        ..Overrides::default()
+    };
+    let program = defaults.program(&wishes).unwrap().env("C", "own");
+    let program = program.privilege(flashpan::Privilege::confined());
+    assert_eq!(
+        shown(&sandbox, program).await,
+        format!("A=1\nB=2\nC=own\n{path}in /w as 7\n")
+    );
+    sandbox.kill().await;
+}
+
 #[tokio::test]
 async fn what_cannot_be_obeyed_is_refused_before_there_is_a_vm() {
     let world = World::new("normal");
@@ -130,6 +176,68 @@ async fn the_image_s_own_command_is_started_if_that_is_asked_for() {
         "start image entrypoint: missing: not found in PATH"
     );
     world.vmm_is_gone().await;
+}
+
+#[tokio::test]
+async fn what_the_image_s_own_command_writes_is_kept() {
+    let world = World::new("normal");
+    let json = r#"{"launch_entrypoint":true,"image_config":{"entrypoint":["both"]}}"#;
+    let sandbox = Sandbox::create(config(json), options(&world, "normal"))
+        .await
+        .unwrap();
+    let mut logs = sandbox.logs().unwrap();
+    let mut written = Vec::new();
+    while written.len() < 6 {
+        let more = timeout(LONG, logs.next()).await.unwrap().unwrap();
+        written.extend(more.unwrap());
+    }
+    // Two streams: each is whole, and which is first is not said.
+    written.sort_unstable();
+    assert_eq!(written, b"eorrtu");
+    assert!(!logs.take_lost());
+    assert!(logs.available().unwrap().is_empty());
+    // Whoever comes later gets it as well; other programs are not in it.
+    let other = sandbox.exec(ExecOptions::argv(["both"])).await.unwrap();
+    other.collect(10).await.unwrap();
+    sandbox.kill().await;
+    let mut late = sandbox.logs().unwrap();
+    assert_eq!(
+        timeout(LONG, late.next())
+            .await
+            .unwrap()
+            .unwrap()
+            .unwrap()
+            .len(),
+        6
+    );
+    for logs in [&mut logs, &mut late] {
+        assert_eq!(timeout(LONG, logs.next()).await.unwrap().unwrap(), None);
+    }
+    world.vmm_is_gone().await;
+}
+
+#[tokio::test]
+async fn what_is_collected_is_a_result_of_the_interface() {
+    let world = World::new("normal");
+    let sandbox = world.boot().await;
+    let run = |argv: &[&str]| sandbox.exec(ExecOptions::argv(argv).timeout(LONG));
+    let began = Instant::now();
+    let both = run(&["both"]).await.unwrap().collect(10).await.unwrap();
+    assert!(!both.duration.is_zero() && both.duration <= began.elapsed());
+    let result = flashpan::api::ExecResult::from(both.clone());
+    assert_eq!(
+        (&result.stdout[..], &result.stderr[..]),
+        (&b"out"[..], &b"err"[..])
+    );
+    assert_eq!((result.exit_code, result.duration), (0, both.duration));
+    let failed = run(&["exit", "255"]).await.unwrap();
+    let failed = failed.collect(10).await.unwrap();
+    assert_eq!(flashpan::api::ExecResult::from(failed).exit_code, 255);
+    let asleep = run(&["sleep"]).await.unwrap();
+    asleep.signal(9).unwrap();
+    let killed = asleep.collect(10).await.unwrap();
+    assert_eq!(flashpan::api::ExecResult::from(killed).exit_code, -1);
+    sandbox.kill().await;
 }
 
 #[tokio::test]

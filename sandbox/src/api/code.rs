@@ -73,7 +73,7 @@ error_codes! {
     ForwardFailed = "forward_failed", Vm;
     /// The VM stands still, or does not where it should.
     VmPaused = "vm_paused", Vm;
-    /// What is on disk of a VM says that it cannot be done, or cannot be read.
+    /// What is on disk of VMs cannot be read or written, or is not understood.
     VmState = "vm_state", Vm;
     /// A configuration is not JSON or TOML at all.
     ConfigSyntax = "config_syntax", InvalidParams;
@@ -135,6 +135,14 @@ error_codes! {
     Unsupported = "unsupported", InvalidParams;
     /// There is no VM of this id or name.
     VmNotFound = "vm_not_found", Vm;
+    /// The ids of several VMs begin so.
+    VmAmbiguous = "vm_ambiguous", Vm;
+    /// No VM can have this name.
+    VmNameInvalid = "vm_name_invalid", InvalidParams;
+    /// Another VM has this name.
+    VmNameTaken = "vm_name_taken", Vm;
+    /// The VM runs, and should not.
+    VmRunning = "vm_running", Vm;
     /// The VM does not run (any more).
     VmNotRunning = "vm_not_running", Vm;
     /// The VM ended before the operation was complete.

@@ -1,12 +1,17 @@
 //! What a VM reports while it runs.
 
 use serde::{Deserialize, Serialize};
-use thiserror::Error;
+use thiserror::Error as ThisError;
 
 use super::file::FileMode;
 use super::timestamp::Timestamp;
 use super::vfs::FileOp;
 use super::words::words;
+use crate::error::Error;
+use crate::text::one_line;
+
+/// Longest host that an error names, in characters: the guest says it.
+const HOST_MAX: usize = 300;
 
 /// Something that happened in or for a VM.
 ///
@@ -105,6 +110,22 @@ pub struct NetworkEvent {
     pub block_reason: Option<BlockReason>,
 }
 
+impl NetworkEvent {
+    /// The refusal as an error, if it is one: [`Error::Blocked`],
+    /// [`Error::HostNotAllowed`] or [`Error::SecretLeak`].
+    #[must_use]
+    pub fn refusal(&self) -> Option<Error> {
+        let host = one_line(&self.host, HOST_MAX);
+        let refusal = match &self.block_reason {
+            // Of a sender that knows a reason that is not known here.
+            None | Some(BlockReason::Policy | BlockReason::Other(_)) => Error::Blocked { host },
+            Some(BlockReason::HostNotAllowed) => Error::HostNotAllowed { host },
+            Some(BlockReason::SecretLeak) => Error::SecretLeak { host },
+        };
+        self.blocked.then_some(refusal)
+    }
+}
+
 /// An operation on files.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
@@ -153,7 +174,7 @@ struct Wire {
 }
 
 /// An event is of no known type, or lacks the object of its type.
-#[derive(Debug, Error)]
+#[derive(Debug, ThisError)]
 #[error("an event has no type that is known, or not the object of its type")]
 struct UnknownEvent;
 

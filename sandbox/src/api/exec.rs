@@ -7,7 +7,10 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
+use flashpan_protocol::agent::ExitStatus;
+
 use super::lenient;
+use crate::process::Collected;
 
 /// The surroundings of a program in a guest.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -83,6 +86,20 @@ impl ExecResult {
             exit_code,
             duration,
             ..Self::default()
+        }
+    }
+}
+
+impl From<Collected> for ExecResult {
+    fn from(collected: Collected) -> Self {
+        Self {
+            exit_code: match collected.status {
+                ExitStatus::Code(code) => code.into(),
+                ExitStatus::Signal(_) => -1,
+            },
+            stdout: collected.stdout,
+            stderr: collected.stderr,
+            duration: collected.duration,
         }
     }
 }

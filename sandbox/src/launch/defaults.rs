@@ -59,7 +59,8 @@ impl ExecDefaults {
 
     /// A program as `docker run` would run it: the entrypoint, then the caller's
     /// arguments, or else the image's command. If the entrypoint is launched anyway
-    /// (`launch_entrypoint`), the caller's arguments are a program of their own.
+    /// (`launch_entrypoint`), the caller's arguments are a program of their own. All is
+    /// in it: [`crate::Sandbox::exec`] adds nothing ([`ExecOptions::bare`]).
     ///
     /// # Errors
     /// Nothing is left to run, or the working directory is relative.
@@ -80,11 +81,13 @@ impl ExecDefaults {
         if let Some(user) = command.user {
             exec = exec.user(user);
         }
+        exec = exec.make_working_dir(self.of_image);
         Ok(self.surrounded(exec))
     }
 
     /// A program as `docker exec` would run it: what is not set is as the image and
-    /// the configuration say, and there is no entrypoint.
+    /// the configuration say, and there is no entrypoint. [`crate::Sandbox::exec`] does
+    /// it of itself, unless the options are [`ExecOptions::bare`].
     pub fn apply_to(&self, mut exec: ExecOptions) -> ExecOptions {
         for (name, value) in &self.env {
             exec = exec.default_env(name, value);
@@ -96,7 +99,7 @@ impl ExecDefaults {
             }
         }
         if !self.run.working_dir.is_empty() {
-            exec = exec.default_working_dir(&self.run.working_dir);
+            exec = exec.default_working_dir(&self.run.working_dir, self.of_image);
         }
         if !self.run.user.is_empty() {
             exec = exec.default_user(&self.run.user);
@@ -120,13 +123,9 @@ impl ExecDefaults {
     }
 
     fn surrounded(&self, mut exec: ExecOptions) -> ExecOptions {
-        if self.privileged {
-            exec = exec.privilege(self.privilege());
-        }
+        exec = exec.default_privilege(&self.privilege()).bare();
         match self.of_image {
-            true => exec
-                .default_env("HOSTNAME", &self.hostname)
-                .make_working_dir(true),
+            true => exec.default_env("HOSTNAME", &self.hostname),
             false => exec,
         }
     }

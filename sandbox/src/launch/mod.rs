@@ -70,9 +70,9 @@ impl Sandbox {
     /// # }
     /// ```
     ///
-    /// Programs get the surroundings that the configuration and its image want
-    /// them to have by [`Launch::exec_defaults`]; [`Sandbox::exec`] alone does what
-    /// its options say and nothing else.
+    /// Programs get the surroundings that the configuration and its image want them to
+    /// have: variables, working directory, user, privileges, as [`Sandbox::exec`] says.
+    /// The image's own command is run by [`Sandbox::exec_defaults`].
     ///
     /// # Errors
     /// [`crate::Error::ConfigInvalid`], [`crate::Error::Unsupported`] and

@@ -26,7 +26,7 @@ pub struct Launch {
     root: Root,
     disks: Vec<OpenDisk>,
     upper: OpenUpper,
-    defaults: ExecDefaults,
+    defaults: Arc<ExecDefaults>,
     image_id: Option<String>,
 }
 
@@ -52,15 +52,15 @@ impl Launch {
             root,
             disks,
             upper,
-            defaults,
+            defaults: Arc::new(defaults),
             image_id,
         }
     }
 
     /// Boots a VM and waits until its guest can run programs; with
     /// `launch_entrypoint` also until the image's own command has been started,
-    /// which then runs as long as the VM does, with nothing to read and nobody to
-    /// read what it writes. If the future is dropped the VM is killed. Its start is the
+    /// which then runs as long as the VM does, with nothing to read; what it writes is in
+    /// [`Sandbox::logs`]. If the future is dropped the VM is killed. Its start is the
     /// first event of whoever asks for [`Sandbox::events`] first.
     ///
     /// Several VMs can be booted, one after the other if they write to the same
@@ -83,7 +83,7 @@ impl Launch {
             sandbox.shared.events.keep();
         }
         if let Some(entrypoint) = self.start_entrypoint(&sandbox).await? {
-            sandbox.keep(entrypoint);
+            sandbox.keep(entrypoint)?;
         }
         Ok(sandbox)
     }
@@ -103,7 +103,7 @@ impl Launch {
         for disk in &self.disks {
             builder = builder.disk(disk.disk()?);
         }
-        let builder = builder.described_by(Arc::clone(&self.config));
+        let builder = builder.described_by(&self.config, &self.defaults);
         Ok(builder.upper(self.upper.upper()?))
     }
 
@@ -121,7 +121,8 @@ impl Launch {
         Ok(Some(started))
     }
 
-    /// How programs of the VM are run unless the caller says otherwise.
+    /// How programs of the VM are run unless the caller says otherwise; its
+    /// [`Sandbox::exec`] obeys it.
     #[must_use]
     pub fn exec_defaults(&self) -> &ExecDefaults {
         &self.defaults

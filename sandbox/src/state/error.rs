@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use thiserror::Error;
 
+use crate::api::ErrorCode;
 use crate::state::record::{NAME_MAX, Status};
 
 /// Why something cannot be done with the VMs of a user. Every message is one line.
@@ -101,6 +102,27 @@ pub enum StateError {
         /// Why it failed.
         source: io::Error,
     },
+}
+
+impl StateError {
+    /// What kind of error it is, by a name that stays the same between versions.
+    #[must_use]
+    pub fn code(&self) -> ErrorCode {
+        match self {
+            Self::NotFound(_) => ErrorCode::VmNotFound,
+            Self::Ambiguous { .. } => ErrorCode::VmAmbiguous,
+            Self::Name(_) => ErrorCode::VmNameInvalid,
+            Self::NameTaken { .. } => ErrorCode::VmNameTaken,
+            Self::Status { status, .. } if !status.is_alive() => ErrorCode::VmNotRunning,
+            Self::Status { .. } => ErrorCode::VmRunning,
+            Self::NoHome
+            | Self::Owner { .. }
+            | Self::Busy { .. }
+            | Self::Damaged { .. }
+            | Self::Newer { .. }
+            | Self::Io { .. } => ErrorCode::VmState,
+        }
+    }
 }
 
 /// For mapping an I/O error: `.map_err(failed("read", &path))`.

@@ -66,7 +66,7 @@ impl LogReader {
         Self::at(path, vm.directory(), tail)
     }
 
-    pub(super) fn at(path: PathBuf, directory: &Path, tail: Option<usize>) -> Result<Self> {
+    pub(crate) fn at(path: PathBuf, directory: &Path, tail: Option<usize>) -> Result<Self> {
         let names = WatchFlags::CREATE | WatchFlags::MOVED_TO;
         let watches = watch(directory, names).map_err(failed("watch", directory))?;
         let mut reader = Self {

@@ -63,7 +63,7 @@ impl Programs {
             })?,
             make_working_dir: command.makes_working_dir(),
             user: command.user_or_root().to_owned(),
-            privilege: command.privilege_of().clone(),
+            privilege: command.privilege_or_confined(),
             stop_signal: 0,
         })
     }
@@ -75,23 +75,28 @@ impl Programs {
         has_one.then(|| self.options(&self.command))
     }
 
-    /// Another program, with what all have in common.
+    /// Another program, with what all have in common; [`crate::Sandbox::exec`] adds
+    /// nothing to it ([`ExecOptions::bare`]).
     pub fn options<I>(&self, argv: I) -> ExecOptions
     where
         I: IntoIterator,
         I::Item: AsRef<OsStr>,
     {
-        let mut options = ExecOptions::argv(argv).privilege(self.privilege.clone());
-        for (name, value) in &self.env {
-            options = options.env(name, value);
+        self.apply_to(ExecOptions::argv(argv))
+    }
+
+    /// A program with what all have in common where it says nothing else itself.
+    pub(crate) fn apply_to(&self, options: ExecOptions) -> ExecOptions {
+        let mut options = options.default_privilege(&self.privilege).bare();
+        // The last of several counts, which comes first here.
+        for (name, value) in self.env.iter().rev() {
+            options = options.default_env(name, value);
         }
         if !self.working_dir.is_empty() {
-            options = options
-                .working_dir(&self.working_dir)
-                .make_working_dir(self.make_working_dir);
+            options = options.default_working_dir(&self.working_dir, self.make_working_dir);
         }
         if !self.user.is_empty() {
-            options = options.user(&self.user);
+            options = options.default_user(&self.user);
         }
         options
     }

@@ -1,6 +1,6 @@
 //! The command of a VM: its output goes to a log.
 
-use std::io::Write;
+use std::io::{self, Write};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::Duration;
@@ -17,6 +17,27 @@ use crate::stdio::Output;
 /// How long the last output may take to be written.
 const WRITTEN_WITHIN: Duration = Duration::from_secs(5);
 
+/// The log of what a VM's programs write, for several that do.
+#[derive(Debug, Clone)]
+pub(super) struct SharedLog(Arc<Mutex<LogFile>>);
+
+impl SharedLog {
+    pub(super) fn new(log: LogFile) -> Self {
+        Self(Arc::new(Mutex::new(log)))
+    }
+}
+
+impl Write for SharedLog {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let mut log = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        log.write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
 /// A running command.
 #[derive(Debug)]
 pub(super) struct OwnCommand {
@@ -27,13 +48,12 @@ pub(super) struct OwnCommand {
 impl OwnCommand {
     /// Takes the output of a program to a log, by threads of its own: a disk may be
     /// slow.
-    pub(super) fn new(mut process: Process, log: LogFile) -> Result<Self> {
-        let log = Arc::new(Mutex::new(log));
+    pub(super) fn new(mut process: Process, log: &SharedLog) -> Result<Self> {
         let streams = [process.stdout.take(), process.stderr.take()];
         let written = streams
             .into_iter()
             .flatten()
-            .map(|output| copy(output, Arc::clone(&log)))
+            .map(|output| copy(output, log.clone()))
             .collect::<Result<_>>()?;
         Ok(Self { process, written })
     }
@@ -58,13 +78,12 @@ impl OwnCommand {
     }
 }
 
-fn copy(mut output: Output, log: Arc<Mutex<LogFile>>) -> Result<oneshot::Receiver<()>> {
+fn copy(mut output: Output, mut log: SharedLog) -> Result<oneshot::Receiver<()>> {
     let (done, written) = oneshot::channel();
     thread::Builder::new()
         .name("output".to_owned())
         .spawn(move || {
             while let Some(chunk) = output.blocking_next_chunk() {
-                let mut log = log.lock().unwrap_or_else(PoisonError::into_inner);
                 // A log takes everything, or does without.
                 let _ = log.write_all(&chunk);
             }

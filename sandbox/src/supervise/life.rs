@@ -23,7 +23,7 @@ use crate::sandbox::Sandbox;
 use crate::state::{
     Claim, CommandEnd, EventLog, ExitRecord, LogFile, LogStream, Publish, Record, Status, Vms,
 };
-use crate::supervise::command::OwnCommand;
+use crate::supervise::command::{OwnCommand, SharedLog};
 use crate::supervise::detach::{Channel, Starter};
 use crate::supervise::doing::Doing;
 use crate::supervise::server::Clients;
@@ -43,6 +43,7 @@ pub struct Launching {
     record: Record,
     directory: PathBuf,
     console: Option<LogFile>,
+    output: SharedLog,
     secrets: BTreeMap<String, SecretValue>,
 }
 
@@ -67,6 +68,12 @@ impl Launching {
     /// Where its console goes: [`crate::SandboxBuilder::console_sink`]. Once.
     pub fn take_console(&mut self) -> Option<impl Write + Send + use<>> {
         self.console.take()
+    }
+
+    /// Where goes what its own command writes: [`crate::SandboxBuilder::output_sink`].
+    #[must_use]
+    pub fn output(&self) -> impl Write + Send + use<> {
+        self.output.clone()
     }
 }
 
@@ -264,9 +271,10 @@ fn begin(
         let noted = Arc::clone(&claim);
         let doing = Doing::starting(move |activity| noted.say(activity))?;
         let listener = UnixListener::from_std(listener)?;
-        Ok((listener, log(LogStream::Console)?, events, doing))
+        let logs = (log(LogStream::Console)?, log(LogStream::Output)?);
+        Ok((listener, logs, events, doing))
     })();
-    let (listener, console, events, doing) = match prepared {
+    let (listener, (console, output), events, doing) = match prepared {
         Ok(prepared) => prepared,
         Err(error) => {
             let error: std::io::Error = error;
@@ -283,6 +291,7 @@ fn begin(
         record: claim.record().clone(),
         directory,
         console: Some(console),
+        output: SharedLog::new(output),
         secrets,
     };
     let shared = Arc::new(Shared {
@@ -317,7 +326,7 @@ where
         mut ending,
     } = begun;
     let record = launching.record.clone();
-    let output = launching.directory.join(LogStream::Output.file_name());
+    let output = launching.output.clone();
     let clients = Arc::new(Clients::none());
     let server = {
         let (clients, shared) = (Arc::clone(&clients), Arc::clone(&shared));
@@ -334,9 +343,8 @@ where
         let ports = publish(bound, &sandbox, &shared.claim).await?;
         let command = match order.run_command.then(|| record.programs.own_command()) {
             Some(Some(options)) => {
-                let log = LogFile::open(output).map_err(NotStarted::new)?;
                 let process = sandbox.exec(options).await?;
-                Some(OwnCommand::new(process, log)?)
+                Some(OwnCommand::new(process, &output)?)
             }
             _ => None,
         };
@@ -478,6 +486,7 @@ async fn run(
     if let Some(command) = command {
         command.written().await;
     }
+    sandbox.kept_written().await;
     ExitRecord::new(shared.claim.run(), Ok(&exit), status.map(CommandEnd::from))
 }
 

@@ -11,6 +11,7 @@ use flashpan_protocol::agent::{
 use flashpan_protocol::control::{CONTROL_FD, ExitReason};
 use flashpan_protocol::frame::{self, Decoder};
 use flashpan_protocol::phase::ExitRequest;
+use flashpan_protocol::privilege::Confinement;
 
 use super::{BOOT, Control};
 
@@ -26,6 +27,7 @@ pub(crate) fn agent(mut stream: UnixStream) {
         env,
         working_dir,
         user,
+        confinement,
         ..
     } = *request
     else {
@@ -87,7 +89,8 @@ pub(crate) fn agent(mut stream: UnixStream) {
             };
             say(&ExecOutput::Exited(ExitStatus::Signal(15)));
         }
-        // What surrounds it: variables as they count, its directory, its user.
+        // What surrounds it: variables as they count, its directory, its user, and
+        // whether it may do everything.
         ["show"] => {
             let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
             let env: std::collections::BTreeMap<_, _> = env
@@ -96,9 +99,13 @@ pub(crate) fn agent(mut stream: UnixStream) {
                 .collect();
             let mut shown: String = env.iter().map(|(n, v)| format!("{n}={v}\n")).collect();
             shown += &format!(
-                "in {} as {}\n",
+                "in {} as {}{}\n",
                 working_dir.map(|dir| text(&dir)).unwrap_or_default(),
-                user.unwrap_or_default()
+                user.unwrap_or_default(),
+                match confinement == Confinement::PRIVILEGED {
+                    true => " privileged",
+                    false => "",
+                }
             );
             say(&ExecOutput::Stdout(shown.into_bytes()));
             say(&ExecOutput::Exited(ExitStatus::Code(0)));
