@@ -246,6 +246,25 @@ mod tests {
     }
 
     #[test]
+    fn what_every_command_says_is_there_as_json() {
+        // What these print is a text of its own form.
+        const OTHERWISE: [&str; 4] = ["completion", "man", "supervise", "__complete"];
+        fn check(command: &clap::Command) {
+            for sub in command.get_subcommands() {
+                let has_json = sub.get_arguments().any(|arg| arg.get_id() == "json");
+                let is_group = sub.get_subcommands().next().is_some();
+                assert!(
+                    has_json || is_group || OTHERWISE.contains(&sub.get_name()),
+                    "{} has no --json",
+                    sub.get_name()
+                );
+                check(sub);
+            }
+        }
+        check(&Cli::command());
+    }
+
+    #[test]
     fn usage_errors_are_one_line_and_125() {
         for arguments in [
             &["flashpan", "run", "--cpus", "many"][..],

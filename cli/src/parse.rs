@@ -1,8 +1,10 @@
 //! Values of options: sizes, durations, variables.
 
 use std::ffi::{OsStr, OsString};
-use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::ffi::OsStrExt;
 use std::time::Duration;
+
+use flashpan::api::EnvVar;
 
 /// Bytes in a MiB.
 pub(crate) const MIB: u64 = 1024 * 1024;
@@ -127,42 +129,39 @@ pub(crate) fn duration(text: &str) -> Result<Duration, String> {
     }
 }
 
-/// What `--env` says: a variable and its value, or the name of one of ours that
-/// is passed on.
+/// What `--env` says: a variable and its value, which may be ours that is passed on.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Variable {
-    Set(OsString, OsString),
-    PassOn(OsString),
+pub(crate) struct Variable {
+    name: OsString,
+    value: OsString,
 }
 
-/// A variable from `NAME=VALUE` or `NAME`.
+/// A variable from `NAME=VALUE` or `NAME`, as [`EnvVar`] reads it, but that a value may
+/// be no UTF-8: a program takes any.
 pub(crate) fn variable(text: &OsStr) -> Result<Variable, String> {
     let bytes = text.as_bytes();
-    let Some(equals) = bytes.iter().position(|b| *b == b'=') else {
-        return if bytes.is_empty() {
-            Err("a variable needs a name: NAME=VALUE, or NAME to pass yours on".to_owned())
-        } else {
-            Ok(Variable::PassOn(text.to_owned()))
-        };
-    };
-    let (name, value) = bytes.split_at(equals);
-    if name.is_empty() {
-        return Err(format!("`{}` has no name before `=`", text.display()));
-    }
-    let value = value.strip_prefix(b"=").unwrap_or(value);
-    Ok(Variable::Set(
-        OsString::from_vec(name.to_vec()),
-        OsString::from_vec(value.to_vec()),
-    ))
+    let end = bytes.iter().position(|b| *b == b'=').unwrap_or(bytes.len());
+    let (name, value) = bytes.split_at(end);
+    let named = OsStr::from_bytes(name).to_str();
+    let named = named.ok_or_else(|| "the name of a variable is not UTF-8".to_owned())?;
+    let mut value = value
+        .strip_prefix(b"=")
+        .map(|v| OsStr::from_bytes(v).to_owned());
+    // All but the value, which is as it is.
+    let read = EnvVar::parse_with(named, |name| {
+        let found = value.take().or_else(|| std::env::var_os(name));
+        let stands_for_it = found.as_ref().map(|_| OsString::new());
+        value = found;
+        stands_for_it
+    });
+    let name = read.map_err(|e| e.to_string())?.name.into();
+    let value = value.unwrap_or_default();
+    Ok(Variable { name, value })
 }
 
 impl Variable {
-    /// Name and value; `None` for a variable of ours that is not set.
-    pub(crate) fn resolve(self) -> Option<(OsString, OsString)> {
-        match self {
-            Self::Set(name, value) => Some((name, value)),
-            Self::PassOn(name) => std::env::var_os(&name).map(|value| (name, value)),
-        }
+    pub(crate) fn into_pair(self) -> (OsString, OsString) {
+        (self.name, self.value)
     }
 }
 
@@ -294,27 +293,24 @@ mod tests {
 
     #[test]
     fn variables() {
-        let set = |n: &str, v: &str| Ok(Variable::Set(n.into(), v.into()));
-        assert_eq!(variable("A=b=c".as_ref()), set("A", "b=c"));
-        assert_eq!(variable("A=".as_ref()), set("A", ""));
-        assert_eq!(
-            variable("HOME".as_ref()),
-            Ok(Variable::PassOn("HOME".into()))
-        );
-        assert!(variable("=x".as_ref()).is_err());
-        assert!(variable("".as_ref()).is_err());
-        let latin1 = OsStr::from_bytes(b"A=\xe4");
-        assert_eq!(
-            variable(latin1),
-            Ok(Variable::Set("A".into(), OsString::from_vec(vec![0xe4])))
-        );
-    }
-
-    #[test]
-    fn a_variable_that_is_not_set_is_not_passed_on() {
-        assert_eq!(
-            Variable::PassOn("FLASHPAN_NEVER_SET".into()).resolve(),
-            None
-        );
+        let pair = |text: &[u8]| variable(OsStr::from_bytes(text)).map(Variable::into_pair);
+        let set = |n: &str, v: &[u8]| Ok((n.into(), OsStr::from_bytes(v).to_owned()));
+        assert_eq!(pair(b"A=b=c"), set("A", b"b=c"));
+        assert_eq!(pair(b" A =\xe4 "), set("A", b"\xe4 "));
+        assert_eq!(pair(b"A="), set("A", b""));
+        let path = std::env::var_os("PATH").unwrap();
+        assert_eq!(pair(b"PATH"), set("PATH", path.as_bytes()));
+        for (text, why) in [
+            (&b"=x"[..], "environment variable name cannot be empty"),
+            (b"", "environment variable name cannot be empty"),
+            (b" =x", "environment variable name cannot be empty"),
+            (b"\xe4=x", "the name of a variable is not UTF-8"),
+            (
+                b"FLASHPAN_NEVER_SET",
+                "environment variable is not set $FLASHPAN_NEVER_SET",
+            ),
+        ] {
+            assert_eq!(pair(text), Err(why.to_owned()));
+        }
     }
 }

@@ -141,7 +141,7 @@ pub(crate) struct RunArgs {
     #[arg(long, short, conflicts_with_all = ["interactive", "tty", "timeline"])]
     detach: bool,
 
-    /// Say which VM it is as JSON (-d).
+    /// Say which VM was made as JSON, where its id is printed: by `create`, and with -d.
     #[arg(long)]
     json: bool,
 
@@ -310,7 +310,7 @@ impl RunArgs {
     fn config(&self) -> Result<Config, Failure> {
         let mut config = Config::default();
         config.env = self.variables_of_files()?;
-        for (name, value) in self.env.iter().cloned().filter_map(Variable::resolve) {
+        for (name, value) in self.env.iter().cloned().map(Variable::into_pair) {
             if let (Ok(name), Ok(value)) = (name.into_string(), value.into_string()) {
                 config.env.insert(name, value);
             }
@@ -337,7 +337,7 @@ impl RunArgs {
     }
 
     fn wishes(&self) -> Overrides {
-        let variables = self.env.iter().cloned().filter_map(Variable::resolve);
+        let variables = self.env.iter().cloned().map(Variable::into_pair);
         Overrides {
             entrypoint: self.entrypoint.clone(),
             command: self.command.clone(),
@@ -384,7 +384,7 @@ impl RunArgs {
     /// The options of the command that were given, by what they set.
     fn given(&self) -> Given {
         let mut given = Given::default();
-        let variables = self.env.iter().cloned().filter_map(Variable::resolve);
+        let variables = self.env.iter().cloned().map(Variable::into_pair);
         // What a variable holds is nobody's business.
         let names = variables.map(|(name, _)| {
             let name = name.to_string_lossy().into_owned();
