@@ -6,6 +6,7 @@ mod bench;
 mod config_file;
 mod detached;
 mod doctor;
+mod environment;
 mod escape;
 mod failure;
 mod format;
@@ -121,22 +122,9 @@ fn main() -> ExitCode {
 }
 
 fn parse_arguments() -> Result<Cli, clap::Error> {
-    let mut command = without_empty_variables(Cli::command());
-    let mut matches = command.try_get_matches_from_mut(std::env::args_os())?;
+    let arguments: Vec<_> = std::env::args_os().collect();
+    let (mut command, mut matches) = environment::matches(Cli::command(), &arguments)?;
     Cli::from_arg_matches_mut(&mut matches).map_err(|error| error.format(&mut command))
-}
-
-/// As everywhere, a variable of the environment that is empty is one that is not
-/// set; clap would take it for an empty value.
-fn without_empty_variables(command: clap::Command) -> clap::Command {
-    let is_empty =
-        |name: &std::ffi::OsStr| std::env::var_os(name).is_some_and(|value| value.is_empty());
-    command
-        .mut_args(|argument| match argument.get_env().is_some_and(is_empty) {
-            true => argument.env(clap::builder::Resettable::Reset),
-            false => argument,
-        })
-        .mut_subcommands(without_empty_variables)
 }
 
 fn dispatch(command: Command, started_ns: u64) -> Result<u8, Failure> {

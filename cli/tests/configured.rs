@@ -68,7 +68,7 @@ fn a_mistake_in_the_file_is_one_line_that_says_where() {
         (
             "s.toml",
             "[network]\nmtu = 'big'\n",
-            "s.toml: configuration: line 2, column 7: network.mtu: found string, expected u32",
+            "s.toml: configuration: line 2, column 7: network.mtu: found string, expected a whole number",
         ),
         (
             "s.toml",
@@ -192,6 +192,9 @@ fn the_environment_stands_in_for_options_unless_it_is_empty() {
     for (name, bad, option) in [
         ("FLASHPAN_MEMORY", "1M", ["--memory", "64M"]),
         ("FLASHPAN_CPUS", "many", ["--cpus", "1"]),
+        ("FLASHPAN_CPUS", "99", ["--cpus", "1"]),
+        ("FLASHPAN_ALLOW_HOST", "a b", ["--no-network", "--console"]),
+        ("FLASHPAN_NETWORK", "some", ["--network", "none"]),
         ("FLASHPAN_TIMEOUT", "soon", ["--timeout", "60s"]),
         ("FLASHPAN_BOOT_TIMEOUT", "0", ["--boot-timeout", "60s"]),
         ("FLASHPAN_WORKDIR", "relative", ["-w", "/"]),
@@ -201,7 +204,12 @@ fn the_environment_stands_in_for_options_unless_it_is_empty() {
     ] {
         let refused = run(name, bad, &[]);
         assert_eq!(refused.status.code(), Some(125), "{name}: {refused:?}");
-        complaint(&refused);
+        let told = complaint(&refused);
+        assert!(told.contains(name) || name.ends_with("FILE"), "{told}");
+        assert!(
+            !told.contains("--") || told.ends_with("see --help"),
+            "{told}"
+        );
         let empty = run(name, "", &[]);
         assert_eq!(empty.status.code(), Some(0), "{name}: {empty:?}");
         if option[0] != "-u" {

@@ -130,6 +130,8 @@ impl RunArgs {
         if let Some(name) = &self.name {
             vms::check_free(name)?;
         }
+        // A port that is taken now may be free when the VM is started.
+        self.publish.kept().check()?;
         let mut wanted = self.wanted()?;
         if self.entrypoint.is_some() && !wanted.has_image() {
             return Err(vm::needs_image("--entrypoint"));

@@ -61,7 +61,7 @@ pub(crate) struct EventsArgs {
 
 /// Events come one by one, so nobody knows how wide a column has to be.
 fn template(text: &str) -> Result<Template, String> {
-    if text.starts_with("table ") {
+    if text == "table" || text.starts_with("table ") {
         return Err("events have no table; leave `table` out".to_owned());
     }
     let template: Template = text.parse()?;

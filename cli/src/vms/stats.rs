@@ -156,13 +156,13 @@ pub(crate) fn stats(args: &StatsArgs) -> Result<u8, Failure> {
         loop {
             tokio::time::sleep(EVERY).await;
             let rows = look(args, &mut before).await?;
-            match &args.format {
-                Some(template) => print_rows(&rows, Style::Template(template))?,
-                None if args.json => print_json_line(&rows)?,
-                None => {
+            match Style::of(args.format.as_ref(), args.json, &COLUMNS) {
+                Style::Template(template) => print_rows(&rows, Style::Template(template))?,
+                Style::Json => print_json_line(&rows)?,
+                Style::Table(columns) => {
                     let clear = !args.no_stream && io::stdout().is_terminal();
                     let clear = if clear { CLEAR } else { "" };
-                    print(&format!("{clear}{}", table(&rows, &COLUMNS)))?;
+                    print(&format!("{clear}{}", table(&rows, columns)))?;
                 }
             }
             if args.no_stream || (rows.is_empty() && !args.vms.is_empty()) {
