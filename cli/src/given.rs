@@ -114,6 +114,11 @@ impl Given {
         }
     }
 
+    /// The file.
+    pub(crate) fn file(&self) -> Option<&str> {
+        self.file.as_deref()
+    }
+
     /// `option` was given, if it was.
     pub(crate) fn add(&mut self, is_given: bool, option: &'static str) {
         if is_given {

@@ -256,7 +256,12 @@ mod tests {
     fn usage_errors_are_one_line_and_125() {
         for arguments in [
             &["flashpan", "run", "--cpus", "many"][..],
-            &["flashpan", "run", "--memory", "512", "true"],
+            &["flashpan", "run", "--memory", "536870912", "true"],
+            &["flashpan", "run", "--user", "", "true"],
+            &["flashpan", "run", "--workdir", "", "true"],
+            &["flashpan", "run", "--hostname", "", "true"],
+            &["flashpan", "exec", "--user", "", "web", "true"],
+            &["flashpan", "exec", "--workdir", "", "web", "true"],
             &["flashpan", "run", "--no-such-option"],
             &["flashpan", "rum"],
             &["flashpan"],
@@ -265,10 +270,16 @@ mod tests {
             let failure = usage(&Cli::try_parse_from(arguments).unwrap_err()).unwrap_err();
             assert_eq!(failure.code, 125);
         }
-        let error = Cli::try_parse_from(["flashpan", "run", "-m", "512", "true"]).unwrap_err();
+        let error =
+            Cli::try_parse_from(["flashpan", "run", "-m", "536870912", "true"]).unwrap_err();
         let line = one_line(&error.render().to_string());
-        assert!(line.contains("did you mean 512M?"), "{line}");
+        assert!(line.contains("did you mean 536870912B?"), "{line}");
         assert!(!line.contains('\n'));
+        for command in ["logs", "events"] {
+            let error = Cli::try_parse_from(["flashpan", command, "-n", "-1", "web"]).unwrap_err();
+            let line = one_line(&error.render().to_string());
+            assert!(line.contains("`-1` is not a number of lines"), "{line}");
+        }
     }
 
     #[test]

@@ -9,15 +9,14 @@ use flashpan::api::EnvVar;
 /// Bytes in a MiB.
 pub(crate) const MIB: u64 = 1024 * 1024;
 
-/// The memory of a guest in MiB: as [`size_mib`], but a number so small that it
-/// can hardly be of bytes is refused.
+/// The memory of a guest in MiB: as [`disk_size_mib`], but a plain number so large that
+/// it can only be of bytes is refused.
 pub(crate) fn memory_mib(text: &str) -> Result<u64, String> {
-    match text.parse() {
-        // Below the minimum the refusal that follows says more.
-        Ok(number) if (flashpan::MIN_MEMORY_MIB..MIB).contains(&number) => Err(format!(
-            "`{text}` is a number of bytes; did you mean {text}M?"
+    match text.parse::<u64>() {
+        Ok(number) if number >= MIB => Err(format!(
+            "`{text}` is a number of MiB; did you mean {text}B?"
         )),
-        _ => size_mib(text),
+        _ => disk_size_mib(text),
     }
 }
 
@@ -129,6 +128,25 @@ pub(crate) fn duration(text: &str) -> Result<Duration, String> {
     }
 }
 
+/// A text that is not empty: what is left out has another meaning than nothing.
+pub(crate) fn not_empty(text: &str) -> Result<String, String> {
+    match text.is_empty() {
+        true => Err("it is empty; leave the option out".to_owned()),
+        false => Ok(text.to_owned()),
+    }
+}
+
+/// The same of one that may be no UTF-8.
+pub(crate) fn not_empty_os(text: OsString) -> Result<OsString, String> {
+    not_empty(&text.to_string_lossy()).map(|_| text)
+}
+
+/// A number of lines or events.
+pub(crate) fn count(text: &str) -> Result<usize, String> {
+    let wrong = |_| format!("`{text}` is not a number of lines; write e.g. 10");
+    text.parse().map_err(wrong)
+}
+
 /// What `--env` says: a variable and its value, which may be ours that is passed on.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Variable {
@@ -200,18 +218,15 @@ mod tests {
     }
 
     #[test]
-    fn a_small_number_is_no_memory_and_what_is_suggested_would_be() {
-        for text in ["48", "512", "1048575"] {
-            assert_eq!(
-                memory_mib(text).unwrap_err(),
-                format!("`{text}` is a number of bytes; did you mean {text}M?")
-            );
-        }
-        // The library refuses these with the least that a guest needs.
-        for (text, mib) in [("0", 0), ("1", 1), ("47", 1), ("0M", 0)] {
+    fn a_number_is_memory_in_mebibytes_and_what_is_suggested_would_be() {
+        let text = "134217728";
+        let wrong = "`134217728` is a number of MiB; did you mean 134217728B?";
+        assert_eq!(memory_mib(text).unwrap_err(), wrong);
+        // The library refuses what is too little.
+        for (text, mib) in [("0", 0), ("47", 47), ("0M", 0), ("512", 512)] {
             assert_eq!(memory_mib(text), Ok(mib), "{text}");
         }
-        for (text, mib) in [("512M", 512), ("134217728", 128)] {
+        for (text, mib) in [("512M", 512), ("134217728B", 128), ("2G", 2048)] {
             assert_eq!(memory_mib(text), Ok(mib), "{text}");
         }
         assert!(memory_mib("much").is_err());

@@ -110,6 +110,9 @@ impl Of {
         let file = self.file.as_deref().map(config_file::read).transpose()?;
         let config = file.unwrap_or_default().merge(options);
         config.validate().map_err(flashpan::Error::from)?;
+        if let Some(file) = &self.file {
+            config_file::warn(&file.display().to_string(), &config);
+        }
         Ok(config)
     }
 

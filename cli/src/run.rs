@@ -26,7 +26,7 @@ use crate::signals::{Asked, Signals};
 use crate::stdio::Patient;
 use crate::timeline_file::TimelineFile;
 use crate::vm::{VmArgs, Wanted};
-use crate::{reach, runtime, terminal, vm};
+use crate::{config_file, reach, runtime, terminal, vm};
 
 pub(crate) use stay::{CreateArgs, create};
 
@@ -104,7 +104,8 @@ pub(crate) struct RunArgs {
         short,
         value_name = "DIR",
         env = "FLASHPAN_WORKDIR",
-        hide_env_values = true
+        hide_env_values = true,
+        value_parser = OsStringValueParser::new().try_map(parse::not_empty_os)
     )]
     workdir: Option<OsString>,
 
@@ -114,7 +115,8 @@ pub(crate) struct RunArgs {
         short,
         value_name = "NAME|UID[:GROUP|GID]",
         env = "FLASHPAN_USER",
-        hide_env_values = true
+        hide_env_values = true,
+        value_parser = parse::not_empty
     )]
     user: Option<String>,
 
@@ -292,7 +294,11 @@ impl RunArgs {
     /// of the configuration's only.
     fn check_config(wanted: &Wanted) -> Result<(), Failure> {
         let valid = wanted.config.validate();
-        valid.map_err(|errors| wanted.given.failure(errors.into()))
+        valid.map_err(|errors| wanted.given.failure(errors.into()))?;
+        if let Some(file) = wanted.given.file() {
+            config_file::warn(file, &wanted.config);
+        }
+        Ok(())
     }
 
     /// Checks what can be checked of the command without an image.
@@ -302,6 +308,9 @@ impl RunArgs {
         }
         Self::check_config(wanted)?;
         let expected = ExecDefaults::expected(&wanted.config, &wanted.options);
+        if !self.command.is_empty() {
+            expected.entrypoint().map_err(Failure::new)?;
+        }
         self.exec_options(&expected, wanted.has_image()).map(drop)
     }
 

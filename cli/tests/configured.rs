@@ -77,6 +77,23 @@ fn a_mistake_in_the_file_is_one_line_that_says_where() {
         ),
         (
             "s.toml",
+            "[resources]\nmemory_mb = -1\n",
+            "s.toml: configuration: line 2, column 13: resources.memory_mb: must be 0 or more",
+        ),
+        (
+            "s.toml",
+            "launch_entrypoint = true\n",
+            "launch_entrypoint: neither the image nor image_config names a command to launch",
+        ),
+        (
+            // What is wrong is not besides without effect.
+            "s.json",
+            r#"{"vfs":{"workspace":"/w","mounts":{"/w":{"type":"memory"}},"interception":{"rules":[
+                {"name":"a","action":"nope"},{"name":"b","action":"exec_after"}]}}}"#,
+            "vfs.interception.rules[0].action",
+        ),
+        (
+            "s.toml",
             "id = 'vm-01234567'\n",
             "s.toml: id is internal-only and cannot be set",
         ),
@@ -101,11 +118,29 @@ fn a_mistake_in_the_file_is_one_line_that_says_where() {
         assert_eq!(output.status.code(), Some(125), "{output:?}");
         let complaint = complaint(&output);
         assert!(complaint.contains(reason), "{text}: {complaint}");
+        assert!(
+            !String::from_utf8_lossy(&output.stderr).contains("warning: "),
+            "{output:?}"
+        );
         assert!(!world.path("cache").exists(), "{text}");
     }
     let output = world.output(&["-f", "/nowhere/s.toml"], &["true"]);
     assert_eq!(output.status.code(), Some(125), "{output:?}");
     assert!(complaint(&output).contains("cannot read the configuration /nowhere/s.toml: "));
+}
+
+#[test]
+fn a_file_that_is_no_text_is_told_with_its_line() {
+    let world = World::new("normal");
+    let file = world.path("s.toml");
+    std::fs::write(&file, b"image = 'a'\n\nenv.A = '\xff'\n").unwrap();
+    let output = world.output(&["-f", file.to_str().unwrap()], &["true"]);
+    assert_eq!(output.status.code(), Some(125), "{output:?}");
+    let told = complaint(&output);
+    assert!(
+        told.ends_with("is not TOML: line 3: it is not UTF-8"),
+        "{told}"
+    );
 }
 
 #[test]

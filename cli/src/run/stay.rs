@@ -140,6 +140,9 @@ impl RunArgs {
         Self::check_config(&wanted)?;
         let expected = ExecDefaults::expected(&wanted.config, &wanted.options);
         self.kept_programs(&expected)?;
+        if !self.command.is_empty() {
+            expected.entrypoint().map_err(Failure::new)?;
+        }
         // Run in the foreground it is the VM's command, and not launched besides.
         if self.command.is_empty() {
             wanted.config.launch_entrypoint = false;

@@ -12,6 +12,7 @@ use tokio::task::JoinSet;
 
 use crate::failure::{Failure, plain, say};
 use crate::format::{Row, Template, json, render};
+use crate::parse;
 use crate::runtime;
 use crate::vms::find;
 use crate::vms::logs::Out;
@@ -47,7 +48,8 @@ pub(crate) struct EventsArgs {
     follow: bool,
 
     /// Of each VM only the last N of what is there.
-    #[arg(long, short = 'n', value_name = "N")]
+    #[arg(long, short = 'n', value_name = "N", value_parser = parse::count,
+          allow_negative_numbers = true)]
     tail: Option<usize>,
 
     /// As JSON, one a line.

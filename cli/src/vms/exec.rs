@@ -50,11 +50,12 @@ pub(crate) struct ExecArgs {
     env: Vec<Variable>,
 
     /// Its working directory in the guest.
-    #[arg(long, short, value_name = "DIR")]
+    #[arg(long, short, value_name = "DIR",
+          value_parser = OsStringValueParser::new().try_map(parse::not_empty_os))]
     workdir: Option<OsString>,
 
     /// Run as this user of the guest.
-    #[arg(long, short, value_name = "NAME|UID[:GROUP|GID]")]
+    #[arg(long, short, value_name = "NAME|UID[:GROUP|GID]", value_parser = parse::not_empty)]
     user: Option<String>,
 
     /// Pass standard input on; otherwise the program reads /dev/null.

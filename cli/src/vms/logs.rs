@@ -9,6 +9,7 @@ use flashpan::state::{LogReader, LogStream, Vm};
 use serde::Serialize;
 
 use crate::failure::{Failure, say};
+use crate::parse;
 use crate::runtime;
 use crate::stdio::Patient;
 use crate::vms::find;
@@ -37,7 +38,8 @@ pub(crate) struct LogsArgs {
     follow: bool,
 
     /// Only the last N lines of what is there.
-    #[arg(long, short = 'n', value_name = "N")]
+    #[arg(long, short = 'n', value_name = "N", value_parser = parse::count,
+          allow_negative_numbers = true)]
     tail: Option<usize>,
 
     /// The guest's console instead.

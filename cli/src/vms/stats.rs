@@ -13,7 +13,7 @@ use crate::failure::{Failure, print, print_json_line};
 use crate::format::{Row, Style, Template, print_rows, table};
 use crate::image::size;
 use crate::runtime;
-use crate::vms::{alive, find, of};
+use crate::vms::{alive, find, must_have_begun, of};
 
 /// How often VMs are looked at: CPU use is that of this time.
 const EVERY: Duration = Duration::from_secs(1);
@@ -185,6 +185,7 @@ async fn look(args: &StatsArgs, before: &mut HashMap<String, Usage>) -> Result<V
     for vm in vms {
         if !args.vms.is_empty() && before.is_empty() {
             vm.must_live().map_err(Failure::new)?;
+            must_have_begun(&vm)?;
         }
         let usage = match Sandbox::attach(&vm).await {
             Ok(sandbox) => sandbox.usage().await,
