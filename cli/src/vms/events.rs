@@ -289,10 +289,11 @@ fn what(event: &LoggedEvent) -> String {
             ..
         } => {
             let more = if *truncated { " …" } else { "" };
-            format!(
-                "exec started (pid {pid}, uid {uid}): {}{more}",
-                shell_quote_args(argv)
-            )
+            let what = match pid {
+                0 => format!("exec not started (uid {uid})"),
+                pid => format!("exec started (pid {pid}, uid {uid})"),
+            };
+            format!("{what}: {}{more}", shell_quote_args(argv))
         }
         LoggedKind::Exec {
             exec,
