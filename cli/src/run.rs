@@ -292,7 +292,7 @@ impl RunArgs {
 
     /// Checks the configuration before the command: where a variable comes from is known
     /// of the configuration's only.
-    fn check_config(wanted: &Wanted) -> Result<(), Failure> {
+    pub(crate) fn check_config(wanted: &Wanted) -> Result<(), Failure> {
         let valid = wanted.config.validate();
         valid.map_err(|errors| wanted.given.failure(errors.into()))?;
         if let Some(file) = wanted.given.file() {

@@ -130,6 +130,26 @@ fn a_mistake_in_the_file_is_one_line_that_says_where() {
 }
 
 #[test]
+fn what_does_not_hold_of_a_policy_is_told_as_json() {
+    let world = World::new("normal");
+    let cases = world.path("cases");
+    std::fs::write(&cases, "# two\nallow https://a.test/\n\ndeny a.test:22\n").unwrap();
+    let words = ["policy", "test", "--json", "--allow-host", "a.test"];
+    let mut test = world.flashpan(&words);
+    let output = test.arg(&cases).output().unwrap();
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    let told: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(told["cases"], 2);
+    let wrong = told["wrong"].as_array().unwrap();
+    assert_eq!(wrong.len(), 1, "{told}");
+    assert_eq!(
+        (&wrong[0]["line"], &wrong[0]["expected"]),
+        (&4.into(), &"deny".into())
+    );
+    assert_eq!(wrong[0]["allowed"], true);
+}
+
+#[test]
 fn a_file_that_is_no_text_is_told_with_its_line() {
     let world = World::new("normal");
     let file = world.path("s.toml");
