@@ -12,6 +12,7 @@ use serde::Serialize;
 
 use crate::failure::{Failure, print, print_json};
 use crate::progress::Progress;
+use crate::run::RunArgs;
 use crate::runtime;
 use crate::signals::Signals;
 use crate::vm::VmArgs;
@@ -87,6 +88,7 @@ fn boot(args: &BootArgs) -> Result<u8, Failure> {
     exec.validate()?;
     let mut wanted = args.vm.wanted(Config::default(), None, false)?;
     wanted.options.console = Console::Panic;
+    RunArgs::check_config(&wanted)?;
     let template = args.vm.resolve(wanted)?;
     let reports = runtime(async {
         let mut signals =

@@ -30,14 +30,17 @@ pub(crate) fn read(path: &Path) -> Result<Config, Failure> {
         }
         parsed.config
     } else {
-        let text = std::str::from_utf8(&bytes).map_err(|e| failed(&e))?;
+        let text = std::str::from_utf8(&bytes).map_err(|e| {
+            let before = bytes.get(..e.valid_up_to()).unwrap_or_default();
+            let line = before.split(|byte| *byte == b'\n').count();
+            failed(&format_args!(
+                "configuration is not TOML: line {line}: it is not UTF-8"
+            ))
+        })?;
         Config::from_toml_strict(text).map_err(|e| failed(&e))?
     };
     if !config.id.is_empty() {
         return Err(failed(&RequestError::IdGiven));
-    }
-    for warning in config.warnings() {
-        say("warning", &format!("{shown}: {warning}"));
     }
     let directory = path.parent().unwrap_or(Path::new(""));
     for disk in &mut config.extra_disks {
@@ -48,6 +51,14 @@ pub(crate) fn read(path: &Path) -> Result<Config, Failure> {
         }
     }
     Ok(config)
+}
+
+/// Says what has no effect in a configuration that is valid: of one that is not, what is
+/// wrong is said.
+pub(crate) fn warn(path: &str, config: &Config) {
+    for warning in config.warnings() {
+        say("warning", &format!("{path}: {warning}"));
+    }
 }
 
 /// All of a file that is not too long; one more byte of one that is.

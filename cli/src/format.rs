@@ -61,6 +61,15 @@ impl FromStr for Template {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
+        // As docker has these words.
+        let text = match text {
+            "json" => "{{json .}}",
+            "table" => {
+                let parts = Vec::new();
+                return Ok(Self { parts, table: true });
+            }
+            text => text,
+        };
         let (table, mut rest) = match text.strip_prefix("table ") {
             Some(rest) => (true, rest),
             None => (false, text),
@@ -81,10 +90,22 @@ impl FromStr for Template {
             parts.push(Part::Value(path));
             rest = behind;
         }
+        if parts.is_empty() {
+            return Err(format!(
+                "`{text}` names no field; write e.g. {{{{.Field}}}}, or json or table"
+            ));
+        }
         if !rest.is_empty() {
             parts.push(Part::Text(unescape(rest)));
         }
         Ok(Self { parts, table })
+    }
+}
+
+impl Template {
+    /// Whether it is the table that there is without a template.
+    pub(crate) fn is_table(&self) -> bool {
+        self.table && self.parts.is_empty()
     }
 }
 
@@ -158,6 +179,17 @@ pub(crate) enum Style<'a> {
     Table(&'a [&'a str]),
     Json,
     Template(&'a Template),
+}
+
+impl<'a> Style<'a> {
+    /// What `--format` and `--json` say; a table of these fields otherwise.
+    pub(crate) fn of(format: Option<&'a Template>, json: bool, fields: &'a [&'a str]) -> Self {
+        match format.filter(|template| !template.is_table()) {
+            Some(template) => Self::Template(template),
+            None if json => Self::Json,
+            None => Self::Table(fields),
+        }
+    }
 }
 
 /// Prints a list.
@@ -283,7 +315,13 @@ mod tests {
             rendered(r"table {{.One}}\t{{.Two}}").unwrap(),
             "ONE    TWO\n1      a\n22222  b\n"
         );
+        assert_eq!(rendered("json"), rendered("{{json .}}"));
+        assert!("table".parse::<Template>().unwrap().is_table());
         for (wrong, says) in [
+            ("One", "`One` names no field"),
+            ("", "names no field"),
+            ("table One", "names no field"),
+            ("jsonx", "names no field"),
             ("{{.One", "has no `}}`"),
             ("{{One}}", "is not understood"),
             ("{{range .}}", "is not understood"),

@@ -57,9 +57,21 @@ pub(crate) fn complete(_args: &CompleteArgs) -> Result<u8, Failure> {
 
 pub(crate) fn completion(args: &CompletionArgs) -> Result<u8, Failure> {
     let mut script = Vec::new();
-    clap_complete::generate(args.shell, &mut Cli::command(), "flashpan", &mut script);
+    clap_complete::generate(args.shell, &mut visible(), "flashpan", &mut script);
     print(&with_vms(args.shell, &String::from_utf8_lossy(&script)))?;
     Ok(0)
+}
+
+/// The command line without what is hidden, which scripts of some shells would offer.
+fn visible() -> clap::Command {
+    let all = Cli::command();
+    let shown = all.get_subcommands().filter(|sub| !sub.is_hide_set());
+    let shown: Vec<_> = shown.cloned().collect();
+    clap::Command::new("flashpan")
+        .version(env!("CARGO_PKG_VERSION"))
+        .about(all.get_about().cloned().unwrap_or_default())
+        .disable_help_subcommand(true)
+        .subcommands(shown)
 }
 
 /// The script with what VMs there are when the user asks, where the shell's scripts can
@@ -175,9 +187,16 @@ mod tests {
         assert!(!commands.iter().any(|name| name == "run"));
         let script = |shell| {
             let mut script = Vec::new();
-            clap_complete::generate(shell, &mut Cli::command(), "flashpan", &mut script);
+            clap_complete::generate(shell, &mut visible(), "flashpan", &mut script);
             with_vms(shell, &String::from_utf8(script).unwrap())
         };
+        for shell in [Shell::Bash, Shell::Zsh, Shell::Fish] {
+            let script = script(shell);
+            // What scripts call is not what they offer.
+            let offers = script.replace("flashpan __complete", "");
+            assert!(!offers.contains("supervise") && !offers.contains("__complete"));
+            assert!(offers.contains("port-forward") && offers.contains("version"));
+        }
         let zsh = script(Shell::Zsh);
         assert_eq!(
             zsh.matches(":_flashpan_vms' ").count(),

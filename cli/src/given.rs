@@ -7,6 +7,7 @@ use std::path::Path;
 use flashpan::Error;
 use flashpan::text::plain;
 
+use crate::environment;
 use crate::failure::Failure;
 
 /// Most characters of what somebody wrote that a message repeats.
@@ -28,6 +29,13 @@ struct Setting {
     field: Option<&'static str>,
     /// The library's own names of it.
     names: &'static [&'static str],
+}
+
+impl Setting {
+    /// What its user wrote.
+    fn name(&self) -> &'static str {
+        environment::variable_of(self.option).unwrap_or(self.option)
+    }
 }
 
 /// What of a setting an option says.
@@ -108,6 +116,11 @@ impl Given {
         }
     }
 
+    /// The file.
+    pub(crate) fn file(&self) -> Option<&str> {
+        self.file.as_deref()
+    }
+
     /// `option` was given, if it was.
     pub(crate) fn add(&mut self, is_given: bool, option: &'static str) {
         if is_given {
@@ -154,17 +167,17 @@ impl Given {
         self.options.iter().find_map(|(setting, entries)| {
             let rest = path.strip_prefix(setting.field?)?;
             match entries {
-                _ if rest.is_empty() => Some(setting.option.to_owned()),
+                _ if rest.is_empty() => Some(setting.name().to_owned()),
                 _ if !is_below(rest) => None,
-                Entries::All => Some(setting.option.to_owned()),
+                Entries::All => Some(setting.name().to_owned()),
                 Entries::List(texts) => {
                     let (index, _) = rest.strip_prefix('[')?.split_once(']')?;
                     let text = texts.get(index.parse::<usize>().ok()?)?;
-                    Some(format!("{} {text}", setting.option))
+                    Some(format!("{} {text}", setting.name()))
                 }
                 Entries::Map(texts) => {
                     let (_, text) = texts.iter().find(|(key, _)| is_of_key(rest, key))?;
-                    Some(format!("{} {text}", setting.option))
+                    Some(format!("{} {text}", setting.name()))
                 }
             }
         })
@@ -182,7 +195,7 @@ impl Given {
             if let Entries::Map(texts) = entries {
                 texts.keys().find(|key| why.contains(key.as_str()))?;
             }
-            Some(Told::Option(format!("{}: {why}", setting.option)))
+            Some(Told::Option(format!("{}: {why}", setting.name())))
         });
         given.or_else(|| {
             self.file.as_ref()?;
@@ -255,7 +268,7 @@ impl Given {
 
 /// A message with where it comes from.
 enum Told {
-    /// By the name of an option.
+    /// By the name of an option, or of the variable that stands in for it.
     Option(String),
     /// By the path of a field.
     Field(String),

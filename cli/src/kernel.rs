@@ -9,9 +9,10 @@ use flashpan_kernel::{
     BuildOptions, Cache, Cancel, Change, Error, Kernel, KernelInfo, Phase, SourceChoice, Upstream,
     diff,
 };
+use serde::Serialize;
 use tokio::sync::oneshot;
 
-use crate::failure::{Failure, each, print, print_json, say};
+use crate::failure::{Failure, each, print, print_json, print_json_line, say};
 use crate::progress::Progress;
 use crate::runtime;
 use crate::signals::Signals;
@@ -31,6 +32,7 @@ Examples:
   flashpan kernel build --fragment netfilter --fragment debug
   flashpan kernel build --fragment ./my.config --source ~/src/linux-6.12 --jobs 8
   flashpan kernel build --source upstream
+  flashpan kernel build --json | jq -r .hash
   flashpan run --kernel \"$(flashpan kernel build --fragment debug)\" -- uname -a
 
 The path of the kernel goes to standard output, all else to standard error. A
@@ -58,6 +60,7 @@ const RM_EXAMPLES: &str = "\
 Examples:
   flashpan kernel rm 1a2b3c
   flashpan kernel rm base+debug base+nosmp
+  flashpan kernel rm --json 1a2b3c
 
 A VM that runs a kernel keeps it until it ends.";
 
@@ -108,6 +111,11 @@ struct BuildArgs {
     /// Only find out whether Kconfig grants all that is asked for.
     #[arg(long)]
     check: bool,
+
+    /// Show the kernel as JSON, as `kernel show` does; with --check, how many options
+    /// are on.
+    #[arg(long)]
+    json: bool,
 }
 
 /// Lists the kernels that were built, the newest first
@@ -143,6 +151,10 @@ struct RmArgs {
     /// Names of kernels or the beginnings of their hashes.
     #[arg(value_name = "KERNEL", required = true)]
     kernels: Vec<String>,
+
+    /// Say which were removed as JSON, one a line.
+    #[arg(long)]
+    json: bool,
 }
 
 /// Compares the configurations and sizes of two kernels
@@ -209,13 +221,32 @@ fn build(cache: Cache, args: &BuildArgs) -> Result<(), Failure> {
     if args.check {
         let work = move || cache.check(&options, &mut |now| shown.show(&now));
         let enabled = cancellable(&cancel, &bars, work)?.enabled();
+        if args.json {
+            return print_json_line(&Checked { enabled });
+        }
         return print(&format!(
             "Kconfig grants everything; {enabled} options are on\n"
         ));
     }
     let work = move || cache.build(&options, &mut |now| shown.show(&now));
     let kernel = cancellable(&cancel, &bars, work)?;
+    if args.json {
+        return print_json_line(&kernel);
+    }
     print(&format!("{}\n", kernel.vmlinux().display()))
+}
+
+/// A configuration that Kconfig grants, in JSON.
+#[derive(Debug, Serialize)]
+struct Checked {
+    enabled: usize,
+}
+
+/// A kernel that is gone, in JSON.
+#[derive(Debug, Serialize)]
+struct Removed<'a> {
+    hash: &'a str,
+    name: &'a str,
 }
 
 /// The progress of a build, and while it downloads that of the download.
@@ -420,6 +451,12 @@ fn show(cache: &Cache, args: &ShowArgs) -> Result<(), Failure> {
 fn rm(cache: &Cache, args: &RmArgs) -> Result<(), Failure> {
     each(&args.kernels, |name| {
         let removed = cache.remove(name).map_err(Failure::new)?;
+        if args.json {
+            return print_json_line(&Removed {
+                hash: &removed.info.hash,
+                name: &removed.info.name,
+            });
+        }
         print(&format!(
             "removed {} ({})\n",
             short(&removed.info.hash),

@@ -6,6 +6,7 @@ mod bench;
 mod config_file;
 mod detached;
 mod doctor;
+mod environment;
 mod escape;
 mod failure;
 mod format;
@@ -121,22 +122,9 @@ fn main() -> ExitCode {
 }
 
 fn parse_arguments() -> Result<Cli, clap::Error> {
-    let mut command = without_empty_variables(Cli::command());
-    let mut matches = command.try_get_matches_from_mut(std::env::args_os())?;
+    let arguments: Vec<_> = std::env::args_os().collect();
+    let (mut command, mut matches) = environment::matches(Cli::command(), &arguments)?;
     Cli::from_arg_matches_mut(&mut matches).map_err(|error| error.format(&mut command))
-}
-
-/// As everywhere, a variable of the environment that is empty is one that is not
-/// set; clap would take it for an empty value.
-fn without_empty_variables(command: clap::Command) -> clap::Command {
-    let is_empty =
-        |name: &std::ffi::OsStr| std::env::var_os(name).is_some_and(|value| value.is_empty());
-    command
-        .mut_args(|argument| match argument.get_env().is_some_and(is_empty) {
-            true => argument.env(clap::builder::Resettable::Reset),
-            false => argument,
-        })
-        .mut_subcommands(without_empty_variables)
 }
 
 fn dispatch(command: Command, started_ns: u64) -> Result<u8, Failure> {
@@ -246,10 +234,34 @@ mod tests {
     }
 
     #[test]
+    fn what_every_command_says_is_there_as_json() {
+        // What these print is a text of its own form.
+        const OTHERWISE: [&str; 4] = ["completion", "man", "supervise", "__complete"];
+        fn check(command: &clap::Command) {
+            for sub in command.get_subcommands() {
+                let has_json = sub.get_arguments().any(|arg| arg.get_id() == "json");
+                let is_group = sub.get_subcommands().next().is_some();
+                assert!(
+                    has_json || is_group || OTHERWISE.contains(&sub.get_name()),
+                    "{} has no --json",
+                    sub.get_name()
+                );
+                check(sub);
+            }
+        }
+        check(&Cli::command());
+    }
+
+    #[test]
     fn usage_errors_are_one_line_and_125() {
         for arguments in [
             &["flashpan", "run", "--cpus", "many"][..],
-            &["flashpan", "run", "--memory", "512", "true"],
+            &["flashpan", "run", "--memory", "536870912", "true"],
+            &["flashpan", "run", "--user", "", "true"],
+            &["flashpan", "run", "--workdir", "", "true"],
+            &["flashpan", "run", "--hostname", "", "true"],
+            &["flashpan", "exec", "--user", "", "web", "true"],
+            &["flashpan", "exec", "--workdir", "", "web", "true"],
             &["flashpan", "run", "--no-such-option"],
             &["flashpan", "rum"],
             &["flashpan"],
@@ -258,10 +270,16 @@ mod tests {
             let failure = usage(&Cli::try_parse_from(arguments).unwrap_err()).unwrap_err();
             assert_eq!(failure.code, 125);
         }
-        let error = Cli::try_parse_from(["flashpan", "run", "-m", "512", "true"]).unwrap_err();
+        let error =
+            Cli::try_parse_from(["flashpan", "run", "-m", "536870912", "true"]).unwrap_err();
         let line = one_line(&error.render().to_string());
-        assert!(line.contains("did you mean 512M?"), "{line}");
+        assert!(line.contains("did you mean 536870912B?"), "{line}");
         assert!(!line.contains('\n'));
+        for command in ["logs", "events"] {
+            let error = Cli::try_parse_from(["flashpan", command, "-n", "-1", "web"]).unwrap_err();
+            let line = one_line(&error.render().to_string());
+            assert!(line.contains("`-1` is not a number of lines"), "{line}");
+        }
     }
 
     #[test]

@@ -1,21 +1,22 @@
 //! Values of options: sizes, durations, variables.
 
 use std::ffi::{OsStr, OsString};
-use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::ffi::OsStrExt;
 use std::time::Duration;
+
+use flashpan::api::EnvVar;
 
 /// Bytes in a MiB.
 pub(crate) const MIB: u64 = 1024 * 1024;
 
-/// The memory of a guest in MiB: as [`size_mib`], but a number so small that it
-/// can hardly be of bytes is refused.
+/// The memory of a guest in MiB: as [`disk_size_mib`], but a plain number so large that
+/// it can only be of bytes is refused.
 pub(crate) fn memory_mib(text: &str) -> Result<u64, String> {
-    match text.parse() {
-        // Below the minimum the refusal that follows says more.
-        Ok(number) if (flashpan::MIN_MEMORY_MIB..MIB).contains(&number) => Err(format!(
-            "`{text}` is a number of bytes; did you mean {text}M?"
+    match text.parse::<u64>() {
+        Ok(number) if number >= MIB => Err(format!(
+            "`{text}` is a number of MiB; did you mean {text}B?"
         )),
-        _ => size_mib(text),
+        _ => disk_size_mib(text),
     }
 }
 
@@ -127,42 +128,58 @@ pub(crate) fn duration(text: &str) -> Result<Duration, String> {
     }
 }
 
-/// What `--env` says: a variable and its value, or the name of one of ours that
-/// is passed on.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Variable {
-    Set(OsString, OsString),
-    PassOn(OsString),
+/// A text that is not empty: what is left out has another meaning than nothing.
+pub(crate) fn not_empty(text: &str) -> Result<String, String> {
+    match text.is_empty() {
+        true => Err("it is empty; leave the option out".to_owned()),
+        false => Ok(text.to_owned()),
+    }
 }
 
-/// A variable from `NAME=VALUE` or `NAME`.
+/// The same of one that may be no UTF-8.
+pub(crate) fn not_empty_os(text: OsString) -> Result<OsString, String> {
+    not_empty(&text.to_string_lossy()).map(|_| text)
+}
+
+/// A number of lines or events.
+pub(crate) fn count(text: &str) -> Result<usize, String> {
+    let wrong = |_| format!("`{text}` is not a number of lines; write e.g. 10");
+    text.parse().map_err(wrong)
+}
+
+/// What `--env` says: a variable and its value, which may be ours that is passed on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Variable {
+    name: OsString,
+    value: OsString,
+}
+
+/// A variable from `NAME=VALUE` or `NAME`, as [`EnvVar`] reads it, but that a value may
+/// be no UTF-8: a program takes any.
 pub(crate) fn variable(text: &OsStr) -> Result<Variable, String> {
     let bytes = text.as_bytes();
-    let Some(equals) = bytes.iter().position(|b| *b == b'=') else {
-        return if bytes.is_empty() {
-            Err("a variable needs a name: NAME=VALUE, or NAME to pass yours on".to_owned())
-        } else {
-            Ok(Variable::PassOn(text.to_owned()))
-        };
-    };
-    let (name, value) = bytes.split_at(equals);
-    if name.is_empty() {
-        return Err(format!("`{}` has no name before `=`", text.display()));
-    }
-    let value = value.strip_prefix(b"=").unwrap_or(value);
-    Ok(Variable::Set(
-        OsString::from_vec(name.to_vec()),
-        OsString::from_vec(value.to_vec()),
-    ))
+    let end = bytes.iter().position(|b| *b == b'=').unwrap_or(bytes.len());
+    let (name, value) = bytes.split_at(end);
+    let named = OsStr::from_bytes(name).to_str();
+    let named = named.ok_or_else(|| "the name of a variable is not UTF-8".to_owned())?;
+    let mut value = value
+        .strip_prefix(b"=")
+        .map(|v| OsStr::from_bytes(v).to_owned());
+    // All but the value, which is as it is.
+    let read = EnvVar::parse_with(named, |name| {
+        let found = value.take().or_else(|| std::env::var_os(name));
+        let stands_for_it = found.as_ref().map(|_| OsString::new());
+        value = found;
+        stands_for_it
+    });
+    let name = read.map_err(|e| e.to_string())?.name.into();
+    let value = value.unwrap_or_default();
+    Ok(Variable { name, value })
 }
 
 impl Variable {
-    /// Name and value; `None` for a variable of ours that is not set.
-    pub(crate) fn resolve(self) -> Option<(OsString, OsString)> {
-        match self {
-            Self::Set(name, value) => Some((name, value)),
-            Self::PassOn(name) => std::env::var_os(&name).map(|value| (name, value)),
-        }
+    pub(crate) fn into_pair(self) -> (OsString, OsString) {
+        (self.name, self.value)
     }
 }
 
@@ -201,18 +218,15 @@ mod tests {
     }
 
     #[test]
-    fn a_small_number_is_no_memory_and_what_is_suggested_would_be() {
-        for text in ["48", "512", "1048575"] {
-            assert_eq!(
-                memory_mib(text).unwrap_err(),
-                format!("`{text}` is a number of bytes; did you mean {text}M?")
-            );
-        }
-        // The library refuses these with the least that a guest needs.
-        for (text, mib) in [("0", 0), ("1", 1), ("47", 1), ("0M", 0)] {
+    fn a_number_is_memory_in_mebibytes_and_what_is_suggested_would_be() {
+        let text = "134217728";
+        let wrong = "`134217728` is a number of MiB; did you mean 134217728B?";
+        assert_eq!(memory_mib(text).unwrap_err(), wrong);
+        // The library refuses what is too little.
+        for (text, mib) in [("0", 0), ("47", 47), ("0M", 0), ("512", 512)] {
             assert_eq!(memory_mib(text), Ok(mib), "{text}");
         }
-        for (text, mib) in [("512M", 512), ("134217728", 128)] {
+        for (text, mib) in [("512M", 512), ("134217728B", 128), ("2G", 2048)] {
             assert_eq!(memory_mib(text), Ok(mib), "{text}");
         }
         assert!(memory_mib("much").is_err());
@@ -294,27 +308,24 @@ mod tests {
 
     #[test]
     fn variables() {
-        let set = |n: &str, v: &str| Ok(Variable::Set(n.into(), v.into()));
-        assert_eq!(variable("A=b=c".as_ref()), set("A", "b=c"));
-        assert_eq!(variable("A=".as_ref()), set("A", ""));
-        assert_eq!(
-            variable("HOME".as_ref()),
-            Ok(Variable::PassOn("HOME".into()))
-        );
-        assert!(variable("=x".as_ref()).is_err());
-        assert!(variable("".as_ref()).is_err());
-        let latin1 = OsStr::from_bytes(b"A=\xe4");
-        assert_eq!(
-            variable(latin1),
-            Ok(Variable::Set("A".into(), OsString::from_vec(vec![0xe4])))
-        );
-    }
-
-    #[test]
-    fn a_variable_that_is_not_set_is_not_passed_on() {
-        assert_eq!(
-            Variable::PassOn("FLASHPAN_NEVER_SET".into()).resolve(),
-            None
-        );
+        let pair = |text: &[u8]| variable(OsStr::from_bytes(text)).map(Variable::into_pair);
+        let set = |n: &str, v: &[u8]| Ok((n.into(), OsStr::from_bytes(v).to_owned()));
+        assert_eq!(pair(b"A=b=c"), set("A", b"b=c"));
+        assert_eq!(pair(b" A =\xe4 "), set("A", b"\xe4 "));
+        assert_eq!(pair(b"A="), set("A", b""));
+        let path = std::env::var_os("PATH").unwrap();
+        assert_eq!(pair(b"PATH"), set("PATH", path.as_bytes()));
+        for (text, why) in [
+            (&b"=x"[..], "environment variable name cannot be empty"),
+            (b"", "environment variable name cannot be empty"),
+            (b" =x", "environment variable name cannot be empty"),
+            (b"\xe4=x", "the name of a variable is not UTF-8"),
+            (
+                b"FLASHPAN_NEVER_SET",
+                "environment variable is not set $FLASHPAN_NEVER_SET",
+            ),
+        ] {
+            assert_eq!(pair(text), Err(why.to_owned()));
+        }
     }
 }

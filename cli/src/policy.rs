@@ -11,7 +11,7 @@ use serde::Serialize;
 
 use self::learn::LearnArgs;
 use crate::config_file;
-use crate::failure::{Failure, print};
+use crate::failure::{Failure, print, print_json_line};
 use crate::reach::ReachArgs;
 use crate::runtime;
 use crate::vms;
@@ -31,6 +31,7 @@ without headers. Exit status 1: it would be refused.";
 const TEST_EXAMPLES: &str = "\
 Examples:
   flashpan policy test -f sandbox.toml cases.txt
+  flashpan policy test --json -f sandbox.toml cases.txt | jq '.wrong[].line'
   printf 'allow GET https://a.test/\\ndeny b.test:22\\n' | flashpan policy test --allow-host a.test -
 
 Each line of the file is `allow` or `deny`, a method where it is a URL (GET otherwise), and a
@@ -90,6 +91,10 @@ struct TestArgs {
     #[arg(value_name = "CASES")]
     cases: PathBuf,
 
+    /// Print it as JSON: how many cases there are, and those that do not hold.
+    #[arg(long)]
+    json: bool,
+
     #[command(flatten)]
     of: Of,
 }
@@ -112,6 +117,9 @@ impl Of {
         let file = self.file.as_deref().map(config_file::read).transpose()?;
         let config = file.unwrap_or_default().merge(options);
         config.validate().map_err(flashpan::Error::from)?;
+        if let Some(file) = &self.file {
+            config_file::warn(&file.display().to_string(), &config);
+        }
         Ok(config)
     }
 
@@ -121,13 +129,43 @@ impl Of {
 }
 
 #[derive(Serialize)]
-struct Shown<'a> {
-    target: &'a str,
+struct Shown {
+    target: String,
     allowed: bool,
-    rule: Option<&'a str>,
-    code: Option<&'a str>,
-    hint: Option<&'a str>,
+    rule: Option<String>,
+    code: Option<String>,
+    hint: Option<String>,
     inspected: bool,
+}
+
+impl From<Explained> for Shown {
+    fn from(explained: Explained) -> Self {
+        Self {
+            target: explained.target,
+            allowed: explained.allowed,
+            rule: explained.rule,
+            code: explained.code,
+            hint: explained.hint,
+            inspected: explained.inspected,
+        }
+    }
+}
+
+/// What became of a file of cases.
+#[derive(Default, Serialize)]
+struct Tested {
+    cases: u64,
+    wrong: Vec<Wrong>,
+}
+
+/// A case that does not hold.
+#[derive(Serialize)]
+struct Wrong {
+    line: u64,
+    expected: &'static str,
+    method: String,
+    #[serde(flatten)]
+    shown: Shown,
 }
 
 pub(crate) fn policy(args: &PolicyArgs, started_ns: u64) -> Result<u8, Failure> {
@@ -143,23 +181,12 @@ fn explain(args: &ExplainArgs) -> Result<u8, Failure> {
         Some(vm) => runtime(vms::explain(vm, &args.method, &args.target))?,
         None => (args.of).explain(&args.of.config()?, &args.method, &args.target)?,
     };
-    if args.json {
-        let shown = Shown {
-            target: &explained.target,
-            allowed: explained.allowed,
-            rule: explained.rule.as_deref(),
-            code: explained.code.as_deref(),
-            hint: explained.hint.as_deref(),
-            inspected: explained.inspected,
-        };
-        print(&format!(
-            "{}\n",
-            serde_json::to_string(&shown).map_err(Failure::new)?
-        ))?;
-    } else {
-        print(&format!("{}\n", told(&explained)))?;
+    let allowed = explained.allowed;
+    match args.json {
+        true => print_json_line(&Shown::from(explained))?,
+        false => print(&format!("{}\n", told(&explained)))?,
     }
-    Ok(u8::from(!explained.allowed))
+    Ok(u8::from(!allowed))
 }
 
 /// What would become of it, on a line.
@@ -198,7 +225,7 @@ fn test(args: &TestArgs) -> Result<u8, Failure> {
         false => std::fs::read_to_string(&args.cases).map_err(failed)?,
     };
     let config = args.of.config()?;
-    let mut wrong = 0_u64;
+    let mut tested = Tested::default();
     for (number, line) in (1_u64..).zip(text.lines()) {
         let words: Vec<&str> = line.split_ascii_whitespace().collect();
         let (verdict, method, target) = match words.as_slice() {
@@ -210,8 +237,8 @@ fn test(args: &TestArgs) -> Result<u8, Failure> {
         };
         let at = format!("{shown}:{number}");
         let expected = match verdict {
-            "allow" => true,
-            "deny" => false,
+            "allow" => "allow",
+            "deny" => "deny",
             _ => {
                 let why = "give allow or deny, a method if it is not GET, and a host or URL";
                 return Err(Failure::new(format!("{at}: {line:?} is no case; {why}")));
@@ -219,10 +246,25 @@ fn test(args: &TestArgs) -> Result<u8, Failure> {
         };
         let explained = (args.of.explain(&config, method, target))
             .map_err(|failure| Failure::new(format!("{at}: {}", failure.message())))?;
-        if explained.allowed != expected {
-            wrong += 1;
-            print(&format!("{at}: expected {verdict}: {}\n", told(&explained)))?;
+        tested.cases += 1;
+        if explained.allowed == (expected == "allow") {
+            continue;
         }
+        if !args.json {
+            print(&format!(
+                "{at}: expected {expected}: {}\n",
+                told(&explained)
+            ))?;
+        }
+        tested.wrong.push(Wrong {
+            line: number,
+            expected,
+            method: method.to_owned(),
+            shown: explained.into(),
+        });
     }
-    Ok(u8::from(wrong > 0))
+    if args.json {
+        print_json_line(&tested)?;
+    }
+    Ok(u8::from(!tested.wrong.is_empty()))
 }

@@ -29,7 +29,7 @@ use crate::signals::{Asked, Signals};
 use crate::stdio::Patient;
 use crate::timeline_file::TimelineFile;
 use crate::vm::{VmArgs, Wanted};
-use crate::{reach, runtime, terminal, vm};
+use crate::{config_file, reach, runtime, terminal, vm};
 
 pub(crate) use stay::{CreateArgs, create};
 
@@ -107,7 +107,8 @@ pub(crate) struct RunArgs {
         short,
         value_name = "DIR",
         env = "FLASHPAN_WORKDIR",
-        hide_env_values = true
+        hide_env_values = true,
+        value_parser = OsStringValueParser::new().try_map(parse::not_empty_os)
     )]
     workdir: Option<OsString>,
 
@@ -117,7 +118,8 @@ pub(crate) struct RunArgs {
         short,
         value_name = "NAME|UID[:GROUP|GID]",
         env = "FLASHPAN_USER",
-        hide_env_values = true
+        hide_env_values = true,
+        value_parser = parse::not_empty
     )]
     user: Option<String>,
 
@@ -144,7 +146,7 @@ pub(crate) struct RunArgs {
     #[arg(long, short, conflicts_with_all = ["interactive", "tty", "timeline"])]
     detach: bool,
 
-    /// Say which VM it is as JSON (-d).
+    /// Say which VM was made as JSON, where its id is printed: by `create`, and with -d.
     #[arg(long)]
     json: bool,
 
@@ -342,9 +344,13 @@ impl RunArgs {
 
     /// Checks the configuration before the command: where a variable comes from is known
     /// of the configuration's only.
-    fn check_config(wanted: &Wanted) -> Result<(), Failure> {
+    pub(crate) fn check_config(wanted: &Wanted) -> Result<(), Failure> {
         let valid = wanted.config.validate();
-        valid.map_err(|errors| wanted.given.failure(errors.into()))
+        valid.map_err(|errors| wanted.given.failure(errors.into()))?;
+        if let Some(file) = wanted.given.file() {
+            config_file::warn(file, &wanted.config);
+        }
+        Ok(())
     }
 
     /// Checks what can be checked of the command without an image.
@@ -354,6 +360,9 @@ impl RunArgs {
         }
         Self::check_config(wanted)?;
         let expected = ExecDefaults::expected(&wanted.config, &wanted.options);
+        if !self.command.is_empty() {
+            expected.entrypoint().map_err(Failure::new)?;
+        }
         self.exec_options(&expected, wanted.has_image()).map(drop)
     }
 
@@ -362,7 +371,7 @@ impl RunArgs {
     fn config(&self) -> Result<Config, Failure> {
         let mut config = Config::default();
         config.env = self.variables_of_files()?;
-        for (name, value) in self.env.iter().cloned().filter_map(Variable::resolve) {
+        for (name, value) in self.env.iter().cloned().map(Variable::into_pair) {
             if let (Ok(name), Ok(value)) = (name.into_string(), value.into_string()) {
                 config.env.insert(name, value);
             }
@@ -389,7 +398,7 @@ impl RunArgs {
     }
 
     fn wishes(&self) -> Overrides {
-        let variables = self.env.iter().cloned().filter_map(Variable::resolve);
+        let variables = self.env.iter().cloned().map(Variable::into_pair);
         Overrides {
             entrypoint: self.entrypoint.clone(),
             command: self.command.clone(),
@@ -436,7 +445,7 @@ impl RunArgs {
     /// The options of the command that were given, by what they set.
     fn given(&self) -> Given {
         let mut given = Given::default();
-        let variables = self.env.iter().cloned().filter_map(Variable::resolve);
+        let variables = self.env.iter().cloned().map(Variable::into_pair);
         // What a variable holds is nobody's business.
         let names = variables.map(|(name, _)| {
             let name = name.to_string_lossy().into_owned();

@@ -156,7 +156,7 @@ pub(crate) struct VmArgs {
     )]
     pids_limit: Option<u32>,
 
-    /// Memory of the guest, e.g. 512M or 2G; 256M otherwise.
+    /// Memory of the guest, e.g. 512M or 2G; a plain number is MiB. 256M otherwise.
     #[arg(long, short, value_name = "SIZE", value_parser = parse::memory_mib,
           env = "FLASHPAN_MEMORY", hide_env_values = true)]
     memory: Option<u64>,
@@ -166,7 +166,8 @@ pub(crate) struct VmArgs {
         long,
         value_name = "NAME",
         env = "FLASHPAN_HOSTNAME",
-        hide_env_values = true
+        hide_env_values = true,
+        value_parser = parse::not_empty
     )]
     hostname: Option<String>,
 

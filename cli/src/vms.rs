@@ -50,6 +50,14 @@ async fn attach(vm: &Vm) -> Result<Sandbox, Failure> {
     Sandbox::attach(vm).await.map_err(|error| of(vm, error))
 }
 
+/// Refuses a VM that still was starting when it was looked for.
+fn must_have_begun(vm: &Vm) -> Result<(), Failure> {
+    match vm.status() {
+        Status::Starting => Err(of(vm, flashpan::Error::Starting)),
+        _ => Ok(()),
+    }
+}
+
 /// What went wrong with a VM, and with which.
 fn of(vm: &Vm, error: flashpan::Error) -> Failure {
     use flashpan::Error;

@@ -32,15 +32,18 @@ Examples:
 
 const RM_EXAMPLES: &str = "\
 Examples:
-  flashpan volume rm cache work";
+  flashpan volume rm cache work
+  flashpan volume rm --json cache";
 
 const CP_EXAMPLES: &str = "\
 Examples:
-  flashpan volume cp work work-before-the-upgrade";
+  flashpan volume cp work work-before-the-upgrade
+  flashpan volume cp --json work copy";
 
 const RESIZE_EXAMPLES: &str = "\
 Examples:
-  flashpan volume resize cache 20G";
+  flashpan volume resize cache 20G
+  flashpan volume resize --json cache 20G";
 
 /// Looks after volumes: disks with names, which outlive VMs
 #[derive(Debug, Args)]
@@ -93,6 +96,10 @@ struct RmArgs {
     /// Their names.
     #[arg(value_name = "NAME", required = true, value_parser = trimmed)]
     names: Vec<String>,
+
+    /// Say which were removed as JSON, one a line.
+    #[arg(long)]
+    json: bool,
 }
 
 /// Copies a volume to a new one
@@ -106,6 +113,10 @@ struct CpArgs {
     /// The name of the new one.
     #[arg(value_name = "TO", value_parser = trimmed)]
     to: String,
+
+    /// Show the new one as JSON.
+    #[arg(long)]
+    json: bool,
 }
 
 /// Makes a volume larger or smaller
@@ -119,6 +130,10 @@ struct ResizeArgs {
     /// Its new size, e.g. 512M or 10G; a plain number is MiB.
     #[arg(value_name = "SIZE", value_parser = parse::disk_size_mib)]
     size: u64,
+
+    /// Show it as JSON.
+    #[arg(long)]
+    json: bool,
 }
 
 /// Blanks around a name are not part of it.
@@ -136,12 +151,19 @@ pub(crate) fn volume(args: &VolumeArgs) -> Result<u8, Failure> {
         VolumeCommand::Ls(args) => list(&volumes.list().map_err(Failure::new)?, args.json)?,
         VolumeCommand::Rm(args) => each(&args.names, |name| {
             volumes.remove(name).map_err(Failure::new)?;
+            if args.json {
+                return print_json_line(&Removed { name });
+            }
             print(&format!("Removed volume {name}\n"))
         })?,
-        VolumeCommand::Cp(CpArgs { from, to }) => {
+        VolumeCommand::Cp(CpArgs { from, to, json }) => {
             let used = volumes.describe(from).ok().map(|volume| volume.used);
             let copied = volumes.copy(from, to);
-            copied.map_err(|e| full::failure(&e, &[directory], used))?;
+            let volume = copied.map_err(|e| full::failure(&e, &[directory], used))?;
+            if *json {
+                print_json_line(&Listed::from(&volume))?;
+                return Ok(0);
+            }
             print(&format!("Copied volume {from} to {to}\n"))?;
         }
         VolumeCommand::Resize(args) => {
@@ -149,6 +171,10 @@ pub(crate) fn volume(args: &VolumeArgs) -> Result<u8, Failure> {
             let used = volumes.describe(&args.name).ok().map(|volume| volume.used);
             let resized = volumes.resize(&args.name, size);
             let volume = resized.map_err(|e| full::failure(&e, &[directory], used))?;
+            if args.json {
+                print_json_line(&Listed::from(&volume))?;
+                return Ok(0);
+            }
             let size = mebibytes(volume.size);
             print(&format!("Resized volume {} to {size}\n", volume.name))?;
         }
@@ -185,6 +211,12 @@ struct Created<'a> {
     name: &'a str,
     size: String,
     path: String,
+}
+
+/// A volume that is gone, in JSON.
+#[derive(Debug, Serialize)]
+struct Removed<'a> {
+    name: &'a str,
 }
 
 /// A volume in a list in JSON.

@@ -68,12 +68,29 @@ fn a_mistake_in_the_file_is_one_line_that_says_where() {
         (
             "s.toml",
             "[network]\nmtu = 'big'\n",
-            "s.toml: configuration: line 2, column 7: network.mtu: found string, expected u32",
+            "s.toml: configuration: line 2, column 7: network.mtu: found string, expected a whole number",
         ),
         (
             "s.toml",
             "image = \n",
             "s.toml: configuration is not TOML: line 1, column 9: ",
+        ),
+        (
+            "s.toml",
+            "[resources]\nmemory_mb = -1\n",
+            "s.toml: configuration: line 2, column 13: resources.memory_mb: must be 0 or more",
+        ),
+        (
+            "s.toml",
+            "launch_entrypoint = true\n",
+            "launch_entrypoint: neither the image nor image_config names a command to launch",
+        ),
+        (
+            // What is wrong is not besides without effect.
+            "s.json",
+            r#"{"vfs":{"workspace":"/w","mounts":{"/w":{"type":"memory"}},"interception":{"rules":[
+                {"name":"a","action":"nope"},{"name":"b","action":"exec_after"}]}}}"#,
+            "vfs.interception.rules[0].action",
         ),
         (
             "s.toml",
@@ -101,11 +118,49 @@ fn a_mistake_in_the_file_is_one_line_that_says_where() {
         assert_eq!(output.status.code(), Some(125), "{output:?}");
         let complaint = complaint(&output);
         assert!(complaint.contains(reason), "{text}: {complaint}");
+        assert!(
+            !String::from_utf8_lossy(&output.stderr).contains("warning: "),
+            "{output:?}"
+        );
         assert!(!world.path("cache").exists(), "{text}");
     }
     let output = world.output(&["-f", "/nowhere/s.toml"], &["true"]);
     assert_eq!(output.status.code(), Some(125), "{output:?}");
     assert!(complaint(&output).contains("cannot read the configuration /nowhere/s.toml: "));
+}
+
+#[test]
+fn what_does_not_hold_of_a_policy_is_told_as_json() {
+    let world = World::new("normal");
+    let cases = world.path("cases");
+    std::fs::write(&cases, "# two\nallow https://a.test/\n\ndeny a.test:22\n").unwrap();
+    let words = ["policy", "test", "--json", "--allow-host", "a.test"];
+    let mut test = world.flashpan(&words);
+    let output = test.arg(&cases).output().unwrap();
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    let told: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(told["cases"], 2);
+    let wrong = told["wrong"].as_array().unwrap();
+    assert_eq!(wrong.len(), 1, "{told}");
+    assert_eq!(
+        (&wrong[0]["line"], &wrong[0]["expected"]),
+        (&4.into(), &"deny".into())
+    );
+    assert_eq!(wrong[0]["allowed"], true);
+}
+
+#[test]
+fn a_file_that_is_no_text_is_told_with_its_line() {
+    let world = World::new("normal");
+    let file = world.path("s.toml");
+    std::fs::write(&file, b"image = 'a'\n\nenv.A = '\xff'\n").unwrap();
+    let output = world.output(&["-f", file.to_str().unwrap()], &["true"]);
+    assert_eq!(output.status.code(), Some(125), "{output:?}");
+    let told = complaint(&output);
+    assert!(
+        told.ends_with("is not TOML: line 3: it is not UTF-8"),
+        "{told}"
+    );
 }
 
 #[test]
@@ -194,6 +249,9 @@ fn the_environment_stands_in_for_options_unless_it_is_empty() {
     for (name, bad, option) in [
         ("FLASHPAN_MEMORY", "1M", ["--memory", "64M"]),
         ("FLASHPAN_CPUS", "many", ["--cpus", "1"]),
+        ("FLASHPAN_CPUS", "99", ["--cpus", "1"]),
+        ("FLASHPAN_ALLOW_HOST", "a b", ["--no-network", "--console"]),
+        ("FLASHPAN_NETWORK", "some", ["--network", "none"]),
         ("FLASHPAN_TIMEOUT", "soon", ["--timeout", "60s"]),
         ("FLASHPAN_BOOT_TIMEOUT", "0", ["--boot-timeout", "60s"]),
         ("FLASHPAN_WORKDIR", "relative", ["-w", "/"]),
@@ -203,7 +261,12 @@ fn the_environment_stands_in_for_options_unless_it_is_empty() {
     ] {
         let refused = run(name, bad, &[]);
         assert_eq!(refused.status.code(), Some(125), "{name}: {refused:?}");
-        complaint(&refused);
+        let told = complaint(&refused);
+        assert!(told.contains(name) || name.ends_with("FILE"), "{told}");
+        assert!(
+            !told.contains("--") || told.ends_with("see --help"),
+            "{told}"
+        );
         let empty = run(name, "", &[]);
         assert_eq!(empty.status.code(), Some(0), "{name}: {empty:?}");
         if option[0] != "-u" {

@@ -151,6 +151,34 @@ fn lists_tags_and_removals() {
 
 /// The layout with an index of two platforms beside its image, as `multi`; the
 /// digest of the index. Both have the same manifest: it is names that matter.
+#[test]
+fn what_became_of_images_is_told_as_json() {
+    let world = World::new();
+    let place = layout().display().to_string();
+    let json = |words: &[&str]| -> serde_json::Value {
+        serde_json::from_str(&world.ok("c", &[&["image"], words].concat())).unwrap()
+    };
+    let imported = json(&["import", "--json", "app", &place]);
+    assert_eq!(imported["tag"], "app:latest");
+    let tagged = json(&["tag", "--json", "app", "base:v1"]);
+    assert_eq!(
+        (&tagged["tag"], &tagged["id"]),
+        (&"base:v1".into(), &imported["id"])
+    );
+    assert_eq!(json(&["inspect", "--json", "app"])[0]["id"], imported["id"]);
+    let gc = json(&["gc", "--json", "--dry-run"]);
+    assert_eq!(
+        (&gc["dry_run"], &gc["files"]),
+        (&true.into(), &serde_json::json!([]))
+    );
+    let removed = json(&["rm", "--json", "app"]);
+    let name = "docker.io/library/app:latest";
+    assert_eq!(
+        removed,
+        serde_json::json!({"tag": "app:latest", "name": name})
+    );
+}
+
 fn with_index(world: &World) -> (String, String) {
     let copy = world.path("multi");
     let (from, to) = (layout().display().to_string(), copy.display().to_string());

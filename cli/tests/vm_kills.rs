@@ -299,7 +299,14 @@ fn who_is_killed_before_the_vm_is_ready_leaves_nothing() {
         (child, id)
     };
     // The command.
-    let (mut child, _) = begin();
+    let (mut child, id) = begin();
+    for words in [
+        &["port-forward", &id, "18124:80"][..],
+        &["stats", "--no-stream", &id],
+    ] {
+        let told = vms.refused(words);
+        assert!(told.contains("is still starting"), "{told}");
+    }
     child.kill().unwrap();
     child.wait().unwrap();
     vms.wait_until_nothing_is_left();

@@ -46,6 +46,21 @@ fn lists_are_printed_as_they_are_asked_for() {
     assert_eq!(json[0]["status"], "created");
     let words = vms.ok(&["__complete"]);
     assert_eq!(words, format!("one\n{id}\n"));
+    assert_eq!(vms.ok(&["ls", "--format", "table"]), table);
+    let object = vms.ok(&["ls", "--format", "json"]);
+    let object: serde_json::Value = serde_json::from_str(&object).unwrap();
+    assert_eq!(object, json[0]);
+    let inspected = vms.ok(&["inspect", "--format", "json", "one"]);
+    let inspected: serde_json::Value = serde_json::from_str(&inspected).unwrap();
+    assert_eq!(inspected["id"], *id);
+    for words in [&["ls", "--format", "ID"][..], &["stats", "--format", "ID"]] {
+        let wrong = vms.refused(words);
+        assert!(wrong.contains("`ID` names no field"), "{wrong}");
+    }
+    for words in [&["inspect", "one"][..], &["events"]] {
+        let wrong = vms.refused(&[words, &["--format", "table"]].concat());
+        assert!(wrong.contains("table"), "{wrong}");
+    }
     let wrong = vms.refused(&["ls", "--format", "{{.Pid}}"]);
     assert!(wrong.contains("there is no field Pid"), "{wrong}");
     let renamed = vms.ok(&["rename", "one", "two"]);
@@ -113,6 +128,43 @@ fn ports_are_reachable_while_the_vm_runs_and_are_listed() {
     assert_eq!(output.status.code(), Some(125), "{output:?}");
     assert!(fake::complaint(&output).contains("in use"), "{output:?}");
     assert_eq!(vms.ok(&["ls", "--format", "{{.Name}}"]), "web\n");
+}
+
+#[test]
+fn a_port_that_is_given_twice_is_refused_before_there_is_a_vm() {
+    let vms = Vms::new("normal");
+    for verb in [&["create"][..], &["run", "-d"], &["run"]] {
+        let publish = ["-p", "18123:80", "-p", "127.0.0.1:18123:81"];
+        let output = vms.making(verb, &publish, &["true"]).output().unwrap();
+        assert_eq!(output.status.code(), Some(125), "{output:?}");
+        let text = fake::complaint(&output);
+        assert!(
+            text.contains("127.0.0.1:18123/tcp is given twice"),
+            "{text}"
+        );
+    }
+    vms.assert_nothing_left();
+    // Every address has those that stand for all of them.
+    let publish = ["-p", "0.0.0.0:18123:80", "-p", "18123:81"];
+    let output = vms
+        .making(&["create"], &publish, &["true"])
+        .output()
+        .unwrap();
+    assert!(
+        fake::complaint(&output).contains("given twice"),
+        "{output:?}"
+    );
+    // Other addresses and protocols are others.
+    let publish = [
+        "-p",
+        "18123:80/udp",
+        "-p",
+        "[::1]:18123:80/udp",
+        "-p",
+        "18123:80",
+    ];
+    let id = vms.create(&publish, &["true"]);
+    vms.ok(&["rm", &id]);
 }
 
 #[test]
@@ -211,7 +263,7 @@ fn what_was_done_to_vms_is_told_as_json() {
     assert_eq!(created["name"], "web");
     vms.ok(&["start", id]);
     vms.ok(&["stop", id]);
-    let pruned = serde_json::json!({ "id": id });
+    let pruned = serde_json::json!({ "id": id, "name": "web" });
     assert_eq!(line(vms.ok(&["prune", "--json"])), pruned);
     assert_eq!(vms.ok(&["prune", "--json"]), "");
 

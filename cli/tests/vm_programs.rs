@@ -78,6 +78,58 @@ fn streams_and_signals_of_a_program_are_those_of_exec() {
 }
 
 #[test]
+fn what_became_of_a_program_and_what_it_wrote_are_told_as_json() {
+    let vms = Vms::new("normal");
+    let id = vms.run(&["--name", "web"], &["both"]);
+    vms.ok(&["wait", "web"]);
+    let json = |text: &str| serde_json::from_str::<serde_json::Value>(text).unwrap();
+    let output = vms.output(&["exec", "--json", "web", "both"]);
+    assert_eq!(output.status.code(), Some(0));
+    let result = json(std::str::from_utf8(&output.stdout).unwrap());
+    assert_eq!(result["exit_code"], 0);
+    assert_eq!(result["stdout"], "b3V0");
+    assert_eq!(result["stderr"], "ZXJy");
+    assert!(result["duration_ms"].is_u64());
+    let output = vms.output(&["exec", "--json", "web", "exit", "5"]);
+    assert_eq!(output.status.code(), Some(5));
+    let result = json(std::str::from_utf8(&output.stdout).unwrap());
+    assert_eq!(result["exit_code"], 5);
+    let missing = vms.output(&["exec", "--json", "web", "missing"]);
+    assert_eq!(
+        (missing.status.code(), missing.stdout.len()),
+        (Some(127), 0)
+    );
+    let refused = vms.refused(&["exec", "--json", "-d", "web", "both"]);
+    assert!(refused.contains("cannot be used with"), "{refused}");
+
+    let plain = vms.ok(&["logs", "web"]);
+    let lines = vms.ok(&["logs", "--json", "web"]);
+    let lines: Vec<_> = lines.lines().map(json).collect();
+    let text: String = lines
+        .iter()
+        .map(|of| of["line"].as_str().unwrap())
+        .collect();
+    assert_eq!(text, plain);
+    assert!(lines.iter().all(|of| of["stream"] == "output"), "{lines:?}");
+
+    vms.ok(&["stop", "web"]);
+    let pruned = json(&vms.ok(&["prune", "--json"]));
+    assert_eq!(pruned, serde_json::json!({"id": id, "name": "web"}));
+}
+
+#[test]
+fn a_program_has_a_time_of_its_own() {
+    let vms = Vms::new("normal");
+    vms.run(&["--name", "web"], &["sleep"]);
+    let output = vms.output(&["exec", "--timeout", "50ms", "web", "sleep"]);
+    assert_eq!(output.status.code(), Some(124), "{output:?}");
+    let text = fake::complaint(&output);
+    assert!(text.contains("50ms"), "{text}");
+    let refused = vms.refused(&["exec", "-d", "--timeout", "1s", "web", "sleep"]);
+    assert!(refused.contains("--timeout"), "{refused}");
+}
+
+#[test]
 fn fifty_programs_at_once() {
     let vms = Vms::new("normal");
     vms.run(&["--name", "web"], &["sleep"]);

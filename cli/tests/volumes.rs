@@ -100,6 +100,25 @@ fn one_failure_does_not_keep_the_others_from_being_removed() {
 }
 
 #[test]
+fn what_became_of_volumes_is_told_as_json() {
+    let world = World::new();
+    world.ok("c", &["volume", "create", "one", "--size", "16"]);
+    let json = |words: &[&str]| -> serde_json::Value {
+        serde_json::from_str(&world.ok("c", &[&["volume"], words].concat())).unwrap()
+    };
+    let copy = json(&["cp", "--json", "one", "two"]);
+    assert_eq!(copy["name"], "two");
+    assert_eq!(copy["path"], file(&world, "two.ext4").display().to_string());
+    let larger = json(&["resize", "--json", "one", "32M"]);
+    assert_eq!(
+        (&larger["name"], &larger["size_bytes"]),
+        (&"one".into(), &(32 << 20).into())
+    );
+    let removed = world.ok("c", &["volume", "rm", "--json", "one", "two"]);
+    assert_eq!(removed, "{\"name\":\"one\"}\n{\"name\":\"two\"}\n");
+}
+
+#[test]
 fn only_files_are_volumes() {
     let world = World::new();
     fs::create_dir_all(file(&world, "folder.ext4")).unwrap();

@@ -14,7 +14,8 @@ use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
 use flashpan_protocol::agent::{
-    ExecInput, ExecOutput, ExecRequest, ProgramEnded, ProgramStarted, StartFailure,
+    ExecInput, ExecOutput, ExecRequest, ExitStatus, ProgramEnded, ProgramStarted, StartFailure,
+    StartFailureKind,
 };
 use nix::libc;
 use nix::sys::epoll::EpollFlags;
@@ -293,17 +294,38 @@ impl Exec {
         self.deadline = None;
         request.env.extend(shared.variables.iter().cloned());
         let started = Plan::new(request, &Accounts::load(&shared.anchors)).and_then(|plan| {
-            let news = Box::new(events::started(self.id, &plan));
-            Ok((Run::start(plan, self.id, shared)?, news))
+            self.news = News::Start(Box::new(events::started(self.id, &plan)));
+            Run::start(plan, self.id, shared)
         });
         match started {
-            Ok((run, news)) => {
-                self.news = News::Start(news);
+            Ok(run) => {
                 shared.run_started();
                 self.stage = Stage::Running(Box::new(run));
             }
-            Err(failure) => self.fail(failure),
+            Err(failure) => {
+                self.tell_failure(failure.kind, shared);
+                self.fail(failure);
+            }
         }
+    }
+
+    /// Tells that the program could not be started: as one that ended at once, as it
+    /// does for a shell. A request that is no program's is told to who made it only.
+    fn tell_failure(&mut self, kind: StartFailureKind, shared: &mut Shared) {
+        let News::Start(started) = std::mem::replace(&mut self.news, News::None) else {
+            return;
+        };
+        shared.events.started(started);
+        shared.events.ended(ProgramEnded {
+            id: self.id,
+            pid: 0,
+            status: ExitStatus::Code(match kind {
+                StartFailureKind::NotFound => 127,
+                StartFailureKind::NotExecutable => 126,
+                StartFailureKind::BadRequest | StartFailureKind::Resources => 125,
+            }),
+            duration_us: 0,
+        });
     }
 
     fn fail(&mut self, failure: StartFailure) {
@@ -322,7 +344,10 @@ impl Exec {
         }
         match run.launch() {
             Launch::Pending => {}
-            Launch::Failed(failure) => self.fail(failure),
+            Launch::Failed(failure) => {
+                self.tell_failure(failure.kind, shared);
+                self.fail(failure);
+            }
             Launch::Started => {
                 let pid = run.pid().unsigned_abs();
                 self.connection.send(&ExecOutput::Started { pid });

@@ -108,7 +108,7 @@ pub enum GuestMessage {
 pub struct ProgramStarted {
     /// Its number: no other program of the VM has it.
     pub id: u64,
-    /// Its process id in the guest.
+    /// Its process id in the guest; 0 if it could not be started.
     pub pid: u32,
     /// The program and its arguments, together at most [`EVENT_ARGV`] bytes.
     pub argv: Vec<Bytes>,
@@ -127,9 +127,11 @@ pub struct ProgramStarted {
 pub struct ProgramEnded {
     /// [`ProgramStarted::id`].
     pub id: u64,
-    /// Its process id in the guest, which may be another process's by now.
+    /// Its process id in the guest, which may be another process's by now; 0 if it could
+    /// not be started.
     pub pid: u32,
-    /// How it ended.
+    /// How it ended: with 127 if there is no such program, 126 if it cannot be executed,
+    /// 125 if it could not be started otherwise.
     pub status: ExitStatus,
     /// Microseconds from its start to its end.
     pub duration_us: u64,

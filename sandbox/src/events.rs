@@ -60,7 +60,7 @@ pub enum VmEventKind {
 pub struct ExecStarted {
     /// The program's number in its VM.
     pub id: u64,
-    /// Its process id in the guest.
+    /// Its process id in the guest; 0 if it could not be started.
     pub pid: u32,
     /// Each argument, and a NUL after it.
     argv: Vec<u8>,
@@ -102,9 +102,11 @@ impl ExecStarted {
 pub struct ExecEnded {
     /// The program's number in its VM.
     pub id: u64,
-    /// Its process id in the guest, which may be another's by now.
+    /// Its process id in the guest, which may be another's by now; 0 if it could not be
+    /// started.
     pub pid: u32,
-    /// How it ended.
+    /// How it ended: with 127 if there is no such program, 126 if it cannot be executed,
+    /// 125 if it could not be started otherwise.
     pub status: ExitStatus,
     /// How long it ran.
     pub duration: Duration,

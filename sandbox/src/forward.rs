@@ -1,6 +1,6 @@
 //! Ports of this machine that lead to ports of the guest.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -87,6 +87,15 @@ impl ForwardOptions {
     pub fn connections(mut self, connections: usize) -> Self {
         self.connections = connections;
         self
+    }
+
+    /// The addresses of this machine for a port.
+    fn addresses_of<'a>(&'a self, forward: &'a Forward) -> &'a [IpAddr] {
+        match (&forward.address, self.addresses.as_slice()) {
+            (Some(address), _) => std::slice::from_ref(address),
+            (None, []) => &[IpAddr::V4(Ipv4Addr::LOCALHOST)],
+            (None, addresses) => addresses,
+        }
     }
 
     /// How long a UDP client may say and hear nothing before it is forgotten.
@@ -359,9 +368,24 @@ impl BoundPorts {
     ///
     /// # Errors
     /// [`Error::Listen`] for the first address and port that cannot be listened
-    /// on; none is held then. [`Error::InvalidConfig`] for a port 0 of the guest or a
-    /// number of connections out of range.
+    /// on; none is held then. And as [`Self::check`].
     pub fn bind(forwards: &[Forward], options: ForwardOptions) -> Result<Self> {
+        Self::check(forwards, &options)?;
+        let mut sockets = Vec::new();
+        for forward in forwards {
+            for address in options.addresses_of(forward) {
+                sockets.push(bind_one(*forward, *address)?);
+            }
+        }
+        Ok(Self { options, sockets })
+    }
+
+    /// Checks what can be checked without listening.
+    ///
+    /// # Errors
+    /// [`Error::InvalidConfig`] for a port 0 of the guest, a number of connections out of
+    /// range, or an address and port of this machine that are given twice.
+    pub fn check(forwards: &[Forward], options: &ForwardOptions) -> Result<()> {
         if forwards
             .iter()
             .any(|forward| forward.ports.remote_port == 0)
@@ -375,18 +399,26 @@ impl BoundPorts {
             );
             return Err(Error::config("connections to forward", why));
         }
-        let mut sockets = Vec::new();
+        let mut taken: BTreeMap<_, Vec<IpAddr>> = BTreeMap::new();
         for forward in forwards {
-            let addresses = match (&forward.address, options.addresses.as_slice()) {
-                (Some(address), _) => std::slice::from_ref(address),
-                (None, []) => &[IpAddr::V4(Ipv4Addr::LOCALHOST)],
-                (None, addresses) => addresses,
-            };
-            for address in addresses {
-                sockets.push(bind_one(*forward, *address)?);
+            // The host chooses another one each time for port 0.
+            let port = forward.ports.local_port;
+            let transport = transport_name(forward.transport);
+            for address in options.addresses_of(forward).iter().filter(|_| port != 0) {
+                let others = taken.entry((transport, address.is_ipv4(), port));
+                let others = others.or_default();
+                let clashes = |other: &IpAddr| {
+                    other == address || other.is_unspecified() || address.is_unspecified()
+                };
+                if others.iter().any(clashes) {
+                    let place = SocketAddr::new(*address, port);
+                    let why = format!("{place}/{transport} is given twice; choose another port");
+                    return Err(Error::config("port of this machine", why));
+                }
+                others.push(*address);
             }
         }
-        Ok(Self { options, sockets })
+        Ok(())
     }
 }
 

@@ -14,12 +14,13 @@ use flashpan_rootfs::registry::Client;
 use flashpan_rootfs::store::{
     Cancel, Conversion, Error, Image, ImportOptions, Input, PullOptions, Pulled, Store,
 };
+use serde::Serialize;
 use tokio::sync::oneshot;
 
 use super::progress::ImageProgress;
 use super::registries::RegistryArgs;
-use super::show::{short_name, size};
-use crate::failure::{Failure, print, say};
+use super::show::{Listed, short_name, size};
+use crate::failure::{Failure, print, print_json_line, say};
 use crate::signals::Signals;
 use crate::{full, runtime};
 
@@ -30,6 +31,7 @@ const PULL_EXAMPLES: &str = "\
 Examples:
   flashpan pull alpine
   flashpan image pull quay.io/podman/hello -t hello
+  flashpan image pull --json alpine | jq -r .digest
   flashpan image pull --platform linux/arm64 debian:12
   flashpan image pull localhost:5000/app --insecure-registry localhost:5000
 
@@ -39,6 +41,7 @@ that was interrupted goes on where it was.";
 const IMPORT_EXAMPLES: &str = "\
 Examples:
   docker save app | flashpan image import -
+  flashpan image import --json app.tar          what came of it as JSON
   flashpan image import app.tar                 all its images, by their own names
   flashpan image import base debian-root.tar.zst
   flashpan image import app ./oci-layout
@@ -72,6 +75,10 @@ pub(crate) struct PullArgs {
     #[arg(long, short)]
     quiet: bool,
 
+    /// Show the image as JSON.
+    #[arg(long, conflicts_with = "quiet")]
+    json: bool,
+
     #[command(flatten)]
     registries: RegistryArgs,
 }
@@ -94,6 +101,10 @@ pub(super) struct ImportArgs {
     /// Only print digests.
     #[arg(long, short)]
     quiet: bool,
+
+    /// Show the images as JSON, one a line.
+    #[arg(long, conflicts_with = "quiet")]
+    json: bool,
 }
 
 /// When `flashpan run` pulls.
@@ -138,6 +149,13 @@ pub(crate) fn pull(args: &PullArgs) -> Result<(), Failure> {
     if args.quiet {
         return print(&format!("{digest}\n"));
     }
+    if args.json {
+        return print_json_line(&PulledImage {
+            changed: pulled.changed,
+            second_name: pulled.tag.as_deref(),
+            image: Listed::of(info),
+        });
+    }
     let tag = pulled.tag.as_deref().unwrap_or(&info.name);
     let current = match pulled.changed {
         true => "",
@@ -152,6 +170,18 @@ pub(crate) fn pull(args: &PullArgs) -> Result<(), Failure> {
         manifest.unwrap_or_default(),
         size(info.size)
     ))
+}
+
+/// A pulled image in JSON.
+#[derive(Debug, Serialize)]
+struct PulledImage<'a> {
+    #[serde(flatten)]
+    image: Listed<'a>,
+    /// Whether it was not there before.
+    changed: bool,
+    /// What --tag named it besides.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    second_name: Option<&'a str>,
 }
 
 /// Says to who watches what begins.
@@ -220,6 +250,10 @@ pub(super) fn import(args: &ImportArgs) -> Result<(), Failure> {
         let info = &image.info;
         if args.quiet {
             print(&format!("{}\n", info.id))?;
+            continue;
+        }
+        if args.json {
+            print_json_line(&Listed::of(info))?;
             continue;
         }
         print(&format!(

@@ -50,11 +50,15 @@ pub(super) struct InspectArgs {
     /// Names of images, or the beginnings of their digests.
     #[arg(value_name = "IMAGE", required = true)]
     images: Vec<String>,
+
+    /// As JSON, as without it.
+    #[arg(long)]
+    json: bool,
 }
 
 /// An image as JSON lists it.
 #[derive(Debug, Serialize)]
-struct Listed<'a> {
+pub(super) struct Listed<'a> {
     tag: String,
     name: &'a str,
     source: Source,
@@ -72,7 +76,7 @@ struct Listed<'a> {
 }
 
 impl<'a> Listed<'a> {
-    fn of(info: &'a ImageInfo) -> Self {
+    pub(super) fn of(info: &'a ImageInfo) -> Self {
         Self {
             tag: short_name(&info.name),
             name: &info.name,

@@ -130,6 +130,8 @@ impl RunArgs {
         if let Some(name) = &self.name {
             vms::check_free(name)?;
         }
+        // A port that is taken now may be free when the VM is started.
+        self.publish.kept().check()?;
         let mut wanted = self.wanted(true)?;
         if self.entrypoint.is_some() && !wanted.has_image() {
             return Err(vm::needs_image("--entrypoint"));
@@ -138,6 +140,9 @@ impl RunArgs {
         Self::check_config(&wanted)?;
         let expected = ExecDefaults::expected(&wanted.config, &wanted.options);
         self.kept_programs(&expected)?;
+        if !self.command.is_empty() {
+            expected.entrypoint().map_err(Failure::new)?;
+        }
         // Run in the foreground it is the VM's command, and not launched besides.
         if self.command.is_empty() {
             wanted.config.launch_entrypoint = false;

@@ -12,6 +12,7 @@ use tokio::task::JoinSet;
 
 use crate::failure::{Failure, plain, say};
 use crate::format::{Row, Template, json, render};
+use crate::parse;
 use crate::runtime;
 use crate::vms::find;
 use crate::vms::logs::Out;
@@ -47,7 +48,8 @@ pub(crate) struct EventsArgs {
     follow: bool,
 
     /// Of each VM only the last N of what is there.
-    #[arg(long, short = 'n', value_name = "N")]
+    #[arg(long, short = 'n', value_name = "N", value_parser = parse::count,
+          allow_negative_numbers = true)]
     tail: Option<usize>,
 
     /// As JSON, one a line.
@@ -61,7 +63,7 @@ pub(crate) struct EventsArgs {
 
 /// Events come one by one, so nobody knows how wide a column has to be.
 fn template(text: &str) -> Result<Template, String> {
-    if text.starts_with("table ") {
+    if text == "table" || text.starts_with("table ") {
         return Err("events have no table; leave `table` out".to_owned());
     }
     let template: Template = text.parse()?;
@@ -287,10 +289,11 @@ fn what(event: &LoggedEvent) -> String {
             ..
         } => {
             let more = if *truncated { " …" } else { "" };
-            format!(
-                "exec started (pid {pid}, uid {uid}): {}{more}",
-                shell_quote_args(argv)
-            )
+            let what = match pid {
+                0 => format!("exec not started (uid {uid})"),
+                pid => format!("exec started (pid {pid}, uid {uid})"),
+            };
+            format!("{what}: {}{more}", shell_quote_args(argv))
         }
         LoggedKind::Exec {
             exec,

@@ -1,13 +1,15 @@
 //! `flashpan exec`: a program in a VM that runs.
 
 use std::ffi::OsString;
+use std::time::{Duration, Instant};
 
 use clap::Args;
 use clap::builder::{OsStringValueParser, TypedValueParser};
+use flashpan::api::ExecResult;
 use flashpan::state::Vm;
-use flashpan::{ExecOptions, Sandbox};
+use flashpan::{ExecOptions, ExitStatus, Sandbox};
 
-use crate::failure::Failure;
+use crate::failure::{Failure, print_json_line};
 use crate::given::Given;
 use crate::parse::{self, Variable};
 use crate::privilege::PrivilegeArgs;
@@ -16,6 +18,9 @@ use crate::runtime;
 use crate::signals::Signals;
 use crate::terminal;
 use crate::vms::{attach, find, of};
+
+/// Most bytes of each stream of a program that is told of in JSON.
+const MAX_OUTPUT: usize = 16 << 20;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -26,10 +31,13 @@ Examples:
   flashpan exec -e LANG=C -w /src build make -j4
   tar c src | flashpan exec -i build tar x -C /work
   flashpan exec -d web sh -c 'sleep 60; touch /tmp/later'
+  flashpan exec --timeout 5m build make test
+  flashpan exec --json web uname -r | jq -r .stdout | base64 -d
 
 Variables, directory, user and what the program may do are those of the VM (its image
-and `flashpan run`) unless set here. It sees its own processes only, unless --pid vm is given. Exit status: that of the program, 128 plus the signal that ended it, 127 if
-it was not found, 126 if it cannot be executed, 125 if flashpan itself failed.";
+and `flashpan run`) unless set here. It sees its own processes only, unless --pid vm is given. Exit
+status: that of the program, 128 plus the signal that ended it, 127 if it was not found,
+126 if it cannot be executed, 124 after --timeout, 125 if flashpan itself failed.";
 
 /// Runs a program in a VM that runs, and exits as it does
 #[derive(Debug, Args)]
@@ -42,11 +50,12 @@ pub(crate) struct ExecArgs {
     env: Vec<Variable>,
 
     /// Its working directory in the guest.
-    #[arg(long, short, value_name = "DIR")]
+    #[arg(long, short, value_name = "DIR",
+          value_parser = OsStringValueParser::new().try_map(parse::not_empty_os))]
     workdir: Option<OsString>,
 
     /// Run as this user of the guest.
-    #[arg(long, short, value_name = "NAME|UID[:GROUP|GID]")]
+    #[arg(long, short, value_name = "NAME|UID[:GROUP|GID]", value_parser = parse::not_empty)]
     user: Option<String>,
 
     /// Pass standard input on; otherwise the program reads /dev/null.
@@ -60,6 +69,17 @@ pub(crate) struct ExecArgs {
     /// Leave it running in the background; its output is thrown away.
     #[arg(long, short, conflicts_with_all = ["interactive", "tty"])]
     detach: bool,
+
+    /// Print what became of it as one JSON object: exit_code (-1 if a signal ended it),
+    /// stdout and stderr in base64, duration_ms. At most 16 MiB of each stream.
+    #[arg(long, conflicts_with_all = ["interactive", "tty", "detach"])]
+    json: bool,
+
+    /// End it if it runs for longer, e.g. 30s or 1h30m: with SIGTERM, and SIGKILL 2
+    /// seconds later; exit status 124.
+    #[arg(long, value_name = "DURATION", value_parser = parse::duration,
+          conflicts_with = "detach")]
+    timeout: Option<Duration>,
 
     /// The VM: its id, the beginning of it, or its name.
     #[arg(value_name = "VM")]
@@ -98,8 +118,39 @@ pub(crate) fn exec(args: &ExecArgs) -> Result<u8, Failure> {
             sandbox = attach(&vm) => sandbox?,
             signal = signals.ending() => return Err(Failure::signalled(signal)),
         };
-        attend(&vm, &sandbox, attended, options, &mut signals).await
+        match args.json {
+            true => reported(&vm, &sandbox, options, &mut signals).await,
+            false => attend(&vm, &sandbox, attended, options, &mut signals).await,
+        }
     })
+}
+
+/// Runs a program to its end and prints what became of it as JSON.
+async fn reported(
+    vm: &Vm,
+    sandbox: &Sandbox,
+    options: ExecOptions,
+    signals: &mut Signals,
+) -> Result<u8, Failure> {
+    let begun = Instant::now();
+    let collected = async {
+        let process = sandbox.exec(options).await?;
+        process.collect(MAX_OUTPUT).await
+    };
+    let collected = tokio::select! {
+        collected = collected => collected.map_err(|error| of(vm, error))?,
+        // The program ends with what waits for it.
+        signal = signals.ending() => return Err(Failure::signalled(signal)),
+    };
+    let code = match collected.status {
+        ExitStatus::Code(code) => i32::from(code),
+        ExitStatus::Signal(_) => -1,
+    };
+    let mut result = ExecResult::new(code, begun.elapsed());
+    result.stdout = collected.stdout;
+    result.stderr = collected.stderr;
+    print_json_line(&result)?;
+    Ok(collected.status.shell_code())
 }
 
 /// Runs a program to its end in a VM of somebody else's.
@@ -124,7 +175,7 @@ impl ExecArgs {
             }
             options = options.terminal(terminal::size());
         }
-        for (name, value) in self.env.iter().cloned().filter_map(Variable::resolve) {
+        for (name, value) in self.env.iter().cloned().map(Variable::into_pair) {
             options = options.env(name, value);
         }
         if let Some(directory) = &self.workdir {
@@ -134,6 +185,9 @@ impl ExecArgs {
             options = options.user(user);
         }
         let otherwise = vm.record().programs.privilege.clone();
+        if let Some(timeout) = self.timeout {
+            options = options.timeout(timeout);
+        }
         options = options
             .stdin(self.interactive)
             .privilege(self.privilege.privilege(otherwise));

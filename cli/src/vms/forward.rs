@@ -6,7 +6,7 @@ use crate::failure::{Failure, print_json_line};
 use crate::publish::{PortArgs, tell};
 use crate::runtime;
 use crate::signals::Signals;
-use crate::vms::{attach, find, of};
+use crate::vms::{attach, find, must_have_begun, of};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -44,6 +44,7 @@ pub(crate) fn port_forward(args: &PortForwardArgs) -> Result<u8, Failure> {
             sandbox = attach(&vm) => sandbox?,
             signal = signals.ending() => return Err(Failure::signalled(signal)),
         };
+        must_have_begun(&vm)?;
         let published = args.ports.start(&sandbox).await;
         let published = published.map_err(|error| of(&vm, error))?;
         match args.json {

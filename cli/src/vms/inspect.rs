@@ -59,6 +59,11 @@ pub(crate) fn inspect(args: &InspectArgs) -> Result<u8, Failure> {
         disk_bytes: vm.disk_bytes().unwrap_or(0),
         vm,
     });
+    if args.format.as_ref().is_some_and(Template::is_table) {
+        return Err(Failure::new(
+            "--format table: what is shown is no table; name fields, or leave it out",
+        ));
+    }
     let Some(template) = &args.format else {
         print_json(&inspected.collect::<Vec<_>>())?;
         return Ok(0);

@@ -129,11 +129,8 @@ pub(crate) fn ls(args: &LsArgs) -> Result<u8, Failure> {
         print(&lines)?;
     } else {
         let rows: Vec<_> = shown.map(Listed::from).collect();
-        let style = match &args.format {
-            Some(template) => Style::Template(template),
-            None if args.json => Style::Json,
-            None => Style::Table(&["ID", "Status", "Image", "Created", "Ports", "Name"]),
-        };
+        let fields = ["ID", "Status", "Image", "Created", "Ports", "Name"];
+        let style = Style::of(args.format.as_ref(), args.json, &fields);
         print_rows(&rows, style)?;
     }
     for (id, error) in &listing.damaged {

@@ -78,11 +78,8 @@ pub(crate) fn ps(args: &PsArgs) -> Result<u8, Failure> {
         sandbox.programs().await.map_err(|error| of(&vm, error))
     })?;
     let rows: Vec<_> = programs.into_iter().map(|info| Program { info }).collect();
-    let style = match &args.format {
-        Some(template) => Style::Template(template),
-        None if args.json => Style::Json,
-        None => Style::Table(&["PID", "PPID", "UID", "State", "Time", "Memory", "Command"]),
-    };
+    let fields = ["PID", "PPID", "UID", "State", "Time", "Memory", "Command"];
+    let style = Style::of(args.format.as_ref(), args.json, &fields);
     print_rows(&rows, style)?;
     Ok(0)
 }

@@ -1,7 +1,9 @@
 //! `flashpan rm` and `prune`.
 
+use std::collections::HashMap;
+
 use clap::Args;
-use flashpan::state::{StateError, Status, Vms};
+use flashpan::state::{StateError, Status, Vm, Vms};
 
 use crate::failure::{Failure, each, print};
 use crate::pin;
@@ -19,6 +21,7 @@ A VM's disk and logs go with it; volumes and other disks stay.";
 const PRUNE_EXAMPLES: &str = "\
 Examples:
   flashpan prune
+  flashpan prune --json
 
 Removes all VMs that have stopped or crashed, and what killed commands left.";
 
@@ -110,12 +113,23 @@ pub(crate) fn prune(args: &PruneArgs) -> Result<u8, Failure> {
     Ok(0)
 }
 
+/// A VM's id and name, if it has one.
+fn named(vm: &Vm) -> Option<(String, String)> {
+    Some((vm.id().to_owned(), vm.name()?.to_owned()))
+}
+
 fn prune_all(vms: &Vms, outcome: OutcomeArgs) -> Result<usize, Failure> {
+    // Those of VMs that are gone are known to nobody.
+    let names: HashMap<_, _> = match vms.list() {
+        Ok(listing) => listing.vms.iter().filter_map(named).collect(),
+        Err(_) => HashMap::new(),
+    };
     let (removed, failures) = vms.prune().map_err(Failure::new)?;
     removed.iter().for_each(|id| pin::release(id));
     for id in &removed {
         let removed = Outcome {
             id,
+            name: names.get(id).map(String::as_str),
             ..Outcome::default()
         };
         outcome.say(removed, id)?;

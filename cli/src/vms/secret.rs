@@ -1,8 +1,10 @@
 //! `secret`: the values of a running VM's secrets.
 
 use clap::{Args, Subcommand};
+use flashpan::state::Vm;
+use serde::Serialize;
 
-use crate::failure::Failure;
+use crate::failure::{Failure, print_json_line};
 use crate::runtime;
 use crate::secrets::{self, SourceArgs};
 use crate::vms::{attach, find, of};
@@ -19,12 +21,14 @@ const SET_EXAMPLES: &str = "\
 Examples:
   flashpan secret set web --secret-file API_KEY=key.txt
   API_KEY=abc flashpan secret set web API_KEY
+  flashpan secret set --json web API_KEY
 
 The value that a secret had before is still taken out of responses.";
 
 const REVOKE_EXAMPLES: &str = "\
 Examples:
   flashpan secret revoke web API_KEY
+  flashpan secret revoke --json web API_KEY
 
 Requests with the secret's placeholder are refused from now on.";
 
@@ -56,6 +60,10 @@ struct SetArgs {
     #[arg(value_name = "NAME[=VALUE]", id = "secrets")]
     values: Vec<String>,
 
+    /// Say which were set as JSON.
+    #[arg(long)]
+    json: bool,
+
     #[command(flatten)]
     from: SourceArgs,
 }
@@ -69,6 +77,27 @@ struct RevokeArgs {
     /// Names of secrets.
     #[arg(value_name = "NAME", required = true)]
     names: Vec<String>,
+
+    /// Say which were taken away as JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+/// Secrets of a VM that were changed, in JSON. Their names only.
+#[derive(Debug, Serialize)]
+struct Changed<'a> {
+    id: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    name: Option<&'a str>,
+    secrets: Vec<&'a str>,
+}
+
+fn say<'a>(vm: &Vm, secrets: impl Iterator<Item = &'a String>) -> Result<(), Failure> {
+    print_json_line(&Changed {
+        id: vm.id(),
+        name: vm.name(),
+        secrets: secrets.map(String::as_str).collect(),
+    })
 }
 
 pub(crate) fn secret(args: &SecretArgs) -> Result<u8, Failure> {
@@ -90,8 +119,12 @@ fn set(args: &SetArgs) -> Result<u8, Failure> {
             let set = sandbox.set_secret(name, value).await;
             set.map_err(|error| of(&vm, error))?;
         }
-        Ok(0)
-    })
+        Ok(())
+    })?;
+    if args.json {
+        say(&vm, values.keys())?;
+    }
+    Ok(0)
 }
 
 fn revoke(args: &RevokeArgs) -> Result<u8, Failure> {
@@ -102,6 +135,10 @@ fn revoke(args: &RevokeArgs) -> Result<u8, Failure> {
             let revoked = sandbox.revoke_secret(name).await;
             revoked.map_err(|error| of(&vm, error))?;
         }
-        Ok(0)
-    })
+        Ok(())
+    })?;
+    if args.json {
+        say(&vm, args.names.iter())?;
+    }
+    Ok(0)
 }

@@ -13,7 +13,7 @@ use crate::failure::{Failure, print, print_json_line};
 use crate::format::{Row, Style, Template, print_rows, table};
 use crate::image::size;
 use crate::runtime;
-use crate::vms::{alive, find, of};
+use crate::vms::{alive, find, must_have_begun, of};
 
 /// How often VMs are looked at: CPU use is that of this time.
 const EVERY: Duration = Duration::from_secs(1);
@@ -156,13 +156,13 @@ pub(crate) fn stats(args: &StatsArgs) -> Result<u8, Failure> {
         loop {
             tokio::time::sleep(EVERY).await;
             let rows = look(args, &mut before).await?;
-            match &args.format {
-                Some(template) => print_rows(&rows, Style::Template(template))?,
-                None if args.json => print_json_line(&rows)?,
-                None => {
+            match Style::of(args.format.as_ref(), args.json, &COLUMNS) {
+                Style::Template(template) => print_rows(&rows, Style::Template(template))?,
+                Style::Json => print_json_line(&rows)?,
+                Style::Table(columns) => {
                     let clear = !args.no_stream && io::stdout().is_terminal();
                     let clear = if clear { CLEAR } else { "" };
-                    print(&format!("{clear}{}", table(&rows, &COLUMNS)))?;
+                    print(&format!("{clear}{}", table(&rows, columns)))?;
                 }
             }
             if args.no_stream || (rows.is_empty() && !args.vms.is_empty()) {
@@ -185,6 +185,7 @@ async fn look(args: &StatsArgs, before: &mut HashMap<String, Usage>) -> Result<V
     for vm in vms {
         if !args.vms.is_empty() && before.is_empty() {
             vm.must_live().map_err(Failure::new)?;
+            must_have_begun(&vm)?;
         }
         let usage = match Sandbox::attach(&vm).await {
             Ok(sandbox) => sandbox.usage().await,

@@ -9,8 +9,8 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use flashpan_protocol::agent::{
-    Bytes, Command, ExecInput, ExecOutput, ExecRequest, ExitStatus, MAX_DATA, MAX_FRAME,
-    STDIN_WINDOW, StartFailure, StartFailureKind, TerminalSize,
+    Bytes, Command, ExecInput, ExecOutput, ExecRequest, ExitStatus, GuestMessage, MAX_DATA,
+    MAX_FRAME, STDIN_WINDOW, StartFailure, StartFailureKind, TerminalSize,
 };
 use flashpan_protocol::frame::{self, Decoder};
 use flashpan_protocol::privilege::Confinement;
@@ -19,6 +19,7 @@ use nix::sys::epoll::EpollEvent;
 use crate::agent::Agent;
 use crate::anchors::Anchors;
 use crate::cgroup::Tree;
+use crate::connection::Connection;
 use crate::device_tree::DeviceTree;
 use crate::poller::Poller;
 use crate::spawn::Privileges;
@@ -187,7 +188,11 @@ impl Session {
 }
 
 /// The agent's loop for one connection; returns when the agent has dropped it.
-fn serve((groups, devices): Place, socket: OwnedFd) {
+fn serve(place: Place, socket: OwnedFd) {
+    drop(served(place, socket));
+}
+
+fn served((groups, devices): Place, socket: OwnedFd) -> Agent {
     let poller = Poller::new().unwrap();
     let anchors = Anchors::take().unwrap();
     let mut agent = Agent::new(&poller, anchors, groups, devices, privileges());
@@ -200,6 +205,23 @@ fn serve((groups, devices): Place, socket: OwnedFd) {
         }
         agent.expire(Instant::now());
     }
+    agent
+}
+
+/// What the supervisor is told of a program by itself.
+fn told(request: ExecRequest) -> Vec<GuestMessage> {
+    let (mut ours, theirs) = UnixStream::pair().unwrap();
+    let start = ExecInput::Start(Box::new(request));
+    frame::write(&mut ours, &start, MAX_FRAME).unwrap();
+    let mut agent = served((None, None), theirs.into());
+    let (mut boot, theirs) = UnixStream::pair().unwrap();
+    theirs.set_nonblocking(true).unwrap();
+    let mut connection = Connection::new(&Poller::new().unwrap(), theirs.into(), 0);
+    agent.events().send(&mut connection);
+    connection.flush();
+    drop(connection);
+    let mut decoder = Decoder::new(MAX_FRAME);
+    std::iter::from_fn(|| decoder.read_message(&mut boot).unwrap()).collect()
 }
 
 fn run(request: ExecRequest) -> Outcome {
@@ -289,6 +311,27 @@ fn given_variables_win_over_defaults() {
         (bytes("HOME"), bytes("")),
     ];
     assert_eq!(stdout(asked), "PATH=/nowhere\nHOME=\n");
+}
+
+#[test]
+fn a_program_that_cannot_be_started_is_told_as_one_that_ended_at_once() {
+    for (program, code) in [("no-such-program", 127), ("/etc/passwd", 126)] {
+        let told = told(argv(&[program]));
+        let [
+            GuestMessage::ProgramStarted(started),
+            GuestMessage::ProgramEnded(ended),
+        ] = told.as_slice()
+        else {
+            panic!("{told:?}")
+        };
+        assert_eq!(started.argv, [Bytes::from(program.as_bytes().to_vec())]);
+        assert_eq!((started.pid, ended.pid, started.id), (0, 0, ended.id));
+        assert_eq!(ended.status, ExitStatus::Code(code));
+    }
+    // This is no program's failure.
+    let mut nobody = argv(&["true"]);
+    nobody.user = Some("nobody-of-that-name".to_owned());
+    assert_eq!(told(nobody), []);
 }
 
 #[test]

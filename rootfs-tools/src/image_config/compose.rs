@@ -50,6 +50,9 @@ pub enum ComposeError {
          write the command after `--`"
     )]
     NoCommandAfterEntrypoint,
+    /// A command is to be launched beside the user's, and there is none.
+    #[error("launch_entrypoint: neither the image nor image_config names a command to launch")]
+    NothingToLaunch,
     /// The user's working directory is relative.
     #[error("the working directory {0} is not an absolute path")]
     RelativeDirectory(String),

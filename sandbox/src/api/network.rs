@@ -12,7 +12,8 @@ use super::secret::Secret;
 /// Largest packet of the guest's network in bytes, unless asked otherwise.
 pub const DEFAULT_NETWORK_MTU: u32 = 1500;
 
-/// Name servers of a guest unless asked otherwise.
+/// Name servers of a guest of the reference's unless asked otherwise; see
+/// [`NetworkConfig::dns_servers`].
 pub const DEFAULT_DNS_SERVERS: [&str; 2] = ["8.8.8.8", "8.8.4.4"];
 
 /// What a guest may reach, and what the host does with it.
@@ -28,7 +29,8 @@ pub const DEFAULT_DNS_SERVERS: [&str; 2] = ["8.8.8.8", "8.8.4.4"];
 #[non_exhaustive]
 pub struct NetworkConfig {
     /// Patterns of the hosts that the guest may reach; those of secrets are added.
-    /// Empty, without secrets: all.
+    /// Empty, without secrets: what `rules` allow, and all where the host opens the
+    /// network (`Network::Open`).
     #[serde(
         default,
         deserialize_with = "lenient::list",
@@ -110,7 +112,8 @@ pub struct NetworkConfig {
         skip_serializing_if = "lenient::is_default"
     )]
     pub synthetic_names: bool,
-    /// Addresses of name servers. Empty: `8.8.8.8` and `8.8.4.4`.
+    /// Addresses of name servers, which the host asks for the guest. Empty: those of
+    /// the host.
     #[serde(
         default,
         deserialize_with = "lenient::list",
@@ -154,7 +157,8 @@ impl NetworkConfig {
         self.block_private_ips.unwrap_or(true)
     }
 
-    /// The name servers: as set, or [`DEFAULT_DNS_SERVERS`].
+    /// The name servers: as set, or [`DEFAULT_DNS_SERVERS`], as the reference has it. A VM
+    /// whose configuration names none uses those of its host instead.
     #[must_use]
     pub fn dns_servers_or_default(&self) -> Vec<String> {
         if self.dns_servers.is_empty() {
@@ -170,7 +174,7 @@ impl NetworkConfig {
     }
 
     /// The patterns of hosts that the guest may reach, those of secrets included,
-    /// each once. Empty: all hosts.
+    /// each once. Empty: see [`Self::allowed_hosts`].
     #[must_use]
     pub fn reachable_hosts(&self) -> Vec<String> {
         let of_secrets = self.secrets.values().flat_map(|secret| &secret.hosts);

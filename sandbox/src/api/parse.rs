@@ -352,6 +352,18 @@ fn without_value(reason: &str) -> String {
     // What was expected is written by the types of this module and comes last.
     let (found, expected) = reason.rsplit_once(", expected ").unwrap_or((reason, ""));
     let found = found.strip_prefix(kind).unwrap_or_default();
+    let integer = found.strip_prefix("integer `");
+    let expected = match (expected, integer) {
+        ("u8" | "u16" | "u32" | "u64" | "usize", Some(integer)) => {
+            return match integer.starts_with('-') {
+                true => "must be 0 or more".to_owned(),
+                false => "is too large a number".to_owned(),
+            };
+        }
+        ("u8" | "u16" | "u32" | "u64" | "usize", None) => "a whole number",
+        ("f32" | "f64", _) => "a number",
+        (expected, _) => expected,
+    };
     let found = found.split(['"', '`']).next().unwrap_or_default().trim();
     let found = if found.is_empty() { "a value" } else { found };
     one_line(&format!("found {found}, expected {expected}"))

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 
-use flashpan_rootfs::image_config::{Overrides, RunConfig, compose};
+use flashpan_rootfs::image_config::{ComposeError, Overrides, RunConfig, compose};
 use serde::{Deserialize, Serialize};
 
 use super::error::LaunchError;
@@ -139,7 +139,13 @@ impl ExecDefaults {
         if !self.launch_entrypoint {
             return Ok(None);
         }
-        self.program(&Overrides::default()).map(Some)
+        let program = self.program(&Overrides::default());
+        program.map(Some).map_err(|error| match error {
+            LaunchError::Command(ComposeError::NoCommand) => {
+                LaunchError::Command(ComposeError::NothingToLaunch)
+            }
+            error => error,
+        })
     }
 
     /// Whether the image's own command runs as long as the VM does.

@@ -142,9 +142,20 @@ impl Publish {
     /// # Errors
     /// As [`BoundPorts::bind`].
     pub fn bind(&self) -> crate::error::Result<BoundPorts> {
+        BoundPorts::bind(&self.ports, self.options())
+    }
+
+    /// Whether they can be held at all, whoever has ports of the host now.
+    ///
+    /// # Errors
+    /// As [`BoundPorts::check`].
+    pub fn check(&self) -> crate::error::Result<()> {
+        BoundPorts::check(&self.ports, &self.options())
+    }
+
+    fn options(&self) -> ForwardOptions {
         let listen = self.addresses.iter();
-        let options = listen.fold(ForwardOptions::new(), |all, address| all.address(*address));
-        BoundPorts::bind(&self.ports, options)
+        listen.fold(ForwardOptions::new(), |all, address| all.address(*address))
     }
 
     /// Whether no port is.

@@ -149,7 +149,20 @@ fn errors_say_where_they_are() {
         ),
         (
             r#"{"network":{"mtu":-1}}"#,
-            "configuration: line 1, column 20: network.mtu: found integer, expected u32",
+            "configuration: line 1, column 20: network.mtu: must be 0 or more",
+        ),
+        (
+            r#"{"network":{"mtu":4294967296}}"#,
+            "configuration: line 1, column 28: network.mtu: is too large a number",
+        ),
+        (
+            r#"{"resources":{"memory_mb":1.5}}"#,
+            "configuration: line 1, column 29: resources.memory_mb: \
+             found floating point, expected a whole number",
+        ),
+        (
+            r#"{"resources":{"cpus":"2"}}"#,
+            "configuration: line 1, column 24: resources.cpus: found string, expected a number",
         ),
         (
             r#"{"vfs":{"mounts":{"/w a":{"readonly":"yes"}}}}"#,
@@ -191,7 +204,11 @@ fn errors_in_toml_say_where_they_are() {
     for (text, error) in [
         (
             "image = 'a'\n[network]\nmtu = 'ü'\n",
-            "configuration: line 3, column 7: network.mtu: found string, expected u32",
+            "configuration: line 3, column 7: network.mtu: found string, expected a whole number",
+        ),
+        (
+            "[resources]\ntimeout_seconds = -1\n",
+            "configuration: line 2, column 19: resources.timeout_seconds: must be 0 or more",
         ),
         (
             "image = 'a'\n[[extra_disks]]\nhost_path = 1\n",
