@@ -14,6 +14,7 @@ use flashpan::policy::{Pattern, PatternError};
 use flashpan::script::MAX_SOURCE;
 use flashpan::{Launch, Network};
 
+use crate::environment;
 use crate::failure::{Failure, say};
 use crate::given::Given;
 use crate::parse;
@@ -160,7 +161,7 @@ impl ReachArgs {
             given.add(is_given, option);
         }
         // Those of --tcp are looked at when they are parsed.
-        let allowed: Vec<_> = self.allow_hosts.iter().chain(&self.tcp).collect();
+        let allowed: Vec<_> = self.allowed().iter().chain(&self.tcp).collect();
         given.add_list(&allowed, "--allow-host");
         given.add_list(&self.deny_hosts, "--deny-host");
         given.add_list(&self.rules, "--rule");
@@ -181,6 +182,17 @@ impl ReachArgs {
         given
     }
 
+    /// The hosts of --allow-host, but not those of its variable where an option says that
+    /// there is no network.
+    fn allowed(&self) -> &[String] {
+        let is_variable = |option| environment::variable_of(option).is_some();
+        let none = self.network == Network::None && !is_variable("--network");
+        match none && is_variable("--allow-host") {
+            true => &[],
+            false => &self.allow_hosts,
+        }
+    }
+
     /// Sets what was asked for.
     pub(crate) fn apply_to(
         &self,
@@ -188,7 +200,7 @@ impl ReachArgs {
     ) -> Result<BTreeMap<String, SecretSource>, Failure> {
         let network = config.network.get_or_insert_default();
         network.no_network = self.no_network;
-        network.allowed_hosts.clone_from(&self.allow_hosts);
+        network.allowed_hosts = self.allowed().to_vec();
         (network.allowed_hosts).extend_from_slice(&self.tcp);
         network.denied_hosts.clone_from(&self.deny_hosts);
         network.rules.clone_from(&self.rules);

@@ -251,6 +251,7 @@ fn the_environment_stands_in_for_options_unless_it_is_empty() {
         ("FLASHPAN_CPUS", "many", ["--cpus", "1"]),
         ("FLASHPAN_CPUS", "99", ["--cpus", "1"]),
         ("FLASHPAN_ALLOW_HOST", "a b", ["--no-network", "--console"]),
+        ("FLASHPAN_ALLOW_HOST", "a b", ["--network", "none"]),
         ("FLASHPAN_NETWORK", "some", ["--network", "none"]),
         ("FLASHPAN_TIMEOUT", "soon", ["--timeout", "60s"]),
         ("FLASHPAN_BOOT_TIMEOUT", "0", ["--boot-timeout", "60s"]),
