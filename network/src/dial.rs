@@ -155,8 +155,7 @@ impl Dialer {
         let name = match host {
             Host::Address(address) => {
                 self.may_be(policy, protocol, *address, port, None)?;
-                let judged = policy.judge_connection(protocol, host, *address, port);
-                judged.await?;
+                self.judge(policy, protocol, host, *address, port).await?;
                 return Ok(vec![self.place(*address, port)]);
             }
             Host::Name(name) => name,
@@ -165,11 +164,16 @@ impl Dialer {
         self.names.learn(name, &resolved.addresses, resolved.ttl);
         let mut refused = None;
         let mut places = Vec::new();
+        // More are not tried, and a script has work with each.
+        let mut left = MAX_TRIES;
         for address in resolved.addresses {
             let mut may_be = self.may_be(policy, protocol, address, port, Some(name));
             if may_be.is_ok() {
-                let judged = policy.judge_connection(protocol, host, address, port);
-                may_be = judged.await;
+                if left == 0 {
+                    break;
+                }
+                left -= 1;
+                may_be = self.judge(policy, protocol, host, address, port).await;
             }
             match may_be {
                 Ok(()) => places.push(self.place(address, port)),
@@ -204,6 +208,28 @@ impl Dialer {
         if real.is_loopback() {
             policy.not_denied(protocol, self.link.gateway4.into(), port)?;
             policy.not_denied(protocol, self.link.gateway6.into(), port)?;
+        }
+        Ok(())
+    }
+
+    /// Asks the policy's script, if it has one, about an address and where it leads.
+    ///
+    /// # Errors
+    /// It denies one of them, or failed.
+    pub(crate) async fn judge(
+        &self,
+        policy: &Policy,
+        protocol: Protocol,
+        host: &Host,
+        address: IpAddr,
+        port: u16,
+    ) -> Result<(), Denial> {
+        let (address, real) = (plain(address), self.real(address, port).ip());
+        policy
+            .judge_connection(protocol, host, address, port)
+            .await?;
+        if real != address {
+            policy.judge_connection(protocol, host, real, port).await?;
         }
         Ok(())
     }

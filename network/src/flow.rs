@@ -354,7 +354,7 @@ async fn connect(
     let port = destination.port();
     if let Route::Direct { host, .. } = &route {
         for host in gateway.meant(&policy, protocol, host, destination) {
-            let judged = policy.judge_connection(protocol, &host, destination.ip(), port);
+            let judged = dialer.judge(&policy, protocol, &host, destination.ip(), port);
             judged.await.map_err(|denial| Broken {
                 answer: Answer::Refuse(denied(protocol)),
                 denial: Some(denial),

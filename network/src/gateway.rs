@@ -259,7 +259,18 @@ impl Gateway {
         tuple: &Tuple,
         reached: Option<&(Name, IpAddr)>,
     ) -> Result<(), Denial> {
-        self.route(protocol, tuple)?;
+        match self.route(protocol, tuple)? {
+            Route::Direct { .. } | Route::Named { .. } => {}
+            // What it carries nobody sees, and a route to be looked into says nothing of
+            // whether its host is allowed.
+            Route::Http { .. } | Route::Names => {
+                return Err(Denial {
+                    code: Code::NotAllowed,
+                    host: tuple.destination.to_string(),
+                    rule: None,
+                });
+            }
+        }
         let Some((name, address)) = reached else {
             return Ok(());
         };

@@ -123,6 +123,7 @@ impl Flows {
             Some(link) => {
                 let policy = settings.policy()?;
                 let made = settings.inspected.make()?;
+                let dns = settings.dns()?;
                 // Where nothing is looked into nobody sees certificates of ours but with
                 // what is refused anyway.
                 let has_rules = !(policy.allow.is_empty() && policy.rules.is_empty());
@@ -139,7 +140,7 @@ impl Flows {
                 Some(Arc::new(Gateway::new(flashpan_network::Settings {
                     link,
                     policy,
-                    dns: settings.dns()?,
+                    dns,
                     inspection: Some(made.inspection),
                     reporter,
                 })))

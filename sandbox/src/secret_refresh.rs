@@ -13,7 +13,7 @@ use std::time::Duration;
 use flashpan_network::edit::Secrets;
 use rustix::fs::inotify::WatchFlags;
 use tokio::sync::oneshot;
-use tokio::time::{Instant, MissedTickBehavior, interval_at};
+use tokio::time::{Instant, MissedTickBehavior, interval_at, timeout};
 use zeroize::Zeroizing;
 
 use crate::api::SecretValue;
@@ -23,6 +23,9 @@ use crate::state::Watches;
 
 /// The longest value, in bytes.
 const MAX_VALUE: u64 = 64 * 1024;
+
+/// How long a file or command may take when it is read again.
+const READ_WITHIN: Duration = Duration::from_secs(30);
 
 impl SecretSource {
     /// The value, as it is there now. It takes as long as the file or command takes.
@@ -125,14 +128,23 @@ struct Kept {
 }
 
 impl Kept {
-    /// Reads it on a thread of its own: one that waits for ever is left behind.
+    /// Reads it on a thread of its own: one that waits for ever is left behind, and holds up
+    /// no other.
     async fn read(&self) -> io::Result<SecretValue> {
+        if let SecretSource::File(path) = &self.source
+            && !std::fs::metadata(path)?.is_file()
+        {
+            // A pipe may never have anything to say.
+            return Err(io::Error::other("it is no regular file any more"));
+        }
         let (done, read) = oneshot::channel();
         let source = self.source.clone();
         let named = thread::Builder::new().name("secret".to_owned());
         named.spawn(move || drop(done.send(source.read())))?;
-        read.await
-            .unwrap_or_else(|_| Err(io::ErrorKind::BrokenPipe.into()))
+        let Ok(read) = timeout(READ_WITHIN, read).await else {
+            return Err(io::ErrorKind::TimedOut.into());
+        };
+        read.unwrap_or_else(|_| Err(io::ErrorKind::BrokenPipe.into()))
     }
 
     /// What it has before anything changes. The value that the VM has may be another: one
@@ -317,6 +329,19 @@ mod tests {
         std::fs::remove_file(&path).unwrap();
         file.again().await;
         assert!(shared.take_warnings().is_empty());
+    }
+
+    #[tokio::test]
+    async fn a_pipe_in_the_place_of_a_file_holds_nobody_up() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("k");
+        nix::unistd::mkfifo(&path, nix::sys::stat::Mode::S_IRWXU).unwrap();
+        let (secrets, shared) = (secrets(), Arc::default());
+        let mut file = kept(SecretSource::File(path), &secrets, &shared);
+        tokio::time::timeout(PATIENCE, file.again()).await.unwrap();
+        assert!(secrets.has("K", "first"));
+        let warnings = shared.take_warnings();
+        assert!(warnings[0].contains("no regular file"), "{warnings:?}");
     }
 
     #[tokio::test]

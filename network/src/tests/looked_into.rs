@@ -94,6 +94,29 @@ async fn connections_that_are_looked_into_are_bounded() {
     dial().dial(&host, port).await.unwrap();
 }
 
+/// A connection that is passed on as it is ends when its port comes to be looked into: what it
+/// carries nobody has seen, whether its host is denied then or not.
+#[tokio::test]
+async fn a_connection_that_nobody_sees_ends_when_its_port_is_looked_into() {
+    for denies_host in [false, true] {
+        let server = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = server.local_addr().unwrap();
+        let gateway = inspecting(policy(true), report::channel(64).0);
+        let (_guest, mut answers, _flow) = begin(&gateway, address);
+        assert_eq!(next(&mut answers).await, Answer::Accept);
+        let _accepted = server.accept().await.unwrap();
+        gateway.change(|policy| {
+            let rule = format!("deny PUT *:{}", address.port());
+            policy.rules = vec![rule.parse().unwrap()];
+            if denies_host {
+                policy.deny.push("127.0.0.0/8".parse().unwrap());
+            }
+            policy.allow.push("other.test".parse().unwrap());
+        });
+        assert_eq!(next(&mut answers).await, Answer::Close, "{denies_host}");
+    }
+}
+
 /// A connection is judged again by the address that it was allowed for, not by where that
 /// leads.
 #[tokio::test]
