@@ -19,6 +19,7 @@ use super::editor::Transform;
 use super::headers;
 use super::ongoing::Ongoing;
 use super::pool::Lease;
+use super::unread::Unread;
 use crate::meter::Meter;
 use crate::report::Outcome;
 
@@ -347,8 +348,8 @@ pub(crate) struct Reply {
     lease: Option<Lease>,
     /// Who keeps the body of the request from being broken off.
     _opener: Option<Arc<Opener>>,
-    /// The body of the request, if nobody takes it.
-    _unread: Option<Incoming>,
+    /// The body of the request, if nobody takes it. The answer does not end before it.
+    unread: Option<Unread>,
     watched: Option<Watched>,
 }
 
@@ -379,14 +380,14 @@ impl Reply {
             meter,
             lease: None,
             _opener: None,
-            _unread: None,
+            unread: None,
             watched: None,
         }
     }
 
     /// The same, with a request whose body nobody takes.
     pub(crate) fn beside(mut self, request: Option<Incoming>) -> Self {
-        self._unread = request;
+        self.unread = request.and_then(Unread::new);
         self
     }
 
@@ -407,7 +408,7 @@ impl Reply {
             meter: Some(meter),
             lease,
             _opener: opener,
-            _unread: None,
+            unread: None,
             watched: None,
         }
     }
@@ -426,7 +427,18 @@ impl Body for Reply {
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Polled {
         let this = &mut *self;
         let frame = match &mut this.content {
-            Content::Whole(bytes) => bytes.take().map(|bytes| Ok(Frame::data(bytes))),
+            Content::Whole(bytes) => {
+                let frame = bytes.take().map(|bytes| Ok(Frame::data(bytes)));
+                if frame.is_none()
+                    && let Some(unread) = &mut this.unread
+                {
+                    // All of the answer is out: it is told of.
+                    this.meter = None;
+                    ready!(unread.poll_over(cx));
+                    this.unread = None;
+                }
+                frame
+            }
             Content::Passing(passing) => {
                 let frame = ready!(passing.poll_frame(cx));
                 if let Some(meter) = &mut this.meter {
@@ -445,7 +457,7 @@ impl Body for Reply {
 
     fn is_end_stream(&self) -> bool {
         match &self.content {
-            Content::Whole(bytes) => bytes.is_none(),
+            Content::Whole(bytes) => bytes.is_none() && self.unread.is_none(),
             Content::Passing(passing) => passing.is_end_stream(),
         }
     }

@@ -124,8 +124,6 @@ impl<D: Dial> Exchange<D> {
                 meter.report.status = failure.status.as_u16();
                 meter.report.outcome = Outcome::Refused(failure.denial.clone());
                 let response = failure.response(version);
-                // In HTTP/2 a body that is dropped before the answer to it resets the stream,
-                // answer and all.
                 response.map(|answer| Reply::whole(answer, Some(meter)).beside(body))
             }
         };

@@ -24,6 +24,7 @@ mod relay;
 mod strict;
 mod target;
 mod tasks;
+mod unread;
 
 pub use self::connected::Connected;
 pub use self::editor::{

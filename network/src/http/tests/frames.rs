@@ -5,9 +5,11 @@ use super::*;
 /// A connection in TLS that takes frames.
 struct Raw(tokio_rustls::client::TlsStream<TcpStream>);
 
+const DATA: u8 = 0;
 const HEADERS: u8 = 1;
 const RESET: u8 = 3;
 const GOAWAY: u8 = 7;
+const WINDOW_UPDATE: u8 = 8;
 const END_STREAM: u8 = 1;
 const END_HEADERS: u8 = 4;
 
@@ -40,23 +42,49 @@ impl Raw {
             .await
     }
 
-    /// The next frame: its kind, its stream, and what is in it.
-    async fn frame(&mut self) -> io::Result<(u8, u32, Vec<u8>)> {
+    /// The next frame: its kind, its flags, its stream, and what is in it.
+    async fn frame(&mut self) -> io::Result<(u8, u8, u32, Vec<u8>)> {
         let mut head = [0; 9];
         within(self.0.read_exact(&mut head)).await?;
         let len = u32::from_be_bytes([0, head[0], head[1], head[2]]);
         let stream = u32::from_be_bytes([head[5], head[6], head[7], head[8]]);
         let mut payload = vec![0; len as usize];
         within(self.0.read_exact(&mut payload)).await?;
-        Ok((head[3], stream, payload))
+        Ok((head[3], head[4], stream, payload))
+    }
+
+    /// The next frame of this stream.
+    async fn frame_of(&mut self, of: u32) -> (u8, u8, u32, Vec<u8>) {
+        loop {
+            let frame = self.frame().await.unwrap();
+            if frame.2 == of && frame.0 != WINDOW_UPDATE {
+                return frame;
+            }
+        }
+    }
+
+    /// The answer to a refused request: its code, and whether the stream ends with it.
+    async fn denied(&mut self, of: u32) -> (String, bool) {
+        let mut told = Vec::new();
+        loop {
+            let (kind, flags, _, data) = self.frame_of(of).await;
+            assert_ne!(kind, RESET);
+            if kind == DATA {
+                told.extend(data);
+            }
+            if let Ok(told) = serde_json::from_slice::<serde_json::Value>(&told) {
+                let code = told["code"].as_str().unwrap().to_owned();
+                return (code, flags & END_STREAM != 0);
+            }
+        }
     }
 
     /// How a stream ended: with a response, a reset, or with its connection.
     async fn end(&mut self, of: u32) -> &'static str {
         loop {
             match self.frame().await {
-                Ok((HEADERS, stream, _)) if stream == of => return "response",
-                Ok((RESET, stream, _)) if stream == of => return "reset",
+                Ok((HEADERS, _, stream, _)) if stream == of => return "response",
+                Ok((RESET, _, stream, _)) if stream == of => return "reset",
                 Ok((GOAWAY, ..)) | Err(_) => return "gone",
                 Ok(_) => {}
             }
@@ -200,4 +228,35 @@ async fn floods_end_the_connection() {
         Ok::<_, io::Error>(())
     };
     within(flood).await.unwrap_err();
+}
+
+/// Some clients take a stream that is reset for a broken one, though its answer is there.
+#[tokio::test]
+async fn the_answer_to_an_upload_that_is_refused_ends_after_it() {
+    let world = World::new(policy(&["api.test"], &["deny POST api.test"]));
+    let mut raw = Raw::new(&world).await;
+    let head = block(&[(":method", "POST")]);
+    let denied = |is_ended| ("rule_denied".to_owned(), is_ended);
+    raw.send(HEADERS, END_HEADERS, 1, &head).await.unwrap();
+    assert_eq!(raw.denied(1).await, denied(false));
+    raw.send(DATA, 0, 1, b"x=").await.unwrap();
+    raw.send(DATA, END_STREAM, 1, b"1").await.unwrap();
+    let (kind, flags, _, payload) = raw.frame_of(1).await;
+    assert_eq!((kind, flags, payload), (DATA, END_STREAM, Vec::new()));
+    // One that never ends is cut off, and told of before.
+    raw.send(HEADERS, END_HEADERS, 3, &head).await.unwrap();
+    assert_eq!(raw.denied(3).await, denied(false));
+    let (kind, flags, ..) = raw.frame_of(3).await;
+    assert_eq!((kind, flags), (DATA, END_STREAM));
+    let (kind, _, _, reason) = raw.frame_of(3).await;
+    assert_eq!(
+        (kind, reason),
+        (RESET, vec![0; 4]),
+        "reset, but for no error"
+    );
+    // There is nothing to wait for.
+    raw.send(HEADERS, END_HEADERS | END_STREAM, 5, &head)
+        .await
+        .unwrap();
+    assert_eq!(raw.denied(5).await, denied(true));
 }
