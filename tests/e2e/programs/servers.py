@@ -211,7 +211,11 @@ class Handler(http.server.BaseHTTPRequestHandler):
             "REMOTE_USER": user or "",
         }
         done = subprocess.run(["git", "http-backend"], input=body, env=environment,
-                              stdout=subprocess.PIPE, check=True)
+                              stdout=subprocess.PIPE)
+        # It may be killed by SIGPIPE, after its answer, when the service of a push that only
+        # asks whether it may has ended before all of its question was passed on.
+        if done.returncode not in (0, 141):
+            done.check_returncode()
         head, _, body = done.stdout.partition(b"\r\n\r\n")
         headers = dict(line.split(": ", 1) for line in head.decode().split("\r\n"))
         status = int(headers.pop("Status", "200").split()[0])
