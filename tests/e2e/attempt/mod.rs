@@ -7,16 +7,14 @@ pub mod web;
 
 use std::collections::BTreeSet;
 use std::io::Write as _;
-use std::process::{Command, Stdio};
 use std::sync::Arc;
-use std::thread;
 use std::time::Duration;
 
 use flashpan::api::Config;
 use flashpan::launch::{HostOptions, RootSource, TimeLimit, UpperSource};
 use flashpan::{ExecOptions, Network, NetworkActivity, Privilege, Process, Sandbox, VmEventKind};
 use flashpan_tests::fixtures;
-use flashpan_tests::internet::Internet;
+use flashpan_tests::internet::{self, Internet};
 use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt, BufReader, Lines};
 use tokio::runtime;
@@ -112,39 +110,15 @@ struct Outcome {
 /// # Panics
 /// If one did not come out as it has to.
 pub fn make(policy: Policy, prepare: fn(&Internet), attempts: &'static [&'static [Attempt]]) {
-    if !nix::unistd::geteuid().is_root() {
-        return as_root_of_a_namespace();
-    }
-    // Networks belong to threads: the runtime, the supervisor in it and the VMM share one.
-    let all = thread::spawn(move || {
-        let internet = Internet::new();
+    internet::run(move |internet| {
         internet.name("alive.allowed.test", &[&["93.184.216.99"]]);
         internet.serve_tcp(7000);
         prepare(&internet);
         let runtime = runtime::Builder::new_current_thread().enable_all().build();
-        runtime
-            .unwrap()
-            .block_on(in_a_guest(policy, &internet, attempts))
+        let made = in_a_guest(policy, &internet, attempts);
+        let failed = runtime.unwrap().block_on(made);
+        assert!(failed.is_empty(), "\n{}", failed.join("\n"));
     });
-    let failed = all.join().unwrap();
-    assert!(failed.is_empty(), "\n{}", failed.join("\n"));
-}
-
-/// Runs the test of the calling thread once more, by who may make networks: the root of a
-/// user namespace.
-fn as_root_of_a_namespace() {
-    let thread = thread::current();
-    let test = thread.name().expect("a test has a name");
-    let again = std::env::current_exe().unwrap();
-    let run = Command::new("unshare")
-        .args(["--user", "--map-root-user"])
-        .arg(again)
-        .args(["--exact", test, "--test-threads", "1"])
-        .stderr(Stdio::inherit())
-        .output()
-        .expect("there is no `unshare`");
-    let said = String::from_utf8_lossy(&run.stdout);
-    assert!(run.status.success(), "as root of a namespace: {said}");
 }
 
 async fn in_a_guest(policy: Policy, internet: &Internet, attempts: &[&[Attempt]]) -> Vec<String> {

@@ -20,9 +20,10 @@ use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{IpAddr, Ipv6Addr, TcpListener, TcpStream, UdpSocket};
-use std::process::Command;
-use std::sync::{Arc, Mutex, PoisonError, mpsc};
+use std::process::{Command, Stdio};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, mpsc};
 use std::thread;
+use std::time::Duration;
 
 use nix::sched::{CloneFlags, unshare};
 
@@ -39,13 +40,57 @@ type Contact = (Option<String>, Vec<u8>);
 
 /// What was seen, in its order.
 #[derive(Debug, Default)]
-struct Record(Mutex<Vec<Contact>>);
+struct Record {
+    all: Mutex<Vec<Contact>>,
+    is_more: Condvar,
+}
 
 impl Record {
     fn add(&self, what: Option<String>, bytes: &[u8]) {
-        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        all.push((what, bytes.to_vec()));
+        self.all().push((what, bytes.to_vec()));
+        self.is_more.notify_all();
     }
+
+    fn all(&self) -> MutexGuard<'_, Vec<Contact>> {
+        self.all.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn has(contacts: &[Contact], bytes: &[u8]) -> bool {
+    let has = |packet: &[u8]| packet.windows(bytes.len()).any(|part| part == bytes);
+    contacts.iter().any(|(_, packet)| has(packet))
+}
+
+/// Runs the test of the calling thread in an internet, by who may make networks: root, or the
+/// root of a user namespace.
+///
+/// # Panics
+/// If it does, and where nobody may.
+pub fn run(test: impl FnOnce(Internet) + Send + 'static) {
+    if !nix::unistd::geteuid().is_root() {
+        return as_root_of_a_namespace();
+    }
+    // Networks belong to threads: what the test starts shares its own.
+    let test = thread::spawn(move || test(Internet::new()));
+    if let Err(panic) = test.join() {
+        std::panic::resume_unwind(panic);
+    }
+}
+
+/// Runs the test of the calling thread once more.
+fn as_root_of_a_namespace() {
+    let thread = thread::current();
+    let test = thread.name().expect("a test has a name");
+    let again = std::env::current_exe().expect("the program of the test");
+    let run = Command::new("unshare")
+        .args(["--user", "--map-root-user"])
+        .arg(again)
+        .args(["--exact", test, "--test-threads", "1"])
+        .stderr(Stdio::inherit())
+        .output()
+        .expect("there is no `unshare`");
+    let said = String::from_utf8_lossy(&run.stdout);
+    assert!(run.status.success(), "as root of a namespace: {said}");
 }
 
 type Job = Box<dyn FnOnce() + Send>;
@@ -210,15 +255,13 @@ impl Internet {
     /// How much was seen so far.
     #[must_use]
     pub fn mark(&self) -> usize {
-        let all = self.record.0.lock();
-        all.unwrap_or_else(PoisonError::into_inner).len()
+        self.record.all().len()
     }
 
     /// What was seen since: each once, in a line.
     #[must_use]
     pub fn contacts(&self, mark: usize) -> BTreeSet<String> {
-        let all = self.record.0.lock();
-        let all = all.unwrap_or_else(PoisonError::into_inner);
+        let all = self.record.all();
         let new = all.iter().skip(mark);
         new.filter_map(|(what, _)| what.clone()).collect()
     }
@@ -226,10 +269,26 @@ impl Internet {
     /// Whether any packet since has these bytes in it.
     #[must_use]
     pub fn has_seen(&self, mark: usize, bytes: &[u8]) -> bool {
-        let all = self.record.0.lock();
-        let all = all.unwrap_or_else(PoisonError::into_inner);
-        let has = |packet: &[u8]| packet.windows(bytes.len()).any(|part| part == bytes);
-        all.iter().skip(mark).any(|(_, packet)| has(packet))
+        has(self.record.all().get(mark..).unwrap_or_default(), bytes)
+    }
+
+    /// Waits until a packet has these bytes in it.
+    ///
+    /// # Panics
+    /// If none has in this time.
+    pub fn wait_for(&self, bytes: &[u8], patience: Duration) {
+        let mut looked_at = 0;
+        let is_missing = |all: &mut Vec<Contact>| {
+            let found = has(all.get(looked_at..).unwrap_or_default(), bytes);
+            looked_at = all.len();
+            !found
+        };
+        let waited =
+            self.record
+                .is_more
+                .wait_timeout_while(self.record.all(), patience, is_missing);
+        let (_all, waited) = waited.unwrap_or_else(PoisonError::into_inner);
+        assert!(!waited.timed_out(), "no packet with {bytes:?}");
     }
 }
 
