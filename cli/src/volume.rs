@@ -4,9 +4,11 @@ use std::convert::Infallible;
 use std::fmt::Write as _;
 
 use clap::{Args, Subcommand};
+use flashpan::state::{Vm, Vms};
 use flashpan_rootfs::cache::Cache;
 use flashpan_rootfs::volume::{Volume, Volumes};
 use serde::Serialize;
+use serde_json::Value;
 
 use crate::failure::{Failure, each, print, print_json_line};
 use crate::{full, parse};
@@ -33,6 +35,7 @@ Examples:
 const RM_EXAMPLES: &str = "\
 Examples:
   flashpan volume rm cache work
+  flashpan volume rm -f cache        also if a VM that has stopped has it
   flashpan volume rm --json cache";
 
 const CP_EXAMPLES: &str = "\
@@ -97,6 +100,10 @@ struct RmArgs {
     #[arg(value_name = "NAME", required = true, value_parser = trimmed)]
     names: Vec<String>,
 
+    /// Also those that a VM has which does not run, and cannot start without.
+    #[arg(long, short)]
+    force: bool,
+
     /// Say which were removed as JSON, one a line.
     #[arg(long)]
     json: bool,
@@ -149,13 +156,7 @@ pub(crate) fn volume(args: &VolumeArgs) -> Result<u8, Failure> {
     match &args.command {
         VolumeCommand::Create(args) => create(&volumes, args)?,
         VolumeCommand::Ls(args) => list(&volumes.list().map_err(Failure::new)?, args.json)?,
-        VolumeCommand::Rm(args) => each(&args.names, |name| {
-            volumes.remove(name).map_err(Failure::new)?;
-            if args.json {
-                return print_json_line(&Removed { name });
-            }
-            print(&format!("Removed volume {name}\n"))
-        })?,
+        VolumeCommand::Rm(args) => remove(&volumes, args)?,
         VolumeCommand::Cp(CpArgs { from, to, json }) => {
             let used = volumes.describe(from).ok().map(|volume| volume.used);
             let copied = volumes.copy(from, to);
@@ -203,6 +204,41 @@ fn create(volumes: &Volumes, args: &CreateArgs) -> Result<(), Failure> {
         "Created volume {} ({} MB)\n",
         volume.name, args.size
     ))
+}
+
+fn remove(volumes: &Volumes, args: &RmArgs) -> Result<(), Failure> {
+    let vms = match args.force {
+        true => Vec::new(),
+        false => {
+            Vms::user()
+                .and_then(|vms| vms.list())
+                .map_err(Failure::new)?
+                .vms
+        }
+    };
+    each(&args.names, |name| {
+        if let Some(vm) = vms.iter().find(|vm| has(vm, name)) {
+            let vm = vm.name().unwrap_or(vm.id());
+            return Err(Failure::new(format!(
+                "the VM {vm} has the volume {name}: `flashpan rm {vm}` first, or remove it with -f"
+            )));
+        }
+        volumes.remove(name).map_err(Failure::new)?;
+        if args.json {
+            return print_json_line(&Removed { name });
+        }
+        print(&format!("Removed volume {name}\n"))
+    })
+}
+
+/// Whether a VM is made with a volume. One that runs holds it besides.
+fn has(vm: &Vm, volume: &str) -> bool {
+    let disks = vm.record().launch.pointer("/config/extra_disks");
+    let mut disks = disks.and_then(Value::as_array).into_iter().flatten();
+    disks.any(|disk| {
+        let path = disk.get("host_path").and_then(Value::as_str);
+        path.and_then(|path| path.strip_prefix('@')) == Some(volume)
+    })
 }
 
 /// A new volume in JSON.

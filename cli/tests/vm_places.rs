@@ -178,3 +178,20 @@ fn several_that_want_one_name_are_told_who_has_it() {
     assert_eq!(vms.ok(&["ls", "-q"]), id);
     assert_eq!(vms.left().len(), 2, "{:?}", vms.left());
 }
+
+#[test]
+fn a_volume_is_not_removed_under_a_vm_that_has_it() {
+    let vms = Vms::new("normal");
+    vms.ok(&["volume", "create", "kept", "--size", "16M"]);
+    let disk = ["--name", "web", "--disk", "@kept:/data"];
+    let id = vms.create(&disk, &["both"]);
+    let line = vms.refused(&["volume", "rm", "kept"]);
+    assert!(line.contains("the VM web has the volume kept"), "{line}");
+    vms.ok(&["volume", "rm", "-f", "kept"]);
+    let line = vms.refused(&["start", "web"]);
+    assert!(line.contains("named volume not found: kept"), "{line}");
+    vms.ok(&["volume", "create", "kept", "--size", "16M"]);
+    vms.ok(&["rm", &id]);
+    vms.ok(&["volume", "rm", "kept"]);
+    vms.assert_nothing_left();
+}
