@@ -18,6 +18,7 @@
 //! [`std::io::Read`] and [`std::io::Write`].
 
 pub mod agent;
+mod capability_text;
 pub mod control;
 pub mod file;
 pub mod forward;

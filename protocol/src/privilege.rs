@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 /// A set of Linux capabilities: bit *n* is capability *n* of
 /// `linux/capability.h`.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
 pub struct Capabilities(pub u64);
 
 /// The names of the capabilities in the order of their numbers, without `CAP_`.
