@@ -16,7 +16,7 @@
 mod attempt;
 mod guest;
 
-use attempt::{Policy, addresses, make, names, protocols, web};
+use attempt::{Policy, addresses, make, names, protocols, secure, web};
 use flashpan::Network;
 use flashpan_tests::internet::Internet;
 
@@ -35,6 +35,7 @@ const SEALED: Policy = Policy {
         "10.1.0.0/16:5432",
     ],
     private: false,
+    secret: None,
 };
 
 /// The internet.
@@ -42,6 +43,7 @@ const OPEN: Policy = Policy {
     network: Network::Open,
     allow: &[],
     private: false,
+    secret: None,
 };
 
 /// Addresses of networks besides, but not named.
@@ -49,9 +51,18 @@ const PRIVATE: Policy = Policy {
     network: Network::Open,
     allow: &[],
     private: true,
+    secret: None,
 };
 
-fn prepare(internet: &Internet) {
+/// Some hosts, and a secret for one of them.
+const SECRET: Policy = Policy {
+    network: Network::Sealed,
+    allow: &["alive.allowed.test", "web.allowed.test"],
+    private: false,
+    secret: Some(secure::SECRET),
+};
+
+fn prepare(internet: &mut Internet) {
     for (name, addresses) in names::ZONES {
         internet.name(name, addresses);
     }
@@ -96,4 +107,19 @@ fn the_internet_is_not_the_host_nor_its_networks() {
 #[test]
 fn what_clouds_tell_their_machines_has_to_be_named() {
     make(PRIVATE, prepare, &[addresses::METADATA]);
+}
+
+#[test]
+fn a_secret_and_what_keeps_it_cannot_be_got_at() {
+    let prepare = |internet: &mut Internet| {
+        for (name, addresses) in secure::ZONES {
+            internet.name(name, addresses);
+        }
+        internet.serve_web(secure::SECRET.0);
+    };
+    make(
+        SECRET,
+        prepare,
+        &[secure::HTTP2, secure::TLS, secure::SECRETS],
+    );
 }

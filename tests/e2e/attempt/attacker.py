@@ -6,6 +6,8 @@ GATEWAY = '198.18.0.1'
 GATEWAY6 = 'fdf1:a5f1:a5f1::1'
 # What never may be found in anything that leaves the host.
 CANARY = b'c4n4ry'
+# What stands for the secret, where there is one.
+KEY = os.environ.get('KEY', '')
 # Longer than the host takes for anything that it answers.
 PATIENCE = 30
 # How long is waited for what must not come.
@@ -175,6 +177,149 @@ def https(to, name, host=None, port=443):
                 return responses(stream)
     except ssl.SSLError as problem:
         return 'tls ' + problem.reason
+    except OSError as problem:
+        return error(problem)
+
+# In which places of a request the server says that the value of the secret was; otherwise
+# how it was answered.
+def found(said):
+    if not said.startswith('200 {'):
+        return said
+    return ' '.join(json.loads(said[4:])['found']) or 'nothing'
+
+def web_request(host, target='/', headers='', body='', method=None):
+    head = '%s %s HTTP/1.1\r\nHost: %s\r\n' % (method or ('POST' if body else 'GET'), target, host)
+    length = 'Content-Length: %d\r\n' % len(body) if body else ''
+    return (head + headers + length + 'Connection: close\r\n\r\n' + body).encode()
+
+WEB = dict(expired=70, self=71, wrong=72)
+
+def web_stream(host, to, tls):
+    import ssl
+    to = to or '93.184.216.%d' % WEB.get(host.split('.')[0], 10)
+    stream = socket.create_connection((to, 443 if tls else 80), PATIENCE)
+    return ssl._create_unverified_context().wrap_socket(stream, server_hostname=host) if tls else stream
+
+def web(host, to=None, tls=True, **how):
+    try:
+        with web_stream(host, to, tls) as stream:
+            stream.sendall(web_request(host, **how))
+            return found(responses(stream))
+    except OSError as problem:
+        return error(problem)
+
+# All that is answered, with its headers.
+def plain_web(host, target, headers):
+    import gzip
+    with web_stream(host, None, True) as stream:
+        stream.sendall(web_request(host, target, headers))
+        head, _, body = stream.makefile('rb').read().partition(b'\r\n\r\n')
+        if b'content-encoding: gzip' in head.lower():
+            body = gzip.decompress(body)
+        return (head + b'\n' + body).decode('latin-1')
+
+# Requests in HTTP/2, each with headers besides those of every one: the code of a refusal, the
+# places of a secret, or how the stream ended.
+def http2(to, name, *requests):
+    import ssl
+    context = ssl._create_unverified_context()
+    context.set_alpn_protocols(['h2'])
+    frame = lambda kind, flags, stream, data: (
+        struct.pack('>I', len(data))[1:] + bytes([kind, flags]) + struct.pack('>I', stream) + data)
+    literal = lambda text: bytes([len(text)]) + text.encode()
+    with socket.create_connection((to, 443), PATIENCE) as stream:
+        with context.wrap_socket(stream, server_hostname=name) as stream:
+            sent = b'PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n' + frame(4, 0, 0, b'')
+            for number, request in enumerate(requests):
+                head = {':method': 'GET', ':scheme': 'https', ':path': '/', ':authority': name} | request
+                order = sorted(head, key=lambda key: not key.startswith(':'))
+                block = b''.join(b'\0' + literal(key) + literal(head[key]) for key in order if head[key] is not None)
+                sent += frame(1, 5, 2 * number + 1, block)
+            stream.sendall(sent)
+            bodies, ends = {}, {}
+            while len(ends) < len(requests):
+                try:
+                    head = exactly(stream, 9)
+                    kind, flags, of = head[3], head[4], struct.unpack('>I', head[5:])[0]
+                    data = exactly(stream, struct.unpack('>I', b'\0' + head[:3])[0])
+                except EOFError:
+                    return 'ended'
+                if kind == 7:
+                    return 'gone'
+                if kind == 3:
+                    ends.setdefault(of, 'reset')
+                elif kind in (0, 1):
+                    if kind == 0:
+                        bodies[of] = bodies.get(of, b'') + data
+                    if flags & 1:
+                        told = json.loads(bodies.get(of, b'{}'))
+                        ends[of] = told.get('code') or ' '.join(told.get('found', ['empty'])) or 'nothing'
+            return ', '.join(ends[of] for of in sorted(ends))
+
+def extension(kind, data):
+    return struct.pack('>HH', kind, len(data)) + data
+
+# The first message of a client of TLS, in records.
+def hello(name, version=0x0304, extensions=b''):
+    all = extension(10, b'\0\4\0\x1d\0\x17') + extension(11, b'\1\0') + extension(13, b'\0\6\4\3\x08\4\4\1')
+    if version == 0x0304:
+        all += extension(43, b'\2\3\4') + extension(51, b'\0\x24\0\x1d\0\x20' + os.urandom(32))
+    if name:
+        text = name.encode()
+        all += extension(0, struct.pack('>HBH', len(text) + 3, 0, len(text)) + text)
+    all += extensions
+    body = struct.pack('>H', min(version, 0x0303)) + os.urandom(32) + b'\0'
+    body += b'\0\x0a\x13\1\x13\2\xc0\x2b\xc0\x2f\0\x2f' + b'\1\0' + struct.pack('>H', len(all)) + all
+    message = b'\1' + struct.pack('>I', len(body))[1:] + body
+    return b''.join(b'\x16\3\1' + struct.pack('>H', len(part)) + part
+                    for part in (message[at:at + 16000] for at in range(0, len(message), 16000)))
+
+# What is answered to it: the first record, or an end.
+def first_word(to, data):
+    try:
+        with socket.create_connection((to, 443), PATIENCE) as stream:
+            stream.sendall(data)
+            said = stream.recv(1)
+            return {b'\x16': 'hello', b'\x15': 'alert', b'': 'ended'}.get(said, str(said))
+    except (ConnectionResetError, BrokenPipeError):
+        return 'reset'
+    except OSError as problem:
+        return error(problem)
+
+# The version that is agreed on when the first message is sent as it is cut.
+def in_pieces(to, name, cut):
+    import ssl
+    incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+    tls = ssl._create_unverified_context().wrap_bio(incoming, outgoing, server_hostname=name)
+    with socket.create_connection((to, 443), PATIENCE) as stream:
+        stream.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        while True:
+            try:
+                tls.do_handshake()
+                is_over = True
+            except ssl.SSLWantReadError:
+                is_over = False
+            for piece in cut(outgoing.read()):
+                stream.sendall(piece)
+            if is_over:
+                return tls.version()
+            cut = lambda data: [data]
+            more = stream.recv(65536)
+            if not more:
+                return 'ended'
+            incoming.write(more)
+
+# The protocol that is agreed on in TLS.
+def agreed(to, name, protocols):
+    import ssl
+    context = ssl._create_unverified_context()
+    context.set_alpn_protocols(protocols)
+    try:
+        with socket.create_connection((to, 443), PATIENCE) as stream:
+            with context.wrap_socket(stream, server_hostname=name) as stream:
+                return stream.selected_alpn_protocol()
+    except ssl.SSLError as problem:
+        return problem.reason.rpartition('ALERT_')[2]
     except OSError as problem:
         return error(problem)
 

@@ -3,6 +3,7 @@
 pub mod addresses;
 pub mod names;
 pub mod protocols;
+pub mod secure;
 pub mod web;
 
 use std::collections::BTreeSet;
@@ -92,6 +93,8 @@ pub struct Policy {
     pub network: Network,
     pub allow: &'static [&'static str],
     pub private: bool,
+    /// The value of the secret `KEY`, and the hosts that it is for.
+    pub secret: Option<(&'static str, &'static [&'static str])>,
 }
 
 /// What came of an attempt, as the guest says.
@@ -109,11 +112,11 @@ struct Outcome {
 ///
 /// # Panics
 /// If one did not come out as it has to.
-pub fn make(policy: Policy, prepare: fn(&Internet), attempts: &'static [&'static [Attempt]]) {
-    internet::run(move |internet| {
+pub fn make(policy: Policy, prepare: fn(&mut Internet), attempts: &'static [&'static [Attempt]]) {
+    internet::run(move |mut internet| {
         internet.name("alive.allowed.test", &[&["93.184.216.99"]]);
         internet.serve_tcp(7000);
-        prepare(&internet);
+        prepare(&mut internet);
         let runtime = runtime::Builder::new_current_thread().enable_all().build();
         let made = in_a_guest(policy, &internet, attempts);
         let failed = runtime.unwrap().block_on(made);
@@ -122,7 +125,7 @@ pub fn make(policy: Policy, prepare: fn(&Internet), attempts: &'static [&'static
 }
 
 async fn in_a_guest(policy: Policy, internet: &Internet, attempts: &[&[Attempt]]) -> Vec<String> {
-    let sandbox = boot(policy).await;
+    let sandbox = boot(policy, internet).await;
     let (sender, mut events) = mpsc::unbounded_channel();
     let mut all = sandbox.events().unwrap();
     tokio::spawn(async move {
@@ -169,7 +172,7 @@ fn row(columns: [&str; 4]) {
     writeln!(errors, "{id:<4} {what:<66} {expected:<49} {seen}").unwrap();
 }
 
-async fn boot(policy: Policy) -> Sandbox {
+async fn boot(policy: Policy, internet: &Internet) -> Sandbox {
     let program = |name: &str| Some(fixtures::flashpan().with_file_name(name));
     let mut options = HostOptions::new(fixtures::kernel())
         .root(RootSource::Path(fixtures::debian()))
@@ -179,11 +182,17 @@ async fn boot(policy: Policy) -> Sandbox {
     options.boot_timeout = PATIENCE;
     options.time_limit = TimeLimit::Unlimited;
     options.network = policy.network;
+    options.upstream_ca_files.extend(internet.authority());
+    let secrets = match policy.secret {
+        Some((value, hosts)) => json!({"KEY": {"value": value, "hosts": hosts}}),
+        None => json!({}),
+    };
     let network = json!({"network": {
         "allowed_hosts": policy.allow,
         "denied_hosts": [format!("*.{END}")],
         "block_private_ips": !policy.private,
         "dns_servers": [flashpan_tests::internet::NAME_SERVER],
+        "secrets": secrets,
     }});
     let config: Config = serde_json::from_value(network).unwrap();
     Sandbox::create(config, options).await.unwrap()

@@ -20,12 +20,14 @@ use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{IpAddr, Ipv6Addr, TcpListener, TcpStream, UdpSocket};
-use std::process::{Command, Stdio};
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, mpsc};
 use std::thread;
 use std::time::Duration;
 
 use nix::sched::{CloneFlags, unshare};
+use tempfile::TempDir;
 
 use dns::Zones;
 
@@ -101,6 +103,22 @@ pub struct Internet {
     zones: Arc<Zones>,
     record: Arc<Record>,
     jobs: mpsc::Sender<Job>,
+    web: Option<Web>,
+}
+
+/// A program that serves HTTP and HTTPS.
+#[derive(Debug)]
+struct Web {
+    program: Child,
+    directory: TempDir,
+}
+
+impl Drop for Web {
+    fn drop(&mut self) {
+        // It ends with its input.
+        drop(self.program.stdin.take());
+        let _ = self.program.wait();
+    }
 }
 
 impl Internet {
@@ -155,6 +173,7 @@ impl Internet {
             zones: Arc::default(),
             record,
             jobs,
+            web: None,
         };
         let zones = Arc::clone(&internet.zones);
         internet.within(move || dns::serve(server, &zones));
@@ -198,6 +217,36 @@ impl Internet {
             let listener = TcpListener::bind((Ipv6Addr::UNSPECIFIED, port)).expect("a port");
             each(listener, |stream| drop(serve_requests(stream)));
         });
+    }
+
+    /// Servers of HTTP and HTTPS at every address, with certificates for names below
+    /// `allowed.test` and `glob.test` (`web.py` says more). They tell in which places of a
+    /// request this value is.
+    ///
+    /// # Panics
+    /// If their ports are used, and without Python and `openssl`.
+    pub fn serve_web(&mut self, value: &str) {
+        let directory = tempfile::tempdir().expect("a directory");
+        let mut command = Command::new("python3");
+        command
+            .args(["-c", include_str!("web.py")])
+            .arg(directory.path())
+            .env("VALUE", value)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped());
+        let mut program = self.within(move || command.spawn().expect("there is no Python"));
+        let mut line = String::new();
+        let said = program.stdout.take().expect("piped");
+        let said = BufReader::new(said).read_line(&mut line);
+        assert!(said.is_ok() && line == "up\n", "it did not come up");
+        self.web = Some(Web { program, directory });
+    }
+
+    /// The file with the authority of [`Self::serve_web`], if there is one.
+    #[must_use]
+    pub fn authority(&self) -> Option<PathBuf> {
+        let web = self.web.as_ref()?;
+        Some(web.directory.path().join("ca.pem"))
     }
 
     /// A server at every address that sends without an end, and takes nothing.
