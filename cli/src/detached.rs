@@ -246,6 +246,8 @@ async fn launch(mut launching: Launching) -> Result<Sandbox, NotStarted> {
     if launch.keeps_something() {
         // As `flashpan stop` would.
         builder = builder.time_limit_end(launching.record().grace(), supervise::WITHIN);
+    } else {
+        launching.keeps_nothing();
     }
     if let Some(sink) = launching.take_console() {
         builder = builder.console_sink(sink);

@@ -256,6 +256,20 @@ fn a_supervisor_that_is_stuck_with_no_room_for_another_client_is_ended_with_its_
     vms.assert_nothing_left();
 }
 
+#[test]
+fn a_supervisor_that_is_stuck_and_takes_no_connections_is_ended_with_its_vm() {
+    let vms = Vms::new("normal");
+    let id = vms.run(&[], &["sleep"]);
+    let supervisor = vms.supervisor(&id);
+    nix::sys::signal::kill(supervisor, nix::sys::signal::Signal::SIGSTOP).unwrap();
+    // As at its end, when it writes down how that was.
+    fs::remove_file(vms.state().join("vms").join(&id).join("control.sock")).unwrap();
+    assert_eq!(vms.ok(&["kill", &id]), format!("{id}\n"));
+    assert_eq!(vms.status(&id), "crashed");
+    vms.ok(&["rm", &id]);
+    vms.assert_nothing_left();
+}
+
 /// The children of a process.
 fn children(pid: Pid) -> Vec<Pid> {
     let text = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap();

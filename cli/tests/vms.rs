@@ -231,6 +231,17 @@ fn a_supervisor_obeys_signals() {
     assert_eq!(vms.inspect(&id)["exit"]["reason"]["kind"], "killed");
 }
 
+/// One whose disks stay may take five minutes.
+#[test]
+fn nobody_waits_long_for_a_guest_of_which_nothing_stays() {
+    let vms = Vms::new("stubborn");
+    let id = vms.run(&["--rm"], &["sleep"]);
+    let begun = Instant::now();
+    assert_eq!(vms.ok(&["stop", "-t", "1", &id]), format!("{id}\n"));
+    assert!(begun.elapsed() < LONG, "{:?}", begun.elapsed());
+    vms.assert_nothing_left();
+}
+
 #[test]
 fn a_supervisor_that_is_stuck_is_ended_with_its_vm() {
     let vms = Vms::new("normal");

@@ -22,6 +22,7 @@ use crate::events::Events;
 use crate::exit::{Exit, ExitReason};
 use crate::state::{
     EventReader, ExitRecord, LogReader, LogStream, StateError, Vm, last_exit, marked,
+    wait_until_free,
 };
 use crate::text::one_line;
 
@@ -146,9 +147,23 @@ impl Attachment {
             asked.next().await
         };
         match timeout(KILL_WITHIN, asked).await {
-            Ok(Ok(Answer::Ended { .. }) | Err(Error::NotRunning)) => Ok(()),
+            Ok(Ok(Answer::Ended { .. })) => Ok(()),
+            Ok(Err(Error::NotRunning)) => self.kill_unless_gone().await,
             // It is stuck, has no room for another client, or went away.
             _ => self.kill_supervisor().await,
+        }
+    }
+
+    /// SIGKILL to a supervisor that takes no connections any more, unless it ends by itself
+    /// as one does whose VM has ended.
+    async fn kill_unless_gone(&self) -> Result<()> {
+        let lock = self.directory.join("lock");
+        let waited = move || wait_until_free(&lock, KILL_WITHIN);
+        let waited = tokio::task::spawn_blocking(waited).await;
+        let is_gone = waited.unwrap_or(Ok(false));
+        match is_gone.map_err(Error::host("wait for the VM's supervisor"))? {
+            true => Ok(()),
+            false => self.kill_marked(),
         }
     }
 
@@ -156,7 +171,7 @@ impl Attachment {
     async fn kill_supervisor(&self) -> Result<()> {
         match self.connect().await {
             Ok(stream) => kill_listener(&stream),
-            Err(Error::NotRunning) => Ok(()),
+            Err(Error::NotRunning) => self.kill_unless_gone().await,
             // So many wait for it already that there is no room for another.
             Err(Error::Host { source, .. }) if source.kind() == io::ErrorKind::WouldBlock => {
                 self.kill_marked()

@@ -81,8 +81,8 @@ struct Level {
 struct File {
     name: Vec<u8>,
     fd: OwnedFd,
-    /// Of a file that grows, what is there at its beginning. Those of /proc have
-    /// a size of 0 and are read to their end.
+    /// Of a file that grows, what is there at its beginning. Those of the kernel's books
+    /// have a size of 0 and are read to their end.
     left: u64,
 }
 
@@ -250,7 +250,7 @@ impl Reader {
                 });
             } else {
                 let left = match entry.stat.size {
-                    0 => u64::MAX,
+                    0 if has_books(&fd) => u64::MAX,
                     size => size,
                 };
                 self.file = Some(File { name, fd, left });

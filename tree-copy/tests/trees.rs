@@ -13,13 +13,13 @@ mod both;
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fs;
-use std::os::unix::ffi::OsStringExt;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 
 use both::{OPTIONS, copy, copy_as, directory, file, of_kind, open};
 use flashpan_protocol::file::{FileFailureKind, MAX_NAME, TreeEntry};
-use flashpan_tree_copy::{Options, Why, Writer};
+use flashpan_tree_copy::{Options, Reader, Step, Why, Writer};
 use nix::sys::stat::Mode;
 use tempfile::TempDir;
 
@@ -336,6 +336,26 @@ fn a_file_without_a_size_is_read_to_its_end() {
     copy(Path::new("/proc/version"), here.path()).unwrap();
     let copied = fs::read(here.path().join("version")).unwrap();
     assert_eq!(copied, fs::read("/proc/version").unwrap());
+}
+
+/// One that is written to all the time has an end all the same.
+#[test]
+fn a_file_is_as_long_as_it_was_when_it_was_looked_at() {
+    let here = tempfile::tempdir().unwrap();
+    for before in [0, 3] {
+        let path = here.path().join("log");
+        fs::write(&path, vec![b'a'; before]).unwrap();
+        let own = path.as_os_str().as_bytes();
+        let mut reader = Reader::new(&open, own, false, b"log").unwrap();
+        let mut buffer = vec![0; 1000];
+        assert!(matches!(reader.next(&mut buffer), Ok(Some(Step::Entry(_)))));
+        fs::write(&path, [b'a'; 500]).unwrap();
+        let mut read = 0;
+        while let Some(Step::Data(n)) = reader.next(&mut buffer).unwrap() {
+            read += n;
+        }
+        assert_eq!(read, before);
+    }
 }
 
 #[test]

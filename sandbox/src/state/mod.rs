@@ -53,7 +53,7 @@ pub use vm::Vm;
 
 pub(crate) use claim::Claim;
 pub(crate) use event_log::EventLog;
-pub(crate) use lock::marked;
+pub(crate) use lock::{marked, wait_until_free};
 pub(crate) use log_file::LogFile;
 pub(crate) use vm::last_exit;
 pub(crate) use watches::Watches;

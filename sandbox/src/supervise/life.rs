@@ -34,6 +34,9 @@ use crate::supervise::tell::tell;
 /// stopped or its time is up.
 pub const WITHIN: Duration = Duration::from_secs(300);
 
+/// The same for a guest that has nothing to write.
+const WITHIN_WITHOUT_DISKS: Duration = Duration::from_secs(10);
+
 /// How long the last events may take to be written down.
 const TOLD_WITHIN: Duration = Duration::from_secs(5);
 
@@ -45,9 +48,16 @@ pub struct Launching {
     console: Option<LogFile>,
     output: SharedLog,
     secrets: BTreeMap<String, SecretValue>,
+    keeps_nothing: Arc<OnceLock<()>>,
 }
 
 impl Launching {
+    /// Says that nothing of the VM stays ([`crate::Launch::keeps_something`]): nobody waits
+    /// long for a guest that does not end.
+    pub fn keeps_nothing(&self) {
+        self.keeps_nothing.get_or_init(|| ());
+    }
+
     /// What the VM is.
     #[must_use]
     pub fn record(&self) -> &Record {
@@ -88,6 +98,7 @@ pub(super) struct Shared {
     abort: watch::Sender<bool>,
     /// How the VM is to be shut down: the time for its programs, and then for the rest.
     stop: watch::Sender<Option<(Duration, Duration)>>,
+    keeps_nothing: Arc<OnceLock<()>>,
     command: watch::Sender<Option<ExitStatus>>,
     finished: watch::Sender<Option<Arc<str>>>,
     /// Tells when all events of the guest are written down.
@@ -137,6 +148,10 @@ impl Shared {
         let Some(sandbox) = self.sandbox.get().map(Arc::clone) else {
             self.abort.send_replace(true);
             return;
+        };
+        let within = match self.keeps_nothing.get() {
+            Some(()) => within.min(WITHIN_WITHOUT_DISKS),
+            None => within,
         };
         let is_first = self.stop.send_if_modified(|order| {
             let is_first = order.is_none();
@@ -287,12 +302,14 @@ fn begin(
         }
     };
     events.vm(Status::Starting, None);
+    let keeps_nothing = Arc::new(OnceLock::new());
     let launching = Launching {
         record: claim.record().clone(),
         directory,
         console: Some(console),
         output: SharedLog::new(output),
         secrets,
+        keeps_nothing: Arc::clone(&keeps_nothing),
     };
     let shared = Arc::new(Shared {
         claim,
@@ -301,6 +318,7 @@ fn begin(
         sandbox: OnceLock::new(),
         abort: watch::Sender::new(false),
         stop: watch::Sender::new(None),
+        keeps_nothing,
         command: watch::Sender::new(None),
         finished: watch::Sender::new(None),
         told: Mutex::new(None),
