@@ -245,12 +245,17 @@ enum Source {
 
 impl Logs {
     /// What there is that was not returned before, or else what comes next; `None` when
-    /// the VM has ended and all of it is read. Cancel safe.
+    /// the VM has ended and all of it is read, or on an attached handle that is gone.
+    /// Cancel safe.
     ///
     /// # Errors
     /// [`Error::State`] if a file cannot be read.
     pub async fn next(&mut self) -> Result<Option<Vec<u8>>> {
         loop {
+            if let Source::Kept { so_far, .. } = &mut self.source {
+                // Before all looks: what comes after them is news.
+                so_far.mark_unchanged();
+            }
             // Seen before the last bytes are read.
             let over = self.is_over();
             let there = self.available()?;
@@ -270,9 +275,8 @@ impl Logs {
             };
             tokio::select! {
                 changed = changed => changed?,
-                told = self.ended.changed(), if !self.over && self.ended.borrow().is_none() => {
-                    self.over = told.is_err();
-                }
+                // At once if it was told since it was looked at.
+                told = self.ended.changed(), if !self.over => self.over = told.is_err(),
             }
         }
     }
@@ -284,11 +288,8 @@ impl Logs {
     pub fn available(&mut self) -> Result<Vec<u8>> {
         match &mut self.source {
             Source::Kept {
-                shared,
-                so_far,
-                position,
+                shared, position, ..
             } => {
-                so_far.mark_unchanged();
                 let (bytes, is_whole) = shared.output.after(position);
                 self.lost |= !is_whole;
                 Ok(bytes)
@@ -319,6 +320,7 @@ impl Logs {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::exit::{Exit, ExitReason};
 
     #[test]
     fn the_last_of_the_output_is_kept_and_what_is_missing_is_said() {
@@ -337,5 +339,38 @@ mod tests {
         log.push(&vec![b'z'; 3 * KEPT]);
         let (rest, is_whole) = log.after(&mut late);
         assert!(!is_whole && rest == vec![b'z'; KEPT]);
+    }
+
+    /// The end comes from two sides, and each of them between any two looks at it.
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn the_end_is_seen_whenever_it_comes() {
+        for round in 0..20_000 {
+            let shared: Arc<Shared> = Arc::default();
+            let (sender, ended) = watch::channel(None);
+            let writing = Writing::new(&shared);
+            let mut logs = Logs {
+                source: Source::Kept {
+                    so_far: shared.output.so_far.subscribe(),
+                    shared: Arc::clone(&shared),
+                    position: 0,
+                },
+                ended,
+                over: false,
+                lost: false,
+            };
+            let end = tokio::spawn(async move {
+                sender.send_replace(Some(Arc::new(Exit {
+                    reason: ExitReason::PowerOff,
+                    console: Vec::new(),
+                    stats: None,
+                })));
+                drop(writing);
+                // It lives as long as the handle does.
+                sender
+            });
+            let next = timeout(Duration::from_secs(60), logs.next()).await;
+            assert!(matches!(next, Ok(Ok(None))), "round {round}: {next:?}");
+            drop(end.await);
+        }
     }
 }
