@@ -9,7 +9,7 @@ use tokio::sync::oneshot;
 use tokio::time::timeout;
 
 use crate::attach::{Attachment, unexpected};
-use crate::driver::Command;
+use crate::driver::{Command, Ended};
 use crate::error::{Error, Result};
 use crate::exec::ExecOptions;
 use crate::pump::Task;
@@ -49,16 +49,28 @@ impl Sandbox {
         vm.must_live()?;
         let attachment = Attachment::to(vm);
         let (ended, listen) = attachment.watch().await?;
-        Ok(Self {
+        let surroundings = Surroundings::Kept(Arc::new(vm.record().programs.clone()));
+        Ok(Self::by(attachment, surroundings, ended, listen))
+    }
+
+    /// A handle of a VM that another process supervises, which hears of its end as long as
+    /// it is there.
+    fn by(
+        attachment: Attachment,
+        surroundings: Surroundings,
+        ended: Ended,
+        listen: impl Future<Output = ()> + Send + 'static,
+    ) -> Self {
+        Self {
             way: Way::Attached(attachment),
             ended,
             shared: Arc::default(),
             config: None,
-            surroundings: Surroundings::Kept(Arc::new(vm.record().programs.clone())),
+            surroundings,
             kept: std::sync::Mutex::default(),
             _listener: Task::spawn(listen),
             _time_limit: None,
-        })
+        }
     }
 
     /// Ends a VM that another process supervises, whatever that is doing: asks it to,
@@ -220,5 +232,59 @@ impl Sandbox {
                 }
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::{Duration, SystemTime};
+
+    use super::*;
+    use crate::events::VmEventKind;
+    use crate::state::{LoggedEvent, LoggedKind};
+
+    const LONG: Duration = Duration::from_secs(60);
+
+    /// A handle of a VM whose end is never told.
+    fn attached(directory: &std::path::Path) -> Sandbox {
+        let (teller, ended) = tokio::sync::watch::channel(None);
+        let listen = async move {
+            std::future::pending::<()>().await;
+            drop(teller);
+        };
+        let attachment = Attachment::at("vm-00000001", directory.to_owned());
+        Sandbox::by(attachment, Surroundings::None, ended, listen)
+    }
+
+    #[tokio::test]
+    async fn events_and_logs_of_a_handle_end_with_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let sandbox = attached(dir.path());
+        let mut events = sandbox.events().unwrap();
+        let mut logs = sandbox.logs().unwrap();
+        // They wait as long as it is there.
+        tokio::select! {
+            biased;
+            event = events.next() => panic!("{event:?}"),
+            bytes = logs.next() => panic!("{bytes:?}"),
+            () = std::future::ready(()) => {}
+        }
+        let lost = LoggedEvent {
+            time: SystemTime::UNIX_EPOCH.into(),
+            vm: "vm-00000001".to_owned(),
+            kind: LoggedKind::Lost {
+                count: 5,
+                network: false,
+            },
+        };
+        let line = format!("{}\n", serde_json::to_string(&lost).unwrap());
+        std::fs::write(dir.path().join("events.log"), line).unwrap();
+        drop(sandbox);
+        // What was written by then is still told.
+        let lost = timeout(LONG, events.next()).await.unwrap().unwrap();
+        assert!(matches!(lost.kind, VmEventKind::Lost(5)), "{lost:?}");
+        assert!(timeout(LONG, events.next()).await.unwrap().is_none());
+        let rest = timeout(LONG, logs.next()).await.unwrap();
+        assert!(rest.unwrap().is_none());
     }
 }
