@@ -164,8 +164,11 @@ impl Sandbox {
     /// attached handle.
     ///
     /// # Errors
-    /// As [`Sandbox::exec`]; [`Error::InvalidConfig`] on a handle that is not attached.
+    /// As [`Sandbox::exec`]; [`Error::InvalidConfig`] on a handle that is not attached, and
+    /// for what takes somebody who watches: [`ExecOptions::stdin`] and
+    /// [`ExecOptions::timeout`].
     pub async fn spawn(&self, options: ExecOptions) -> Result<u32> {
+        options.need_nobody()?;
         let Way::Attached(attachment) = &self.way else {
             let why = "only the supervisor of a VM can run a program that nobody watches";
             return Err(Error::config("spawn", why));
@@ -286,5 +289,24 @@ mod tests {
         assert!(timeout(LONG, events.next()).await.unwrap().is_none());
         let rest = timeout(LONG, logs.next()).await.unwrap();
         assert!(rest.unwrap().is_none());
+    }
+
+    #[tokio::test]
+    async fn a_program_that_nobody_watches_has_neither_input_nor_a_limit() {
+        let dir = tempfile::tempdir().unwrap();
+        let sandbox = attached(dir.path());
+        let plain = ExecOptions::argv(["sleep", "9"]);
+        for (options, named) in [
+            (plain.clone().stdin(true), "stdin"),
+            (plain.clone().timeout(LONG), "timeout"),
+        ] {
+            match sandbox.spawn(options).await {
+                Err(Error::InvalidConfig { field, .. }) => assert_eq!(field, named),
+                other => panic!("{other:?}"),
+            }
+        }
+        // All else is for the supervisor, which is not there.
+        let without = sandbox.spawn(plain.stdin(false)).await;
+        assert!(matches!(without, Err(Error::NotRunning)), "{without:?}");
     }
 }
