@@ -252,10 +252,6 @@ impl Logs {
     /// [`Error::State`] if a file cannot be read.
     pub async fn next(&mut self) -> Result<Option<Vec<u8>>> {
         loop {
-            if let Source::Kept { so_far, .. } = &mut self.source {
-                // Before all looks: what comes after them is news.
-                so_far.mark_unchanged();
-            }
             // Seen before the last bytes are read.
             let over = self.is_over();
             let there = self.available()?;
@@ -265,20 +261,27 @@ impl Logs {
             if over {
                 return Ok(None);
             }
-            let changed = async {
-                match &mut self.source {
-                    // It fails only if the sender is gone, which `shared` holds.
-                    Source::Kept { so_far, .. } => drop(so_far.changed().await),
-                    Source::Written(reader) => reader.changed().await?,
-                }
-                Ok::<_, Error>(())
-            };
-            tokio::select! {
-                changed = changed => changed?,
-                // At once if it was told since it was looked at.
-                told = self.ended.changed(), if !self.over => self.over = told.is_err(),
-            }
+            self.news().await?;
         }
+    }
+
+    /// Waits until there may be more, or it may be over, since it was last asked whether
+    /// it is. Cancel safe.
+    async fn news(&mut self) -> Result<()> {
+        let changed = async {
+            match &mut self.source {
+                // It fails only if the sender is gone, which `shared` holds.
+                Source::Kept { so_far, .. } => drop(so_far.changed().await),
+                Source::Written(reader) => reader.changed().await?,
+            }
+            Ok::<_, Error>(())
+        };
+        tokio::select! {
+            changed = changed => changed?,
+            // At once if it was told since it was looked at.
+            told = self.ended.changed(), if !self.over => self.over = told.is_err(),
+        }
+        Ok(())
     }
 
     /// What there is now that was not returned before; empty if there is nothing.
@@ -307,10 +310,11 @@ impl Logs {
         std::mem::take(&mut self.lost)
     }
 
-    fn is_over(&self) -> bool {
+    /// Whether nothing is written any more. What comes after this look is news.
+    fn is_over(&mut self) -> bool {
         let ended = self.over || self.ended.borrow().is_some();
-        let is_written = match &self.source {
-            Source::Kept { so_far, .. } => so_far.borrow().writers == 0,
+        let is_written = match &mut self.source {
+            Source::Kept { so_far, .. } => so_far.borrow_and_update().writers == 0,
             Source::Written(_) => true,
         };
         ended && is_written
@@ -341,13 +345,16 @@ mod tests {
         assert!(!is_whole && rest == vec![b'z'; KEPT]);
     }
 
-    /// The end comes from two sides, and each of them between any two looks at it.
-    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-    async fn the_end_is_seen_whenever_it_comes() {
-        for round in 0..20_000 {
+    /// The VM's end is told, and the last writer goes, each before any of the steps of
+    /// [`Logs::next`].
+    #[tokio::test]
+    async fn the_end_is_news_whenever_it_comes() {
+        let minute = Duration::from_secs(60);
+        let steps = || 0..4;
+        for (told, gone) in steps().flat_map(|told| steps().map(move |gone| (told, gone))) {
             let shared: Arc<Shared> = Arc::default();
-            let (sender, ended) = watch::channel(None);
-            let writing = Writing::new(&shared);
+            let (teller, ended) = watch::channel(None);
+            let mut writing = Some(Writing::new(&shared));
             let mut logs = Logs {
                 source: Source::Kept {
                     so_far: shared.output.so_far.subscribe(),
@@ -358,19 +365,35 @@ mod tests {
                 over: false,
                 lost: false,
             };
-            let end = tokio::spawn(async move {
-                sender.send_replace(Some(Arc::new(Exit {
-                    reason: ExitReason::PowerOff,
-                    console: Vec::new(),
-                    stats: None,
-                })));
-                drop(writing);
-                // It lives as long as the handle does.
-                sender
-            });
-            let next = timeout(Duration::from_secs(60), logs.next()).await;
-            assert!(matches!(next, Ok(Ok(None))), "round {round}: {next:?}");
-            drop(end.await);
+            let mut before = |step| {
+                if step == told {
+                    teller.send_replace(Some(Arc::new(Exit {
+                        reason: ExitReason::PowerOff,
+                        console: Vec::new(),
+                        stats: None,
+                    })));
+                }
+                if step == gone {
+                    writing = None;
+                }
+            };
+            before(0);
+            if told == 0 {
+                // That alone was waited for.
+                let news = timeout(minute, logs.news()).await;
+                assert!(matches!(news, Ok(Ok(()))), "{gone}: {news:?}");
+            }
+            before(1);
+            let over = logs.is_over();
+            before(2);
+            assert!(logs.available().unwrap().is_empty());
+            before(3);
+            if !over {
+                let news = timeout(minute, logs.news()).await;
+                assert!(matches!(news, Ok(Ok(()))), "{told} {gone}: {news:?}");
+            }
+            let next = timeout(minute, logs.next()).await;
+            assert!(matches!(next, Ok(Ok(None))), "{told} {gone}: {next:?}");
         }
     }
 }
