@@ -176,6 +176,8 @@ enum Source {
 struct Written {
     reader: EventReader,
     ended: Ended,
+    /// Whether nobody tells the end of the VM any more.
+    over: bool,
     running: Running,
 }
 
@@ -184,12 +186,13 @@ impl Events {
         Self(Source::Written(Box::new(Written {
             reader,
             ended,
+            over: false,
             running: Running::default(),
         })))
     }
 
-    /// The next event; `None` when the guest is gone, or nobody can tell any more.
-    /// Cancel safe.
+    /// The next event; `None` when the guest is gone, or nobody can tell any more: those
+    /// of an attached handle end with it. Cancel safe.
     pub async fn next(&mut self) -> Option<VmEvent> {
         let event = match &mut self.0 {
             Source::Heard(early, events) => match early.pop_front() {
@@ -214,7 +217,7 @@ impl Written {
     async fn next(&mut self) -> Option<VmEvent> {
         loop {
             // Seen before the last lines are read.
-            let over = self.ended.borrow().is_some();
+            let over = self.over || self.ended.borrow().is_some();
             while let Some(logged) = self.reader.available().ok()? {
                 if let Some(event) = self.running.event_of(logged) {
                     return Some(event);
@@ -225,8 +228,7 @@ impl Written {
             }
             tokio::select! {
                 changed = self.reader.changed() => changed.ok()?,
-                // One that nobody tells the end of has ended as well.
-                _ = self.ended.changed() => {}
+                told = self.ended.changed() => self.over = told.is_err(),
             }
         }
     }

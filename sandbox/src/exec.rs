@@ -135,7 +135,8 @@ impl ExecOptions {
         self
     }
 
-    /// Whether input will be sent; `/dev/null` otherwise.
+    /// Whether input will be sent; `/dev/null` otherwise. [`crate::Sandbox::spawn`] can
+    /// send none, and refuses it.
     pub fn stdin(mut self, stdin: bool) -> Self {
         self.stdin = stdin;
         self
@@ -157,7 +158,7 @@ impl ExecOptions {
     /// How long the program may take, from the call of [`crate::Sandbox::exec`] on:
     /// then it gets SIGTERM, and SIGKILL 2 seconds later with all that it started,
     /// and waiting for it is [`Error::ProgramTimeout`]. As long as it likes
-    /// otherwise.
+    /// otherwise, as all that [`crate::Sandbox::spawn`] runs: a limit is refused there.
     pub fn timeout(mut self, timeout: Duration) -> Self {
         self.timeout = Some(timeout);
         self
@@ -222,6 +223,20 @@ impl ExecOptions {
             ),
             other => other.into(),
         })
+    }
+
+    /// Refuses what takes somebody who watches the program.
+    pub(crate) fn need_nobody(&self) -> Result<()> {
+        if self.stdin {
+            let why = "a program that nobody watches is sent no input; use `exec`";
+            return Err(Error::config("stdin", why));
+        }
+        if self.timeout.is_some() {
+            let why = "a program that nobody watches runs as long as it likes; use `exec`, \
+                       or `timeout` of the guest";
+            return Err(Error::config("timeout", why));
+        }
+        Ok(())
     }
 
     pub(crate) fn into_request(self) -> Result<ExecRequest> {

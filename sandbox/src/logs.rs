@@ -245,7 +245,8 @@ enum Source {
 
 impl Logs {
     /// What there is that was not returned before, or else what comes next; `None` when
-    /// the VM has ended and all of it is read. Cancel safe.
+    /// the VM has ended and all of it is read, or on an attached handle that is gone.
+    /// Cancel safe.
     ///
     /// # Errors
     /// [`Error::State`] if a file cannot be read.
@@ -260,21 +261,27 @@ impl Logs {
             if over {
                 return Ok(None);
             }
-            let changed = async {
-                match &mut self.source {
-                    // It fails only if the sender is gone, which `shared` holds.
-                    Source::Kept { so_far, .. } => drop(so_far.changed().await),
-                    Source::Written(reader) => reader.changed().await?,
-                }
-                Ok::<_, Error>(())
-            };
-            tokio::select! {
-                changed = changed => changed?,
-                told = self.ended.changed(), if !self.over && self.ended.borrow().is_none() => {
-                    self.over = told.is_err();
-                }
-            }
+            self.news().await?;
         }
+    }
+
+    /// Waits until there may be more, or it may be over, since it was last asked whether
+    /// it is. Cancel safe.
+    async fn news(&mut self) -> Result<()> {
+        let changed = async {
+            match &mut self.source {
+                // It fails only if the sender is gone, which `shared` holds.
+                Source::Kept { so_far, .. } => drop(so_far.changed().await),
+                Source::Written(reader) => reader.changed().await?,
+            }
+            Ok::<_, Error>(())
+        };
+        tokio::select! {
+            changed = changed => changed?,
+            // At once if it was told since it was looked at.
+            told = self.ended.changed(), if !self.over => self.over = told.is_err(),
+        }
+        Ok(())
     }
 
     /// What there is now that was not returned before; empty if there is nothing.
@@ -284,11 +291,8 @@ impl Logs {
     pub fn available(&mut self) -> Result<Vec<u8>> {
         match &mut self.source {
             Source::Kept {
-                shared,
-                so_far,
-                position,
+                shared, position, ..
             } => {
-                so_far.mark_unchanged();
                 let (bytes, is_whole) = shared.output.after(position);
                 self.lost |= !is_whole;
                 Ok(bytes)
@@ -306,10 +310,11 @@ impl Logs {
         std::mem::take(&mut self.lost)
     }
 
-    fn is_over(&self) -> bool {
+    /// Whether nothing is written any more. What comes after this look is news.
+    fn is_over(&mut self) -> bool {
         let ended = self.over || self.ended.borrow().is_some();
-        let is_written = match &self.source {
-            Source::Kept { so_far, .. } => so_far.borrow().writers == 0,
+        let is_written = match &mut self.source {
+            Source::Kept { so_far, .. } => so_far.borrow_and_update().writers == 0,
             Source::Written(_) => true,
         };
         ended && is_written
@@ -319,6 +324,7 @@ impl Logs {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::exit::{Exit, ExitReason};
 
     #[test]
     fn the_last_of_the_output_is_kept_and_what_is_missing_is_said() {
@@ -337,5 +343,57 @@ mod tests {
         log.push(&vec![b'z'; 3 * KEPT]);
         let (rest, is_whole) = log.after(&mut late);
         assert!(!is_whole && rest == vec![b'z'; KEPT]);
+    }
+
+    /// The VM's end is told, and the last writer goes, each before any of the steps of
+    /// [`Logs::next`].
+    #[tokio::test]
+    async fn the_end_is_news_whenever_it_comes() {
+        let minute = Duration::from_secs(60);
+        let steps = || 0..4;
+        for (told, gone) in steps().flat_map(|told| steps().map(move |gone| (told, gone))) {
+            let shared: Arc<Shared> = Arc::default();
+            let (teller, ended) = watch::channel(None);
+            let mut writing = Some(Writing::new(&shared));
+            let mut logs = Logs {
+                source: Source::Kept {
+                    so_far: shared.output.so_far.subscribe(),
+                    shared: Arc::clone(&shared),
+                    position: 0,
+                },
+                ended,
+                over: false,
+                lost: false,
+            };
+            let mut before = |step| {
+                if step == told {
+                    teller.send_replace(Some(Arc::new(Exit {
+                        reason: ExitReason::PowerOff,
+                        console: Vec::new(),
+                        stats: None,
+                    })));
+                }
+                if step == gone {
+                    writing = None;
+                }
+            };
+            before(0);
+            if told == 0 {
+                // That alone was waited for.
+                let news = timeout(minute, logs.news()).await;
+                assert!(matches!(news, Ok(Ok(()))), "{gone}: {news:?}");
+            }
+            before(1);
+            let over = logs.is_over();
+            before(2);
+            assert!(logs.available().unwrap().is_empty());
+            before(3);
+            if !over {
+                let news = timeout(minute, logs.news()).await;
+                assert!(matches!(news, Ok(Ok(()))), "{told} {gone}: {news:?}");
+            }
+            let next = timeout(minute, logs.next()).await;
+            assert!(matches!(next, Ok(Ok(None))), "{told} {gone}: {next:?}");
+        }
     }
 }

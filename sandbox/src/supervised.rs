@@ -9,7 +9,7 @@ use tokio::sync::oneshot;
 use tokio::time::timeout;
 
 use crate::attach::{Attachment, unexpected};
-use crate::driver::Command;
+use crate::driver::{Command, Ended};
 use crate::error::{Error, Result};
 use crate::exec::ExecOptions;
 use crate::pump::Task;
@@ -49,16 +49,28 @@ impl Sandbox {
         vm.must_live()?;
         let attachment = Attachment::to(vm);
         let (ended, listen) = attachment.watch().await?;
-        Ok(Self {
+        let surroundings = Surroundings::Kept(Arc::new(vm.record().programs.clone()));
+        Ok(Self::by(attachment, surroundings, ended, listen))
+    }
+
+    /// A handle of a VM that another process supervises, which hears of its end as long as
+    /// it is there.
+    fn by(
+        attachment: Attachment,
+        surroundings: Surroundings,
+        ended: Ended,
+        listen: impl Future<Output = ()> + Send + 'static,
+    ) -> Self {
+        Self {
             way: Way::Attached(attachment),
             ended,
             shared: Arc::default(),
             config: None,
-            surroundings: Surroundings::Kept(Arc::new(vm.record().programs.clone())),
+            surroundings,
             kept: std::sync::Mutex::default(),
             _listener: Task::spawn(listen),
             _time_limit: None,
-        })
+        }
     }
 
     /// Ends a VM that another process supervises, whatever that is doing: asks it to,
@@ -152,8 +164,11 @@ impl Sandbox {
     /// attached handle.
     ///
     /// # Errors
-    /// As [`Sandbox::exec`]; [`Error::InvalidConfig`] on a handle that is not attached.
+    /// As [`Sandbox::exec`]; [`Error::InvalidConfig`] on a handle that is not attached, and
+    /// for what takes somebody who watches: [`ExecOptions::stdin`] and
+    /// [`ExecOptions::timeout`].
     pub async fn spawn(&self, options: ExecOptions) -> Result<u32> {
+        options.need_nobody()?;
         let Way::Attached(attachment) = &self.way else {
             let why = "only the supervisor of a VM can run a program that nobody watches";
             return Err(Error::config("spawn", why));
@@ -220,5 +235,78 @@ impl Sandbox {
                 }
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::{Duration, SystemTime};
+
+    use super::*;
+    use crate::events::VmEventKind;
+    use crate::state::{LoggedEvent, LoggedKind};
+
+    const LONG: Duration = Duration::from_secs(60);
+
+    /// A handle of a VM whose end is never told.
+    fn attached(directory: &std::path::Path) -> Sandbox {
+        let (teller, ended) = tokio::sync::watch::channel(None);
+        let listen = async move {
+            std::future::pending::<()>().await;
+            drop(teller);
+        };
+        let attachment = Attachment::at("vm-00000001", directory.to_owned());
+        Sandbox::by(attachment, Surroundings::None, ended, listen)
+    }
+
+    #[tokio::test]
+    async fn events_and_logs_of_a_handle_end_with_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let sandbox = attached(dir.path());
+        let mut events = sandbox.events().unwrap();
+        let mut logs = sandbox.logs().unwrap();
+        // They wait as long as it is there.
+        tokio::select! {
+            biased;
+            event = events.next() => panic!("{event:?}"),
+            bytes = logs.next() => panic!("{bytes:?}"),
+            () = std::future::ready(()) => {}
+        }
+        let lost = LoggedEvent {
+            time: SystemTime::UNIX_EPOCH.into(),
+            vm: "vm-00000001".to_owned(),
+            kind: LoggedKind::Lost {
+                count: 5,
+                network: false,
+            },
+        };
+        let line = format!("{}\n", serde_json::to_string(&lost).unwrap());
+        std::fs::write(dir.path().join("events.log"), line).unwrap();
+        drop(sandbox);
+        // What was written by then is still told.
+        let lost = timeout(LONG, events.next()).await.unwrap().unwrap();
+        assert!(matches!(lost.kind, VmEventKind::Lost(5)), "{lost:?}");
+        assert!(timeout(LONG, events.next()).await.unwrap().is_none());
+        let rest = timeout(LONG, logs.next()).await.unwrap();
+        assert!(rest.unwrap().is_none());
+    }
+
+    #[tokio::test]
+    async fn a_program_that_nobody_watches_has_neither_input_nor_a_limit() {
+        let dir = tempfile::tempdir().unwrap();
+        let sandbox = attached(dir.path());
+        let plain = ExecOptions::argv(["sleep", "9"]);
+        for (options, named) in [
+            (plain.clone().stdin(true), "stdin"),
+            (plain.clone().timeout(LONG), "timeout"),
+        ] {
+            match sandbox.spawn(options).await {
+                Err(Error::InvalidConfig { field, .. }) => assert_eq!(field, named),
+                other => panic!("{other:?}"),
+            }
+        }
+        // All else is for the supervisor, which is not there.
+        let without = sandbox.spawn(plain.stdin(false)).await;
+        assert!(matches!(without, Err(Error::NotRunning)), "{without:?}");
     }
 }

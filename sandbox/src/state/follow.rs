@@ -97,6 +97,8 @@ impl LogReader {
             if !same {
                 file.read_to_end(&mut before)?;
             }
+            // What follows it is not there yet.
+            self.file.get_or_insert(file);
         }
         if let Some(file) = &mut self.file {
             file.read_to_end(&mut before)?;
@@ -123,7 +125,7 @@ impl LogReader {
         }
         loop {
             let Some(file) = &mut self.file else {
-                self.open_current()?;
+                self.open_what_follows(None)?;
                 if self.file.is_none() {
                     return Ok(Vec::new());
                 }
@@ -150,10 +152,29 @@ impl LogReader {
             let Some(_) = there else {
                 return Ok(Vec::new());
             };
-            let old = fs::metadata(old(&self.path));
-            self.lost |= !old.is_ok_and(|metadata| inode(&metadata) == ours);
-            self.open_current()?;
+            self.open_what_follows(Some(ours))?;
         }
+    }
+
+    /// Goes on to what was written after the file that was read, if one was: to the
+    /// current file if that is the next, or else to the oldest there is.
+    fn open_what_follows(&mut self, read: Option<Inode>) -> io::Result<()> {
+        self.open_current()?;
+        // Looked at after the current file is open: if the old one is what was read, no
+        // other was between them. One that cannot be opened is as good as gone.
+        let before = open(&old(&self.path)).unwrap_or_default();
+        let before = before.and_then(|file| Some((inode(&file.metadata().ok()?), file)));
+        match before {
+            Some((number, _)) if Some(number) == read => {}
+            Some((_, file)) => {
+                // How many there were between them, if any, nobody knows.
+                self.lost = true;
+                // The current one may have become the old one since: it is the same then.
+                self.file = Some(file);
+            }
+            None => self.lost |= read.is_some(),
+        }
+        Ok(())
     }
 
     fn open_current(&mut self) -> io::Result<()> {
@@ -171,6 +192,11 @@ impl LogReader {
         Ok(())
     }
 
+    /// What was there when this was opened, if none of it was returned yet.
+    pub(super) fn take_first(&mut self) -> Vec<u8> {
+        std::mem::take(&mut self.pending)
+    }
+
     /// Waits until there may be more. Cancel safe.
     ///
     /// # Errors
@@ -180,7 +206,8 @@ impl LogReader {
         changed.map_err(failed("watch", &self.path))
     }
 
-    /// Whether more was written than was read in time, since this was last asked.
+    /// Whether so much was written, before it was read, that some of it may be gone;
+    /// since this was last asked.
     pub fn take_lost(&mut self) -> bool {
         std::mem::take(&mut self.lost)
     }
@@ -243,7 +270,10 @@ fn read_chunk(file: &mut File) -> io::Result<Vec<u8>> {
     Ok(chunk)
 }
 
-fn inode(metadata: &fs::Metadata) -> (u64, u64) {
+/// What tells a file from all others while it is open.
+type Inode = (u64, u64);
+
+fn inode(metadata: &fs::Metadata) -> Inode {
     (metadata.dev(), metadata.ino())
 }
 
@@ -334,6 +364,51 @@ mod tests {
         log.write_all(b"more\n").unwrap();
         timeout(LONG, reader.changed()).await.unwrap().unwrap();
         assert_eq!(reader.available().unwrap(), b"more\n");
+    }
+
+    #[test]
+    fn who_falls_behind_goes_on_with_the_oldest_there_is() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("output.log");
+        let all = |reader: &mut LogReader| {
+            let mut all = Vec::new();
+            loop {
+                match reader.available().unwrap() {
+                    chunk if chunk.is_empty() => return String::from_utf8(all).unwrap(),
+                    chunk => all.extend(chunk),
+                }
+            }
+        };
+        let mut early = LogReader::at(path.clone(), dir.path(), None).unwrap();
+        let mut log = LogFile::with_max(path.clone(), 4).unwrap();
+        log.write_all(b"one ").unwrap();
+        let mut reader = LogReader::at(path.clone(), dir.path(), None).unwrap();
+        assert_eq!(all(&mut reader), "one ");
+        log.write_all(b"two tre fou fiv ").unwrap();
+        // Two and three are gone.
+        assert_eq!(all(&mut reader), "fou fiv ");
+        assert!(reader.take_lost());
+        log.write_all(b"six").unwrap();
+        assert_eq!(all(&mut reader), "six");
+        assert!(!reader.take_lost());
+        // Nothing was there for this one when it began.
+        assert_eq!(all(&mut early), "fiv six");
+        assert!(early.take_lost());
+    }
+
+    #[test]
+    fn an_old_file_alone_is_read_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("output.log");
+        // Its follower is about to be made.
+        fs::write(old(&path), "one ").unwrap();
+        let mut reader = LogReader::at(path.clone(), dir.path(), None).unwrap();
+        assert_eq!(reader.available().unwrap(), b"one ");
+        assert!(reader.available().unwrap().is_empty());
+        fs::write(&path, "two").unwrap();
+        assert_eq!(reader.available().unwrap(), b"two");
+        assert!(reader.available().unwrap().is_empty());
+        assert!(!reader.take_lost());
     }
 
     #[tokio::test]

@@ -86,7 +86,7 @@ pub enum LoggedKind {
         activity: Box<NetworkActivity>,
     },
     /// At least so many events before this are missing: they came faster than they
-    /// could be told, or were read.
+    /// could be told. One also where a reader fell so far behind that some may be.
     Lost {
         /// How many.
         count: u64,

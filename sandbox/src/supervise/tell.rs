@@ -90,8 +90,11 @@ impl Quotas {
     /// Whether another one may be.
     fn admit(&mut self, kind: &VmEventKind) -> bool {
         match kind {
-            VmEventKind::Network(_) => self.network.admits(),
-            _ => self.programs.admits(),
+            VmEventKind::Network(_) => self.network.admits(1),
+            // It stands for others: not written, they are still missing. A guest that
+            // tells of none takes room all the same.
+            VmEventKind::Lost(count) => self.programs.admits((*count).max(1)),
+            _ => self.programs.admits(1),
         }
     }
 }
@@ -126,11 +129,11 @@ impl Quota {
         (lost > 0).then_some(lost)
     }
 
-    /// Whether another one may be.
-    fn admits(&mut self) -> bool {
+    /// Whether another one may be, which otherwise leaves so many missing.
+    fn admits(&mut self, missing: u64) -> bool {
         match self.written < self.most {
             true => self.written = self.written.saturating_add(1),
-            false => self.lost = self.lost.saturating_add(1),
+            false => self.lost = self.lost.saturating_add(missing),
         }
         self.lost == 0
     }
@@ -144,13 +147,27 @@ mod tests {
     fn what_is_too_much_in_a_second_is_counted_and_told_in_the_next() {
         let begun = Instant::now();
         let mut quota = Quota::new(PER_SECOND, begun);
-        let admitted = (0..PER_SECOND + 30).filter(|_| quota.admits()).count();
+        let admitted = (0..PER_SECOND + 30).filter(|_| quota.admits(1)).count();
         assert_eq!(admitted, usize::try_from(PER_SECOND).unwrap());
         assert_eq!(quota.renewed(begun + SECOND / 2), None);
-        assert!(!quota.admits());
+        assert!(!quota.admits(1));
         assert_eq!(quota.renewed(begun + SECOND), Some(31));
-        assert!(quota.admits());
+        assert!(quota.admits(1));
         assert_eq!(quota.renewed(begun + 3 * SECOND), None);
+    }
+
+    #[test]
+    fn what_was_missing_before_is_counted_with_what_is_too_much() {
+        let begun = Instant::now();
+        let mut quotas = Quotas::new(begun);
+        assert!(quotas.admit(&VmEventKind::Lost(1000)));
+        for _ in 1..PER_SECOND {
+            assert!(quotas.admit(&VmEventKind::Lost(1)));
+        }
+        for (count, lost) in [(1000, 1000), (1, 1001), (0, 1002), (u64::MAX, u64::MAX)] {
+            assert!(!quotas.admit(&VmEventKind::Lost(count)));
+            assert_eq!(quotas.lost().collect::<Vec<_>>(), [(lost, false)]);
+        }
     }
 
     #[test]
