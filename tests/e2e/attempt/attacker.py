@@ -137,6 +137,16 @@ def ask_tcp(messages, server=GATEWAY):
     except OSError as problem:
         return error(problem)
 
+def content(lines, headers):
+    if headers.get('transfer-encoding') != 'chunked':
+        return lines.read(int(headers.get('content-length', 0)))
+    body = b''
+    while (length := int(lines.readline(), 16)):
+        body += lines.read(length)
+        lines.readline()
+    lines.readline()
+    return body
+
 # What a stream answers to requests: the status of each response, and why it was refused or
 # what is in it.
 def responses(stream, count=1):
@@ -150,7 +160,7 @@ def responses(stream, count=1):
         while (line := lines.readline().decode('latin-1').strip()):
             name, _, value = line.partition(':')
             headers[name.lower()] = value.strip()
-        body = lines.read(int(headers.get('content-length', 0))).decode('latin-1').strip()
+        body = content(lines, headers).decode('latin-1').strip()
         all.append(status[1] + ' ' + headers.get('x-flashpan-denied', body))
     return ', '.join(all)
 
@@ -210,13 +220,15 @@ def web(host, to=None, tls=True, **how):
 
 # All that is answered, with its headers.
 def plain_web(host, target, headers):
-    import gzip
+    import gzip, http.client
     with web_stream(host, None, True) as stream:
         stream.sendall(web_request(host, target, headers))
-        head, _, body = stream.makefile('rb').read().partition(b'\r\n\r\n')
-        if b'content-encoding: gzip' in head.lower():
+        answer = http.client.HTTPResponse(stream)
+        answer.begin()
+        body = answer.read()
+        if answer.headers['Content-Encoding'] == 'gzip':
             body = gzip.decompress(body)
-        return (head + b'\n' + body).decode('latin-1')
+        return (answer.headers.as_string() + body.decode('latin-1'))
 
 # Requests in HTTP/2, each with headers besides those of every one: the code of a refusal, the
 # places of a secret, or how the stream ended.
@@ -318,8 +330,8 @@ def agreed(to, name, protocols):
         with socket.create_connection((to, 443), PATIENCE) as stream:
             with context.wrap_socket(stream, server_hostname=name) as stream:
                 return stream.selected_alpn_protocol()
-    except ssl.SSLError as problem:
-        return problem.reason.rpartition('ALERT_')[2]
+    except ssl.SSLError:
+        return 'refused'
     except OSError as problem:
         return error(problem)
 
