@@ -282,6 +282,7 @@ fn register_request(engine: &mut Engine) {
         .register_get("port", |of: &mut Request| INT::from(of.0.port))
         .register_get("path", |of: &mut Request| of.0.path.clone())
         .register_get("query", |of: &mut Request| of.0.query.clone())
+        .register_get("upgrade", |of: &mut Request| of.0.upgrade)
         .register_get("url", |of: &mut Request| of.0.to_string())
         .register_get("header_names", |of: &mut Request| {
             let names = of.0.headers.iter().map(|(name, _)| name.into());

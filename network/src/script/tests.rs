@@ -260,6 +260,7 @@ fn a_request_is_shown_as_it_was_sent() {
         "req.header(\"cookie\") == \"a=1; b=2\"",
         "req.header(\"x-bytes\").starts_with(\"a\")",
         "req.header(\"none\") == () && !req.header_names.contains(\"none\")",
+        "req.upgrade == \"\"",
         "req.host_is(\"*.a.test\") && req.host_is(\"api.a.test:443\")",
         "!req.host_is(\"a.test\") && !req.host_is(\"api.a.test:80\")",
         "req.path_is(\"/repos/**\") && !req.path_is(\"/*\")",
