@@ -226,6 +226,7 @@ async fn launch(mut launching: Launching) -> Result<Sandbox, NotStarted> {
         mut options,
     } = asked;
     let values = launching.take_secrets();
+    options.secrets_given = launching.take_secrets_given();
     if let Some(network) = &mut config.network {
         for (name, secret) in &mut network.secrets {
             if let Some(value) = values.get(name) {

@@ -15,6 +15,7 @@ use tokio::sync::broadcast::error::RecvError;
 use crate::api::{self, Timestamp, shell_quote_args};
 use crate::driver::Ended;
 use crate::network_event::NetworkActivity;
+use crate::secret_event::SecretActivity;
 use crate::state::{EventReader, LoggedEvent, LoggedKind};
 
 /// How many events wait for whoever reads slowly.
@@ -46,6 +47,8 @@ pub enum VmEventKind {
     ExecEnded(ExecEnded),
     /// Something of the network is over, or was refused.
     Network(Arc<NetworkActivity>),
+    /// A secret has another value from its source, or keeps the one that it had.
+    Secret(SecretActivity),
     /// At least so many events before this are missing: they came faster than they
     /// were read.
     Lost(u64),
@@ -296,6 +299,7 @@ impl Running {
                 command: exec.command,
             }),
             LoggedKind::Network { activity, .. } => VmEventKind::Network(Arc::new(*activity)),
+            LoggedKind::Secret(activity) => VmEventKind::Secret(activity),
             LoggedKind::Lost { count, .. } => VmEventKind::Lost(count),
             LoggedKind::Vm { .. } => return None,
         };
@@ -421,6 +425,11 @@ impl Hub {
         if state.early.is_none() {
             state.tell(VmEventKind::Network(Arc::new(activity)));
         }
+    }
+
+    /// Something of the source of a secret.
+    pub(crate) fn secret(&self, activity: SecretActivity) {
+        self.state().tell(VmEventKind::Secret(activity));
     }
 
     pub(crate) fn lost(&self, number: u64) {

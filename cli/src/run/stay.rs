@@ -65,6 +65,8 @@ pub(super) fn stay(args: &RunArgs) -> Result<u8, Failure> {
         run_command: args.detach,
         remove_unless_ready: true,
         secrets,
+        // They have just been read.
+        ..StartOptions::default()
     };
     detached::start(&vm, options).inspect_err(|_| abandon(&vm))?;
     if args.detach {

@@ -7,6 +7,7 @@ use flashpan::NetworkActivity;
 use flashpan::Sandbox;
 use flashpan::api::shell_quote_args;
 use flashpan::state::{EventReader, LoggedEvent, LoggedKind, Vm, Vms};
+use flashpan::{SecretActivity, SecretState};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
 
@@ -88,6 +89,7 @@ impl Row for LoggedEvent {
             LoggedKind::ExecStarted { .. } => "exec_started",
             LoggedKind::Exec { .. } => "exec",
             LoggedKind::Network { .. } => "network",
+            LoggedKind::Secret(_) => "secret",
             LoggedKind::Lost { .. } => "lost",
             _ => "",
         };
@@ -317,11 +319,23 @@ fn what(event: &LoggedEvent) -> String {
             )
         }
         LoggedKind::Network { activity, .. } => of_network(activity),
+        LoggedKind::Secret(activity) => of_secret(activity),
         LoggedKind::Lost { count, network } => {
             let of = if *network { " of the network" } else { "" };
             format!("at least {count} events{of} are missing")
         }
         _ => "something that this version does not know".to_owned(),
+    }
+}
+
+/// What became of a secret that follows a source.
+fn of_secret(activity: &SecretActivity) -> String {
+    let name = &activity.secret;
+    match (activity.state, &activity.why) {
+        (SecretState::Refreshed, _) => format!("secret {name} has another value"),
+        (SecretState::Followed, _) => format!("secret {name} follows its source again"),
+        (_, Some(why)) => format!("secret {name} keeps its value: {why}"),
+        (_, None) => format!("secret {name} keeps its value"),
     }
 }
 

@@ -1,6 +1,6 @@
 //! Starting, stopping and everything in between.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -228,15 +228,21 @@ pub(crate) fn start(args: &StartArgs) -> Result<u8, Failure> {
     })
 }
 
-fn start_again(vm: &Vm, secrets: BTreeMap<String, SecretValue>) -> Result<(), Failure> {
-    start_with(vm, detached::secrets_of(vm, secrets)?)
+fn start_again(vm: &Vm, given: BTreeMap<String, SecretValue>) -> Result<(), Failure> {
+    let names = given.keys().cloned().collect();
+    start_with(vm, detached::secrets_of(vm, given)?, names)
 }
 
-fn start_with(vm: &Vm, secrets: BTreeMap<String, SecretValue>) -> Result<(), Failure> {
+fn start_with(
+    vm: &Vm,
+    secrets: BTreeMap<String, SecretValue>,
+    secrets_given: BTreeSet<String>,
+) -> Result<(), Failure> {
     let options = StartOptions {
         run_command: true,
         remove_unless_ready: false,
         secrets,
+        secrets_given,
     };
     detached::start(vm, options)
 }
@@ -253,11 +259,11 @@ fn done(outcome: OutcomeArgs, vm: &Vm, text: &str) -> Result<(), Failure> {
 }
 
 pub(crate) fn restart(args: &RestartArgs) -> Result<u8, Failure> {
-    let secrets = secrets::values(&args.secrets, &args.secret_sources)?;
+    let given = secrets::values(&args.secrets, &args.secret_sources)?;
     each_with_code(&args.vms, |text| {
         let vm = find(text)?;
         // Before it is stopped: what cannot be started again goes on.
-        let secrets = detached::secrets_of(&vm, secrets.clone())?;
+        let secrets = detached::secrets_of(&vm, given.clone())?;
         if vm.status().is_alive() {
             if vm.record().remove {
                 return Err(Failure::new(format!(
@@ -274,7 +280,7 @@ pub(crate) fn restart(args: &RestartArgs) -> Result<u8, Failure> {
                 _ => Err(failure),
             })?;
         }
-        start_with(&vm, secrets)?;
+        start_with(&vm, secrets, given.keys().cloned().collect())?;
         done(args.outcome, &vm, text)
     })
 }

@@ -35,7 +35,7 @@ use crate::host::Host;
 use crate::meter::Meter;
 use crate::policy::{Basis, Code, Denial, Policy, path};
 use crate::report::{Outcome, Report, Reporter, Scheme};
-use crate::script;
+use crate::script::{self, Script};
 
 /// What comes after an upgrade.
 pub(crate) type Relay = Pin<Box<dyn Future<Output = io::Result<()>> + Send>>;
@@ -70,6 +70,8 @@ struct Judged {
     path: PathAndQuery,
     /// Whether rules tell it from others to the same host.
     is_ruled: bool,
+    /// What is to be asked about it.
+    script: Option<Script>,
 }
 
 /// A response that the guest may have.
@@ -263,11 +265,13 @@ impl<D: Dial> Exchange<D> {
             None => path,
         };
         let path = PathAndQuery::try_from(whole).map_err(|_| Failure::ambiguous(target.name()))?;
+        let script = policy.script.as_ref().filter(|of| of.judges_requests());
         Ok(Judged {
             target,
             basis,
             path,
             is_ruled,
+            script: script.cloned(),
         })
     }
 
@@ -276,6 +280,7 @@ impl<D: Dial> Exchange<D> {
         let dial = Arc::clone(&self.dial);
         let (host, port) = (judged.target.host.clone(), judged.target.port);
         let (method, path) = (method.clone(), judged.path.path().to_owned());
+        let script = judged.script.clone();
         let may_be = move |policy: &Policy, address| {
             // One that was sent as it is where nothing told paths from each other.
             if policy.has_rules_for(&host, port)
@@ -284,6 +289,7 @@ impl<D: Dial> Exchange<D> {
                 return Err(Failure::ambiguous(format!("{host}:{port}")).denial);
             }
             policy.request(&host, port, method.as_str(), &path)?;
+            policy.still_judged_by(script.as_ref(), &host, port)?;
             match address {
                 Some(address) => pool::may_stay(&*dial, policy, &host, port, address),
                 None => Ok(()),
@@ -340,7 +346,9 @@ impl<D: Dial> Exchange<D> {
         }
         parts.uri = Uri::from(judged.path);
         parts.headers.insert(HOST, target.authority.clone());
-        self.ask_script(&target, &parts).await?;
+        if let Some(script) = &judged.script {
+            self.ask(script, &target, &parts, upgrade.is_some()).await?;
+        }
         let cx = RequestContext {
             host: target.host.clone(),
             port: target.port,
@@ -454,15 +462,20 @@ impl<D: Dial> Exchange<D> {
     }
 
     /// Shows a request to the policy's script, before any secret is in it.
-    async fn ask_script(&self, target: &Target, parts: &request::Parts) -> Result<(), Failure> {
-        let policy = Arc::clone(&self.policy.borrow());
-        let Some(script) = policy.script.as_ref().filter(|of| of.judges_requests()) else {
-            return Ok(());
-        };
+    async fn ask(
+        &self,
+        script: &Script,
+        target: &Target,
+        parts: &request::Parts,
+        is_upgrade: bool,
+    ) -> Result<(), Failure> {
         let (uri, method) = (&parts.uri, parts.method.as_str());
         let (path, query) = (uri.path(), uri.query().unwrap_or_default());
         let (host, tls) = (target.host.clone(), self.named.is_some());
-        let request = script::Request::new(host, target.port, tls, method, path, query);
+        let mut request = script::Request::new(host, target.port, tls, method, path, query);
+        if is_upgrade {
+            request = request.for_websocket();
+        }
         Ok(script.request(request.with_headers(&parts.headers)).await?)
     }
 

@@ -167,6 +167,28 @@ impl Policy {
         self.script.as_ref().is_some_and(Script::judges_requests)
     }
 
+    /// Whether a request may go on that this script was asked about, if any: one that another
+    /// would have to be asked about would have to be sent again.
+    ///
+    /// # Errors
+    /// There is another script for requests now.
+    pub(crate) fn still_judged_by(
+        &self,
+        script: Option<&Script>,
+        host: &Host,
+        port: u16,
+    ) -> Result<(), Denial> {
+        let now = self.script.as_ref().filter(|of| of.judges_requests());
+        match now.is_none() || now == script {
+            true => Ok(()),
+            false => Err(Denial {
+                code: Code::ScriptFailed,
+                host: format!("{host}:{port}"),
+                rule: Some("policy_script: it has changed since the request began".to_owned()),
+            }),
+        }
+    }
+
     /// Whether there is a script for connections.
     #[must_use]
     pub fn judges_connections(&self) -> bool {

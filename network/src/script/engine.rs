@@ -1,6 +1,6 @@
 //! The language, within its limits, and what a script may use of the host.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
@@ -14,6 +14,7 @@ use rhai::{
     NativeCallContext, Position, Scope,
 };
 
+use super::bounded;
 use super::shown::plain;
 use super::{CONNECTION, Call, Connection, REQUEST, Refusal, Request, ScriptError};
 use crate::host::Host;
@@ -58,6 +59,9 @@ const DISABLED: [&str; 5] = ["eval", "print", "debug", "#{", "curry"];
 thread_local! {
     /// Until when the call that runs on this thread may take; without, nothing runs.
     static UNTIL: Cell<Option<Instant>> = const { Cell::new(None) };
+
+    /// What ended the call that runs on this thread, whatever became of that in the script.
+    static STOPPED: RefCell<Option<Stop>> = const { RefCell::new(None) };
 }
 
 /// Why a call ends that the script did not end.
@@ -69,6 +73,13 @@ enum Stop {
     Late,
     /// It is outside of functions.
     Outside,
+}
+
+impl From<Stop> for Box<EvalAltResult> {
+    /// What nothing in a script can catch.
+    fn from(stop: Stop) -> Self {
+        EvalAltResult::ErrorTerminated(Dynamic::from(stop), Position::NONE).into()
+    }
 }
 
 /// A script that compiled, and what runs it.
@@ -126,11 +137,16 @@ impl Program {
             Call::Connection(connection) => (CONNECTION, Dynamic::from(connection)),
         };
         UNTIL.set(Instant::now().checked_add(WITHIN));
+        STOPPED.set(None);
         let options = CallFnOptions::new().eval_ast(false);
         let mut scope = Scope::new();
         let called: Result<Dynamic, _> =
             (self.engine).call_fn_with_options(options, &mut scope, &self.ast, name, (shown,));
         UNTIL.set(None);
+        let called = match STOPPED.take() {
+            Some(stop) => Err(stop.into()),
+            None => called,
+        };
         let answer = match called {
             Ok(answer) => answer,
             Err(error) => return Err(refusal(name, &error)),
@@ -228,6 +244,7 @@ fn engine() -> Engine {
                 }
                 Some(_) => return None,
             };
+            STOPPED.set(Some(stop.clone()));
             Some(Dynamic::from(stop))
         });
     engine.register_fn("deny", |context: NativeCallContext<'_>| {
@@ -236,18 +253,20 @@ fn engine() -> Engine {
     engine.register_fn("deny", |context: NativeCallContext<'_>, reason: &str| {
         deny(&context, reason)
     });
+    bounded::register(&mut engine, MAX_STRING);
     register_request(&mut engine);
     register_connection(&mut engine);
     engine
 }
 
-type Called<T> = Result<T, Box<EvalAltResult>>;
+pub(super) type Called<T> = Result<T, Box<EvalAltResult>>;
 
 /// Ends the call, wherever it is: a denial that only had to be returned could be forgotten.
 fn deny(context: &NativeCallContext<'_>, reason: &str) -> Called<()> {
     // Of what nothing in a script can catch the language forgets where it was.
     let stop = Stop::Deny(told(reason), context.call_position().line());
-    Err(EvalAltResult::ErrorTerminated(Dynamic::from(stop), Position::NONE).into())
+    STOPPED.set(Some(stop.clone()));
+    Err(stop.into())
 }
 
 fn wrong<T>(why: &impl ToString) -> Called<T> {
@@ -263,6 +282,7 @@ fn register_request(engine: &mut Engine) {
         .register_get("port", |of: &mut Request| INT::from(of.0.port))
         .register_get("path", |of: &mut Request| of.0.path.clone())
         .register_get("query", |of: &mut Request| of.0.query.clone())
+        .register_get("upgrade", |of: &mut Request| of.0.upgrade)
         .register_get("url", |of: &mut Request| of.0.to_string())
         .register_get("header_names", |of: &mut Request| {
             let names = of.0.headers.iter().map(|(name, _)| name.into());

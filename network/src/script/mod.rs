@@ -7,13 +7,15 @@
 //! that fails, or takes too long, denies. `docs/policy-script.md` has it for who writes one.
 //!
 //! * `engine` – the language, and what a script may use of the host;
+//! * `bounded` – functions of the language that would not keep to its limits;
 //! * `shown` – what a script sees.
 
+mod bounded;
 mod engine;
 mod shown;
 
 use std::fmt;
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 
 use thiserror::Error;
@@ -86,7 +88,8 @@ pub struct Script(Arc<Inner>);
 struct Inner {
     source: Box<str>,
     program: Arc<Program>,
-    worker: OnceLock<Option<mpsc::Sender<Job>>>,
+    /// What runs it, once it was asked something.
+    worker: Mutex<Option<mpsc::Sender<Job>>>,
 }
 
 /// One call of a script.
@@ -145,7 +148,7 @@ impl Script {
         Ok(Self(Arc::new(Inner {
             source: source.into(),
             program: Arc::new(program),
-            worker: OnceLock::new(),
+            worker: Mutex::new(None),
         })))
     }
 
@@ -222,12 +225,20 @@ impl Script {
 
     async fn ask(&self, call: Call) -> Result<(), Refusal> {
         let gone = || Refusal::failed("the host has no thread for it");
-        let worker = self.0.worker.get_or_init(|| worker(&self.0.program));
-        let worker = worker.as_ref().ok_or_else(gone)?;
+        let worker = self.worker().ok_or_else(gone)?;
         let (answer, answered) = oneshot::channel();
         let sent = worker.send(Job { call, answer }).await;
         sent.map_err(|_| gone())?;
         answered.await.unwrap_or_else(|_| Err(gone()))
+    }
+
+    /// A host that had no thread for it may have one later.
+    fn worker(&self) -> Option<mpsc::Sender<Job>> {
+        let mut kept = (self.0.worker.lock()).unwrap_or_else(PoisonError::into_inner);
+        if kept.is_none() {
+            *kept = worker(&self.0.program);
+        }
+        kept.clone()
     }
 
     fn ask_now(&self, call: Call) -> Result<(), Refusal> {

@@ -23,6 +23,8 @@ pub(super) struct Asked {
     /// In its one form.
     pub(super) path: String,
     pub(super) query: String,
+    /// What the connection is to become; empty: nothing.
+    pub(super) upgrade: &'static str,
     /// With names in lower case, each once.
     pub(super) headers: Vec<(String, String)>,
 }
@@ -39,6 +41,7 @@ impl Request {
             port,
             path: path.to_owned(),
             query: query.to_owned(),
+            upgrade: "",
             headers: Vec::new(),
         }))
     }
@@ -57,6 +60,15 @@ impl Request {
                 (name.as_str().to_owned(), values.join(between))
             };
             asked.headers = headers.keys().map(joined).collect();
+        }
+        self
+    }
+
+    /// One that is for a WebSocket: what comes after it is no request, and is not shown.
+    #[must_use]
+    pub fn for_websocket(mut self) -> Self {
+        if let Some(asked) = Arc::get_mut(&mut self.0) {
+            asked.upgrade = "websocket";
         }
         self
     }

@@ -260,6 +260,7 @@ fn a_request_is_shown_as_it_was_sent() {
         "req.header(\"cookie\") == \"a=1; b=2\"",
         "req.header(\"x-bytes\").starts_with(\"a\")",
         "req.header(\"none\") == () && !req.header_names.contains(\"none\")",
+        "req.upgrade == \"\"",
         "req.host_is(\"*.a.test\") && req.host_is(\"api.a.test:443\")",
         "!req.host_is(\"a.test\") && !req.host_is(\"api.a.test:80\")",
         "req.path_is(\"/repos/**\") && !req.path_is(\"/*\")",
@@ -313,6 +314,202 @@ fn long_conditions_are_no_deep_ones() {
         .map(|n| format!("if req.port == {n} {{ deny() }}\n"))
         .collect();
     assert!(judged(&many, request("GET", "/")).is_err());
+}
+
+/// Whatever a guest sends, what a script makes of it has a size before it is made.
+#[test]
+fn what_is_replaced_is_no_longer_than_a_text_may_be() {
+    let mut headers = HeaderMap::new();
+    let slashes = HeaderValue::from_str(&"/".repeat(60_000)).unwrap();
+    headers.insert("x-find", slashes);
+    headers.insert(
+        "x-with",
+        HeaderValue::from_str(&"w".repeat(60_000)).unwrap(),
+    );
+    let begin = Instant::now();
+    for replace in [
+        "s.replace(\"/\", req.header(\"x-with\"))",
+        "s.replace('/', req.header(\"x-with\"))",
+        "s.replace(\"\", req.header(\"x-with\"))",
+        "s.replace(\"/\", \"ab\")",
+    ] {
+        let body = format!("let s = req.header(\"x-find\"); {replace};");
+        let denial = judged(&body, request("GET", "/x").with_headers(&headers)).unwrap_err();
+        assert_eq!(denial.code, Code::ScriptFailed, "{replace}");
+        let rule = denial.rule.unwrap();
+        assert!(rule.contains("Length of string too large"), "{rule}");
+    }
+    // It would be gigabytes otherwise.
+    assert!(begin.elapsed() < Duration::from_secs(10));
+    for (replace, text) in [
+        ("\"a\", \"bb\"", "bbxbb"),
+        ("'a', \"\"", "x"),
+        ("\"ax\", 'y'", "ya"),
+        ("'x', 'a'", "aaa"),
+        ("\"\", \"-\"", "-a-x-a-"),
+    ] {
+        let holds_it = format!("let s = \"axa\"; s.replace({replace}); s == \"{text}\"");
+        holds(&holds_it, request("GET", "/x"));
+    }
+    holds(
+        "let s = \"\"; s.replace(\"\", \"x\"); s == \"\"",
+        request("GET", "/"),
+    );
+}
+
+#[test]
+fn a_function_that_compares_may_fail_deny_and_contradict_itself() {
+    for call in ["sort", "sort_by", "order", "order_by", "dedup"] {
+        let with = |by: &str| refused(&format!("let l = [2, 1, 3]; l.{call}({by}); true"));
+        assert_eq!(with("|a, b| deny(\"x\")").1, "policy_script:1: x", "{call}");
+        let (code, rule) = with("|a, b| a.none()");
+        assert_eq!(code, Code::ScriptFailed, "{call}");
+        assert!(rule.contains("Function not found"), "{call}: {rule}");
+        assert_eq!(with("|a, b| \"no\"").0, Code::ScriptFailed, "{call}");
+        assert_eq!(with("|a, b| { loop {} }").0, Code::ScriptFailed, "{call}");
+    }
+    // Of a guest's.
+    let mut headers = HeaderMap::new();
+    let values: Vec<_> = (0..100).map(|n| (n * 7919 % 1000).to_string()).collect();
+    headers.insert("x", HeaderValue::from_str(&values.join(",")).unwrap());
+    let shown = || request("GET", "/x").with_headers(&headers);
+    for by in [
+        "true",
+        "false",
+        "1",
+        "-1",
+        "(a.len() * 7 + b.len() * 3) % 3 - 1",
+    ] {
+        for call in ["sort", "order"] {
+            let body = format!("let l = req.header(\"x\").split(\",\"); l.{call}(|a, b| {by});");
+            let said = judged(&format!("{body} l.len() == 100"), shown());
+            assert_eq!(said, Ok(()), "{call} by {by}");
+        }
+    }
+    for expression in [
+        "let l = [3, 1, 2]; l.sort(|a, b| a - b); l == [1, 2, 3]",
+        "let l = [3, 1, 2]; l.sort_by(|a, b| a > b); l == [3, 2, 1]",
+        "let l = [3, 1, 2]; l.order(|a, b| a - b) == [1, 2, 3] && l == [3, 1, 2]",
+        "let l = [[1, 1], [0, 2], [1, 3]]; l.sort(|a, b| a[0] - b[0]); l == [[0, 2], [1, 1], [1, 3]]",
+        "let l = [3, 1, 2]; l.sort(); l == [1, 2, 3]",
+        "let l = [1, 2, 2, 1]; l.dedup(|a, b| a == b); l == [1, 2, 1]",
+        "let l = [1, 2, 2, 1]; l.dedup(); l == [1, 2, 1]",
+    ] {
+        holds(expression, request("GET", "/x"));
+    }
+}
+
+/// A panic would end the supervisor: whatever numbers and texts a guest sends, there is none.
+#[test]
+fn no_argument_of_the_language_s_functions_is_a_panic() {
+    const NUMBERS: [&str; 6] = [
+        "0",
+        "-1",
+        "3",
+        "64",
+        "9223372036854775807",
+        "(-9223372036854775807 - 1)",
+    ];
+    const ON_ONE: [&str; 26] = [
+        "s[N]",
+        "l[N]",
+        "i[N]",
+        "s.get(N)",
+        "s.set(N, 'x')",
+        "s.truncate(N)",
+        "s.pop(N)",
+        "s.index_of('ß', N)",
+        "s.index_of(\"\u{df}\", N)",
+        "s.sub_string(N)",
+        "s.crop(N)",
+        "s.split(N)",
+        "s.pad(N, '\u{df}')",
+        "s.pad(N, \"\u{df}x\")",
+        "l.get(N)",
+        "l.set(N, 1)",
+        "l.insert(N, 1)",
+        "l.remove(N)",
+        "l.truncate(N)",
+        "l.chop(N)",
+        "l.extract(N)",
+        "l.split(N)",
+        "l.index_of(1, N)",
+        "l.pad(N, 1)",
+        "-(N)",
+        "parse_int(\"zz\", N)",
+    ];
+    const ON_TWO: [&str; 34] = [
+        "s[N..M]",
+        "s[N..=M]",
+        "i[N..M]",
+        "i[N..=M]",
+        "i[N] = M > 0",
+        "i[N..M] = N",
+        "s.sub_string(N, M)",
+        "s.sub_string(N..M)",
+        "s.sub_string(N..=M)",
+        "s.crop(N, M)",
+        "s.crop(N..M)",
+        "s.crop(N..=M)",
+        "s.split(\"\", M)",
+        "s.split_rev('x', M)",
+        "l.extract(N, M)",
+        "l.extract(N..M)",
+        "l.extract(N..=M)",
+        "l.splice(N, M, [1])",
+        "l.splice(N..M, [1])",
+        "l.splice(N..=M, [1])",
+        "l.drain(N, M)",
+        "l.drain(N..M)",
+        "l.retain(N..=M)",
+        "for c in s.chars(N, M) { break }",
+        "for c in s.chars(N..M) { break }",
+        "for c in s.chars(N..=M) { break }",
+        "for c in range(N, M) { break }",
+        "for c in range(N, M, N) { break }",
+        "for c in bits(N, M) { break }",
+        "for c in N..=M { break }",
+        "N / M + N % M",
+        "N ** M",
+        "(N << M) + (N >> M)",
+        "abs(N) + sign(M) - N * M",
+    ];
+    let calls = ON_ONE.iter().chain(&ON_TWO);
+    for call in calls {
+        for first in NUMBERS {
+            for second in NUMBERS.iter().filter(|_| call.contains('M')) {
+                run(&call.replace('N', first).replace('M', second));
+            }
+            if !call.contains('M') {
+                run(&call.replace('N', first));
+            }
+        }
+    }
+    fn run(call: &str) {
+        for (text, list) in [("\u{df}x\u{1f600}", "[1, 2, 3]"), ("", "[]")] {
+            let body = format!("let s = \"{text}\"; let l = {list}; let i = 5; {call}; true");
+            // A thread that panics is told of as one that broke.
+            if let Err(denial) = judged(&body, request("GET", "/x")) {
+                let rule = denial.rule.unwrap();
+                assert!(!rule.contains("it broke"), "{call}: {rule}");
+            }
+        }
+    }
+    // Lists in lists as deep as may be.
+    for end in [
+        "l == [l]",
+        "`${l}`",
+        "l.to_debug()",
+        "l.contains(l)",
+        "l.dedup()",
+        "l + l",
+    ] {
+        let body =
+            format!("let l = []; let n = 0; while n < 1000 {{ l = [l]; n += 1; }} {end}; true");
+        if let Err(denial) = judged(&body, request("GET", "/x")) {
+            assert!(!denial.rule.unwrap().contains("it broke"), "{end}");
+        }
+    }
 }
 
 /// One call leaves nothing to the next, and the runtime goes on meanwhile.

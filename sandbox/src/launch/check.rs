@@ -209,6 +209,7 @@ pub(super) fn bare(
     network.inspected.upstream_ca_files.clone_from(files);
     network.refresh = Refresh {
         sources: options.secret_sources.clone(),
+        given: options.secrets_given.clone(),
         every: options.secret_refresh,
     };
     builder = builder.network_settings(network);

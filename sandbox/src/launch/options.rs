@@ -1,6 +1,6 @@
 //! What a host adds to a configuration.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -52,6 +52,11 @@ pub struct HostOptions {
     /// values themselves are never kept.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub secret_sources: BTreeMap<String, SecretSource>,
+    /// Names of secrets whose values in the configuration are not those of their sources: they
+    /// hold until a source changes. Values of all others were read from their sources, and
+    /// follow what became of these meanwhile. Not stored.
+    #[serde(skip)]
+    pub secrets_given: BTreeSet<String>,
     /// How often commands that values come from are run again while the VM runs; never if
     /// it is not there. Files are read again when they change. In JSON in milliseconds.
     #[serde(
@@ -262,6 +267,7 @@ impl Default for HostOptions {
             disk_rate: None,
             network: Network::default(),
             secret_sources: BTreeMap::new(),
+            secrets_given: BTreeSet::new(),
             secret_refresh: None,
             upstream_ca_files: Vec::new(),
             network_rate: None,

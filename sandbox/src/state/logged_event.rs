@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use crate::api::{ExecEvent, Timestamp};
 use crate::events::{VmEvent, VmEventKind};
 use crate::network_event::NetworkActivity;
+use crate::secret_event::SecretActivity;
 use crate::state::Status;
 use crate::text::one_line;
 
@@ -85,6 +86,8 @@ pub enum LoggedKind {
         #[serde(flatten)]
         activity: Box<NetworkActivity>,
     },
+    /// A secret has another value from its source, or keeps the one that it had.
+    Secret(SecretActivity),
     /// At least so many events before this are missing: they came faster than they
     /// could be told. One also where a reader fell so far behind that some may be.
     Lost {
@@ -135,6 +138,7 @@ impl LoggedEvent {
                 timestamp: event.at.unix_seconds(),
                 activity: Box::new(NetworkActivity::clone(activity)),
             },
+            VmEventKind::Secret(activity) => LoggedKind::Secret(activity.clone()),
             VmEventKind::Lost(count) => LoggedKind::Lost {
                 count: *count,
                 network: false,

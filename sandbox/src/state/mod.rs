@@ -56,7 +56,7 @@ pub(crate) use event_log::EventLog;
 pub(crate) use lock::{marked, wait_until_free};
 pub(crate) use log_file::LogFile;
 pub(crate) use vm::last_exit;
-pub(crate) use watches::Watches;
+pub(crate) use watches::{Change, Changes, Watches};
 
 use error::failed;
 use lock::{Holder, ListLock};

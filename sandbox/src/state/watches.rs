@@ -4,9 +4,11 @@
 //! may be of several event loops, or none.
 
 use std::collections::{BTreeSet, HashMap};
+use std::ffi::{OsStr, OsString};
 use std::io;
 use std::mem::MaybeUninit;
 use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -21,6 +23,9 @@ use tokio::sync::Notify;
 /// How much of what happened is read at a time.
 const BUFFER: usize = 16 * 1024;
 
+/// Most changes that wait for who is told each of them. Of more it is told that there were.
+const WAITING: usize = 1024;
+
 /// The instance of this process, as long as somebody follows something.
 static SHARED: Mutex<Weak<Instance>> = Mutex::new(Weak::new());
 
@@ -32,8 +37,56 @@ static NEXT: AtomicU64 = AtomicU64::new(0);
 pub(crate) struct Watches {
     instance: Arc<Instance>,
     number: u64,
-    changed: Arc<Notify>,
+    follower: Arc<Follower>,
     own: BTreeSet<i32>,
+}
+
+/// One change.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Change {
+    /// The number of what was followed.
+    pub(crate) watch: i32,
+    pub(crate) what: ReadFlags,
+    /// What it was in a directory, if that was followed.
+    pub(crate) name: Option<OsString>,
+}
+
+/// What has changed since this was last asked.
+#[derive(Debug, Default)]
+pub(crate) struct Changes {
+    /// In their order.
+    pub(crate) known: Vec<Change>,
+    /// Whether there were more.
+    pub(crate) lost: bool,
+}
+
+/// Who is told.
+#[derive(Debug, Default)]
+struct Follower {
+    changed: Notify,
+    /// For who wants to know what it was.
+    changes: Option<Mutex<Changes>>,
+}
+
+impl Follower {
+    fn tell(&self, change: &Change) {
+        if let Some(changes) = &self.changes {
+            let mut changes = locked(changes);
+            match changes.known.len() < WAITING {
+                true => changes.known.push(change.clone()),
+                false => changes.lost = true,
+            }
+        }
+        self.changed.notify_one();
+    }
+
+    /// Something has changed of which nobody knows what it was.
+    fn tell_lost(&self) {
+        if let Some(changes) = &self.changes {
+            locked(changes).lost = true;
+        }
+        self.changed.notify_one();
+    }
 }
 
 #[derive(Debug)]
@@ -48,17 +101,29 @@ struct Instance {
 /// whoever follows it may be told of more than was asked for.
 #[derive(Debug, Default)]
 struct Followed {
-    by_watch: HashMap<i32, HashMap<u64, Arc<Notify>>>,
+    by_watch: HashMap<i32, HashMap<u64, Arc<Follower>>>,
     /// Why nobody will be told any more.
     broken: Option<io::ErrorKind>,
 }
 
 impl Watches {
     pub(crate) fn new() -> io::Result<Self> {
+        Self::of(Follower::default())
+    }
+
+    /// For who asks what it was that has changed: [`Self::changes`].
+    pub(crate) fn of_each() -> io::Result<Self> {
+        Self::of(Follower {
+            changes: Some(Mutex::default()),
+            ..Follower::default()
+        })
+    }
+
+    fn of(follower: Follower) -> io::Result<Self> {
         Ok(Self {
             instance: Instance::shared()?,
             number: NEXT.fetch_add(1, Ordering::Relaxed),
-            changed: Arc::default(),
+            follower: Arc::new(follower),
             own: BTreeSet::new(),
         })
     }
@@ -70,7 +135,7 @@ impl Watches {
         let what = what | WatchFlags::MASK_ADD;
         let watch = inotify::add_watch(&*self.instance.inotify, path, what)?;
         let who = followed.by_watch.entry(watch).or_default();
-        who.insert(self.number, Arc::clone(&self.changed));
+        who.insert(self.number, Arc::clone(&self.follower));
         drop(followed);
         self.own.insert(watch);
         Ok(watch)
@@ -88,9 +153,23 @@ impl Watches {
     pub(crate) async fn changed(&mut self) -> io::Result<()> {
         let broken = || locked(&self.instance.followed).broken;
         if broken().is_none() {
-            self.changed.notified().await;
+            self.follower.changed.notified().await;
         }
         broken().map_or(Ok(()), |kind| Err(kind.into()))
+    }
+
+    /// As [`Self::changed`], and what it was: of what was made by [`Self::of_each`]. May be
+    /// nothing. Others may have asked to be told of more.
+    pub(crate) async fn changes(&mut self) -> io::Result<Changes> {
+        self.changed().await?;
+        let changes = self.follower.changes.as_ref();
+        Ok(changes.map_or_else(Changes::default, |of| std::mem::take(&mut *locked(of))))
+    }
+
+    /// Follows nothing any more but what has these numbers.
+    pub(crate) fn keep(&mut self, watches: &BTreeSet<i32>) {
+        let others: Vec<i32> = self.own.difference(watches).copied().collect();
+        others.into_iter().for_each(|watch| self.remove(watch));
     }
 }
 
@@ -152,15 +231,15 @@ impl Instance {
 }
 
 impl Followed {
-    fn tell(&self, watch: i32) {
-        let who = self.by_watch.get(&watch);
-        who.into_iter()
-            .flat_map(HashMap::values)
-            .for_each(|one| one.notify_one());
+    fn tell(&self, change: &Change) {
+        let who = self.by_watch.get(&change.watch);
+        let who = who.into_iter().flat_map(HashMap::values);
+        who.for_each(|one| one.tell(change));
     }
 
     fn tell_all(&self) {
-        self.by_watch.keys().for_each(|watch| self.tell(*watch));
+        let who = self.by_watch.values().flat_map(HashMap::values);
+        who.for_each(|one| one.tell_lost());
     }
 }
 
@@ -183,22 +262,27 @@ fn pass_on(inotify: &OwnedFd, end: &UnixStream, followed: &Mutex<Followed>) -> i
         }
         let mut reader = Reader::new(inotify, &mut buffer);
         loop {
-            let (watch, what) = match reader.next() {
-                Ok(event) => (event.wd(), event.events()),
+            let change = match reader.next() {
+                Ok(event) => Change {
+                    watch: event.wd(),
+                    what: event.events(),
+                    name: (event.file_name())
+                        .map(|name| OsStr::from_bytes(name.to_bytes()).to_owned()),
+                },
                 Err(Errno::AGAIN) => break,
                 Err(Errno::INTR) => continue,
                 Err(errno) => return Err(errno.into()),
             };
             let mut followed = locked(followed);
-            if what.contains(ReadFlags::QUEUE_OVERFLOW) {
+            if change.what.contains(ReadFlags::QUEUE_OVERFLOW) {
                 // Of whom it was is lost.
                 followed.tell_all();
                 continue;
             }
-            followed.tell(watch);
-            if what.contains(ReadFlags::IGNORED) {
+            followed.tell(&change);
+            if change.what.contains(ReadFlags::IGNORED) {
                 // The file is gone, and its number is not given again soon.
-                followed.by_watch.remove(&watch);
+                followed.by_watch.remove(&change.watch);
             }
         }
     }

@@ -1,6 +1,6 @@
 //! The life of a supervisor: from the claim on its VM to the word on how it ended.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
@@ -49,6 +49,7 @@ pub struct Launching {
     output: SharedLog,
     secrets: BTreeMap<String, SecretValue>,
     keeps_nothing: Arc<OnceLock<()>>,
+    secrets_given: BTreeSet<String>,
 }
 
 impl Launching {
@@ -73,6 +74,12 @@ impl Launching {
     /// The values of its secrets, by name. Once.
     pub fn take_secrets(&mut self) -> BTreeMap<String, SecretValue> {
         std::mem::take(&mut self.secrets)
+    }
+
+    /// Names of secrets that are not what their sources have
+    /// ([`crate::HostOptions::secrets_given`]). Once.
+    pub fn take_secrets_given(&mut self) -> BTreeSet<String> {
+        std::mem::take(&mut self.secrets_given)
     }
 
     /// Where its console goes: [`crate::SandboxBuilder::console_sink`]. Once.
@@ -310,6 +317,7 @@ fn begin(
         output: SharedLog::new(output),
         secrets,
         keeps_nothing: Arc::clone(&keeps_nothing),
+        secrets_given: order.secrets_given.clone(),
     };
     let shared = Arc::new(Shared {
         claim,

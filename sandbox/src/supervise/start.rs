@@ -1,6 +1,6 @@
 //! Starting the supervisor of a VM, and what is said meanwhile.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::io;
 use std::os::fd::OwnedFd;
@@ -43,6 +43,7 @@ pub(super) struct Order {
     pub(super) remove_unless_ready: bool,
     /// By name.
     pub(super) secrets: BTreeMap<String, SecretValue>,
+    pub(super) secrets_given: BTreeSet<String>,
 }
 
 /// From the supervisor.
@@ -61,6 +62,9 @@ pub struct StartOptions {
     pub remove_unless_ready: bool,
     /// Values of secrets, by name. They go to the supervisor, and nowhere else.
     pub secrets: BTreeMap<String, SecretValue>,
+    /// Names of those that are not what their sources have
+    /// ([`crate::HostOptions::secrets_given`]).
+    pub secrets_given: BTreeSet<String>,
 }
 
 /// A VM that runs, and its command if it was to.
@@ -151,6 +155,7 @@ pub fn start(
         run_command: options.run_command,
         remove_unless_ready: options.remove_unless_ready,
         secrets: options.secrets,
+        secrets_given: options.secrets_given,
     };
     supervisor
         .stdin(Stdio::from(OwnedFd::from(theirs)))

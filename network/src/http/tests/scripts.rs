@@ -3,6 +3,7 @@
 use zeroize::Zeroizing;
 
 use super::http2::{ask2, get, http2, http2_server};
+use super::upgrades::{WEBSOCKET, echo};
 use super::*;
 use crate::edit::{Edits, Options, Secret, Secrets};
 use crate::script::Script;
@@ -127,4 +128,61 @@ async fn a_script_that_does_not_end_is_a_refusal_within_a_second() {
     assert!(begin.elapsed() < Duration::from_secs(1));
     let got = ask(&mut guest, "GET / HTTP/1.1\r\nHost: api.test\r\n\r\n").await;
     assert_eq!(got.status, 200);
+}
+
+#[tokio::test]
+async fn a_script_is_shown_what_becomes_a_websocket() {
+    let mut world = World::new(scripted(
+        "fn request(req) { if req.upgrade == \"websocket\" { deny(\"no sockets\") } }",
+    ));
+    let (address, seen) = server(|_| ok("hi")).await;
+    world.lead("api.test", address);
+    let (mut guest, _) = world.plain(80).await;
+    let got = ask(&mut guest, WEBSOCKET).await;
+    assert_eq!(got.code(), "script_denied");
+    assert_eq!(world.refused().await, Code::ScriptDenied);
+    // What only looks like one is none, and becomes none.
+    for request in [
+        WEBSOCKET.replace("websocket", "h2c"),
+        WEBSOCKET.replace("keep-alive, Upgrade", "keep-alive"),
+    ] {
+        let (mut guest, _) = world.plain(80).await;
+        assert_eq!(ask(&mut guest, &request).await.status, 200, "{request}");
+    }
+    assert_eq!(seen.requests().len(), 2);
+}
+
+/// What another script has not seen does not go on past it.
+#[tokio::test]
+async fn another_script_ends_requests_that_are_under_way() {
+    const NOW: &str = "fn request(req) { req.path != \"/ws\" }";
+    for (then, now, ends) in [
+        ("fn request(req) {}", Some(NOW), true),
+        ("fn connection(conn) {}", Some(NOW), true),
+        ("fn request(req) {}", Some("fn request(req) {}"), false),
+        ("fn request(req) {}", Some("fn connection(conn) {}"), false),
+        ("fn request(req) {}", None, false),
+    ] {
+        let mut world = World::new(scripted(then));
+        let agreed =
+            "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n";
+        echo(&world, agreed).await;
+        let mut guest = world.tls("api.test", &["http/1.1"]).await.unwrap();
+        guest.write_all(WEBSOCKET.as_bytes()).await.unwrap();
+        within(read_until(&mut guest, "\r\n\r\n")).await.unwrap();
+        let mut policy = Policy::clone(&world.policy.borrow());
+        policy.script = now.map(|now| Script::new(now).unwrap());
+        // Which hosts there are may change at any time.
+        policy.allow.push("more.test".parse().unwrap());
+        world.policy.send_replace(Arc::new(policy));
+        if ends {
+            drop(rest(&mut guest).await);
+            assert_eq!(world.refused().await, Code::ScriptFailed, "{then} {now:?}");
+            continue;
+        }
+        guest.write_all(b"x").await.unwrap();
+        let mut echoed = [0; 2];
+        within(guest.read_exact(&mut echoed)).await.unwrap();
+        assert_eq!(&echoed, b"xx", "{then} {now:?}");
+    }
 }
