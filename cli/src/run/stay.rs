@@ -5,7 +5,6 @@ use std::ffi::OsString;
 use std::path::Path;
 
 use clap::Args;
-use flashpan::Sandbox;
 use flashpan::api::SecretValue;
 use flashpan::launch::{ExecDefaults, LaunchError};
 use flashpan::state::{Programs, Vm, Vms};
@@ -94,7 +93,7 @@ pub(super) fn stay(args: &RunArgs) -> Result<u8, Failure> {
         let mut signals =
             Signals::watch().map_err(|e| Failure::new(format!("cannot watch signals: {e}")))?;
         let vm = vms::find(id)?;
-        let sandbox = Sandbox::attach(&vm).await?;
+        let sandbox = vms::attach_unless_ended(&vm, None, &mut signals).await?;
         vms::attend(&vm, &sandbox, args.attended(), exec, &mut signals).await
     })
 }

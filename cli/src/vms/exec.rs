@@ -17,7 +17,7 @@ use crate::program::Attended;
 use crate::runtime;
 use crate::signals::Signals;
 use crate::terminal;
-use crate::vms::{attach, find, of};
+use crate::vms::{attach, attach_unless_ended, find, of};
 
 /// Most bytes of each stream of a program that is told of in JSON.
 const MAX_OUTPUT: usize = 16 << 20;
@@ -114,10 +114,7 @@ pub(crate) fn exec(args: &ExecArgs) -> Result<u8, Failure> {
         }
         let mut signals =
             Signals::watch().map_err(|e| Failure::new(format!("cannot watch signals: {e}")))?;
-        let sandbox = tokio::select! {
-            sandbox = attach(&vm) => sandbox?,
-            signal = signals.ending() => return Err(Failure::signalled(signal)),
-        };
+        let sandbox = attach_unless_ended(&vm, args.timeout, &mut signals).await?;
         match args.json {
             true => reported(&vm, &sandbox, options, &mut signals).await,
             false => attend(&vm, &sandbox, attended, options, &mut signals).await,
