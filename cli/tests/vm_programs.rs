@@ -95,11 +95,29 @@ fn what_became_of_a_program_and_what_it_wrote_are_told_as_json() {
     assert_eq!(output.status.code(), Some(5));
     let result = json(std::str::from_utf8(&output.stdout).unwrap());
     assert_eq!(result["exit_code"], 5);
+    // One that cannot be started has the exit code that a shell gives it.
     let missing = vms.output(&["exec", "--json", "web", "missing"]);
-    assert_eq!(
-        (missing.status.code(), missing.stdout.len()),
-        (Some(127), 0)
-    );
+    assert_eq!(missing.status.code(), Some(127));
+    assert!(fake::complaint(&missing).contains("missing"), "{missing:?}");
+    let result = json(std::str::from_utf8(&missing.stdout).unwrap());
+    assert_eq!(result["exit_code"], 127);
+    assert_eq!(result.get("stdout"), None, "{result}");
+    // Of one whose time is up, what it had written.
+    let late = [
+        "exec",
+        "--json",
+        "--timeout",
+        "3s",
+        "web",
+        "announce-and-sleep",
+    ];
+    let late = vms.output(&late);
+    assert_eq!(late.status.code(), Some(124), "{late:?}");
+    let result = json(std::str::from_utf8(&late.stdout).unwrap());
+    assert_eq!(result["exit_code"], -1);
+    assert_eq!(result["timed_out"], true);
+    assert_eq!(result["stdout"], "cmVhZHk=", "{result}");
+    assert!(result["duration_ms"].as_u64().unwrap() >= 3000, "{result}");
     let refused = vms.refused(&["exec", "--json", "-d", "web", "both"]);
     assert!(refused.contains("cannot be used with"), "{refused}");
 
