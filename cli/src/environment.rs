@@ -2,11 +2,14 @@
 //! an option that was written goes before all of them; and what is wrong with one is told
 //! by its name, since nobody wrote the option.
 
+use std::any::TypeId;
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
+use std::path::PathBuf;
 use std::sync::OnceLock;
 
 use clap::builder::Resettable;
+use clap::error::ErrorKind;
 use clap::parser::ValueSource;
 use clap::{Arg, ArgMatches, Command};
 
@@ -14,6 +17,17 @@ use clap::{Arg, ArgMatches, Command};
 const ELSEWHERE: [(&str, &str); 2] = [
     ("disk-size", "FLASHPAN_DISK_SIZE"),
     ("image", "FLASHPAN_IMAGE"),
+];
+
+/// What an option may say, and options that ask for the opposite. Written side by side they
+/// are a mistake; a variable gives way.
+const OPPOSITES: [(&str, &str, &[&str]); 2] = [
+    (
+        "network",
+        "none",
+        &["allow-host", "tcp", "rule", "secret", "network-intercept"],
+    ),
+    ("network", "open", &["no-network"]),
 ];
 
 /// The variables that stand in for options in this command, by the options.
@@ -89,7 +103,21 @@ fn counts(command: &Command, argument: &Arg, written: Option<&ArgMatches>) -> bo
     let mut others = command
         .get_arguments()
         .filter(|other| is_from(written, other, ValueSource::CommandLine));
-    !others.any(|other| excludes(argument, other) || excludes(other, argument))
+    !others.any(|other| {
+        excludes(argument, other) || excludes(other, argument) || is_opposite(argument, other)
+    })
+}
+
+/// Whether what the variable of an argument holds is the opposite of what another asks for.
+fn is_opposite(argument: &Arg, other: &Arg) -> bool {
+    let Some(held) = argument.get_env().and_then(std::env::var_os) else {
+        return false;
+    };
+    OPPOSITES.iter().any(|(option, word, others)| {
+        argument.get_long() == Some(option)
+            && held == *word
+            && other.get_long().is_some_and(|long| others.contains(&long))
+    })
 }
 
 /// As everywhere, one that is empty is not set; clap would take it for an empty value.
@@ -130,6 +158,7 @@ fn each_from_variable(command: &Command, matches: &ArgMatches, seen: &mut impl F
 /// The error with variables in place of the options that they stand in for.
 fn blaming_variables(command: &Command, written: &ArgMatches, error: &clap::Error) -> clap::Error {
     let mut text = error.render().to_string();
+    let mut no_text = Vec::new();
     let (mut command, mut matches) = (command, written);
     loop {
         for argument in command.get_arguments() {
@@ -137,6 +166,9 @@ fn blaming_variables(command: &Command, written: &ArgMatches, error: &clap::Erro
                 && !is_from(matches, argument, ValueSource::CommandLine)
             {
                 text = text.replace(&format!("'{argument}'"), &format!("'{variable}'"));
+                if !holds_text(argument, variable) {
+                    no_text.push(variable);
+                }
             }
         }
         let Some((name, below)) = matches.subcommand() else {
@@ -147,6 +179,23 @@ fn blaming_variables(command: &Command, written: &ArgMatches, error: &clap::Erro
         };
         (command, matches) = (sub, below);
     }
+    // That error names no argument.
+    if error.kind() == ErrorKind::InvalidUtf8 && !no_text.is_empty() {
+        let it = if no_text.len() == 1 {
+            "it is"
+        } else {
+            "they are"
+        };
+        text = format!("{}: {it} not UTF-8", no_text.join(", "));
+    }
     let text = text.strip_prefix("error: ").unwrap_or(&text);
     clap::Error::raw(error.kind(), text)
+}
+
+/// Whether a variable holds text, if its argument wants text.
+fn holds_text(argument: &Arg, variable: &str) -> bool {
+    let of = argument.get_value_parser().type_id();
+    of == TypeId::of::<PathBuf>()
+        || of == TypeId::of::<OsString>()
+        || std::env::var_os(variable).is_none_or(|value| value.to_str().is_some())
 }

@@ -5,7 +5,9 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use flashpan::Error;
+use flashpan::launch::LaunchError;
 use flashpan::text::plain;
+use flashpan_rootfs::image_config::ComposeError;
 
 use crate::environment;
 use crate::failure::Failure;
@@ -209,7 +211,13 @@ impl Given {
     /// A message on a field of a configuration.
     fn field(&self, path: &str, message: &str) -> Told {
         let Some(option) = self.option_of(path) else {
-            return Told::Field(message.to_owned());
+            let words = message.strip_prefix(path).and_then(|rest| {
+                let (words, other) = rest.strip_prefix(' ')?.rsplit_once(' ')?;
+                let option = self.option_of(other)?;
+                Some(format!("{option}: {words} {}", self.place(path)))
+            });
+            // The file may be right without the option.
+            return words.map_or_else(|| Told::Field(message.to_owned()), Told::Option);
         };
         let why = message.strip_prefix(path);
         let why = why.and_then(|rest| rest.strip_prefix(": "));
@@ -221,6 +229,37 @@ impl Given {
             Some(format!("{words} {option}"))
         });
         Told::Option(format!("{option}: {}", other.as_deref().unwrap_or(why)))
+    }
+
+    /// Where a field is, among what was given.
+    fn place(&self, path: &str) -> String {
+        match (self.option_of(path), &self.file) {
+            (Some(option), _) => option,
+            (None, Some(file)) => format!("{path} of {file}"),
+            (None, None) => path.to_owned(),
+        }
+    }
+
+    /// What is not supported, and why.
+    fn unsupported(&self, path: &str, why: &str) -> Told {
+        match environment::variable_of("--network") {
+            // It does not go with the network that the VM is to have, which nobody wrote.
+            Some(variable) if path.starts_with("network.") => {
+                Told::Option(format!("{variable} beside {}: {why}", self.place(path)))
+            }
+            _ => self.field(path, &format!("{path}: {why}")),
+        }
+    }
+
+    /// What to tell of an error of what is to be run.
+    pub(crate) fn command_failure(&self, error: &LaunchError) -> Failure {
+        match (&self.file, error) {
+            // No option asks for that.
+            (Some(file), LaunchError::Command(ComposeError::NothingToLaunch)) => {
+                Failure::new(format!("{file}: {error}"))
+            }
+            _ => Failure::new(error),
+        }
     }
 
     /// What to tell of an error.
@@ -237,7 +276,7 @@ impl Given {
             }
             Error::Unsupported(fields) => {
                 let told = fields.reasons();
-                let told = told.map(|(field, why)| self.field(field, &format!("{field}: {why}")));
+                let told = told.map(|(field, why)| self.unsupported(field, why));
                 (told.collect::<Vec<_>>(), "", 0)
             }
             _ => return error.into(),

@@ -360,9 +360,8 @@ impl RunArgs {
         }
         Self::check_config(wanted)?;
         let expected = ExecDefaults::expected(&wanted.config, &wanted.options);
-        if !self.command.is_empty() {
-            expected.entrypoint().map_err(Failure::new)?;
-        }
+        let entrypoint = expected.entrypoint();
+        entrypoint.map_err(|error| wanted.given.command_failure(&error))?;
         self.exec_options(&expected, wanted.has_image()).map(drop)
     }
 

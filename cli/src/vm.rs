@@ -19,7 +19,7 @@ use crate::given::Given;
 use crate::image::{self, ImageProgress, PullPolicy, RegistryArgs};
 use crate::progress::Progress;
 use crate::reach::ReachArgs;
-use crate::{config_file, full, kernel, parse, runtime};
+use crate::{config_file, environment, full, kernel, parse, runtime};
 
 /// The memory of a VM in MiB where neither an option nor a file says it.
 const MEMORY_MIB: u64 = 256;
@@ -220,9 +220,10 @@ impl Wanted {
     pub(crate) fn observe(&mut self) -> Result<(), Failure> {
         let network = self.config.network.get_or_insert_default();
         if self.options.network == Network::None || network.no_network {
-            return Err(Failure::new(
-                "without a network there is nothing to be learned; leave out --network none",
-            ));
+            let option = environment::variable_of("--network").unwrap_or("--network none");
+            return Err(Failure::new(format!(
+                "without a network there is nothing to be learned; leave out {option}"
+            )));
         }
         self.options.network = Network::Open;
         network.intercept = true;

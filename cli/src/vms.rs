@@ -16,10 +16,14 @@ mod remove;
 mod secret;
 mod stats;
 
+use std::time::Duration;
+
 use flashpan::state::{Status, Vm, Vms};
 use flashpan::{Explained, Sandbox};
+use tokio::time::timeout;
 
 use crate::failure::Failure;
+use crate::signals::Signals;
 
 pub(crate) use allow_list::{AllowListArgs, allow_list};
 pub(crate) use copy::{CpArgs, cp};
@@ -48,6 +52,30 @@ pub(crate) fn find(text: &str) -> Result<Vm, Failure> {
 /// A handle to a VM that runs.
 async fn attach(vm: &Vm) -> Result<Sandbox, Failure> {
     Sandbox::attach(vm).await.map_err(|error| of(vm, error))
+}
+
+/// The same within the time that the user allows, unless a signal ends the command first:
+/// a supervisor that hangs keeps nobody.
+pub(crate) async fn attach_unless_ended(
+    vm: &Vm,
+    limit: Option<Duration>,
+    signals: &mut Signals,
+) -> Result<Sandbox, Failure> {
+    let attached = async {
+        let Some(limit) = limit else {
+            return attach(vm).await;
+        };
+        timeout(limit, attach(vm)).await.unwrap_or_else(|_| {
+            Err(Failure::timed_out(format!(
+                "the supervisor of the VM {} did not answer within {limit:?}",
+                vm.id()
+            )))
+        })
+    };
+    tokio::select! {
+        sandbox = attached => sandbox,
+        signal = signals.ending() => Err(Failure::signalled(signal)),
+    }
 }
 
 /// Refuses a VM that still was starting when it was looked for.

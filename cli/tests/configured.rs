@@ -13,6 +13,8 @@
 #[path = "support/fake.rs"]
 mod fake;
 
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
 use std::process::Output;
 use std::time::{Duration, Instant};
 
@@ -282,6 +284,136 @@ fn the_environment_stands_in_for_options_unless_it_is_empty() {
     assert_eq!(rootfs.status.code(), Some(0), "{rootfs:?}");
     let user = run("FLASHPAN_USER", "12", &[]);
     assert!(stdout(&user).ends_with("in / as 12\n"));
+}
+
+#[test]
+fn a_network_of_a_variable_gives_way_to_options_that_say_the_opposite() {
+    let world = World::new("normal");
+    let run = |network: &str, options: &[&str]| {
+        let mut run = world.run(options, &["exit", "0"]);
+        run.env("FLASHPAN_NETWORK", network).output().unwrap()
+    };
+    for (network, options) in [
+        ("open", &["--no-network"][..]),
+        ("none", &["--allow-host", "a.com"]),
+        ("none", &["--tcp", "a.com:1"]),
+        ("none", &["--rule", "allow GET a.com"]),
+        ("none", &["--secret", "K=v@a.com"]),
+        ("none", &["--network-intercept"]),
+        // No opposites.
+        ("open", &["--allow-host", "a.com"]),
+        ("none", &["--no-network"]),
+    ] {
+        let output = run(network, options);
+        assert_eq!(output.status.code(), Some(0), "{options:?}: {output:?}");
+    }
+    // Options stay what they are to each other.
+    let output = run("none", &["--network", "open", "--no-network"]);
+    let told = complaint(&output);
+    assert!(told.contains("error: --no-network: the VM is"), "{told}");
+}
+
+#[test]
+fn a_variable_that_does_not_go_with_the_file_is_named() {
+    let world = World::new("normal");
+    let (hosts, none) = (world.path("ah.toml"), world.path("nn.toml"));
+    std::fs::write(&hosts, "network.allowed_hosts = ['a.com']\n").unwrap();
+    std::fs::write(&none, "network.no_network = true\n").unwrap();
+    let [hosts, none] = [&hosts, &none].map(|path| path.to_str().unwrap());
+    for (variables, file, expected) in [
+        (
+            &[("FLASHPAN_NETWORK", "none")][..],
+            Some(hosts),
+            format!(
+                "FLASHPAN_NETWORK beside network.allowed_hosts of {hosts}: the VM is to have no \
+                 network; leave one of them out"
+            ),
+        ),
+        (
+            &[("FLASHPAN_NETWORK", "open")],
+            Some(none),
+            format!(
+                "FLASHPAN_NETWORK beside network.no_network of {none}: the VM is to have a \
+                 network; leave one of them out"
+            ),
+        ),
+        (
+            &[("FLASHPAN_ALLOW_HOST", "a.com")],
+            Some(none),
+            format!("FLASHPAN_ALLOW_HOST: cannot be combined with network.no_network of {none}"),
+        ),
+        (
+            &[
+                ("FLASHPAN_NETWORK", "none"),
+                ("FLASHPAN_ALLOW_HOST", "a.com"),
+            ],
+            None,
+            "FLASHPAN_NETWORK beside FLASHPAN_ALLOW_HOST: the VM is to have no network; leave \
+             one of them out"
+                .to_owned(),
+        ),
+    ] {
+        let options: Vec<_> = file.iter().flat_map(|file| ["-f", *file]).collect();
+        let mut run = world.run(&options, &["exit", "0"]);
+        let output = run.envs(variables.iter().copied()).output().unwrap();
+        assert_eq!(output.status.code(), Some(125), "{output:?}");
+        let told = complaint(&output);
+        assert_eq!(told, format!("flashpan: error: {expected}"));
+    }
+    // As the option.
+    let options = ["-f", none, "--allow-host", "b.com"];
+    let output = world.output(&options, &["exit", "0"]);
+    let expected = format!("--allow-host: cannot be combined with network.no_network of {none}");
+    assert!(complaint(&output).ends_with(&expected), "{output:?}");
+}
+
+#[test]
+fn a_variable_that_is_not_utf_8_is_named() {
+    let world = World::new("normal");
+    let bytes = OsStr::from_bytes(b"/\xff");
+    let run = |variables: &[&str]| {
+        let mut run = world.run(&[], &["exit", "0"]);
+        // A path and a directory of the guest need not be.
+        for path in ["FLASHPAN_ENV_FILE", "FLASHPAN_WORKDIR"] {
+            run.env(path, bytes);
+        }
+        let run = run.envs(variables.iter().map(|name| (name, bytes)));
+        let output = run.output().unwrap();
+        assert_eq!(output.status.code(), Some(125), "{output:?}");
+        complaint(&output)
+    };
+    assert_eq!(
+        run(&["FLASHPAN_USER"]),
+        "flashpan: error: FLASHPAN_USER: it is not UTF-8; see --help"
+    );
+    let told = run(&["FLASHPAN_USER", "FLASHPAN_MEMORY"]);
+    let (names, _) = told.split_once(": they are not UTF-8").unwrap();
+    assert!(names.contains("FLASHPAN_USER"), "{told}");
+    assert!(names.contains("FLASHPAN_MEMORY"), "{told}");
+    assert!(!names.contains("FILE"), "{told}");
+}
+
+#[test]
+fn nothing_to_launch_is_refused_with_the_file_that_asks_for_it() {
+    let world = World::new("normal");
+    let file = world.path("le.toml");
+    std::fs::write(&file, "launch_entrypoint = true\n").unwrap();
+    let expected = format!(
+        "flashpan: error: {}: launch_entrypoint: neither the image nor image_config names a \
+         command to launch",
+        file.display()
+    );
+    for verb in [&["create"][..], &["run", "-d"], &["run"]] {
+        for command in [&[][..], &["--", "true"]] {
+            let mut make = world.flashpan(verb);
+            make.arg("--rootfs").arg(world.path("root"));
+            let output = make.arg("-f").arg(&file).args(command).output().unwrap();
+            assert_eq!(output.status.code(), Some(125), "{make:?}: {output:?}");
+            assert_eq!(complaint(&output), expected);
+        }
+    }
+    let left = world.flashpan(&["ls", "-q"]).output().unwrap();
+    assert_eq!(left.stdout, b"", "{left:?}");
 }
 
 #[test]

@@ -127,6 +127,15 @@ fn a_port_that_is_taken_or_none_is_one_line_and_125() {
             "is not an IP address",
         ),
         (&["--address", "::1"], "--publish"),
+        (
+            &[
+                "-p",
+                "127.0.0.1:8080:80",
+                "-p",
+                "[::ffff:127.0.0.1]:8080:81",
+            ],
+            "127.0.0.1:8080/tcp is given twice",
+        ),
     ] {
         let output = world.output(options, &["exit", "0"]);
         assert_eq!(output.status.code(), Some(125), "{options:?}");
@@ -140,23 +149,28 @@ fn a_port_may_have_an_address_of_its_own() {
     let world = World::new("normal");
     let server = TcpListener::bind("127.0.0.1:0").unwrap();
     let remote = server.local_addr().unwrap().port();
-    let (first, second) = (free_port(), free_port());
+    let (first, second, third) = (free_port(), free_port(), free_port());
     let specs = [
         format!("127.0.0.2:{first}:{remote}"),
         format!("{second}:{remote}"),
+        // One of IPv4, as IPv6 has them.
+        format!("[::ffff:127.0.0.4]:{third}:{remote}"),
     ];
-    let options = ["-p", &specs[0], "-p", &specs[1], "--address", "127.0.0.3"];
+    let address = ["--address", "::ffff:127.0.0.3"];
+    let ports = ["-p", &specs[0], "-p", &specs[1], "-p", &specs[2]];
+    let options = [&ports[..], &address].concat();
     let mut child = world
         .run(&options, &["announce-and-sleep"])
         .spawn()
         .unwrap();
     let mut stderr = BufReader::new(child.stderr.take().unwrap()).lines();
-    let said: Vec<_> = stderr.by_ref().take(2).map(Result::unwrap).collect();
+    let said: Vec<_> = stderr.by_ref().take(3).map(Result::unwrap).collect();
     assert_eq!(
         said,
         [
             format!("Forwarding 127.0.0.2:{first} -> sandbox:{remote}"),
             format!("Forwarding 127.0.0.3:{second} -> sandbox:{remote}"),
+            format!("Forwarding 127.0.0.4:{third} -> sandbox:{remote}"),
         ]
     );
     let mut client = TcpStream::connect(("127.0.0.2", first)).unwrap();

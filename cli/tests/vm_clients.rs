@@ -16,6 +16,8 @@ mod vms;
 
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
+use std::process::Child;
+use std::time::{Duration, Instant};
 
 use flashpan_protocol::agent::{EXEC_PORT, ExecOutput, MAX_FRAME};
 use flashpan_protocol::frame::{self, Decoder};
@@ -23,6 +25,7 @@ use flashpan_protocol::privilege::Confinement;
 use flashpan_protocol::supervisor::{
     Activity, Answer, MAGIC, MAX_ANSWER, MAX_REQUEST, RefusalKind, Request, VERSION,
 };
+use nix::sys::signal::{Signal, kill};
 use vms::{LONG, Vms};
 
 const HELLO: Request = Request::Hello {
@@ -172,6 +175,59 @@ fn a_connection_to_the_guest_is_the_guests_from_the_answer_on() {
         refused.contains("guest refused the connection"),
         "{refused}"
     );
+}
+
+#[test]
+fn a_command_that_waits_for_a_supervisor_that_hangs_can_be_ended() {
+    let vms = Vms::new("normal");
+    let id = vms.run(&["--name", "web"], &["sleep"]);
+    let supervisor = vms.supervisor(&id);
+    kill(supervisor, Signal::SIGSTOP).unwrap();
+    // Less than they wait without a limit.
+    let soon = Duration::from_secs(25);
+    let file = vms.0.path("init");
+    let file = file.to_str().unwrap();
+    for command in [
+        &["cp", "--timeout", "300ms", file, "web:/"][..],
+        &["exec", "--timeout", "300ms", "web", "both"],
+    ] {
+        let began = Instant::now();
+        let output = vms.output(command);
+        assert_eq!(output.status.code(), Some(124), "{command:?}: {output:?}");
+        assert!(began.elapsed() < soon, "{command:?}");
+        let told = fake::complaint(&output);
+        assert!(told.contains("did not answer within 300ms"), "{told}");
+    }
+    for command in [
+        &["cp", file, "web:/"][..],
+        &["exec", "web", "both"],
+        &["port-forward", "web", "8080:80"],
+    ] {
+        let mut child = vms.0.flashpan(command).spawn().unwrap();
+        wait_until_interruptible(&mut child);
+        let began = Instant::now();
+        fake::signal(&child, Signal::SIGINT);
+        assert_eq!(child.wait().unwrap().code(), Some(130), "{command:?}");
+        assert!(began.elapsed() < soon, "{command:?}");
+    }
+    kill(supervisor, Signal::SIGCONT).unwrap();
+}
+
+/// Returns when a command watches for signals: from then on they do not kill it.
+fn wait_until_interruptible(child: &mut Child) {
+    let deadline = Instant::now() + LONG;
+    let status = format!("/proc/{}/status", child.id());
+    let catches = || {
+        let status = std::fs::read_to_string(&status).unwrap();
+        let caught = status.lines().find_map(|line| line.strip_prefix("SigCgt:"));
+        let caught = u64::from_str_radix(caught.unwrap().trim(), 16).unwrap();
+        caught & (1 << (Signal::SIGINT as i32 - 1)) != 0
+    };
+    while !catches() {
+        assert_eq!(child.try_wait().unwrap(), None, "it has ended");
+        assert!(Instant::now() < deadline, "{status}");
+        std::thread::yield_now();
+    }
 }
 
 #[test]

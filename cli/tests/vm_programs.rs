@@ -14,11 +14,12 @@ mod fake;
 #[path = "support/vms.rs"]
 mod vms;
 
-use std::io::{Read, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::process::Stdio;
+use std::time::{Duration, Instant};
 
 use flashpan::ExecOptions;
-use nix::sys::signal::Signal;
+use nix::sys::signal::{Signal, kill};
 use vms::Vms;
 
 #[test]
@@ -94,11 +95,29 @@ fn what_became_of_a_program_and_what_it_wrote_are_told_as_json() {
     assert_eq!(output.status.code(), Some(5));
     let result = json(std::str::from_utf8(&output.stdout).unwrap());
     assert_eq!(result["exit_code"], 5);
+    // One that cannot be started has the exit code that a shell gives it.
     let missing = vms.output(&["exec", "--json", "web", "missing"]);
-    assert_eq!(
-        (missing.status.code(), missing.stdout.len()),
-        (Some(127), 0)
-    );
+    assert_eq!(missing.status.code(), Some(127));
+    assert!(fake::complaint(&missing).contains("missing"), "{missing:?}");
+    let result = json(std::str::from_utf8(&missing.stdout).unwrap());
+    assert_eq!(result["exit_code"], 127);
+    assert_eq!(result.get("stdout"), None, "{result}");
+    // Of one whose time is up, what it had written.
+    let late = [
+        "exec",
+        "--json",
+        "--timeout",
+        "3s",
+        "web",
+        "announce-and-sleep",
+    ];
+    let late = vms.output(&late);
+    assert_eq!(late.status.code(), Some(124), "{late:?}");
+    let result = json(std::str::from_utf8(&late.stdout).unwrap());
+    assert_eq!(result["exit_code"], -1);
+    assert_eq!(result["timed_out"], true);
+    assert_eq!(result["stdout"], "cmVhZHk=", "{result}");
+    assert!(result["duration_ms"].as_u64().unwrap() >= 3000, "{result}");
     let refused = vms.refused(&["exec", "--json", "-d", "web", "both"]);
     assert!(refused.contains("cannot be used with"), "{refused}");
 
@@ -241,6 +260,47 @@ fn programs_and_their_use_are_listed() {
     assert!(stats[0]["uptime_ns"].as_u64().unwrap() > 0, "{stats}");
     let all = vms.ok(&["stats", "--no-stream", "--format", "{{.Name}}"]);
     assert_eq!(all, "web\n");
+}
+
+#[test]
+fn a_vm_that_hangs_is_left_out_of_the_use_of_all() {
+    let vms = Vms::new("normal");
+    let stuck = vms.run(&["--name", "stuck"], &["sleep"]);
+    // Each fake VMM locks its kernel.
+    let kernel = vms.0.path("vmlinux-of-web");
+    std::fs::copy(vms.0.path("vmlinux"), &kernel).unwrap();
+    let kernel = kernel.to_str().unwrap();
+    vms.run(&["--name", "web", "--kernel", kernel], &["sleep"]);
+    let supervisor = vms.supervisor(&stuck);
+    kill(supervisor, Signal::SIGSTOP).unwrap();
+    let began = Instant::now();
+    let all = vms.output(&["stats", "--no-stream", "--format", "{{.Name}}"]);
+    // Less than an answer may take otherwise.
+    assert!(began.elapsed() < Duration::from_secs(25), "{all:?}");
+    kill(supervisor, Signal::SIGCONT).unwrap();
+    assert_eq!(all.status.code(), Some(0), "{all:?}");
+    assert_eq!(all.stdout, b"web\n", "{all:?}");
+    let told = String::from_utf8(all.stderr).unwrap();
+    let left_out = format!("warning: the VM {stuck} is left out: its supervisor did not answer");
+    assert_eq!(told.matches(&left_out).count(), 1, "{told}");
+}
+
+#[test]
+fn the_use_of_a_vm_is_told_until_it_is_gone() {
+    let vms = Vms::new("normal");
+    for options in [&["--name", "web"][..], &["--rm", "--name", "gone"]] {
+        let id = vms.run(options, &["sleep"]);
+        let name = options.last().unwrap();
+        let mut stats = vms.0.flashpan(&["stats", "--json", name]).spawn().unwrap();
+        let mut lines = BufReader::new(stats.stdout.take().unwrap()).lines();
+        let first = lines.next().unwrap().unwrap();
+        assert!(first.contains(&id), "{first}");
+        vms.ok(&["stop", &id]);
+        let last = lines.last().unwrap().unwrap();
+        assert_eq!(last, "[]");
+        let output = stats.wait_with_output().unwrap();
+        assert_eq!(output.status.code(), Some(0), "{output:?}");
+    }
 }
 
 #[test]

@@ -68,8 +68,10 @@ impl ForwardOptions {
     }
 
     /// Listens on this address of this machine; may be repeated, and is
-    /// 127.0.0.1 otherwise. Whoever can reach the address can reach the guest.
+    /// 127.0.0.1 otherwise. Whoever can reach the address can reach the guest. One of IPv4
+    /// that is written as of IPv6 (`::ffff:127.0.0.1`) is that of IPv4.
     pub fn address(mut self, address: IpAddr) -> Self {
+        let address = address.to_canonical();
         if !self.addresses.contains(&address) {
             self.addresses.push(address);
         }
@@ -89,13 +91,15 @@ impl ForwardOptions {
         self
     }
 
-    /// The addresses of this machine for a port.
-    fn addresses_of<'a>(&'a self, forward: &'a Forward) -> &'a [IpAddr] {
-        match (&forward.address, self.addresses.as_slice()) {
+    /// The addresses of this machine for a port. A socket of IPv6 is for IPv6 alone, so
+    /// those of IPv4 are as IPv4 has them.
+    fn addresses_of<'a>(&'a self, forward: &'a Forward) -> impl Iterator<Item = IpAddr> + 'a {
+        let addresses = match (&forward.address, self.addresses.as_slice()) {
             (Some(address), _) => std::slice::from_ref(address),
             (None, []) => &[IpAddr::V4(Ipv4Addr::LOCALHOST)],
             (None, addresses) => addresses,
-        }
+        };
+        addresses.iter().map(IpAddr::to_canonical)
     }
 
     /// How long a UDP client may say and hear nothing before it is forgotten.
@@ -374,7 +378,7 @@ impl BoundPorts {
         let mut sockets = Vec::new();
         for forward in forwards {
             for address in options.addresses_of(forward) {
-                sockets.push(bind_one(*forward, *address)?);
+                sockets.push(bind_one(*forward, address)?);
             }
         }
         Ok(Self { options, sockets })
@@ -404,18 +408,18 @@ impl BoundPorts {
             // The host chooses another one each time for port 0.
             let port = forward.ports.local_port;
             let transport = transport_name(forward.transport);
-            for address in options.addresses_of(forward).iter().filter(|_| port != 0) {
+            for address in options.addresses_of(forward).filter(|_| port != 0) {
                 let others = taken.entry((transport, address.is_ipv4(), port));
                 let others = others.or_default();
                 let clashes = |other: &IpAddr| {
-                    other == address || other.is_unspecified() || address.is_unspecified()
+                    *other == address || other.is_unspecified() || address.is_unspecified()
                 };
                 if others.iter().any(clashes) {
-                    let place = SocketAddr::new(*address, port);
+                    let place = SocketAddr::new(address, port);
                     let why = format!("{place}/{transport} is given twice; choose another port");
                     return Err(Error::config("port of this machine", why));
                 }
-                others.push(*address);
+                others.push(address);
             }
         }
         Ok(())

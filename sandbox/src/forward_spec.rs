@@ -12,7 +12,7 @@ use crate::api::{PortForward, PortForwardError};
 /// A port of this machine that is to lead to a port of the guest.
 ///
 /// Read from `[[ADDRESS:]LOCAL_PORT:]REMOTE_PORT[/tcp|/udp]`, an IPv6 address in
-/// brackets.
+/// brackets; one of IPv4 that is written so (`[::ffff:127.0.0.1]`) is that of IPv4.
 ///
 /// ```
 /// use flashpan::{Forward, Transport};
@@ -85,7 +85,8 @@ fn split_address(text: &str) -> Result<(Option<IpAddr>, &str), PortForwardError>
         let address = address.strip_prefix('[').unwrap_or_default();
         let address: Ipv6Addr = address.parse().map_err(|_| shown())?;
         (
-            IpAddr::V6(address),
+            // The socket is for IPv6 alone, and cannot be bound to one of IPv4.
+            address.to_canonical(),
             ports.strip_prefix(':').ok_or_else(shown)?,
         )
     } else {
@@ -200,6 +201,8 @@ mod tests {
             let json = serde_json::to_string(&forward).unwrap();
             assert_eq!(serde_json::from_str::<Forward>(&json).unwrap(), forward);
         }
+        let mapped: Forward = "[::ffff:127.0.0.1]:8080:80".parse().unwrap();
+        assert_eq!(mapped, "127.0.0.1:8080:80".parse().unwrap());
     }
 
     proptest::proptest! {

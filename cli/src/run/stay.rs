@@ -2,9 +2,9 @@
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
+use std::path::Path;
 
 use clap::Args;
-use flashpan::Sandbox;
 use flashpan::api::SecretValue;
 use flashpan::launch::{ExecDefaults, LaunchError};
 use flashpan::state::{Programs, Vm, Vms};
@@ -13,6 +13,7 @@ use flashpan_rootfs::image_config::ComposeError;
 
 use super::{NO_JSON, RunArgs};
 use crate::failure::{Failure, print, print_json_line, say};
+use crate::given::Given;
 use crate::signals::Signals;
 use crate::vms::Outcome;
 use crate::{detached, pin, reach, runtime, terminal, vm, vms};
@@ -94,7 +95,7 @@ pub(super) fn stay(args: &RunArgs) -> Result<u8, Failure> {
         let mut signals =
             Signals::watch().map_err(|e| Failure::new(format!("cannot watch signals: {e}")))?;
         let vm = vms::find(id)?;
-        let sandbox = Sandbox::attach(&vm).await?;
+        let sandbox = vms::attach_unless_ended(&vm, None, &mut signals).await?;
         vms::attend(&vm, &sandbox, args.attended(), exec, &mut signals).await
     })
 }
@@ -142,9 +143,10 @@ impl RunArgs {
         Self::check_config(&wanted)?;
         let expected = ExecDefaults::expected(&wanted.config, &wanted.options);
         self.kept_programs(&expected)?;
-        if !self.command.is_empty() {
-            expected.entrypoint().map_err(Failure::new)?;
-        }
+        let entrypoint = expected.entrypoint();
+        entrypoint.map_err(|error| wanted.given.command_failure(&error))?;
+        let is_to_launch = wanted.config.launch_entrypoint;
+        let given = Given::in_file(wanted.given.file().map(Path::new));
         // Run in the foreground it is the VM's command, and not launched besides.
         if self.command.is_empty() {
             wanted.config.launch_entrypoint = false;
@@ -158,13 +160,21 @@ impl RunArgs {
         let secrets = network.into_iter().flat_map(|network| &network.secrets);
         let secrets = secrets.map(|(name, secret)| (name.clone(), secret.value.clone()));
         let secrets = secrets.collect();
+        let entrypoint = launch.exec_defaults().entrypoint();
+        entrypoint.map_err(|error| given.command_failure(&error))?;
+        let programs = self.kept_programs(launch.exec_defaults())?;
+        if is_to_launch && programs.command.is_empty() {
+            // Nor has the image, now that it is here.
+            let nothing = LaunchError::Command(ComposeError::NothingToLaunch);
+            return Err(given.command_failure(&nothing));
+        }
         let wishes = detached::Wishes {
             name: self.name.as_deref(),
             image,
             remove,
             publish: self.publish.kept(),
             grace: self.graceful_shutdown,
-            programs: self.kept_programs(launch.exec_defaults())?,
+            programs,
         };
         Ok((detached::create(new, wishes, launch)?, secrets))
     }

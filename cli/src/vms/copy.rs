@@ -5,7 +5,7 @@ use std::io::{self, Write};
 use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use clap::Args;
 use flashpan::state::Vm;
@@ -18,7 +18,7 @@ use crate::parse;
 use crate::runtime;
 use crate::signals::Signals;
 use crate::stdio::Patient;
-use crate::vms::{attach, find, of};
+use crate::vms::{attach_unless_ended, find, of};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -196,18 +196,29 @@ impl<'a> Open<'a> {
     }
 }
 
+/// The time that the user allows.
+#[derive(Debug, Clone, Copy)]
+struct Limit {
+    all: Duration,
+    /// What is left of it for the copy itself.
+    left: Duration,
+}
+
 /// Why a copy failed.
-fn of_copy(vm: &Vm, error: flashpan::Error, timeout: Option<Duration>) -> Failure {
-    match error {
+fn of_copy(vm: &Vm, error: flashpan::Error, limit: Option<Limit>) -> Failure {
+    match (error, limit) {
         // Other limits are not the user's.
-        flashpan::Error::Timeout { after, .. } if Some(after) == timeout => {
-            Failure::timed_out(error)
+        (flashpan::Error::Timeout { what, after }, Some(limit)) if after == limit.left => {
+            Failure::timed_out(flashpan::Error::Timeout {
+                what,
+                after: limit.all,
+            })
         }
         // As of every command whose reader has had enough.
-        flashpan::Error::Host { source, .. } if source.kind() == io::ErrorKind::BrokenPipe => {
+        (flashpan::Error::Host { source, .. }, _) if source.kind() == io::ErrorKind::BrokenPipe => {
             Failure::signalled(nix::libc::SIGPIPE)
         }
-        error => of(vm, error),
+        (error, _) => of(vm, error),
     }
 }
 
@@ -216,9 +227,6 @@ pub(crate) fn cp(args: &CpArgs) -> Result<u8, Failure> {
     let mut options = CopyOptions::new()
         .archive(args.archive)
         .follow_link(args.follow_link);
-    if let Some(timeout) = args.timeout {
-        options = options.timeout(timeout);
-    }
     let (name, way) = Way::between(&args.source, &args.place)?;
     let vm = find(name)?;
     // Before anything that takes time.
@@ -227,10 +235,18 @@ pub(crate) fn cp(args: &CpArgs) -> Result<u8, Failure> {
     let copied = runtime(async {
         let mut signals =
             Signals::watch().map_err(|e| Failure::new(format!("cannot watch signals: {e}")))?;
-        let sandbox = attach(&vm).await?;
+        let begun = Instant::now();
+        let sandbox = attach_unless_ended(&vm, args.timeout, &mut signals).await?;
+        let limit = args.timeout.map(|all| Limit {
+            all,
+            left: all.saturating_sub(begun.elapsed()),
+        });
+        if let Some(limit) = limit {
+            options = options.timeout(limit.left);
+        }
         tokio::select! {
             copied = way.copy(&sandbox, options) => {
-                copied.map_err(|error| of_copy(&vm, error, args.timeout))
+                copied.map_err(|error| of_copy(&vm, error, limit))
             }
             signal = signals.ending() => Err(Failure::signalled(signal)),
         }

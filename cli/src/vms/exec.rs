@@ -7,7 +7,8 @@ use clap::Args;
 use clap::builder::{OsStringValueParser, TypedValueParser};
 use flashpan::api::ExecResult;
 use flashpan::state::Vm;
-use flashpan::{ExecOptions, ExitStatus, Sandbox};
+use flashpan::{Error, ExecOptions, ExitStatus, Output, Sandbox};
+use serde::Serialize;
 
 use crate::failure::{Failure, print_json_line};
 use crate::given::Given;
@@ -17,7 +18,7 @@ use crate::program::Attended;
 use crate::runtime;
 use crate::signals::Signals;
 use crate::terminal;
-use crate::vms::{attach, find, of};
+use crate::vms::{attach, attach_unless_ended, find, of};
 
 /// Most bytes of each stream of a program that is told of in JSON.
 const MAX_OUTPUT: usize = 16 << 20;
@@ -70,8 +71,9 @@ pub(crate) struct ExecArgs {
     #[arg(long, short, conflicts_with_all = ["interactive", "tty"])]
     detach: bool,
 
-    /// Print what became of it as one JSON object: exit_code (-1 if a signal ended it),
-    /// stdout and stderr in base64, duration_ms. At most 16 MiB of each stream.
+    /// Print what became of it as one JSON object: exit_code (-1 if a signal ended it, or
+    /// --timeout: then timed_out is true), stdout and stderr in base64, duration_ms. At
+    /// most 16 MiB of each stream.
     #[arg(long, conflicts_with_all = ["interactive", "tty", "detach"])]
     json: bool,
 
@@ -114,10 +116,7 @@ pub(crate) fn exec(args: &ExecArgs) -> Result<u8, Failure> {
         }
         let mut signals =
             Signals::watch().map_err(|e| Failure::new(format!("cannot watch signals: {e}")))?;
-        let sandbox = tokio::select! {
-            sandbox = attach(&vm) => sandbox?,
-            signal = signals.ending() => return Err(Failure::signalled(signal)),
-        };
+        let sandbox = attach_unless_ended(&vm, args.timeout, &mut signals).await?;
         match args.json {
             true => reported(&vm, &sandbox, options, &mut signals).await,
             false => attend(&vm, &sandbox, attended, options, &mut signals).await,
@@ -125,7 +124,53 @@ pub(crate) fn exec(args: &ExecArgs) -> Result<u8, Failure> {
     })
 }
 
-/// Runs a program to its end and prints what became of it as JSON.
+/// What became of a program, in JSON.
+#[derive(Debug, Serialize)]
+struct Told {
+    #[serde(flatten)]
+    result: ExecResult,
+    /// Whether its time, or that of its VM, was up.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    timed_out: bool,
+}
+
+/// What a program has written so far.
+#[derive(Debug, Default)]
+struct Written {
+    stdout: Vec<u8>,
+    stderr: Vec<u8>,
+}
+
+impl Written {
+    /// Takes in what a program writes until it ends, and how it does.
+    async fn collect(
+        &mut self,
+        sandbox: &Sandbox,
+        options: ExecOptions,
+    ) -> flashpan::Result<ExitStatus> {
+        let mut process = sandbox.exec(options).await?;
+        let stdout = read(process.stdout.take(), &mut self.stdout);
+        let stderr = read(process.stderr.take(), &mut self.stderr);
+        tokio::try_join!(stdout, stderr)?;
+        process.wait().await
+    }
+}
+
+async fn read(output: Option<Output>, all: &mut Vec<u8>) -> flashpan::Result<()> {
+    let Some(mut output) = output else {
+        return Ok(());
+    };
+    while let Some(chunk) = output.next_chunk().await {
+        if chunk.len() > MAX_OUTPUT.saturating_sub(all.len()) {
+            return Err(Error::OutputTooLong { limit: MAX_OUTPUT });
+        }
+        all.extend_from_slice(&chunk);
+    }
+    Ok(())
+}
+
+/// Runs a program to its end and prints what became of it as JSON: also if it was not
+/// started, or its time was up.
 async fn reported(
     vm: &Vm,
     sandbox: &Sandbox,
@@ -133,24 +178,36 @@ async fn reported(
     signals: &mut Signals,
 ) -> Result<u8, Failure> {
     let begun = Instant::now();
-    let collected = async {
-        let process = sandbox.exec(options).await?;
-        process.collect(MAX_OUTPUT).await
-    };
-    let collected = tokio::select! {
-        collected = collected => collected.map_err(|error| of(vm, error))?,
+    let mut written = Written::default();
+    let ended = tokio::select! {
+        ended = written.collect(sandbox, options) => ended,
         // The program ends with what waits for it.
         signal = signals.ending() => return Err(Failure::signalled(signal)),
     };
-    let code = match collected.status {
-        ExitStatus::Code(code) => i32::from(code),
-        ExitStatus::Signal(_) => -1,
+    let timed_out = matches!(
+        ended,
+        Err(Error::ProgramTimeout { .. } | Error::VmTimeout { .. })
+    );
+    let (code, end) = match ended {
+        Ok(status @ ExitStatus::Code(code)) => (code.into(), Ok(status.shell_code())),
+        Ok(status @ ExitStatus::Signal(_)) => (-1, Ok(status.shell_code())),
+        Err(error) => {
+            let not_started = matches!(error, Error::StartFailed { .. });
+            let failure = of(vm, error);
+            let code = match failure.code {
+                _ if timed_out => -1,
+                code @ (126 | 127) if not_started => code.into(),
+                // Nothing became of it.
+                _ => return Err(failure),
+            };
+            (code, Err(failure))
+        }
     };
     let mut result = ExecResult::new(code, begun.elapsed());
-    result.stdout = collected.stdout;
-    result.stderr = collected.stderr;
-    print_json_line(&result)?;
-    Ok(collected.status.shell_code())
+    result.stdout = written.stdout;
+    result.stderr = written.stderr;
+    print_json_line(&Told { result, timed_out })?;
+    end
 }
 
 /// Runs a program to its end in a VM of somebody else's.

@@ -6,7 +6,7 @@ use crate::failure::{Failure, print_json_line};
 use crate::publish::{PortArgs, tell};
 use crate::runtime;
 use crate::signals::Signals;
-use crate::vms::{attach, find, must_have_begun, of};
+use crate::vms::{attach_unless_ended, find, must_have_begun, of};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -40,12 +40,12 @@ pub(crate) fn port_forward(args: &PortForwardArgs) -> Result<u8, Failure> {
     runtime(async {
         let mut signals =
             Signals::watch().map_err(|e| Failure::new(format!("cannot watch signals: {e}")))?;
-        let sandbox = tokio::select! {
-            sandbox = attach(&vm) => sandbox?,
+        let sandbox = attach_unless_ended(&vm, None, &mut signals).await?;
+        must_have_begun(&vm)?;
+        let published = tokio::select! {
+            published = args.ports.start(&sandbox) => published,
             signal = signals.ending() => return Err(Failure::signalled(signal)),
         };
-        must_have_begun(&vm)?;
-        let published = args.ports.start(&sandbox).await;
         let published = published.map_err(|error| of(&vm, error))?;
         match args.json {
             true => published.bindings().iter().try_for_each(print_json_line)?,

@@ -1,22 +1,27 @@
 //! `flashpan stats`: what VMs use of their host.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::io::{self, IsTerminal};
 use std::time::Duration;
 
 use clap::Args;
-use flashpan::state::Vm;
+use flashpan::state::{StateError, Vm, Vms};
 use flashpan::{Sandbox, Usage};
 use serde::Serialize;
+use tokio::task::JoinSet;
+use tokio::time::timeout;
 
-use crate::failure::{Failure, print, print_json_line};
+use crate::failure::{Failure, print, print_json_line, say};
 use crate::format::{Row, Style, Template, print_rows, table};
 use crate::image::size;
 use crate::runtime;
-use crate::vms::{alive, find, must_have_begun, of};
+use crate::vms::{alive, must_have_begun, of};
 
 /// How often VMs are looked at: CPU use is that of this time.
 const EVERY: Duration = Duration::from_secs(1);
+
+/// How long one of all VMs may take to answer; who names it waits longer.
+const PATIENCE: Duration = Duration::from_secs(5);
 
 /// To the upper left corner of a terminal, and everything behind it away.
 const CLEAR: &str = "\x1b[H\x1b[J";
@@ -149,13 +154,13 @@ const COLUMNS: [&str; 9] = [
 
 /// Runs `flashpan stats`.
 pub(crate) fn stats(args: &StatsArgs) -> Result<u8, Failure> {
+    let mut looks = Looks::begin(&args.vms)?;
     runtime(async {
-        let mut before = HashMap::new();
         // Measuring takes a beginning and an end.
-        look(args, &mut before).await?;
+        looks.take().await?;
         loop {
             tokio::time::sleep(EVERY).await;
-            let rows = look(args, &mut before).await?;
+            let rows = looks.take().await?;
             match Style::of(args.format.as_ref(), args.json, &COLUMNS) {
                 Style::Template(template) => print_rows(&rows, Style::Template(template))?,
                 Style::Json => print_json_line(&rows)?,
@@ -172,41 +177,111 @@ pub(crate) fn stats(args: &StatsArgs) -> Result<u8, Failure> {
     })
 }
 
-/// What the VMs have used so far, and since the last look.
-async fn look(args: &StatsArgs, before: &mut HashMap<String, Usage>) -> Result<Vec<Used>, Failure> {
-    let vms = match args.vms.as_slice() {
-        [] => alive()?,
-        named => {
-            let vms = named.iter().map(|text| find(text));
-            vms.collect::<Result<Vec<_>, _>>()?
-        }
-    };
-    let mut rows = Vec::new();
-    for vm in vms {
-        if !args.vms.is_empty() && before.is_empty() {
+/// Which VMs are looked at, and what was seen of them.
+struct Looks {
+    vms: Vms,
+    /// Ids of those that the user names; otherwise all are.
+    named: Option<Vec<String>>,
+    before: HashMap<String, Usage>,
+    /// Ids of those that are left out.
+    left_out: HashSet<String>,
+}
+
+impl Looks {
+    /// Those that are named have to run.
+    fn begin(named: &[String]) -> Result<Self, Failure> {
+        let vms = Vms::user().map_err(Failure::new)?;
+        let id = |text: &String| {
+            let vm = vms.find(text).map_err(Failure::new)?;
             vm.must_live().map_err(Failure::new)?;
             must_have_begun(&vm)?;
-        }
-        let usage = match Sandbox::attach(&vm).await {
-            Ok(sandbox) => sandbox.usage().await,
-            Err(error) => Err(error),
+            Ok(vm.id().to_owned())
         };
-        match usage {
-            Ok(usage) => {
-                rows.push(Used::new(&vm, &usage, before.get(vm.id())));
-                before.insert(vm.id().to_owned(), usage);
-            }
-            // It has ended, or is not there yet.
-            Err(
-                flashpan::Error::NotRunning
-                | flashpan::Error::Starting
-                | flashpan::Error::State(_)
-                | flashpan::Error::VmEnded(_),
-            ) => {}
-            Err(error) => return Err(of(&vm, error)),
-        }
+        let ids = named.iter().map(id).collect::<Result<Vec<_>, Failure>>()?;
+        Ok(Self {
+            named: (!ids.is_empty()).then_some(ids),
+            vms,
+            before: HashMap::new(),
+            left_out: HashSet::new(),
+        })
     }
-    Ok(rows)
+
+    /// Those that are there now.
+    fn now(&self) -> Result<Vec<Vm>, Failure> {
+        let Some(named) = &self.named else {
+            let mut vms = alive()?;
+            vms.retain(|vm| !self.left_out.contains(vm.id()));
+            return Ok(vms);
+        };
+        let mut vms = Vec::new();
+        for id in named {
+            match self.vms.find(id) {
+                Ok(vm) => vms.push(vm),
+                // It has ended, and nothing of it stays.
+                Err(StateError::NotFound(_)) => {}
+                Err(error) => return Err(Failure::new(error)),
+            }
+        }
+        Ok(vms)
+    }
+
+    /// What the VMs have used so far, and since the last look.
+    async fn take(&mut self) -> Result<Vec<Used>, Failure> {
+        let vms = self.now()?;
+        let patience = self.named.is_none().then_some(PATIENCE);
+        // Side by side: one that hangs keeps none of the others.
+        let mut asked = JoinSet::new();
+        for (index, vm) in vms.iter().cloned().enumerate() {
+            asked.spawn(async move { (index, usage(&vm, patience).await) });
+        }
+        let mut answers = BTreeMap::new();
+        while let Some(answer) = asked.join_next().await {
+            let (index, usage) = answer.map_err(Failure::new)?;
+            answers.insert(index, usage);
+        }
+        let mut rows = Vec::new();
+        for (vm, usage) in vms.iter().zip(answers.into_values()) {
+            match usage {
+                Ok(Some(usage)) => {
+                    rows.push(Used::new(vm, &usage, self.before.get(vm.id())));
+                    self.before.insert(vm.id().to_owned(), usage);
+                }
+                Ok(None) => {}
+                Err(failure) if self.named.is_some() => return Err(failure),
+                Err(failure) => {
+                    let (id, why) = (vm.id(), failure.message());
+                    say("warning", &format!("the VM {id} is left out: {why}"));
+                    self.left_out.insert(id.to_owned());
+                }
+            }
+        }
+        Ok(rows)
+    }
+}
+
+/// What a VM uses; `None` if it has ended, or is not there yet.
+async fn usage(vm: &Vm, patience: Option<Duration>) -> Result<Option<Usage>, Failure> {
+    let usage = async { Sandbox::attach(vm).await?.usage().await };
+    let usage = match patience {
+        None => usage.await,
+        Some(patience) => match timeout(patience, usage).await {
+            Ok(usage) => usage,
+            Err(_) => {
+                let why = format!("its supervisor did not answer within {patience:?}");
+                return Err(Failure::new(why));
+            }
+        },
+    };
+    match usage {
+        Ok(usage) => Ok(Some(usage)),
+        Err(
+            flashpan::Error::NotRunning
+            | flashpan::Error::Starting
+            | flashpan::Error::State(_)
+            | flashpan::Error::VmEnded(_),
+        ) => Ok(None),
+        Err(error) => Err(of(vm, error)),
+    }
 }
 
 #[cfg(test)]
