@@ -436,6 +436,21 @@ impl<D: Dial> Exchange<D> {
                 parts.headers.remove(CONTENT_LENGTH);
                 Content::Whole(bytes)
             }
+            // Its head ends it, and tells by that how it ended, as in gRPC: what the guest gets
+            // has to end there too.
+            BodyEdit::Transform(mut transform) if has_body && body.is_end_stream() => {
+                let mut all = Vec::new();
+                transform
+                    .finish(&mut all)
+                    .map_err(|_| unreachable(&target, StatusCode::BAD_GATEWAY))?;
+                match all.is_empty() {
+                    true => Content::Passing(Box::new(Passing::new(body, None)), lease, opener),
+                    false => {
+                        parts.headers.remove(CONTENT_LENGTH);
+                        Content::Whole(all.into())
+                    }
+                }
+            }
             BodyEdit::Replace(bytes) if is_head => {
                 parts.headers.insert(CONTENT_LENGTH, bytes.len().into());
                 Content::Whole(Bytes::new())

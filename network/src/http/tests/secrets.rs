@@ -145,3 +145,24 @@ async fn streams_of_http2_are_no_other_way() {
     let answer = ask2(&mut guest, post("/", "hello".to_owned())).await;
     assert_eq!(answer, (200, "hello".to_owned()));
 }
+
+/// So does gRPC tell of an error: with a status in a head that ends the stream.
+#[tokio::test]
+async fn a_response_without_a_body_ends_with_its_head() {
+    let world = world();
+    tls_server(&world, "api.test", |_| {
+        b"HTTP/1.1 200 OK\r\nGrpc-Status: 9\r\nGrpc-Message: hunter2hunter2\r\n\
+          Content-Length: 0\r\n\r\n"
+            .to_vec()
+    })
+    .await;
+    let mut guest = http2(&world, "api.test").await;
+    let mut post = get("https://api.test/pkg.Service/Call");
+    *post.method_mut() = http::Method::POST;
+    *post.body_mut() = "call".into();
+    within(guest.ready()).await.unwrap();
+    let response = within(guest.send_request(post)).await.unwrap();
+    assert_eq!(response.headers()["grpc-status"], "9");
+    assert_eq!(response.headers()["grpc-message"], KEY);
+    assert!(http_body::Body::is_end_stream(response.body()));
+}
