@@ -1,14 +1,21 @@
 //! The authority whose certificates the host shows where it looks into TLS.
 //!
 //! Programs find whom to trust in a bundle of the system, whose path is a matter of the
-//! distribution, or where a variable says. The bundle gets the authority added to what is
-//! in it, so that what the host passes on as it is can be verified as well; variables lead
-//! there those that have a bundle of their own.
+//! distribution, in a store of Java's, or where a variable says. Bundles and stores get the
+//! authority added to what is in them, so that what the host passes on as it is can be
+//! verified as well; variables lead to the bundle those that have one of their own.
+
+mod java;
+mod jks;
+mod pkcs12;
+#[cfg(test)]
+mod tests;
 
 use std::fs;
 use std::io::{self, Read};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use flashpan_protocol::agent::Bytes;
 use nix::mount::{MsFlags, mount};
@@ -41,8 +48,8 @@ const FILE: &str = "flashpan.crt";
 /// A directory in memory for what cannot be written elsewhere.
 const OWN: &str = "/dev/flashpan";
 
-/// The longest bundle that is looked at.
-const MAX_BUNDLE: u64 = 8 << 20;
+/// The longest bundle or store that is looked at.
+const MAX_LEN: u64 = 8 << 20;
 
 /// Lines before and after the authority in a bundle: one of an earlier run is taken out.
 const BEGIN: &str = "# flashpan: begin\n";
@@ -91,6 +98,7 @@ pub(crate) fn install(certificate: &str, writable: bool, devices: Option<&Device
         }
     }
     let bundle = bundles(own, certificate, writable, &mut trust.warnings);
+    stores(own, certificate, writable, &mut trust.warnings);
     let bundle = bundle.unwrap_or_else(|| own.join("bundle.pem"));
     let more = own.join("ca.pem");
     let set = |names: &'static [&'static str], path: &Path| {
@@ -109,8 +117,8 @@ pub(crate) fn install(certificate: &str, writable: bool, devices: Option<&Device
 /// The certificate, alone and as a bundle, where nothing of the root has to be written to.
 fn own_files(own: &Path, certificate: &str) -> io::Result<()> {
     fs::DirBuilder::new().mode(0o755).create(own)?;
-    write(&own.join("ca.pem"), certificate)?;
-    write(&own.join("bundle.pem"), certificate)
+    write(&own.join("ca.pem"), certificate.as_bytes())?;
+    write(&own.join("bundle.pem"), certificate.as_bytes())
 }
 
 /// Adds the authority to every bundle there is; the first of them.
@@ -131,19 +139,15 @@ fn bundles(
             continue;
         }
         let number = done.len();
+        let cover = own.join(format!("bundle{number}.pem"));
         let added = read(&real).and_then(|before| {
-            let with = with_authority(&before, certificate);
-            match writable {
-                true => write(&real, &with),
-                false => cover(&real, &own.join(format!("bundle{number}.pem")), &with),
-            }
+            // Comments may be in any encoding, and do not matter.
+            let with = with_authority(&String::from_utf8_lossy(&before), certificate);
+            put(&real, with.as_bytes(), (!writable).then_some(&cover))
         });
         match added {
             Ok(()) => drop(first.get_or_insert_with(|| bundle.to_owned())),
-            Err(error) => warnings.push(format!(
-                "add the host's authority to {}: {error}",
-                bundle.display()
-            )),
+            Err(error) => warnings.push(not_added(bundle, &error)),
         }
         done.push(real);
     }
@@ -154,7 +158,7 @@ fn bundles(
             .filter(|source| source.is_dir())
         {
             let path = source.join(FILE);
-            if let Err(error) = write(&path, certificate) {
+            if let Err(error) = write(&path, certificate.as_bytes()) {
                 warnings.push(format!("write {}: {error}", path.display()));
             }
         }
@@ -162,22 +166,47 @@ fn bundles(
     first
 }
 
-fn read(path: &Path) -> io::Result<String> {
+/// Adds the authority to every store of Java's. Those that are not understood stay as they
+/// are.
+fn stores(own: &Path, certificate: &str, writable: bool, warnings: &mut Vec<String>) {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).ok();
+    let now = now.and_then(|now| u64::try_from(now.as_millis()).ok());
+    for (number, store) in java::stores().into_iter().enumerate() {
+        let cover = own.join(format!("cacerts{number}"));
+        let added = read(&store).and_then(|before| {
+            let with = java::with_authority(&before, certificate, now.unwrap_or_default());
+            let with = with.map_err(io::Error::other)?;
+            put(&store, &with, (!writable).then_some(&cover))
+        });
+        if let Err(error) = added {
+            warnings.push(not_added(&store, &error));
+        }
+    }
+}
+
+fn not_added(path: &Path, error: &io::Error) -> String {
+    format!("add the host's authority to {}: {error}", path.display())
+}
+
+fn read(path: &Path) -> io::Result<Vec<u8>> {
     let file = fs::File::open(path)?;
     if !file.metadata()?.is_file() {
         return Err(io::Error::other("it is no file"));
     }
     let mut bytes = Vec::new();
-    file.take(MAX_BUNDLE + 1).read_to_end(&mut bytes)?;
-    if u64::try_from(bytes.len()).is_ok_and(|len| len > MAX_BUNDLE) {
+    file.take(MAX_LEN + 1).read_to_end(&mut bytes)?;
+    if u64::try_from(bytes.len()).is_ok_and(|len| len > MAX_LEN) {
         return Err(io::Error::other("it is longer than 8 MiB"));
     }
-    // Comments may be in any encoding, and do not matter.
-    Ok(String::from_utf8_lossy(&bytes).into_owned())
+    Ok(bytes)
 }
 
-/// Shows `content`, which is in `file`, where `path` is.
-fn cover(path: &Path, file: &Path, content: &str) -> io::Result<()> {
+/// Makes `content` what is found at `path`: by writing there, or, where that cannot be, by
+/// a mount of the file `cover`.
+fn put(path: &Path, content: &[u8], cover: Option<&PathBuf>) -> io::Result<()> {
+    let Some(file) = cover else {
+        return write(path, content);
+    };
     write(file, content)?;
     let none = None::<&str>;
     mount(Some(file), path, none, MsFlags::MS_BIND, none)?;
@@ -186,10 +215,10 @@ fn cover(path: &Path, file: &Path, content: &str) -> io::Result<()> {
 
 /// Writes over what is there, in place: others may hold it open, and its owner and mode
 /// stay.
-fn write(path: &Path, content: &str) -> io::Result<()> {
+fn write(path: &Path, content: &[u8]) -> io::Result<()> {
     let mut options = fs::OpenOptions::new();
     options.write(true).create(true).truncate(true).mode(0o644);
-    io::Write::write_all(&mut options.open(path)?, content.as_bytes())
+    io::Write::write_all(&mut options.open(path)?, content)
 }
 
 /// A bundle with this authority in place of that of an earlier run.
@@ -212,24 +241,4 @@ fn with_authority(bundle: &str, certificate: &str) -> String {
     }
     with.push_str(END);
     with
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_bundle_has_the_last_authority_once() {
-        let first = with_authority("A\nB", "1\n");
-        assert_eq!(first, "A\nB\n# flashpan: begin\n1\n# flashpan: end\n");
-        let second = with_authority(&first, "2");
-        assert_eq!(second, "A\nB\n# flashpan: begin\n2\n# flashpan: end\n");
-        // What was added behind it stays.
-        let more = with_authority(&format!("{second}C\n"), "3\n");
-        assert_eq!(more, "A\nB\nC\n# flashpan: begin\n3\n# flashpan: end\n");
-        assert_eq!(
-            with_authority("", "1\n"),
-            "# flashpan: begin\n1\n# flashpan: end\n"
-        );
-    }
 }

@@ -36,7 +36,7 @@ const FORMS: [&str; 6] = [
 const RESOLVER: &str = "127.209.113.1";
 
 /// Programs take long where a processor is emulated.
-const PATIENCE: Duration = Duration::from_secs(600);
+const PATIENCE: Duration = Duration::from_secs(1200);
 
 /// The servers, as long as this is there.
 struct Servers {
@@ -50,6 +50,8 @@ impl Servers {
         fs::create_dir(&directory).unwrap();
         let program = directory.join("servers.py");
         fs::write(&program, include_str!("programs/servers.py")).unwrap();
+        let grpc = include_str!("programs/grpc_echo.py");
+        fs::write(directory.join("grpc_echo.py"), grpc).unwrap();
         let mut child = Command::new("python3")
             .arg(program)
             .arg(&directory)
@@ -145,13 +147,15 @@ fn programs() {
         "--upstream-ca",
         &authority,
         "--secret",
-        "KEY@api.test",
+        "KEY@api.test,grpc.test",
         "--allow-host",
         "open.test,mirror.test",
         "--tcp",
-        "ssh.test:22,raw.test:5432",
+        "ssh.test:22,raw.test:5432,db.test:5432",
         "--rule",
         "deny POST api.test/denied/**",
+        "--rule",
+        "deny POST grpc.test/test.Echo/Denied",
         "--rule",
         "deny POST mirror.test/**/git-receive-pack",
     ]);

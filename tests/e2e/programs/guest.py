@@ -31,8 +31,8 @@ def run(*words, status=0, bare=False, **options):
     environment = {"PATH": os.environ["PATH"], "HOME": WORK} if bare else os.environ | {
         "HOME": WORK, "GIT_TERMINAL_PROMPT": "0"}
     done = subprocess.run(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                          timeout=240, env=environment, cwd=WORK,
-                          **({"stdin": subprocess.DEVNULL} | options))
+                          timeout=240, env=environment,
+                          **({"stdin": subprocess.DEVNULL, "cwd": WORK} | options))
     output = done.stdout.decode(errors="replace")
     errors = done.stderr.decode(errors="replace")
     expect(done.returncode == status, f"{words[0]} {done.returncode}: {output} {errors}")
@@ -237,6 +237,65 @@ def _():
     expect(os.path.exists(WORK + "/packages/demo.py"), "the package")
 
 
+@check("npm, with a token")
+def _():
+    os.makedirs(WORK + "/of-npm", exist_ok=True)
+    with open(WORK + "/of-npm/.npmrc", "w") as file:
+        file.write("registry=https://api.test/npm/\n//api.test/npm/:_authToken=${KEY}\n")
+    run("npm", "install", "demo", cwd=WORK + "/of-npm")
+    output = run("node", "-e", "console.log(require('demo'))", cwd=WORK + "/of-npm")
+    expect(output == "42\n", output)
+    with open(WORK + "/of-npm/.npmrc", "w") as file:
+        file.write("registry=https://api.test/npm/\n")
+    output = run("npm", "view", "demo", cwd=WORK + "/of-npm", status=1)
+    expect("E401" in output, output)
+
+
+JAVA = """
+import java.net.URI;
+import java.net.URL;
+import java.net.http.HttpClient;
+import java.net.http.HttpRequest;
+import java.net.http.HttpResponse;
+import javax.net.ssl.HttpsURLConnection;
+
+class Who {
+    public static void main(String[] given) throws Exception {
+        var client = HttpClient.newHttpClient();
+        for (var version : HttpClient.Version.values()) {
+            var who = URI.create("https://api.test/who");
+            var request = HttpRequest.newBuilder(who).version(version)
+                .header("Authorization", given[0])
+                .POST(HttpRequest.BodyPublishers.ofString("x".repeat(100000))).build();
+            var answer = client.send(request, HttpResponse.BodyHandlers.ofString());
+            System.out.println(answer.version() + " " + answer.body());
+        }
+        var old = (HttpsURLConnection) new URL("https://api.test/who").openConnection();
+        old.setRequestProperty("Authorization", given[0]);
+        System.out.println("old " + new String(old.getInputStream().readAllBytes()));
+    }
+}
+"""
+
+
+@check("Java, HttpClient with HTTP/1.1 and HTTP/2, and URLConnection: bare")
+def _():
+    with open(WORK + "/Who.java", "w") as file:
+        file.write(JAVA)
+    output = run("java", "Who.java", "Bearer " + KEY, bare=True)
+    told = dict(line.split(" ", 1) for line in output.splitlines())
+    expect(list(told) == ["HTTP_1_1", "HTTP_2", "old"], output)
+    granted(told["HTTP_1_1"], method="POST")
+    granted(told["HTTP_2"], method="POST")
+    granted(told["old"])
+
+
+@check("Java, its store is whole, has its authorities and the VM's")
+def _():
+    output = run("keytool", "-list", "-cacerts", "-storepass", "changeit", bare=True)
+    expect("flashpan, " in output and output.count("trustedCertEntry") > 100, output)
+
+
 @check("apt")
 def _():
     with open(WORK + "/list", "w") as file:
@@ -329,6 +388,81 @@ def _():
         raise Failed("another port was reached")
     except ConnectionRefusedError:
         pass
+
+
+def psql(*words, host="db.test", **options):
+    address = f"host={host} user=guest password=of_the_test dbname=postgres"
+    return run("psql", "--no-psqlrc", "--quiet", "--tuples-only", "--no-align", "--dbname",
+               address, *words, **options)
+
+
+@check("psql, by name and port")
+def _():
+    # As it does on its own it encrypts, with what the server has.
+    output = psql("-c", "select ssl from pg_stat_ssl where pid = pg_backend_pid()")
+    expect(output == "t\n", output)
+    lines = b"".join(b"%d\tline %d\n" % (number, number) for number in range(50_000))
+    with open(WORK + "/lines", "wb") as file:
+        file.write(lines)
+    psql("-c", "create table lines (number int primary key, text text)",
+         "-c", "\\copy lines from lines")
+    psql("-c", "\\copy (select * from lines order by number) to back")
+    with open(WORK + "/back", "rb") as file:
+        expect(file.read() == lines, "what was written")
+
+
+@check("psql, a host that is not allowed")
+def _():
+    output = psql("-c", "select 1", host="evil.test", status=2)
+    expect("could not translate host name" in output, output)
+
+
+GRPC = """
+import grpc, os, queue
+of_key = [("authorization", "Bearer " + os.environ["KEY"])]
+channel = grpc.secure_channel("grpc.test:443", grpc.ssl_channel_credentials())
+wait = {"timeout": 200, "wait_for_ready": True}
+
+told, call = channel.unary_unary("/test.Echo/Who").with_call(b"", metadata=of_key, **wait)
+trailing = dict(call.trailing_metadata())
+assert told == b"bearer" and trailing["granted"] == "True", trailing
+assert trailing["bytes-bin"] == b"\\0\\xff", trailing
+
+counted = channel.unary_stream("/test.Echo/Count")(b"1000", **wait)
+assert list(counted) == [b"%d" % number for number in range(1000)]
+assert dict(counted.trailing_metadata())["sent"] == "1000"
+
+large = [bytes([number]) * 100_000 for number in range(50)]
+assert channel.stream_unary("/test.Echo/Total")(iter(large), **wait) == b"5000000"
+
+# Each message is sent after the one before it came back.
+messages = queue.Queue()
+echo = channel.stream_stream("/test.Echo/Echo")(iter(messages.get, None), **wait)
+for message in [b"one", b"", b"two" * 10_000]:
+    messages.put(message)
+    assert next(echo) == message
+messages.put(None)
+assert list(echo) == [] and echo.code() == grpc.StatusCode.OK
+
+def error(method, **more):
+    try:
+        channel.unary_unary("/test.Echo/" + method)(b"now", timeout=200, **more)
+    except grpc.RpcError as error:
+        return error
+wrong = error("Wrong")
+assert wrong.code() == grpc.StatusCode.FAILED_PRECONDITION, wrong
+assert wrong.details() == "not now", wrong
+assert dict(wrong.trailing_metadata())["why-bin"] == b"\\0because", wrong
+denied = error("Denied")
+assert denied.code() == grpc.StatusCode.PERMISSION_DENIED, denied
+print("all")
+"""
+
+
+@check("gRPC: one message and streams either way, trailers, errors, a rule that refuses")
+def _():
+    output = run("python3", "-c", GRPC)
+    expect(output == "all\n", output)
 
 
 @check("WebSocket")

@@ -1,8 +1,9 @@
 """Servers for programs in a guest, on addresses that the loopback interface gets.
 
 One name server; HTTP, and HTTPS by an authority of its own, with a repository of git, one
-of packages and an index for pip; WebSocket; a greeting as of SSH; an echo by TCP. What a
-client may do is told by the value of a secret, which is in the variable VALUE.
+of packages, an index for pip and a registry for npm; WebSocket; gRPC; PostgreSQL; a greeting
+as of SSH; an echo by TCP. What a client may do is told by the value of a secret, which is in
+the variable VALUE.
 
     python3 servers.py DIRECTORY
 
@@ -10,6 +11,7 @@ writes `ca.pem` there and `up` on standard output, and ends when standard input 
 """
 
 import base64
+import glob
 import hashlib
 import http.server
 import io
@@ -21,6 +23,7 @@ import ssl
 import struct
 import subprocess
 import sys
+import tarfile
 import threading
 import zipfile
 
@@ -34,6 +37,8 @@ HOSTS = {
     "ssh.test": 4,
     "raw.test": 5,
     "evil.test": 6,
+    "db.test": 7,
+    "grpc.test": 8,
 }
 VALUE = os.environ["VALUE"]
 DATA = b"".join(b"%08d" % number for number in range(1 << 17))
@@ -90,6 +95,26 @@ def wheel():
 
 
 WHEEL = wheel()
+
+
+def tarball():
+    """A package for npm."""
+    archive = io.BytesIO()
+    with tarfile.open(fileobj=archive, mode="w:gz") as file:
+        for name, content in [("package.json", b'{"name": "demo", "version": "1.0.0"}'),
+                              ("index.js", b"module.exports = 42\n")]:
+            member = tarfile.TarInfo("package/" + name)
+            member.size = len(content)
+            file.addfile(member, io.BytesIO(content))
+    return archive.getvalue()
+
+
+TARBALL = tarball()
+ABOUT_TARBALL = {"name": "demo", "dist-tags": {"latest": "1.0.0"}, "versions": {"1.0.0": {
+    "name": "demo", "version": "1.0.0", "dist": {
+        "tarball": "https://api.test/npm/demo/-/demo-1.0.0.tgz",
+        "integrity": "sha512-" + base64.b64encode(hashlib.sha512(TARBALL).digest()).decode(),
+    }}}}
 PACKAGES = b"""Package: demo-of-apt
 Version: 1.0
 Architecture: all
@@ -173,6 +198,12 @@ class Handler(http.server.BaseHTTPRequestHandler):
             self.answer(200, page.encode(), "text/html")
         elif path.endswith(".whl"):
             self.answer(200, WHEEL, "application/zip")
+        elif path.startswith("/npm/") and self.granted() != "bearer":
+            self.answer(401, b"", headers=[("WWW-Authenticate", "Bearer")])
+        elif path == "/npm/demo":
+            self.tell(**ABOUT_TARBALL)
+        elif path == "/npm/demo/-/demo-1.0.0.tgz":
+            self.answer(200, TARBALL, "application/octet-stream")
         elif path == "/apt/./Packages":
             self.answer(200, PACKAGES)
         elif path == "/who":
@@ -292,6 +323,45 @@ class Names(socketserver.BaseRequestHandler):
         answering.sendto(head + question[12:at + 5] + answer, self.client_address)
 
 
+def database():
+    """PostgreSQL with the password `of_the_test`; it runs as no root."""
+    programs, = glob.glob("/usr/lib/postgresql/*/bin")[-1:]
+    user = ["unshare", "--user", "--map-user=1000", "--map-group=1000"]
+    os.mkdir("sockets")
+    with open("password", "w") as file:
+        file.write("of_the_test\n")
+    run(*user, programs + "/initdb", "--pgdata=database", "--username=guest", "--no-sync",
+        "--auth=scram-sha-256", "--pwfile=password", "--encoding=UTF8", "--no-locale")
+    # Their paths are from the directory of the data.
+    server = {
+        "listen_addresses": NETWORK + str(HOSTS["db.test"]),
+        "unix_socket_directories": os.path.abspath("sockets"),
+        "ssl": "on",
+        "ssl_cert_file": os.path.abspath("server.pem"),
+        "ssl_key_file": os.path.abspath("server.key"),
+        "fsync": "off",
+    }
+    with open("database/postgresql.auto.conf", "a") as file:
+        for name, value in server.items():
+            file.write(f"{name} = '{value}'\n")
+    with open("database/pg_hba.conf", "w") as file:
+        file.write("hostssl all guest all scram-sha-256\n")
+    run(*user, programs + "/pg_ctl", "--pgdata=database", "--wait", "--timeout=300",
+        "--log=database.log", "start")
+    return lambda: run(*user, programs + "/pg_ctl", "--pgdata=database", "--mode=immediate",
+                       "stop")
+
+
+def grpc():
+    # Python's own of the distribution has the library.
+    address = NETWORK + str(HOSTS["grpc.test"]) + ":443"
+    server = subprocess.Popen(["/usr/bin/python3", "grpc_echo.py", address],
+                              stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    if server.stdout.readline() != b"up\n":
+        sys.exit("the server of gRPC did not come up")
+    return lambda: server.communicate()
+
+
 def main():
     os.chdir(sys.argv[1])
     run("ip", "link", "set", "lo", "up")
@@ -300,6 +370,7 @@ def main():
                    stderr=subprocess.DEVNULL)
     certificates()
     repository()
+    ends = [database(), grpc()]
 
     def at(host, port):
         return (NETWORK + str(HOSTS[host]), port)
@@ -323,6 +394,8 @@ def main():
         threading.Thread(target=server.serve_forever, daemon=True).start()
     print("up", flush=True)
     sys.stdin.read()
+    for end in ends:
+        end()
     subprocess.run(["ip", "addr", "del", NETWORK + "1/24", "dev", "lo"])
 
 

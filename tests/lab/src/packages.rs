@@ -54,7 +54,15 @@ pub const IMAGES: &[&str] = &[
 ];
 
 /// What the servers consist of that programs in a guest speak to.
-pub const SERVERS: &[&str] = &["git", "iproute2", "openssl", "python3"];
+pub const SERVERS: &[&str] = &[
+    "git",
+    "iproute2",
+    "openssl",
+    "postgresql",
+    "python3",
+    "python3-grpcio",
+    "util-linux",
+];
 
 /// Networks of the distribution's that need no privilege on the host, beside which ours is
 /// measured, and what a namespace is set up with.
