@@ -5,6 +5,7 @@
 //! `flashpan-bench exec`: how long a program takes in a VM that is there, beside ssh.
 //! `flashpan-bench tls`: requests in TLS that is opened on the way, beside mitmproxy.
 //! `flashpan-bench net`: what a connection carries, beside passt and slirp4netns.
+//! `flashpan-bench iperf`: what a guest's connection carries, beside QEMU's slirp.
 //! `flashpan-bench large`: how much memory that takes, for an image of any size.
 //!
 //! Prints one JSON object per line: `name`, `value`, `unit`, and where they
@@ -16,6 +17,7 @@ mod deadline;
 mod exec;
 mod figure;
 mod image;
+mod iperf;
 mod large;
 mod measure;
 mod microsandbox;
@@ -40,7 +42,9 @@ const USAGE: &str = "usage: flashpan-bench boot --kernel FILE --init FILE --flas
                      DIRECTORY --budgets FILE\n   or: flashpan-bench exec --flashpan FILE --rootfs \
                      IMAGE --budgets FILE [--runs N]\n   or: flashpan-bench tls --budgets FILE \
                      [--mitmdump FILE]\n   or: flashpan-bench net --budgets FILE [--runs N] \
-                     [--milliseconds N] [--peers none]";
+                     [--milliseconds N] [--peers none]\n   or: \
+                     flashpan-bench iperf --flashpan FILE --kernel FILE --rootfs IMAGE --budgets \
+                     FILE [--runs N]";
 
 /// Names of the figures of `image` and `large`; all others are those of `boot`.
 const IMAGE: &str = "image/";
@@ -70,6 +74,9 @@ fn main() -> ExitCode {
         }
         Some((command, rest)) if command == "exec" => {
             exec::ExecOptions::parse(rest).and_then(|o| exec::exec(&o))
+        }
+        Some((command, rest)) if command == "iperf" => {
+            iperf::IperfOptions::parse(rest).and_then(|o| iperf::iperf(&o))
         }
         Some((command, rest)) if command == "tls" => {
             tls::TlsOptions::parse(rest).and_then(|o| tls::tls(&o))
@@ -146,7 +153,7 @@ fn boot(options: &Options) -> Result<bool> {
     let figures = figures?;
     cleaned.with_context(|| format!("remove {}", directory.display()))?;
     let names = budgets.names().filter(|name| {
-        ![IMAGE, exec::EXEC, net::NET, tls::TLS]
+        ![IMAGE, exec::EXEC, iperf::IPERF, net::NET, tls::TLS]
             .iter()
             .any(|of| name.starts_with(of))
     });

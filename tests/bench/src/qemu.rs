@@ -67,3 +67,66 @@ pub(crate) fn command(kernel: &Path, initramfs: &Path) -> Command {
     qemu.args(["-append", KERNEL_ARGUMENTS]);
     qemu
 }
+
+/// Where the machine has its virtio devices, and their interrupts: all it may have, since it
+/// does not say which are there.
+const TRANSPORTS: [(u32, u32); 8] = [
+    (0xfeb0_0000, 5),
+    (0xfeb0_0200, 6),
+    (0xfeb0_0400, 7),
+    (0xfeb0_0600, 8),
+    (0xfeb0_0800, 9),
+    (0xfeb0_0a00, 10),
+    (0xfeb0_0c00, 11),
+    (0xfeb0_0e00, 12),
+];
+
+/// The command that boots `kernel` with the root in the EROFS image `root`, and a card on
+/// QEMU's user networking. Its PID 1 sets that up, runs `program`, and waits to be ended.
+pub(crate) fn with_network(kernel: &Path, root: &Path, program: &str) -> Command {
+    let mut qemu = Command::new(QEMU);
+    qemu.args([
+        "-nodefaults",
+        "-no-user-config",
+        "-no-reboot",
+        "-display",
+        "none",
+    ]);
+    // It would write where its devices are behind what is PID 1's.
+    let machine = format!("{MACHINE},auto-kernel-cmdline=off,ioapic2=off");
+    qemu.args([
+        "-M",
+        &machine,
+        "-enable-kvm",
+        "-cpu",
+        "host",
+        "-smp",
+        "1",
+        "-m",
+        "512",
+    ]);
+    let drive = format!(
+        "id=root,format=raw,if=none,readonly=on,file={}",
+        root.display()
+    );
+    qemu.args(["-drive", &drive, "-device", "virtio-blk-device,drive=root"]);
+    qemu.args([
+        "-netdev",
+        "user,id=net",
+        "-device",
+        "virtio-net-device,netdev=net",
+    ]);
+    let transports = TRANSPORTS.map(|(at, irq)| format!("virtio_mmio.device=512@{at:#x}:{irq}"));
+    let transports = transports.join(" ");
+    let init = format!(
+        "mount -t proc proc /proc; mount -t devtmpfs dev /dev; mount -t tmpfs tmp /tmp; ip link set lo up; \
+         ip addr add 10.0.2.15/24 dev eth0; ip link set eth0 up; \
+         ip route add default via 10.0.2.2; {program}; sleep 1000"
+    );
+    let words = format!(
+        "{KERNEL_ARGUMENTS} {transports} root=/dev/vda ro rootfstype=erofs init=/bin/sh -- \
+         -c \"{init}\""
+    );
+    qemu.arg("-kernel").arg(kernel).args(["-append", &words]);
+    qemu
+}

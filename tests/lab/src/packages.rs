@@ -64,6 +64,9 @@ pub const SERVERS: &[&str] = &[
     "util-linux",
 ];
 
+/// The host's end of a connection that is measured.
+pub const IPERF: &[&str] = &["iperf3"];
+
 /// Networks of the distribution's that need no privilege on the host, beside which ours is
 /// measured, and what a namespace is set up with.
 pub const NETWORKS: &[&str] = &["iproute2", "passt", "slirp4netns"];

@@ -1,4 +1,4 @@
-//! `cargo xtask bench boot|image|exec|net|tls`: figures as JSON lines, against budgets.
+//! `cargo xtask bench boot|image|exec|iperf|net|tls`: figures as JSON lines, against budgets.
 
 mod image;
 mod tls;
@@ -22,6 +22,7 @@ installed, microsandbox in the same run; and how long the layers of an image of
   cargo xtask bench image [--runs N | --short]
   cargo xtask bench image --size SIZE     (5G, 512M)
   cargo xtask bench exec
+  cargo xtask bench iperf
   cargo xtask bench tls
   cargo xtask bench net [--runs N | --short]
 
@@ -30,7 +31,9 @@ and fails if a budget of tests/bench/budgets.toml is broken. In the lab, time is
 a count of instructions; on a host whose KVM runs guests it is nanoseconds. An
 image needs no VM, and its time is always that of this machine; so is that of exec,
 of which in the lab the ratio counts: a program in a VM that is there, beside ssh
-into the same VM. net is what one connection of Linux's TCP in a network namespace
+into the same VM. iperf is what one connection of iperf3 carries from a guest to
+its host and back, beside QEMU's user networking with the same kernel, root and
+program; of that too the ratio counts. net is what one connection of Linux's TCP in a network namespace
 carries through our network card and its stack, beside passt and slirp4netns; it needs
 no VM, and root. tls is of requests in TLS that is opened on the way, beside mitmproxy,
 which is installed for it; it needs no VM either. --short is three runs of each instead of
@@ -55,6 +58,12 @@ pub(crate) fn bench(arguments: &[OsString]) -> Result<u8> {
     if words == ["exec"] {
         setup::setup()?;
         exec(&Guest::prepare()?)?;
+        return Ok(0);
+    }
+    if words == ["iperf"] {
+        setup::setup()?;
+        packages::ensure(packages::IPERF)?;
+        iperf(&Guest::prepare()?)?;
         return Ok(0);
     }
     if words == ["tls"] {
@@ -125,6 +134,24 @@ fn exec(guest: &Guest) -> Result<()> {
         "--budgets".into(),
         budgets.into(),
     ];
+    step::run("the benchmark", &mut guest.command(1200, words)?)
+        .context("a budget of tests/bench/budgets.toml is broken: see above")
+}
+
+/// Prints the figures of connections of a guest.
+fn iperf(guest: &Guest) -> Result<()> {
+    let program = build()?;
+    let (_, rootfs) = setup::debian("iperf", "iperf3,iproute2")?;
+    let budgets = step::root().join("tests/bench/budgets.toml");
+    let mut words: Vec<OsString> = vec![program("flashpan-bench")?.into(), "iperf".into()];
+    for (name, value) in [
+        ("--flashpan", &guest.flashpan),
+        ("--kernel", &guest.kernel),
+        ("--rootfs", &rootfs),
+        ("--budgets", &budgets),
+    ] {
+        words.extend([name.into(), value.into()]);
+    }
     step::run("the benchmark", &mut guest.command(1200, words)?)
         .context("a budget of tests/bench/budgets.toml is broken: see above")
 }

@@ -24,7 +24,7 @@ Development commands.
 
   cargo xtask demo                        boot VMs, from nothing to a program's output
   cargo xtask test [--help]               everything that has to be green
-  cargo xtask bench boot|image|exec|net   figures beside peers', against budgets
+  cargo xtask bench [--help]              figures beside peers', against budgets
   cargo xtask fuzz [TARGET] [--seconds N] fuzz what reads what strangers made
   cargo xtask lab [OPTIONS] -- COMMAND…   run a command in the emulated host
   cargo xtask deny                        check the dependency graph (deny.toml)
