@@ -1,5 +1,6 @@
 //! `flashpan run`: one command in one new VM.
 
+mod end;
 mod stay;
 
 use std::collections::BTreeMap;
@@ -19,26 +20,20 @@ use flashpan::{
 };
 use flashpan_rootfs::image_config::ComposeError;
 
+use self::end::End;
 use crate::failure::{Failure, say};
 use crate::given::Given;
 use crate::parse::{self, Variable};
 use crate::privilege::PrivilegeArgs;
-use crate::program::{Attended, time_is_up, time_up};
+use crate::program::{Attended, time_up};
 use crate::publish::{Held, PublishArgs};
-use crate::signals::{Asked, Signals};
+use crate::signals::Signals;
 use crate::stdio::Patient;
 use crate::timeline_file::TimelineFile;
 use crate::vm::{VmArgs, Wanted};
 use crate::{config_file, reach, runtime, terminal, vm};
 
 pub(crate) use stay::{CreateArgs, create};
-
-/// How long programs that the command left behind may take to end, where a disk
-/// has to be left in order.
-const GRACE: Duration = Duration::from_secs(5);
-
-/// How long a guest may write its disks before the user is told what is waited for.
-const LONG: Duration = Duration::from_secs(10);
 
 pub(crate) const EXAMPLES: &str = "\
 Examples:
@@ -265,8 +260,7 @@ fn once(args: &RunArgs, started_ns: u64, mut learner: Option<&mut Learner>) -> R
                 // The third interrupt means now.
                 let at_once = result.as_ref().is_err_and(Failure::is_at_once);
                 // What is told of a connection is told at its end.
-                let end = args
-                    .end(&launch)
+                let end = End::of(&launch, args.graceful_shutdown)
                     .or(seen.as_ref().map(|_| End::with_programs()));
                 let result = if let Some(end) = end
                     && !at_once
@@ -472,25 +466,6 @@ impl RunArgs {
         Ok(builder)
     }
 
-    /// How the VM is to be ended, if not at once.
-    fn end(&self, launch: &Launch) -> Option<End> {
-        let grace = self.graceful_shutdown.filter(|grace| !grace.is_zero());
-        if launch.keeps_something() {
-            // Nobody else has what is not written then, so it takes as long as it
-            // takes.
-            return Some(End {
-                grace: grace.unwrap_or(GRACE),
-                within: Duration::MAX,
-                keeps: true,
-            });
-        }
-        grace.map(|grace| End {
-            grace,
-            within: Duration::ZERO,
-            keeps: false,
-        })
-    }
-
     async fn boot(
         &self,
         builder: SandboxBuilder,
@@ -541,75 +516,6 @@ impl RunArgs {
         self.attended()
             .run(sandbox, exec, signals, Failure::from)
             .await
-    }
-}
-
-/// How a VM is ended that is not just killed.
-struct End {
-    /// For programs, to end on SIGTERM.
-    grace: Duration,
-    /// For the guest, to write its disks.
-    within: Duration,
-    /// Whether it has disks that are kept.
-    keeps: bool,
-}
-
-impl End {
-    /// Only the programs that are left are ended in order.
-    fn with_programs() -> Self {
-        Self {
-            grace: GRACE,
-            within: Duration::ZERO,
-            keeps: false,
-        }
-    }
-
-    /// Ends a VM in order. With disks that are kept its guest writes them first,
-    /// which takes as long as it takes, unless the VM's time is up.
-    async fn in_order(
-        self,
-        sandbox: &Sandbox,
-        mut result: Result<u8, Failure>,
-        signals: &mut Signals,
-    ) -> Result<u8, Failure> {
-        let shutdown = sandbox.shutdown_within(self.grace, self.within);
-        let mut shutdown = std::pin::pin!(shutdown);
-        let mut long = std::pin::pin!(tokio::time::sleep(LONG));
-        let mut told = false;
-        let exit = loop {
-            tokio::select! {
-                exit = &mut shutdown => break exit,
-                asked = signals.next() => match asked {
-                    Asked::GiveUp(signal) => {
-                        // What came first counts: time may have been up before.
-                        result = result.and(Err(Failure::given_up(signal)));
-                        break sandbox.kill().await;
-                    }
-                    Asked::Deliver(_) | Asked::Resize => {}
-                },
-                () = &mut long, if !told && self.keeps => {
-                    told = true;
-                    say("note", "waiting for the guest to write its disks; three interrupts end it now");
-                }
-            }
-        };
-        if exit.reason.is_orderly() || !self.keeps {
-            return result;
-        }
-        if let ExitReason::TimedOut { after, .. } = exit.reason {
-            result = result.and_then(|_| Err(time_is_up(after, "writing its disks")));
-        }
-        let lost = format!(
-            "the guest did not shut down in order ({}); what it wrote last to its disks may be lost",
-            exit.reason
-        );
-        match result {
-            Ok(_) => Err(Failure::new(lost)),
-            Err(failure) => {
-                say("warning", &lost);
-                Err(failure)
-            }
-        }
     }
 }
 

@@ -56,7 +56,7 @@ async fn attach(vm: &Vm) -> Result<Sandbox, Failure> {
 
 /// The same within the time that the user allows, unless a signal ends the command first:
 /// a supervisor that hangs keeps nobody.
-pub(crate) async fn attach_unless_ended(
+pub(crate) async fn attach_in_time(
     vm: &Vm,
     limit: Option<Duration>,
     signals: &mut Signals,

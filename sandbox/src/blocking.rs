@@ -364,12 +364,29 @@ impl Process {
 
     /// [`crate::Process::collect`].
     pub fn collect(self, limit: usize) -> Result<Collected> {
+        let (runtime, inner) = self.whole();
+        runtime.run(inner.collect(limit))
+    }
+
+    /// [`crate::Process::collect_into`].
+    pub fn collect_into(
+        self,
+        stdout: &mut Vec<u8>,
+        stderr: &mut Vec<u8>,
+        limit: usize,
+    ) -> Result<ExitStatus> {
+        let (runtime, inner) = self.whole();
+        runtime.run(inner.collect_into(stdout, stderr, limit))
+    }
+
+    /// With its output, whose end can be waited for.
+    fn whole(self) -> (Arc<Runtime>, crate::Process) {
         let mut inner = self.inner;
         inner.stdout = self.stdout.map(|output| output.inner);
         inner.stderr = self.stderr.map(|output| output.inner);
         // Its end of file may be waited for.
         drop(self.stdin);
-        self.runtime.run(inner.collect(limit))
+        (self.runtime, inner)
     }
 }
 

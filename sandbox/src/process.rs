@@ -173,18 +173,33 @@ impl Process {
     /// # Errors
     /// [`Error::OutputTooLong`], which ends the program, and those of
     /// [`Process::wait`].
-    pub async fn collect(mut self, limit: usize) -> Result<Collected> {
-        drop(self.stdin.take());
-        let stdout = collect(self.stdout.take(), limit);
-        let stderr = collect(self.stderr.take(), limit);
-        let (stdout, stderr) = tokio::try_join!(stdout, stderr)?;
-        let status = self.wait().await?;
+    pub async fn collect(self, limit: usize) -> Result<Collected> {
+        let (mut stdout, mut stderr, began) = (Vec::new(), Vec::new(), self.began);
+        let status = self.collect_into(&mut stdout, &mut stderr, limit).await?;
         Ok(Collected {
             status,
             stdout,
             stderr,
-            duration: self.began.elapsed(),
+            duration: began.elapsed(),
         })
+    }
+
+    /// The same, but what was written is there also if the program does not end by itself,
+    /// as when its time is up.
+    ///
+    /// # Errors
+    /// As [`Process::collect`].
+    pub async fn collect_into(
+        mut self,
+        stdout: &mut Vec<u8>,
+        stderr: &mut Vec<u8>,
+        limit: usize,
+    ) -> Result<ExitStatus> {
+        drop(self.stdin.take());
+        let stdout = collect(self.stdout.take(), stdout, limit);
+        let stderr = collect(self.stderr.take(), stderr, limit);
+        tokio::try_join!(stdout, stderr)?;
+        self.wait().await
     }
 }
 
@@ -203,8 +218,7 @@ pub struct Collected {
     pub duration: Duration,
 }
 
-async fn collect(output: Option<Output>, limit: usize) -> Result<Vec<u8>> {
-    let mut all = Vec::new();
+async fn collect(output: Option<Output>, all: &mut Vec<u8>, limit: usize) -> Result<()> {
     if let Some(mut output) = output {
         while let Some(chunk) = output.next_chunk().await {
             if chunk.len() > limit.saturating_sub(all.len()) {
@@ -213,5 +227,5 @@ async fn collect(output: Option<Output>, limit: usize) -> Result<Vec<u8>> {
             all.extend_from_slice(&chunk);
         }
     }
-    Ok(all)
+    Ok(())
 }

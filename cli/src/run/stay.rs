@@ -95,7 +95,7 @@ pub(super) fn stay(args: &RunArgs) -> Result<u8, Failure> {
         let mut signals =
             Signals::watch().map_err(|e| Failure::new(format!("cannot watch signals: {e}")))?;
         let vm = vms::find(id)?;
-        let sandbox = vms::attach_unless_ended(&vm, None, &mut signals).await?;
+        let sandbox = vms::attach_in_time(&vm, None, &mut signals).await?;
         vms::attend(&vm, &sandbox, args.attended(), exec, &mut signals).await
     })
 }

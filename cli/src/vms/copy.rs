@@ -18,7 +18,7 @@ use crate::parse;
 use crate::runtime;
 use crate::signals::Signals;
 use crate::stdio::Patient;
-use crate::vms::{attach_unless_ended, find, of};
+use crate::vms::{attach_in_time, find, of};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -236,7 +236,7 @@ pub(crate) fn cp(args: &CpArgs) -> Result<u8, Failure> {
         let mut signals =
             Signals::watch().map_err(|e| Failure::new(format!("cannot watch signals: {e}")))?;
         let begun = Instant::now();
-        let sandbox = attach_unless_ended(&vm, args.timeout, &mut signals).await?;
+        let sandbox = attach_in_time(&vm, args.timeout, &mut signals).await?;
         let limit = args.timeout.map(|all| Limit {
             all,
             left: all.saturating_sub(begun.elapsed()),

@@ -145,14 +145,13 @@ impl EventsArgs {
             let Some(mut reader) = open(vm, self.tail)? else {
                 continue;
             };
-            let others = events.len();
-            while let Some(event) = reader.available().map_err(Failure::new)? {
-                events.push(event);
+            // And not those that have come since it was opened.
+            for _ in 0..self.tail.unwrap_or(usize::MAX) {
+                match reader.available().map_err(Failure::new)? {
+                    Some(event) => events.push(event),
+                    None => break,
+                }
             }
-            // Some may have come since it was opened.
-            let own = events.len().saturating_sub(others);
-            let most = self.tail.unwrap_or(own);
-            events.drain(others..others.saturating_add(own.saturating_sub(most)));
         }
         events.sort_by_key(|event| event.time);
         events.iter().try_for_each(|event| self.show(event, out))

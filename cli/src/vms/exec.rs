@@ -7,7 +7,7 @@ use clap::Args;
 use clap::builder::{OsStringValueParser, TypedValueParser};
 use flashpan::api::ExecResult;
 use flashpan::state::Vm;
-use flashpan::{Error, ExecOptions, ExitStatus, Output, Sandbox};
+use flashpan::{Error, ExecOptions, ExitStatus, Sandbox};
 use serde::Serialize;
 
 use crate::failure::{Failure, print_json_line};
@@ -18,7 +18,7 @@ use crate::program::Attended;
 use crate::runtime;
 use crate::signals::Signals;
 use crate::terminal;
-use crate::vms::{attach, attach_unless_ended, find, of};
+use crate::vms::{attach, attach_in_time, find, of};
 
 /// Most bytes of each stream of a program that is told of in JSON.
 const MAX_OUTPUT: usize = 16 << 20;
@@ -116,7 +116,7 @@ pub(crate) fn exec(args: &ExecArgs) -> Result<u8, Failure> {
         }
         let mut signals =
             Signals::watch().map_err(|e| Failure::new(format!("cannot watch signals: {e}")))?;
-        let sandbox = attach_unless_ended(&vm, args.timeout, &mut signals).await?;
+        let sandbox = attach_in_time(&vm, args.timeout, &mut signals).await?;
         match args.json {
             true => reported(&vm, &sandbox, options, &mut signals).await,
             false => attend(&vm, &sandbox, attended, options, &mut signals).await,
@@ -134,41 +134,6 @@ struct Told {
     timed_out: bool,
 }
 
-/// What a program has written so far.
-#[derive(Debug, Default)]
-struct Written {
-    stdout: Vec<u8>,
-    stderr: Vec<u8>,
-}
-
-impl Written {
-    /// Takes in what a program writes until it ends, and how it does.
-    async fn collect(
-        &mut self,
-        sandbox: &Sandbox,
-        options: ExecOptions,
-    ) -> flashpan::Result<ExitStatus> {
-        let mut process = sandbox.exec(options).await?;
-        let stdout = read(process.stdout.take(), &mut self.stdout);
-        let stderr = read(process.stderr.take(), &mut self.stderr);
-        tokio::try_join!(stdout, stderr)?;
-        process.wait().await
-    }
-}
-
-async fn read(output: Option<Output>, all: &mut Vec<u8>) -> flashpan::Result<()> {
-    let Some(mut output) = output else {
-        return Ok(());
-    };
-    while let Some(chunk) = output.next_chunk().await {
-        if chunk.len() > MAX_OUTPUT.saturating_sub(all.len()) {
-            return Err(Error::OutputTooLong { limit: MAX_OUTPUT });
-        }
-        all.extend_from_slice(&chunk);
-    }
-    Ok(())
-}
-
 /// Runs a program to its end and prints what became of it as JSON: also if it was not
 /// started, or its time was up.
 async fn reported(
@@ -178,9 +143,14 @@ async fn reported(
     signals: &mut Signals,
 ) -> Result<u8, Failure> {
     let begun = Instant::now();
-    let mut written = Written::default();
+    let (mut stdout, mut stderr) = (Vec::new(), Vec::new());
+    let ended = async {
+        let process = sandbox.exec(options).await?;
+        let collected = process.collect_into(&mut stdout, &mut stderr, MAX_OUTPUT);
+        collected.await
+    };
     let ended = tokio::select! {
-        ended = written.collect(sandbox, options) => ended,
+        ended = ended => ended,
         // The program ends with what waits for it.
         signal = signals.ending() => return Err(Failure::signalled(signal)),
     };
@@ -204,8 +174,7 @@ async fn reported(
         }
     };
     let mut result = ExecResult::new(code, begun.elapsed());
-    result.stdout = written.stdout;
-    result.stderr = written.stderr;
+    (result.stdout, result.stderr) = (stdout, stderr);
     print_json_line(&Told { result, timed_out })?;
     end
 }

@@ -6,7 +6,7 @@ use crate::failure::{Failure, print_json_line};
 use crate::publish::{PortArgs, tell};
 use crate::runtime;
 use crate::signals::Signals;
-use crate::vms::{attach_unless_ended, find, must_have_begun, of};
+use crate::vms::{attach_in_time, find, must_have_begun, of};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -40,7 +40,7 @@ pub(crate) fn port_forward(args: &PortForwardArgs) -> Result<u8, Failure> {
     runtime(async {
         let mut signals =
             Signals::watch().map_err(|e| Failure::new(format!("cannot watch signals: {e}")))?;
-        let sandbox = attach_unless_ended(&vm, None, &mut signals).await?;
+        let sandbox = attach_in_time(&vm, None, &mut signals).await?;
         must_have_begun(&vm)?;
         let published = tokio::select! {
             published = args.ports.start(&sandbox) => published,

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -48,7 +49,7 @@ pub struct Launching {
     console: Option<LogFile>,
     output: SharedLog,
     secrets: BTreeMap<String, SecretValue>,
-    keeps_nothing: Arc<OnceLock<()>>,
+    keeps_nothing: Arc<AtomicBool>,
     secrets_given: BTreeSet<String>,
 }
 
@@ -56,7 +57,7 @@ impl Launching {
     /// Says that nothing of the VM stays ([`crate::Launch::keeps_something`]): nobody waits
     /// long for a guest that does not end.
     pub fn keeps_nothing(&self) {
-        self.keeps_nothing.get_or_init(|| ());
+        self.keeps_nothing.store(true, Ordering::Relaxed);
     }
 
     /// What the VM is.
@@ -105,7 +106,7 @@ pub(super) struct Shared {
     abort: watch::Sender<bool>,
     /// How the VM is to be shut down: the time for its programs, and then for the rest.
     stop: watch::Sender<Option<(Duration, Duration)>>,
-    keeps_nothing: Arc<OnceLock<()>>,
+    keeps_nothing: Arc<AtomicBool>,
     command: watch::Sender<Option<ExitStatus>>,
     finished: watch::Sender<Option<Arc<str>>>,
     /// Tells when all events of the guest are written down.
@@ -156,9 +157,9 @@ impl Shared {
             self.abort.send_replace(true);
             return;
         };
-        let within = match self.keeps_nothing.get() {
-            Some(()) => within.min(WITHIN_WITHOUT_DISKS),
-            None => within,
+        let within = match self.keeps_nothing.load(Ordering::Relaxed) {
+            true => within.min(WITHIN_WITHOUT_DISKS),
+            false => within,
         };
         let is_first = self.stop.send_if_modified(|order| {
             let is_first = order.is_none();
@@ -309,7 +310,7 @@ fn begin(
         }
     };
     events.vm(Status::Starting, None);
-    let keeps_nothing = Arc::new(OnceLock::new());
+    let keeps_nothing = Arc::<AtomicBool>::default();
     let launching = Launching {
         record: claim.record().clone(),
         directory,

@@ -2,7 +2,7 @@
 
 use std::fs::{self, File};
 use std::io::{self, Read, Seek};
-use std::process::{Command, Output};
+use std::process::{Child, Command, Output};
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread;
 use std::time::Duration;
@@ -16,6 +16,17 @@ use nix::unistd::Pid;
 /// How long a run may take, hundreds of times what it does. Where time is a count
 /// of instructions and everything waits, the clock leaps from timer to timer.
 pub(crate) const DEADLINE: Duration = Duration::from_secs(120);
+
+/// A program that is ended when this goes.
+#[derive(Debug)]
+pub(crate) struct Running(pub(crate) Child);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
 
 /// Runs a program to its end; nothing if it had to be ended for it, together with
 /// everything that it had started: what is left would slow down the next.

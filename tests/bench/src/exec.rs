@@ -2,18 +2,17 @@
 //! beside ssh into the same VM.
 
 use std::fs;
-use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
-use std::sync::mpsc;
-use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 
 use crate::budgets::Budgets;
-use crate::deadline::{DEADLINE, run_for};
+use crate::deadline::{DEADLINE, Running, run_for};
 use crate::figure::Figures;
+use crate::lines::Lines;
+use crate::options;
 
 /// Names of the figures.
 pub(crate) const EXEC: &str = "exec/";
@@ -41,18 +40,16 @@ impl ExecOptions {
             runs: 50,
             ..Self::default()
         };
-        for pair in words.chunks(2) {
-            let [word, value] = pair else {
-                bail!("{pair:?} needs a value");
-            };
-            match word.as_str() {
+        options::read(words, |word, value| {
+            match word {
                 "--flashpan" => options.flashpan = value.into(),
                 "--rootfs" => options.rootfs = value.into(),
                 "--budgets" => options.budgets = value.into(),
                 "--runs" => options.runs = value.parse().context("--runs is a number")?,
-                _ => bail!("{word} is not known"),
+                _ => return Ok(false),
             }
-        }
+            Ok(true)
+        })?;
         Ok(options)
     }
 }
@@ -154,26 +151,11 @@ impl<'a> Vm<'a> {
     /// Returns when sshd has said that it listens.
     fn wait_for_sshd(&self) -> Result<()> {
         let mut logs = self.command(&["logs", "-f", "bench"]);
-        let mut logs = logs
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .spawn()
-            .context("follow the guest's log")?;
-        let output = logs.stdout.take().context("the log has no pipe")?;
-        let (sender, lines) = mpsc::channel();
-        // It ends with the pipe.
-        thread::spawn(move || {
-            for line in BufReader::new(output).lines().map_while(Result::ok) {
-                if sender.send(line).is_err() {
-                    break;
-                }
-            }
-        });
-        let listens = listens(&lines);
-        // It may have ended by itself, if the VM has.
-        let _ = logs.kill();
-        logs.wait().context("wait for the guest's log")?;
-        listens
+        logs.stdin(Stdio::null()).stdout(Stdio::piped());
+        let mut logs = Running(logs.spawn().context("follow the guest's log")?);
+        let listens = |line: &str| line.contains(LISTENS).then_some(());
+        let listens = Lines::of(&mut logs.0)?.find(listens);
+        listens.context("sshd in the guest does not listen")
     }
 
     fn command(&self, words: &[&str]) -> Command {
@@ -220,23 +202,6 @@ impl Drop for Vm<'_> {
     }
 }
 
-/// Waits for the line of a log by which sshd says that it listens.
-fn listens(lines: &mpsc::Receiver<String>) -> Result<()> {
-    let deadline = Instant::now() + DEADLINE;
-    let mut said = Vec::new();
-    loop {
-        let left = deadline.saturating_duration_since(Instant::now());
-        match lines.recv_timeout(left) {
-            Ok(line) if line.contains(LISTENS) => return Ok(()),
-            Ok(line) => said.push(line),
-            Err(why) => bail!(
-                "sshd in the guest does not listen ({why}): {}",
-                said.join("\n")
-            ),
-        }
-    }
-}
-
 /// Runs a program that has to succeed.
 fn finish(command: &mut Command) -> Result<Output> {
     command.stdin(Stdio::null());
@@ -250,24 +215,4 @@ fn finish(command: &mut Command) -> Result<Output> {
         );
     }
     Ok(output)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn sshd_listens_when_it_says_so_and_not_before() {
-        let (sender, lines) = mpsc::channel();
-        for line in ["a key", "Server listening on 127.0.0.1 port 22.", "later"] {
-            sender.send(line.to_owned()).unwrap();
-        }
-        listens(&lines).unwrap();
-        assert_eq!(lines.recv().unwrap(), "later");
-        // It has ended instead.
-        sender.send("no hostkeys available".to_owned()).unwrap();
-        drop(sender);
-        let error = listens(&lines).unwrap_err().to_string();
-        assert!(error.contains("no hostkeys available"), "{error}");
-    }
 }

@@ -20,6 +20,7 @@ use serde_json::Value;
 use crate::budgets::Budgets;
 use crate::figure::Figures;
 use crate::large::LARGE;
+use crate::options;
 
 /// What `image` is given.
 #[derive(Debug, Default)]
@@ -35,19 +36,17 @@ impl ImageOptions {
     /// Reads pairs of options and values.
     pub(crate) fn parse(words: &[String]) -> Result<Self> {
         let mut options = Self::default();
-        for pair in words.chunks(2) {
-            let [word, value] = pair else {
-                bail!("{pair:?} needs a value");
-            };
-            match word.as_str() {
+        options::read(words, |word, value| {
+            match word {
                 "--layout" => options.layout = value.into(),
-                "--tag" => options.tag.clone_from(value),
+                "--tag" => value.clone_into(&mut options.tag),
                 "--work" => options.work = value.into(),
                 "--budgets" => options.budgets = value.into(),
                 "--runs" => options.runs = value.parse().context("--runs takes a number")?,
-                _ => bail!("{word} is not known"),
+                _ => return Ok(false),
             }
-        }
+            Ok(true)
+        })?;
         if options.runs == 0 {
             bail!("--runs 0 measures nothing");
         }

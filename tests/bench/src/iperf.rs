@@ -4,17 +4,17 @@
 //! The host's end tells what it was: a guest whose clock is off tells nothing. Each run has a
 //! VM of its own, which ends with it.
 
-use std::io::{BufRead, BufReader, Read};
-use std::path::PathBuf;
-use std::process::{Child, ChildStdout, Command, Stdio};
-use std::sync::mpsc;
-use std::thread;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 
 use crate::budgets::Budgets;
-use crate::deadline::DEADLINE;
+use crate::deadline::Running;
 use crate::figure::Figures;
+use crate::lines::Lines;
+use crate::options;
 use crate::qemu;
 
 /// Names of the figures.
@@ -48,24 +48,22 @@ impl IperfOptions {
             runs: 3,
             ..Self::default()
         };
-        for pair in words.chunks(2) {
-            let [word, value] = pair else {
-                bail!("{pair:?} needs a value");
-            };
-            match word.as_str() {
+        options::read(words, |word, value| {
+            match word {
                 "--flashpan" => options.flashpan = value.into(),
                 "--kernel" => options.kernel = value.into(),
                 "--rootfs" => options.rootfs = value.into(),
                 "--budgets" => options.budgets = value.into(),
                 "--runs" => options.runs = value.parse().context("--runs is a number")?,
-                _ => bail!("{word} is not known"),
+                _ => return Ok(false),
             }
-        }
+            Ok(true)
+        })?;
         Ok(options)
     }
 
     /// Our VM, whose only program is the guest's end.
-    fn ours(&self, home: &std::path::Path, client: &[&str]) -> Command {
+    fn ours(&self, home: &Path, client: &[&str]) -> Command {
         let mut command = Command::new(&self.flashpan);
         command.args(["run", "--network", "open", "--allow-private-ips"]);
         command.args(["-m", "512M", "--rootfs"]).arg(&self.rootfs);
@@ -135,32 +133,19 @@ impl Way {
     }
 }
 
-/// A program that is ended when this goes.
-struct Program(Child);
-
-impl Drop for Program {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
 /// What a connection of a guest carried, in Mbit/s.
 fn carried(way: Way, mut guest: Command) -> Result<f64> {
     let mut server = Command::new("iperf3");
     server.args(["-s", "-1", "-p", PORT, "-f", "k", "--forceflush"]);
     server.stdin(Stdio::null()).stdout(Stdio::piped());
-    let mut server = Program(server.spawn().context("start iperf3")?);
-    let output = server.0.stdout.take().context("iperf3 has no pipe")?;
-    let lines = lines(output);
-    wait_for(&lines, |line| {
-        line.starts_with("Server listening").then_some(())
-    })
-    .context("the host's iperf3")?;
+    let mut server = Running(server.spawn().context("start iperf3")?);
+    let lines = Lines::of(&mut server.0)?;
+    let listens = |line: &str| line.starts_with("Server listening").then_some(());
+    lines.find(listens).context("the host's iperf3")?;
     guest.stdin(Stdio::null()).stdout(Stdio::null());
     guest.stderr(Stdio::piped());
-    let mut guest = Program(guest.spawn().with_context(|| format!("run {guest:?}"))?);
-    let carried = wait_for(&lines, |line| rate(line, way.last_word()));
+    let mut guest = Running(guest.spawn().with_context(|| format!("run {guest:?}"))?);
+    let carried = lines.find(|line| rate(line, way.last_word()));
     if carried.is_err() {
         let _ = guest.0.kill();
         let mut why = String::new();
@@ -170,34 +155,6 @@ fn carried(way: Way, mut guest: Command) -> Result<f64> {
         return carried.with_context(|| format!("the guest: {}", why.trim()));
     }
     carried
-}
-
-/// Lines as they come.
-fn lines(output: ChildStdout) -> mpsc::Receiver<String> {
-    let (sender, lines) = mpsc::channel();
-    // It ends with the pipe.
-    thread::spawn(move || {
-        for line in BufReader::new(output).lines().map_while(Result::ok) {
-            if sender.send(line).is_err() {
-                break;
-            }
-        }
-    });
-    lines
-}
-
-/// The first thing that is looked for in lines.
-fn wait_for<T>(lines: &mpsc::Receiver<String>, of: impl Fn(&str) -> Option<T>) -> Result<T> {
-    let mut said = Vec::new();
-    loop {
-        match lines.recv_timeout(DEADLINE) {
-            Ok(line) => match of(&line) {
-                Some(found) => return Ok(found),
-                None => said.push(line),
-            },
-            Err(why) => bail!("said no more ({why}) than: {}", said.join("\n")),
-        }
-    }
 }
 
 /// The rate in a line of iperf3's that ends so, in Mbit/s.

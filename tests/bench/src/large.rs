@@ -15,6 +15,7 @@ use sha2::{Digest, Sha256};
 use crate::budgets::Budgets;
 use crate::figure::Figures;
 use crate::image::{self, number, timed};
+use crate::options;
 
 /// Names of the figures; all others of `image/` are those of the image of packages.
 pub(crate) const LARGE: &str = "image/large-";
@@ -42,17 +43,15 @@ impl LargeOptions {
     /// Reads pairs of options and values.
     pub(crate) fn parse(words: &[String]) -> Result<Self> {
         let mut options = Self::default();
-        for pair in words.chunks(2) {
-            let [word, value] = pair else {
-                bail!("{pair:?} needs a value");
-            };
-            match word.as_str() {
+        options::read(words, |word, value| {
+            match word {
                 "--work" => options.work = value.into(),
                 "--budgets" => options.budgets = value.into(),
                 "--size" => options.size = size(value)?,
-                _ => bail!("{word} is not known"),
+                _ => return Ok(false),
             }
-        }
+            Ok(true)
+        })?;
         if options.size == 0 {
             bail!("--size is needed, e.g. --size 5G");
         }

@@ -19,9 +19,11 @@ mod figure;
 mod image;
 mod iperf;
 mod large;
+mod lines;
 mod measure;
 mod microsandbox;
 mod net;
+mod options;
 mod qemu;
 mod tls;
 mod tree;
@@ -120,22 +122,20 @@ fn parse(words: &[String]) -> Result<Options> {
         runs: 5,
         ..Options::default()
     };
-    let mut words = words.iter();
-    while let Some(word) = words.next() {
-        let value = words
-            .next()
-            .with_context(|| format!("{word} needs a value; {USAGE}"))?;
-        match word.as_str() {
+    options::read(words, |word, value| {
+        match word {
             "--kernel" => options.kernel = value.into(),
             "--init" => options.init = value.into(),
             "--flashpan" => options.flashpan = value.into(),
             "--budgets" => options.budgets = value.into(),
-            "--unit" => options.unit.clone_from(value),
+            "--unit" => value.clone_into(&mut options.unit),
             "--microsandbox" => options.microsandbox = Some(value.into()),
             "--runs" => options.runs = value.parse().context("--runs takes a number")?,
-            _ => bail!("{word} is not known; {USAGE}"),
+            _ => return Ok(false),
         }
-    }
+        Ok(true)
+    })
+    .context(USAGE)?;
     if options.runs == 0 {
         bail!("--runs 0 measures nothing");
     }

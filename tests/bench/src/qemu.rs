@@ -39,31 +39,21 @@ pub(crate) fn name() -> Result<String> {
     Ok(format!("qemu-microvm {version}"))
 }
 
+/// QEMU with nothing but this machine, so much memory and this kernel.
+fn machine(machine: &str, memory_mib: u32, kernel: &Path) -> Command {
+    let mut qemu = Command::new(QEMU);
+    qemu.args(["-nodefaults", "-no-user-config", "-no-reboot"]);
+    qemu.args(["-display", "none", "-enable-kvm", "-cpu", "host"]);
+    qemu.args(["-smp", "1", "-m", &memory_mib.to_string()]);
+    qemu.args(["-M", machine, "-kernel"]).arg(kernel);
+    qemu
+}
+
 /// The command that boots `kernel` with `initramfs`.
 pub(crate) fn command(kernel: &Path, initramfs: &Path) -> Command {
-    let mut qemu = Command::new(QEMU);
-    qemu.args([
-        "-nodefaults",
-        "-no-user-config",
-        "-no-reboot",
-        "-display",
-        "none",
-    ]);
-    qemu.args(["-M", MACHINE]);
-    qemu.args([
-        "-enable-kvm",
-        "-cpu",
-        "host",
-        "-smp",
-        "1",
-        "-m",
-        &MEMORY_MIB.to_string(),
-    ]);
+    let mut qemu = machine(MACHINE, MEMORY_MIB, kernel);
     qemu.args(["-device", "isa-debug-exit,iobase=0xf1a4,iosize=0x1"]);
-    qemu.arg("-kernel")
-        .arg(kernel)
-        .arg("-initrd")
-        .arg(initramfs);
+    qemu.arg("-initrd").arg(initramfs);
     qemu.args(["-append", KERNEL_ARGUMENTS]);
     qemu
 }
@@ -84,27 +74,9 @@ const TRANSPORTS: [(u32, u32); 8] = [
 /// The command that boots `kernel` with the root in the EROFS image `root`, and a card on
 /// QEMU's user networking. Its PID 1 sets that up, runs `program`, and waits to be ended.
 pub(crate) fn with_network(kernel: &Path, root: &Path, program: &str) -> Command {
-    let mut qemu = Command::new(QEMU);
-    qemu.args([
-        "-nodefaults",
-        "-no-user-config",
-        "-no-reboot",
-        "-display",
-        "none",
-    ]);
     // It would write where its devices are behind what is PID 1's.
-    let machine = format!("{MACHINE},auto-kernel-cmdline=off,ioapic2=off");
-    qemu.args([
-        "-M",
-        &machine,
-        "-enable-kvm",
-        "-cpu",
-        "host",
-        "-smp",
-        "1",
-        "-m",
-        "512",
-    ]);
+    let name = format!("{MACHINE},auto-kernel-cmdline=off,ioapic2=off");
+    let mut qemu = machine(&name, 512, kernel);
     let drive = format!(
         "id=root,format=raw,if=none,readonly=on,file={}",
         root.display()
@@ -127,6 +99,6 @@ pub(crate) fn with_network(kernel: &Path, root: &Path, program: &str) -> Command
         "{KERNEL_ARGUMENTS} {transports} root=/dev/vda ro rootfstype=erofs init=/bin/sh -- \
          -c \"{init}\""
     );
-    qemu.arg("-kernel").arg(kernel).args(["-append", &words]);
+    qemu.args(["-append", &words]);
     qemu
 }

@@ -27,6 +27,7 @@ use self::server::Servers;
 use self::space::{Frames, Space, TAP, ip, tap};
 use crate::budgets::Budgets;
 use crate::figure::Figures;
+use crate::options;
 
 /// Names of the figures.
 pub(crate) const NET: &str = "net/";
@@ -59,11 +60,8 @@ impl NetOptions {
             time: Duration::from_secs(2),
             alone: false,
         };
-        for pair in words.chunks(2) {
-            let [word, value] = pair else {
-                bail!("{pair:?} needs a value");
-            };
-            match word.as_str() {
+        options::read(words, |word, value| {
+            match word {
                 "--budgets" => options.budgets = value.into(),
                 "--runs" => options.runs = value.parse().context("--runs is a number")?,
                 "--milliseconds" => {
@@ -71,9 +69,10 @@ impl NetOptions {
                     options.time = Duration::from_millis(time);
                 }
                 "--peers" => options.alone = value == "none",
-                _ => bail!("{word} is not known"),
+                _ => return Ok(false),
             }
-        }
+            Ok(true)
+        })?;
         if options.runs == 0 {
             bail!("--runs 0 measures nothing");
         }

@@ -5,13 +5,15 @@ use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::thread;
 
 use anyhow::{Context, Result, bail, ensure};
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+
+use crate::deadline::Running;
 
 use super::space::{Frames, Space, TAP, ip, tap};
 
@@ -45,17 +47,10 @@ const PASST: [&str; 16] = [
 /// A program that runs as long as this lives.
 #[derive(Debug)]
 pub(super) struct Program {
-    child: Child,
+    // First, so that it ends before what it looks at goes.
+    _running: Running,
     /// What it looks at as long as it runs.
     mount: Option<Mount>,
-}
-
-impl Drop for Program {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-        drop(self.mount.take());
-    }
 }
 
 /// Starts a program that is to run, whose standard error is ours.
@@ -63,7 +58,10 @@ fn start(command: &mut Command) -> Result<Program> {
     let name = command.get_program().to_string_lossy().into_owned();
     command.stdin(Stdio::null()).stdout(Stdio::null());
     let child = command.spawn().with_context(|| format!("start {name}"))?;
-    Ok(Program { child, mount: None })
+    Ok(Program {
+        _running: Running(child),
+        mount: None,
+    })
 }
 
 /// Lets the next programs have this descriptor.

@@ -14,15 +14,18 @@ mod server;
 use std::fs;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use flashpan_network::tls::Authority;
 
 use crate::budgets::Budgets;
+use crate::deadline::Running;
 use crate::figure::Figures;
+use crate::lines::Lines;
+use crate::options;
 use load::{Client, Direction};
 
 pub(crate) use opened::serve;
@@ -60,40 +63,31 @@ impl TlsOptions {
     /// Reads pairs of options and values.
     pub(crate) fn parse(words: &[String]) -> Result<Self> {
         let mut options = Self::default();
-        for pair in words.chunks(2) {
-            let [word, value] = pair else {
-                bail!("{pair:?} needs a value");
-            };
-            match word.as_str() {
+        options::read(words, |word, value| {
+            match word {
                 "--budgets" => options.budgets = value.into(),
                 "--mitmdump" => options.mitmdump = Some(value.into()),
-                _ => bail!("{word} is not known"),
+                _ => return Ok(false),
             }
-        }
+            Ok(true)
+        })?;
         Ok(options)
     }
 }
 
 /// A process that opens TLS, and whom it is trusted by. It ends with this value.
 struct Opener {
-    child: Child,
+    running: Running,
     address: SocketAddr,
     /// Its authority, as PEM.
     authority: PathBuf,
-}
-
-impl Drop for Opener {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
 }
 
 impl Opener {
     /// Our own, in a process of its own as well.
     fn ours(server: SocketAddr, trusted: &Path, home: &Path) -> Result<Self> {
         let authority = home.join("ours.pem");
-        let mut child = Command::new(std::env::current_exe().context("find this program")?)
+        let child = Command::new(std::env::current_exe().context("find this program")?)
             .arg("tls-opened")
             .arg(server.to_string())
             .arg(trusted)
@@ -101,20 +95,20 @@ impl Opener {
             .stdout(Stdio::piped())
             .spawn()
             .context("start the proxy")?;
-        let said = peer::first_line(&mut child);
-        // Before it can be forgotten that the process is there.
         let mut opener = Self {
-            child,
+            running: Running(child),
             address: server,
             authority,
         };
-        opener.address = said?.parse().context("the proxy says where it listens")?;
+        let lines = Lines::of(&mut opener.running.0)?;
+        let address = lines.find(|line| Some(line.parse())).context("the proxy")?;
+        opener.address = address.context("the proxy says where it listens")?;
         Ok(opener)
     }
 
     /// The most memory that it ever had, in KiB.
     fn peak(&self) -> Result<f64> {
-        let path = format!("/proc/{}/status", self.child.id());
+        let path = format!("/proc/{}/status", self.running.0.id());
         let status = fs::read_to_string(&path).with_context(|| format!("read {path}"))?;
         let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
         let number = line.and_then(|line| line.split_whitespace().next());

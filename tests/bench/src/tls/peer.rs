@@ -1,44 +1,17 @@
 //! mitmproxy, which opens TLS as we do.
 
-use std::io::{BufRead, BufReader};
 use std::net::{SocketAddr, TcpListener};
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
-use std::sync::mpsc;
-use std::thread;
+use std::process::{Command, Stdio};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 
 use super::Opener;
-use crate::deadline::DEADLINE;
+use crate::deadline::Running;
+use crate::lines::Lines;
 
 /// What mitmdump prints when it can be connected to.
 const LISTENS: &str = "listening at";
-
-/// The first line of what a process prints, within some time.
-pub(super) fn first_line(child: &mut Child) -> Result<String> {
-    line_with(child, "")
-}
-
-/// The first line with `mark` in it.
-fn line_with(child: &mut Child, mark: &'static str) -> Result<String> {
-    let output = child.stdout.take().context("its output is a pipe")?;
-    let (sender, lines) = mpsc::channel();
-    thread::spawn(move || {
-        // To its end, so that it never waits for a reader.
-        for line in BufReader::new(output).lines().map_while(Result::ok) {
-            let _ = sender.send(line);
-        }
-    });
-    let mut seen = Vec::new();
-    loop {
-        match lines.recv_timeout(DEADLINE) {
-            Ok(line) if line.contains(mark) => return Ok(line),
-            Ok(line) => seen.push(line),
-            Err(_) => bail!("it does not say that it listens; it said {seen:?}"),
-        }
-    }
-}
 
 /// mitmdump before the server, from the distribution's package or any other place.
 pub(super) fn mitmproxy(
@@ -75,10 +48,12 @@ pub(super) fn mitmproxy(
         .spawn()
         .with_context(|| format!("start {}", program.display()))?;
     let mut opener = Opener {
-        child,
+        running: Running(child),
         address,
         authority: directory.join("mitmproxy-ca-cert.pem"),
     };
-    line_with(&mut opener.child, LISTENS).context("mitmproxy")?;
+    let listens = |line: &str| line.contains(LISTENS).then_some(());
+    let lines = Lines::of(&mut opener.running.0)?;
+    lines.find(listens).context("mitmproxy")?;
     Ok(opener)
 }
