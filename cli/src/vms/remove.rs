@@ -89,6 +89,8 @@ fn remove(vms: &Vms, id: &str, force: bool) -> Result<(), Failure> {
             None
         }
         Err(StateError::Damaged { .. } | StateError::Newer { .. }) => None,
+        // It was there just now, and removed itself at its end.
+        Err(StateError::NotFound(_)) if force => return Ok(()),
         Err(error) => return Err(Failure::new(error)),
     };
     if let Some(vm) = alive.filter(|_| force) {
