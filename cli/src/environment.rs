@@ -104,19 +104,28 @@ fn counts(command: &Command, argument: &Arg, written: Option<&ArgMatches>) -> bo
         .get_arguments()
         .filter(|other| is_from(written, other, ValueSource::CommandLine));
     !others.any(|other| {
-        excludes(argument, other) || excludes(other, argument) || is_opposite(argument, other)
+        excludes(argument, other)
+            || excludes(other, argument)
+            || is_opposite(argument, other, written)
     })
 }
 
-/// Whether what the variable of an argument holds is the opposite of what another asks for.
-fn is_opposite(argument: &Arg, other: &Arg) -> bool {
-    let Some(held) = argument.get_env().and_then(std::env::var_os) else {
-        return false;
+/// Whether what the variable of an argument holds is the opposite of what another, which was
+/// written, asks for.
+fn is_opposite(argument: &Arg, other: &Arg, written: &ArgMatches) -> bool {
+    let held = argument.get_env().and_then(std::env::var_os);
+    let says = |word: &str| {
+        let mut words = written
+            .get_raw(other.get_id().as_str())
+            .into_iter()
+            .flatten();
+        words.any(|said| said == word)
     };
     OPPOSITES.iter().any(|(option, word, others)| {
-        argument.get_long() == Some(option)
-            && held == *word
-            && other.get_long().is_some_and(|long| others.contains(&long))
+        let is_among = |one: &Arg| one.get_long().is_some_and(|long| others.contains(&long));
+        let is_it = |one: &Arg| one.get_long() == Some(option);
+        (is_it(argument) && is_among(other) && held.as_ref().is_some_and(|held| held == word))
+            || (is_among(argument) && is_it(other) && says(word))
     })
 }
 

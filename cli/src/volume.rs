@@ -207,15 +207,21 @@ fn create(volumes: &Volumes, args: &CreateArgs) -> Result<(), Failure> {
 }
 
 fn remove(volumes: &Volumes, args: &RmArgs) -> Result<(), Failure> {
-    let vms = match args.force {
-        true => Vec::new(),
+    let listing = match args.force {
+        true => None,
         false => {
-            Vms::user()
-                .and_then(|vms| vms.list())
-                .map_err(Failure::new)?
-                .vms
+            let listing = Vms::user().and_then(|vms| vms.list());
+            Some(listing.map_err(Failure::new)?)
         }
     };
+    let vms = listing.as_ref().map_or(&[][..], |listing| &listing.vms);
+    let damaged = listing.as_ref().and_then(|listing| listing.damaged.first());
+    if let Some((id, error)) = damaged {
+        return Err(Failure::new(format!(
+            "which volumes the VM {id} has cannot be told ({error}); `flashpan rm {id}` first, or \
+             use -f"
+        )));
+    }
     each(&args.names, |name| {
         if let Some(vm) = vms.iter().find(|vm| has(vm, name)) {
             let vm = vm.name().unwrap_or(vm.id());

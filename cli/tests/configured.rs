@@ -307,6 +307,9 @@ fn a_network_of_a_variable_gives_way_to_options_that_say_the_opposite() {
         let output = run(network, options);
         assert_eq!(output.status.code(), Some(0), "{options:?}: {output:?}");
     }
+    let mut none = world.run(&["--network", "none"], &["exit", "0"]);
+    let output = none.env("FLASHPAN_ALLOW_HOST", "a.com").output().unwrap();
+    assert_eq!(output.status.code(), Some(0), "{output:?}");
     // Options stay what they are to each other.
     let output = run("none", &["--network", "open", "--no-network"]);
     let told = complaint(&output);

@@ -187,6 +187,16 @@ fn a_volume_is_not_removed_under_a_vm_that_has_it() {
     let id = vms.create(&disk, &["both"]);
     let line = vms.refused(&["volume", "rm", "kept"]);
     assert!(line.contains("the VM web has the volume kept"), "{line}");
+    // Nor under one of which nobody knows what it has.
+    let record = vms.state().join("vms").join(&id).join("vm.json");
+    let text = std::fs::read(&record).unwrap();
+    std::fs::write(&record, "{").unwrap();
+    let line = vms.refused(&["volume", "rm", "kept"]);
+    assert!(
+        line.contains(&format!("the VM {id} has cannot be told")),
+        "{line}"
+    );
+    std::fs::write(&record, text).unwrap();
     vms.ok(&["volume", "rm", "-f", "kept"]);
     let line = vms.refused(&["start", "web"]);
     assert!(line.contains("named volume not found: kept"), "{line}");

@@ -189,7 +189,10 @@ fn not_added(path: &Path, error: &io::Error) -> String {
 }
 
 fn read(path: &Path) -> io::Result<Vec<u8>> {
-    let file = fs::File::open(path)?;
+    // What is there is the image's choice, and may have nothing to say.
+    let mut options = fs::OpenOptions::new();
+    let options = options.read(true).custom_flags(libc::O_NONBLOCK);
+    let file = options.open(path)?;
     if !file.metadata()?.is_file() {
         return Err(io::Error::other("it is no file"));
     }

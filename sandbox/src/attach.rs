@@ -184,6 +184,11 @@ impl Attachment {
     fn kill_marked(&self) -> Result<()> {
         let look = || marked(&self.directory).map_err(Error::host("find the VM's supervisor"));
         let Some(pid) = look()? else {
+            // It may have ended since.
+            let is_gone = wait_until_free(&self.directory.join("lock"), Duration::ZERO);
+            if is_gone.map_err(Error::host("look for the VM's supervisor"))? {
+                return Ok(());
+            }
             return Err(Error::Supervisor {
                 message: "it takes no connection, and which process it is cannot be told; \
                           end it by `kill -9`"

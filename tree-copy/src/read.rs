@@ -46,6 +46,9 @@ const BOOKS: [i64; 11] = [
     0xcafe_4a11,
 ];
 
+/// The magic number of FUSE, whose files may be made as they are read.
+const FUSE: i64 = 0x6573_5546;
+
 /// Reads a tree, one step at a time.
 #[derive(Debug)]
 pub struct Reader {
@@ -81,8 +84,8 @@ struct Level {
 struct File {
     name: Vec<u8>,
     fd: OwnedFd,
-    /// Of a file that grows, what is there at its beginning. Those of the kernel's books
-    /// have a size of 0 and are read to their end.
+    /// Of a file that grows, what is there at its beginning. Those of the kernel's books and
+    /// of FUSE may have a size of 0 and are read to their end.
     left: u64,
 }
 
@@ -250,7 +253,7 @@ impl Reader {
                 });
             } else {
                 let left = match entry.stat.size {
-                    0 if has_books(&fd) => u64::MAX,
+                    0 if tells_no_sizes(&fd) => u64::MAX,
                     size => size,
                 };
                 self.file = Some(File { name, fd, left });
@@ -315,6 +318,14 @@ fn not_copied() -> Failure {
 /// /proc and /sys are.
 pub fn has_books(directory: impl AsFd) -> bool {
     fstatfs(directory).is_ok_and(|fs| BOOKS.contains(&fs.filesystem_type().0))
+}
+
+/// Whether a file that is not empty may have a size of 0.
+fn tells_no_sizes(file: impl AsFd) -> bool {
+    fstatfs(file).is_ok_and(|fs| {
+        let kind = fs.filesystem_type().0;
+        kind == FUSE || BOOKS.contains(&kind)
+    })
 }
 
 fn skipped(name: &[u8], stat: &nix::sys::stat::FileStat) -> Step {

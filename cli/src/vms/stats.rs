@@ -1,6 +1,6 @@
 //! `flashpan stats`: what VMs use of their host.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap};
 use std::io::{self, IsTerminal};
 use std::time::Duration;
 
@@ -22,6 +22,12 @@ const EVERY: Duration = Duration::from_secs(1);
 
 /// How long one of all VMs may take to answer; who names it waits longer.
 const PATIENCE: Duration = Duration::from_secs(5);
+
+/// One that does not is asked again after so many looks.
+const AGAIN: u32 = 10;
+
+/// Most VMs that are asked at once: each takes a descriptor or two.
+const AT_ONCE: usize = 64;
 
 /// To the upper left corner of a terminal, and everything behind it away.
 const CLEAR: &str = "\x1b[H\x1b[J";
@@ -168,6 +174,10 @@ pub(crate) fn stats(args: &StatsArgs) -> Result<u8, Failure> {
                     let clear = !args.no_stream && io::stdout().is_terminal();
                     let clear = if clear { CLEAR } else { "" };
                     print(&format!("{clear}{}", table(&rows, columns)))?;
+                    if !clear.is_empty() {
+                        // What was said before is gone.
+                        looks.left_out.keys().for_each(|id| looks.warn_of(id));
+                    }
                 }
             }
             if args.no_stream || (rows.is_empty() && !args.vms.is_empty()) {
@@ -183,8 +193,15 @@ struct Looks {
     /// Ids of those that the user names; otherwise all are.
     named: Option<Vec<String>>,
     before: HashMap<String, Usage>,
-    /// Ids of those that are left out.
-    left_out: HashSet<String>,
+    /// Those that are left out, by their ids.
+    left_out: BTreeMap<String, LeftOut>,
+}
+
+/// A VM that does not answer.
+struct LeftOut {
+    why: String,
+    /// After so many looks it is asked again.
+    looks: u32,
 }
 
 impl Looks {
@@ -202,15 +219,24 @@ impl Looks {
             named: (!ids.is_empty()).then_some(ids),
             vms,
             before: HashMap::new(),
-            left_out: HashSet::new(),
+            left_out: BTreeMap::new(),
         })
     }
 
+    /// Says that a VM is left out.
+    fn warn_of(&self, id: &str) {
+        if let Some(LeftOut { why, .. }) = self.left_out.get(id) {
+            say("warning", &format!("the VM {id} is left out: {why}"));
+        }
+    }
+
     /// Those that are there now.
-    fn now(&self) -> Result<Vec<Vm>, Failure> {
+    fn now(&mut self) -> Result<Vec<Vm>, Failure> {
         let Some(named) = &self.named else {
             let mut vms = alive()?;
-            vms.retain(|vm| !self.left_out.contains(vm.id()));
+            let left_out = &mut self.left_out;
+            left_out.retain(|id, _| vms.iter().any(|vm| vm.id() == id));
+            vms.retain(|vm| left_out.get(vm.id()).is_none_or(|of| of.looks == 0));
             return Ok(vms);
         };
         let mut vms = Vec::new();
@@ -227,15 +253,22 @@ impl Looks {
 
     /// What the VMs have used so far, and since the last look.
     async fn take(&mut self) -> Result<Vec<Used>, Failure> {
+        for left_out in self.left_out.values_mut() {
+            left_out.looks = left_out.looks.saturating_sub(1);
+        }
         let vms = self.now()?;
         let patience = self.named.is_none().then_some(PATIENCE);
         // Side by side: one that hangs keeps none of the others.
         let mut asked = JoinSet::new();
-        for (index, vm) in vms.iter().cloned().enumerate() {
-            asked.spawn(async move { (index, usage(&vm, patience).await) });
-        }
         let mut answers = BTreeMap::new();
-        while let Some(answer) = asked.join_next().await {
+        let mut left = vms.iter().cloned().enumerate();
+        loop {
+            for (index, vm) in left.by_ref().take(AT_ONCE.saturating_sub(asked.len())) {
+                asked.spawn(async move { (index, usage(&vm, patience).await) });
+            }
+            let Some(answer) = asked.join_next().await else {
+                break;
+            };
             let (index, usage) = answer.map_err(Failure::new)?;
             answers.insert(index, usage);
         }
@@ -245,13 +278,17 @@ impl Looks {
                 Ok(Some(usage)) => {
                     rows.push(Used::new(vm, &usage, self.before.get(vm.id())));
                     self.before.insert(vm.id().to_owned(), usage);
+                    self.left_out.remove(vm.id());
                 }
-                Ok(None) => {}
+                Ok(None) => drop(self.left_out.remove(vm.id())),
                 Err(failure) if self.named.is_some() => return Err(failure),
                 Err(failure) => {
-                    let (id, why) = (vm.id(), failure.message());
-                    say("warning", &format!("the VM {id} is left out: {why}"));
-                    self.left_out.insert(id.to_owned());
+                    let why = failure.message().to_owned();
+                    let left_out = LeftOut { why, looks: AGAIN };
+                    let is_new = self.left_out.insert(vm.id().to_owned(), left_out);
+                    if is_new.is_none() {
+                        self.warn_of(vm.id());
+                    }
                 }
             }
         }

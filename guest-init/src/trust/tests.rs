@@ -114,3 +114,13 @@ fn a_bundle_has_the_last_authority_once() {
         "# flashpan: begin\n1\n# flashpan: end\n"
     );
 }
+
+/// Where a store is, an image may have anything.
+#[test]
+fn a_store_that_may_never_say_anything_is_not_waited_for() {
+    let path = std::env::temp_dir().join(format!("pipe-{}", crate::testing::unique()));
+    nix::unistd::mkfifo(&path, nix::sys::stat::Mode::S_IRWXU).unwrap();
+    let error = super::read(&path).unwrap_err();
+    assert_eq!(error.to_string(), "it is no file");
+    std::fs::remove_file(path).unwrap();
+}

@@ -282,17 +282,20 @@ impl Secrets {
     }
 
     /// [`Self::set`] by nobody in particular: what was revoked stays so, and the value is
-    /// not kept.
+    /// not kept. Whether the secret has another value now.
     ///
     /// # Errors
     /// As of [`Self::set`].
-    pub fn refresh(&self, name: &str, value: Zeroizing<String>) -> Result<(), SecretError> {
+    pub fn refresh(&self, name: &str, value: Zeroizing<String>) -> Result<bool, SecretError> {
+        let mut is_another = false;
         self.change(name, |entry| {
-            if !entry.is_revoked && entry.secret.value != value {
+            is_another = !entry.is_revoked && entry.secret.value != value;
+            if is_another {
                 let former = std::mem::replace(&mut entry.secret.value, value);
                 entry.former = Some(former);
             }
-        })
+        })?;
+        Ok(is_another)
     }
 
     /// Whether a secret has this value now.

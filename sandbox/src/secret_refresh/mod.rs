@@ -33,8 +33,9 @@ use crate::state::{Changes, Watches};
 /// How long a file or command may take when it is read again.
 const READ_WITHIN: Duration = Duration::from_secs(30);
 
-/// Where nothing tells of changes.
+/// Where nothing tells of changes, but for what is in memory.
 const NOT_WATCHED: [&str; 3] = ["/dev", "/proc", "/sys"];
+const WATCHED: &str = "/dev/shm";
 
 /// What is read again.
 #[derive(Debug, Clone, Default)]
@@ -85,7 +86,7 @@ async fn refresh_at(pace: Pace, of: Refresh, secrets: Arc<Secrets>, shared: Weak
 fn followed(path: &Path) -> Option<PathBuf> {
     let path = std::path::absolute(path).ok()?;
     let is_other = std::fs::metadata(&path).is_ok_and(|of| !of.is_file());
-    let is_silent = NOT_WATCHED.iter().any(|of| path.starts_with(of));
+    let is_silent = !path.starts_with(WATCHED) && NOT_WATCHED.iter().any(|of| path.starts_with(of));
     (!is_other && !is_silent).then_some(path)
 }
 
@@ -136,10 +137,9 @@ impl Kept {
 
     /// Reads it, and gives the secret its value if that is another than before.
     async fn again(&mut self) {
-        let read = self.read().await;
-        let is_first = std::mem::take(&mut self.is_given);
-        match read {
-            Ok(value) if is_first => {
+        match self.read().await {
+            Ok(value) if self.is_given => {
+                self.is_given = false;
                 self.last = Some(value);
                 self.told.right();
             }
@@ -151,9 +151,12 @@ impl Kept {
             Ok(value) => {
                 let text = Zeroizing::new(value.expose().to_owned());
                 match self.secrets.refresh(&self.name, text) {
-                    Ok(()) => {
+                    Ok(is_another) => {
                         self.last = Some(value);
-                        self.told.refreshed();
+                        match is_another {
+                            true => self.told.refreshed(),
+                            false => self.told.right(),
+                        }
                     }
                     Err(error) => self.told.wrong(error.to_string()),
                 }
@@ -189,10 +192,7 @@ impl Kept {
 
 /// Waits until something is to be told of these.
 async fn due(all: impl Iterator<Item = &Kept>, pace: &Pace) {
-    match all.filter_map(|kept| kept.told.due(pace)).min() {
-        Some(due) => sleep_until(due).await,
-        None => std::future::pending().await,
-    }
+    at(all.filter_map(|kept| kept.told.due(pace)).min()).await;
 }
 
 /// Reads files again when they have been written or replaced.
@@ -229,8 +229,17 @@ async fn watch(files: &mut [(Kept, Route)], pace: &Pace) -> io::Result<Infallibl
         ..Changes::default()
     };
     loop {
+        let mut again = None;
         for (file, route) in files.iter_mut() {
-            file.look(route, &mut watches, &changes).await?;
+            if let Err(error) = file.look(route, &mut watches, &changes).await {
+                *route = Route::default();
+                file.again().await;
+                file.wrong(&format!("it cannot be watched: {error}"));
+            }
+            // Nothing is told of it, so it is looked at every now and then.
+            if route.watches().is_empty() {
+                again = Instant::now().checked_add(pace.retry);
+            }
         }
         let all = files.iter().flat_map(|(_, route)| route.watches());
         watches.keep(&all.copied().collect());
@@ -239,8 +248,17 @@ async fn watch(files: &mut [(Kept, Route)], pace: &Pace) -> io::Result<Infallibl
             tokio::select! {
                 changes = watches.changes() => break changes?,
                 () = due(files.iter().map(|(file, _)| file), pace) => {}
+                () = at(again) => break Changes { lost: true, ..Changes::default() },
             }
         };
+    }
+}
+
+/// Waits until then, or for ever.
+async fn at(when: Option<Instant>) {
+    match when {
+        Some(when) => sleep_until(when).await,
+        None => std::future::pending().await,
     }
 }
 

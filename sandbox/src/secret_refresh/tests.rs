@@ -138,11 +138,6 @@ async fn a_file_that_is_written_or_replaced_changes_the_value() {
     assert_eq!(warnings.len(), 2, "{warnings:?}");
     let is_it = |text: &String| text.starts_with("the secret K keeps its value: ");
     assert!(warnings.iter().all(is_it), "{warnings:?}");
-    // What was revoked stays so.
-    world.secrets.revoke("K").unwrap();
-    world.write("k", "sixth");
-    world.event().await;
-    assert!(!world.secrets.has("K", "sixth"));
 }
 
 #[tokio::test]
@@ -172,6 +167,60 @@ async fn a_value_that_was_given_stays_until_the_source_changes() {
 
 /// As Kubernetes has it: `k` leads to `..data/k`, and `..data` to a directory which is another
 /// with each change.
+#[tokio::test]
+async fn a_value_that_was_given_stays_though_the_source_has_none_at_first() {
+    let mut world = World::new();
+    world.write("k", "");
+    let of = Refresh {
+        given: BTreeSet::from(["K".to_owned()]),
+        ..World::of(SecretSource::File(world.at("k")))
+    };
+    world.begin(AT_ONCE, of);
+    assert!(world.kept().await.contains("there is nothing"));
+    world.write("k", "of the file");
+    assert_eq!(world.event().await.state, SecretState::Followed);
+    assert!(world.secrets.has("K", "first"));
+    world.write("k", "second");
+    world.refreshed("second").await;
+}
+
+#[tokio::test]
+async fn a_secret_that_was_revoked_is_not_told_to_have_another_value() {
+    let mut world = World::new();
+    world.write("k", "first");
+    world.follow("k").await;
+    world.secrets.revoke("K").unwrap();
+    world.write("k", "second");
+    fs::remove_file(world.at("k")).unwrap();
+    // The first that is told.
+    assert!(world.kept().await.contains("not there"));
+    assert!(!world.secrets.has("K", "second"));
+}
+
+#[tokio::test]
+async fn a_file_that_cannot_be_followed_keeps_no_other_from_it() {
+    let mut world = World::new();
+    world.write("k", "first");
+    symlink("loop", world.at("loop")).unwrap();
+    let mut of = World::of(SecretSource::File(world.at("k")));
+    // Looked at before the other.
+    let source = SecretSource::File(world.at("loop"));
+    of.sources.insert("A".to_owned(), source);
+    world.begin(AT_ONCE, of);
+    let event = world.event().await;
+    assert_eq!(event.secret, "A", "{event:?}");
+    assert!(event.why.unwrap().contains("too many links"));
+    for value in ["second", "third"] {
+        world.write("k", value);
+        world.refreshed(value).await;
+    }
+    // It is taken up when that can be.
+    fs::remove_file(world.at("loop")).unwrap();
+    symlink("k", world.at("loop")).unwrap();
+    let event = world.event().await;
+    assert_eq!(event.secret, "A", "{event:?}");
+}
+
 #[tokio::test]
 async fn links_on_the_way_are_followed() {
     let mut world = World::new();
