@@ -16,12 +16,13 @@ extern "C" fn main(_argc: i32, _argv: *const *const u8) -> i32 {
 // Where glibc's pthread_create(3) keeps a new thread's state of the resolver: a
 // pointer that each thread has. Linked statically, glibc's own definition of this one
 // variable brings the whole resolver along, 60 KiB that PID 1 has no use for. This is
-// the variable alone. A program that does look up names has both, and does not link.
+// the variable alone. It is weak: a build that is not optimised may refer to the resolver
+// where nothing calls it, and then has glibc's own.
 #[cfg(all(target_env = "gnu", target_arch = "x86_64"))]
 core::arch::global_asm!(
     ".pushsection .tbss, \"awT\", @nobits",
     ".balign 8",
-    ".globl __libc_resp",
+    ".weak __libc_resp",
     ".type __libc_resp, @object",
     ".size __libc_resp, 8",
     "__libc_resp: .zero 8",
