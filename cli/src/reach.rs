@@ -12,7 +12,7 @@ use flashpan::api::{Config, HostIpMapping, NamedSecret, NetworkConfig, VolumeMou
 use flashpan::launch::SecretSource;
 use flashpan::policy::{Pattern, PatternError};
 use flashpan::script::MAX_SOURCE;
-use flashpan::{Launch, Network};
+use flashpan::{ClientCertificate, Launch, Network};
 
 use crate::environment;
 use crate::failure::{Failure, say};
@@ -125,6 +125,11 @@ pub(crate) struct ReachArgs {
     /// machine trusts, where TLS is looked into; may be repeated.
     #[arg(long = "upstream-ca", value_name = "FILE")]
     pub(crate) upstream_ca_files: Vec<PathBuf>,
+
+    /// A certificate for hosts that ask for one, from a file in PEM, and its key, if that is in
+    /// another one: the guest has neither. It allows no host; may be repeated.
+    #[arg(long = "client-cert", value_name = "HOST[,HOST]=FILE[,KEYFILE]")]
+    pub(crate) client_certificates: Vec<ClientCertificate>,
 
     /// Look into HTTP and HTTPS even if nothing else asks for it.
     #[arg(long)]

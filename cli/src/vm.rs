@@ -309,6 +309,7 @@ impl VmArgs {
         options.secret_sources = secret_sources;
         options.secret_refresh = self.reach.secret_refresh;
         (options.upstream_ca_files).clone_from(&self.reach.upstream_ca_files);
+        (options.client_certificates).clone_from(&self.reach.client_certificates);
         options.network_rate =
             (self.reach.network_bps).map(|bytes| RateLimit::default().bytes_per_second(bytes));
         // The runtime of every command stays on its main thread.

@@ -24,6 +24,18 @@ pub(crate) const CONNECT_WITHIN: Duration = Duration::from_secs(120);
 /// How long it may take if there are other addresses to try.
 const TRY_NEXT_AFTER: Duration = Duration::from_secs(10);
 
+/// After how many seconds of silence a host is asked whether it is still there: before those who
+/// translate addresses on the way forget the connection, of which the quickest take four
+/// minutes.
+const PROBE_AFTER: u32 = 120;
+
+/// Seconds between two such questions.
+const PROBE_EVERY: u32 = 60;
+
+/// A connection of which so many are not answered is broken: an outage of ten minutes breaks
+/// none that nobody uses.
+const MAX_PROBES: u32 = 10;
+
 /// Most addresses of a name that are tried.
 const MAX_TRIES: usize = 8;
 
@@ -286,6 +298,11 @@ pub(crate) async fn connect(target: SocketAddr, within: Duration) -> io::Result<
     let outside = connecting.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))?;
     outside.set_nodelay(true)?;
     outside.set_zero_linger()?;
+    // It may be silent for days, as that of the guest may, which ends here.
+    setsockopt(&outside, sockopt::KeepAlive, &true)?;
+    setsockopt(&outside, sockopt::TcpKeepIdle, &PROBE_AFTER)?;
+    setsockopt(&outside, sockopt::TcpKeepInterval, &PROBE_EVERY)?;
+    setsockopt(&outside, sockopt::TcpKeepCount, &MAX_PROBES)?;
     Ok(outside)
 }
 

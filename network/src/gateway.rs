@@ -246,9 +246,11 @@ impl Gateway {
     }
 
     /// Whether TLS to a host can be passed on as it is, as far as whoever changes requests
-    /// is concerned.
+    /// is concerned, and certificates that it may see.
     pub(crate) fn splices(&self, host: &Host, port: u16) -> bool {
-        let needs = |inspection: &Inspection| inspection.editor.needs(host, port);
+        let needs = |inspection: &Inspection| {
+            inspection.editor.needs(host, port) || inspection.upstream.is_known_to(host, port)
+        };
         !self.inspection.as_ref().is_some_and(needs)
     }
 

@@ -14,6 +14,7 @@ use flashpan_network::tls::{Authority, Upstream};
 use zeroize::Zeroizing;
 
 use crate::api::{self, HookPhase, NetworkHookAction, NetworkHookRule, NetworkInterceptionConfig};
+use crate::client_certificate::ClientCertificate;
 use crate::error::{Error, Result};
 
 /// What of the settings of a network is about requests.
@@ -28,6 +29,7 @@ pub(crate) struct Inspected {
     pub(crate) hooks: Vec<(Phase, Vec<String>, Arc<dyn Callback>)>,
     /// Files of authorities that hosts are verified by, besides those of this host.
     pub(crate) upstream_ca_files: Vec<PathBuf>,
+    pub(crate) client_certificates: Vec<ClientCertificate>,
     pub(crate) options: Options,
 }
 
@@ -46,7 +48,8 @@ impl Inspected {
     /// Whether any request has to be looked at for it.
     pub(crate) fn is_any(&self) -> bool {
         let rules = self.interception.is_some() || !self.hooks.is_empty();
-        self.all || rules || !self.secrets.is_empty()
+        let shown = !self.secrets.is_empty() || !self.client_certificates.is_empty();
+        self.all || rules || shown
     }
 
     /// Hosts whose requests are looked at.
@@ -55,7 +58,10 @@ impl Inspected {
         let rules = self.interception.iter().flat_map(|of| &of.rules);
         let of_rules = rules.flat_map(|rule| &rule.hosts);
         let of_hooks = self.hooks.iter().flat_map(|(_, hosts, _)| hosts);
+        let certificates = self.client_certificates.iter();
+        let of_certificates = certificates.flat_map(|certificate| &certificate.hosts);
         let all = of_secrets.chain(of_rules).chain(of_hooks);
+        let all = all.chain(of_certificates);
         all.map(|host| host.trim().to_owned()).collect()
     }
 
@@ -106,7 +112,11 @@ impl Inspected {
             extra.extend(pem);
             extra.push(b'\n');
         }
-        let upstream = Upstream::new(&extra, Vec::new());
+        let clients = self.client_certificates.iter();
+        let clients = clients
+            .map(ClientCertificate::read)
+            .collect::<Result<_>>()?;
+        let upstream = Upstream::new(&extra, clients);
         upstream.map_err(|error| Error::config("upstream authorities", error.to_string()))
     }
 

@@ -40,6 +40,7 @@ pub mod api;
 mod attach;
 pub mod blocking;
 mod boot;
+mod client_certificate;
 mod config;
 mod console;
 mod control;
@@ -97,6 +98,7 @@ mod usage;
 mod vmm_process;
 mod watch;
 
+pub use client_certificate::{ClientCertificate, ClientCertificateError};
 pub use config::{
     DEFAULT_BOOT_TIMEOUT, DEFAULT_CPUS, DEFAULT_MEMORY_MIB, MIN_MEMORY_MIB, Root, SandboxBuilder,
 };

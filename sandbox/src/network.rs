@@ -15,6 +15,7 @@ use flashpan_protocol::supervisor::MAX_PATTERNS;
 use serde::{Deserialize, Serialize};
 
 use crate::api::{self, Config, DEFAULT_NETWORK_MTU};
+use crate::client_certificate::ClientCertificate;
 use crate::config::SandboxBuilder;
 use crate::error::{Error, Result};
 use crate::inspection::Inspected;
@@ -316,6 +317,13 @@ impl SandboxBuilder {
     /// host trusts.
     pub fn upstream_ca_file(mut self, path: impl Into<PathBuf>) -> Self {
         self.network.inspected.upstream_ca_files.push(path.into());
+        self
+    }
+
+    /// A certificate that hosts get which ask for one.
+    pub fn client_certificate(mut self, certificate: ClientCertificate) -> Self {
+        let certificates = &mut self.network.inspected.client_certificates;
+        certificates.push(certificate);
         self
     }
 

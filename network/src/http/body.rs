@@ -1,5 +1,6 @@
 //! Bodies as they pass, counted, and changed where somebody wants that.
 
+use std::future::poll_fn;
 use std::io;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -13,7 +14,7 @@ use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 use tokio::sync::oneshot;
 use tokio::task::AbortHandle;
-use tokio::time::Sleep;
+use tokio::time::{Sleep, timeout};
 
 use super::editor::Transform;
 use super::headers;
@@ -32,9 +33,14 @@ type Polled = Poll<Option<Result<Frame<Bytes>, BodyError>>>;
 /// know that it was (RFC 9110 §10.1.1). Clients wait as long.
 const WAIT_FOR_CONTINUE: Duration = Duration::from_secs(1);
 
+/// How long is waited for all of a body whose length is to be known.
+const AHEAD_WITHIN: Duration = Duration::from_secs(1);
+
 /// A body from elsewhere.
 pub(crate) struct Passing {
     body: Incoming,
+    /// What was read, and changed, before anybody asked for it.
+    ahead: Bytes,
     transform: Option<Box<dyn Transform>>,
     /// Those that came, while what was left is passed on.
     trailers: Option<HeaderMap>,
@@ -46,11 +52,30 @@ impl Passing {
     pub(crate) fn new(body: Incoming, transform: Option<Box<dyn Transform>>) -> Self {
         Self {
             body,
+            ahead: Bytes::new(),
             transform,
             trailers: None,
             is_over: false,
             scrubbed: 0,
         }
+    }
+
+    /// Reads all of it, and changes it, so that it has a length again: not every host takes a
+    /// body without one. If that takes too long, the rest is passed on as it comes.
+    pub(crate) async fn read_ahead(&mut self) -> Result<(), BodyError> {
+        let mut ahead = Vec::new();
+        let read = async {
+            while !self.is_over {
+                match poll_fn(|cx| self.poll_frame(cx)).await {
+                    Some(frame) => ahead.extend(frame?.into_data().unwrap_or_default()),
+                    None => break,
+                }
+            }
+            Ok(())
+        };
+        let read = timeout(AHEAD_WITHIN, read).await;
+        self.ahead = ahead.into();
+        read.unwrap_or(Ok(()))
     }
 
     /// A body that there is none of, whatever comes.
@@ -62,6 +87,10 @@ impl Passing {
     }
 
     fn poll_frame(&mut self, cx: &mut Context<'_>) -> Polled {
+        if !self.ahead.is_empty() {
+            let ahead = std::mem::take(&mut self.ahead);
+            return Poll::Ready(Some(Ok(Frame::data(ahead))));
+        }
         loop {
             if self.is_over {
                 return Poll::Ready(
@@ -122,7 +151,7 @@ impl Passing {
 
     fn is_end_stream(&self) -> bool {
         match (&self.transform, self.is_over) {
-            (_, true) => self.trailers.is_none(),
+            (_, true) => self.ahead.is_empty() && self.trailers.is_none(),
             (None, false) => self.body.is_end_stream(),
             (Some(_), false) => false,
         }
@@ -130,7 +159,11 @@ impl Passing {
 
     fn size_hint(&self) -> SizeHint {
         match &self.transform {
-            _ if self.is_over => SizeHint::with_exact(0),
+            // With trailers it has no length.
+            _ if self.is_over && self.trailers.is_some() => SizeHint::default(),
+            _ if self.is_over => {
+                SizeHint::with_exact(self.ahead.len().try_into().unwrap_or(u64::MAX))
+            }
             Some(transform) if !transform.keeps_length() => SizeHint::default(),
             _ => self.body.size_hint(),
         }

@@ -37,6 +37,9 @@ use crate::policy::{Basis, Code, Denial, Policy, path};
 use crate::report::{Outcome, Report, Reporter, Scheme};
 use crate::script::{self, Script};
 
+/// A body of so many bytes or fewer that is changed is read as a whole first.
+const READ_AHEAD: u64 = 64 * 1024;
+
 /// What comes after an upgrade.
 pub(crate) type Relay = Pin<Box<dyn Future<Output = io::Result<()>> + Send>>;
 
@@ -374,12 +377,11 @@ impl<D: Dial> Exchange<D> {
             .take()
             .ok_or_else(|| Failure::ambiguous(target.name()))?;
         let transform = transform.filter(|_| !body.is_end_stream());
-        if transform
-            .as_ref()
-            .is_some_and(|transform| !transform.keeps_length())
-        {
-            parts.headers.remove(CONTENT_LENGTH);
-        }
+        let changes_length = transform.as_ref().is_some_and(|of| !of.keeps_length());
+        let length = match changes_length {
+            true => parts.headers.remove(CONTENT_LENGTH),
+            false => None,
+        };
         let expects = version == Version::HTTP_11
             && !body.is_end_stream()
             && headers::has_word(&parts.headers, &EXPECT, "100-continue");
@@ -394,7 +396,17 @@ impl<D: Dial> Exchange<D> {
             false => (None, None),
         };
         let is_head = parts.method == Method::HEAD;
-        let body = Outgoing::new(Passing::new(body, transform), gate, Arc::clone(&meter.sent));
+        let mut passing = Passing::new(body, transform);
+        let is_short = |length: u64| length <= READ_AHEAD;
+        let length = length.and_then(|length| length.to_str().ok()?.parse().ok());
+        if !expects && length.is_some_and(is_short) && passing.read_ahead().await.is_err() {
+            return Err(match why.as_ref().and_then(|why| why.get()) {
+                Some(refused) => fail(refused.clone(), meter),
+                // It was the guest's body.
+                None => Failure::ambiguous(target.name()),
+            });
+        }
+        let body = Outgoing::new(passing, gate, Arc::clone(&meter.sent));
         ongoing.uploads(body.upload());
         let is_upgrade = upgrade.is_some();
         let sent = self.send(&target, parts, body, opener, is_upgrade, ongoing);

@@ -3,7 +3,7 @@
 use super::*;
 use crate::host::Host;
 use crate::http::{Connected, Dial, Plain};
-use crate::tls::{Authority, Upstream};
+use crate::tls::{Authority, ClientCertificate, Upstream};
 use crate::{Inspection, dial};
 
 /// A gateway that looks into HTTP.
@@ -15,6 +15,33 @@ fn inspecting(policy: Policy, reporter: Reporter) -> Arc<Gateway> {
         editor: Arc::new(Plain),
     });
     Arc::new(Gateway::new(settings))
+}
+
+#[tokio::test]
+async fn a_host_that_gets_a_certificate_is_not_spoken_to_by_the_guest_itself() {
+    let mut settings = settings(policy(true), report::channel(64).0);
+    let (client, _) = ClientCertificate::made_up(&["api.test:443"]);
+    settings.inspection = Some(Inspection {
+        authority: Arc::new(Authority::new().unwrap()),
+        upstream: Arc::new(Upstream::new(&[], vec![client]).unwrap()),
+        editor: Arc::new(Plain),
+    });
+    let gateway = Gateway::new(settings);
+    let splices = |host: &str, port| gateway.splices(&host.parse().unwrap(), port);
+    assert!(!splices("api.test", 443));
+    assert!(splices("api.test", 8443) && splices("other.test", 443));
+}
+
+#[tokio::test]
+async fn connections_are_kept_alive() {
+    use nix::sys::socket::{getsockopt, sockopt};
+
+    let server = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = server.local_addr().unwrap();
+    let outside = dial::connect(address, dial::CONNECT_WITHIN).await.unwrap();
+    assert!(getsockopt(&outside, sockopt::KeepAlive).unwrap());
+    // The quickest of those that translate addresses forget a connection after four minutes.
+    assert!(getsockopt(&outside, sockopt::TcpKeepIdle).unwrap() < 4 * 60);
 }
 
 /// So that servers that speak first are not looked for in vain.

@@ -56,7 +56,7 @@ impl ClientCertificate {
     /// A certificate with what is between it and an authority, and its key, as PEM.
     ///
     /// # Errors
-    /// One of them is none.
+    /// One of them is none, or they do not belong to each other.
     pub fn from_pem(hosts: Vec<Pattern>, chain: &[u8], key: &[u8]) -> Result<Self, TlsError> {
         let chain: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(chain)
             .take(MAX_CHAIN)
@@ -66,11 +66,31 @@ impl ClientCertificate {
             return Err(TlsError::Pem("the certificate of a client"));
         }
         let key = PrivateKeyDer::from_pem_slice(key);
-        Ok(Self {
-            hosts,
-            chain,
-            key: key.map_err(|_| TlsError::Pem("the key of a client"))?,
-        })
+        let key = key.map_err(|_| TlsError::Pem("the key of a client"))?;
+        let certificate = Self { hosts, chain, key };
+        // Whether it is of use, before anybody waits for it.
+        Made::new(RootCertStore::empty(), std::slice::from_ref(&certificate))?;
+        Ok(certificate)
+    }
+}
+
+#[cfg(test)]
+impl ClientCertificate {
+    /// One for these hosts that nobody has signed but itself.
+    pub(crate) fn made_up(hosts: &[&str]) -> (Self, CertificateDer<'static>) {
+        use base64::Engine as _;
+
+        let key = rcgen::KeyPair::generate().unwrap();
+        let certificate = rcgen::CertificateParams::new(vec!["client.test".to_owned()]).unwrap();
+        let certificate = certificate.self_signed(&key).unwrap();
+        let pem = |kind: &str, der: &[u8]| {
+            let text = base64::engine::general_purpose::STANDARD.encode(der);
+            format!("-----BEGIN {kind}-----\n{text}\n-----END {kind}-----\n").into_bytes()
+        };
+        let hosts = hosts.iter().map(|host| host.parse().unwrap()).collect();
+        let key = pem("PRIVATE KEY", &key.serialize_der());
+        let made = Self::from_pem(hosts, &pem("CERTIFICATE", certificate.der()), &key);
+        (made.unwrap(), certificate.der().clone())
     }
 }
 
@@ -126,16 +146,18 @@ impl Upstream {
                 .add(root)
                 .map_err(|error| TlsError::Root { number, error })?;
         }
-        if !clients.is_empty() {
-            // Whether they are of use, before anybody waits for it.
-            Made::new(RootCertStore::empty(), &clients)?;
-        }
         Ok(Self {
             roots,
             with_native: false,
             clients,
             made: OnceLock::new(),
         })
+    }
+
+    /// Whether a host may see a certificate.
+    pub(crate) fn is_known_to(&self, host: &Host, port: u16) -> bool {
+        let hosts = self.clients.iter().flat_map(|client| &client.hosts);
+        { hosts }.any(|pattern| pattern.matches(Protocol::Tcp, host, port))
     }
 
     fn made(&self) -> Option<&Made> {

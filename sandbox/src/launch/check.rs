@@ -207,6 +207,8 @@ pub(super) fn bare(
     let mut network = Settings::of(config, options.network_of(config));
     let files = &options.upstream_ca_files;
     network.inspected.upstream_ca_files.clone_from(files);
+    let certificates = &options.client_certificates;
+    (network.inspected.client_certificates).clone_from(certificates);
     network.refresh = Refresh {
         sources: options.secret_sources.clone(),
         given: options.secrets_given.clone(),

@@ -9,6 +9,7 @@ use flashpan_rootfs::platform::Platform;
 use serde::{Deserialize, Serialize};
 
 use crate::api::Config;
+use crate::client_certificate::ClientCertificate;
 use crate::config::DEFAULT_BOOT_TIMEOUT;
 use crate::network::Network;
 use crate::rate::RateLimit;
@@ -69,6 +70,10 @@ pub struct HostOptions {
     /// besides those that this host trusts.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub upstream_ca_files: Vec<PathBuf>,
+    /// Certificates that hosts get which ask for one. Of them only the paths are kept: they
+    /// are read at each start.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub client_certificates: Vec<ClientCertificate>,
     /// How much passes the VM's network card at most, in each direction for itself; as
     /// much as the host does if there is none.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -236,6 +241,9 @@ impl HostOptions {
         self.vmm.as_mut().map(full);
         self.guest_init.as_mut().map(full);
         self.upstream_ca_files.iter_mut().for_each(full);
+        for certificate in &mut self.client_certificates {
+            certificate.change_paths(full);
+        }
         for source in self.secret_sources.values_mut() {
             if let SecretSource::File(path) = source {
                 full(path);
@@ -270,6 +278,7 @@ impl Default for HostOptions {
             secrets_given: BTreeSet::new(),
             secret_refresh: None,
             upstream_ca_files: Vec::new(),
+            client_certificates: Vec::new(),
             network_rate: None,
             vmm: None,
             guest_init: None,

@@ -3,6 +3,7 @@
 use tokio::io::AsyncWriteExt as _;
 use zeroize::Zeroizing;
 
+use super::bodies::{head, stepwise};
 use super::http2::{ask2, get, http2, http2_server};
 use super::*;
 use crate::edit::{Edits, Options, Secret, Secrets};
@@ -24,6 +25,17 @@ fn world() -> World {
         secret("OTHER", "swordfish", OTHER, "other.test"),
     ]);
     let secrets = Arc::new(secrets.unwrap());
+    let edits = Edits::new(Vec::new(), secrets, Options::default());
+    World::with_editor(policy(&["api.test"], &[]), Arc::new(edits))
+}
+
+/// The same with the first of the secrets in bodies as well.
+fn world_of_bodies() -> World {
+    let host = "api.test".parse().unwrap();
+    let mut secret = Secret::new("KEY", Zeroizing::new(VALUE.to_owned()), KEY, vec![host]);
+    secret.places.body = true;
+    secret.plain_http = true;
+    let secrets = Arc::new(Secrets::new(vec![secret]).unwrap());
     let edits = Edits::new(Vec::new(), secrets, Options::default());
     World::with_editor(policy(&["api.test"], &[]), Arc::new(edits))
 }
@@ -73,6 +85,41 @@ async fn the_host_gets_the_value_and_the_guest_never_does() {
         !format!("{report:?}").contains(VALUE),
         "a report has a value"
     );
+}
+
+/// Not every host takes a body of which it is not told how long it is.
+#[tokio::test]
+async fn a_short_body_with_a_value_has_its_length() {
+    let world = world_of_bodies();
+    let seen = tls_server(&world, "api.test", |_| ok("hello")).await;
+    let mut guest = world.tls("api.test", &["http/1.1"]).await.unwrap();
+    assert_eq!(ask(&mut guest, &post("", KEY)).await.status, 200);
+    let request = seen.requests()[0].clone();
+    let len = VALUE.len();
+    let length = format!("content-length: {len}\r\n");
+    assert!(request.to_lowercase().contains(&length), "{request}");
+    assert!(request.ends_with(&format!("\r\n\r\n{VALUE}")), "{request}");
+    // A long one is passed on as it comes.
+    let long = format!("{KEY}{}", "x".repeat(64 << 10));
+    assert_eq!(ask(&mut guest, &post("", &long)).await.status, 200);
+    let request = seen.requests()[1].to_lowercase();
+    assert!(request.contains("transfer-encoding: chunked\r\n"));
+    assert!(!request.contains("content-length"));
+}
+
+#[tokio::test]
+async fn a_short_body_that_takes_its_time_is_not_waited_for() {
+    let world = world_of_bodies();
+    let server = stepwise(&world, "api.test").await;
+    let (mut guest, served) = world.plain(80).await;
+    let begin = "POST / HTTP/1.1\r\nHost: api.test\r\nContent-Length: 10\r\n\r\nhello";
+    guest.write_all(begin.as_bytes()).await.unwrap();
+    let mut host = within(server).await.unwrap();
+    let head = head(&mut host).await.to_lowercase();
+    assert!(head.contains("transfer-encoding: chunked\r\n"), "{head}");
+    let begun = within(read_until(&mut host, "hello\r\n")).await;
+    assert_eq!(begun.unwrap().unwrap(), "5\r\nhello\r\n");
+    drop((guest, served));
 }
 
 #[tokio::test]

@@ -197,27 +197,11 @@ async fn a_host_that_cannot_prove_who_it_is_gets_nothing() {
 #[tokio::test]
 async fn a_client_certificate_is_for_its_hosts_alone() {
     let world = World::new(policy(&["api.test", "other.test"], &[]));
-    let clients = Authority::new().unwrap();
-    // Any certificate with its key will do.
-    let key = rcgen::KeyPair::generate().unwrap();
-    let certificate = rcgen::CertificateParams::new(vec!["client.test".to_owned()]).unwrap();
-    let certificate = certificate.self_signed(&key).unwrap();
-    let pem = |kind: &str, der: &[u8]| {
-        use base64::Engine as _;
-        let text = base64::engine::general_purpose::STANDARD.encode(der);
-        format!("-----BEGIN {kind}-----\n{text}\n-----END {kind}-----\n")
-    };
-    drop(clients);
-    let client = crate::tls::ClientCertificate::from_pem(
-        vec!["api.test".parse().unwrap()],
-        pem("CERTIFICATE", certificate.der()).as_bytes(),
-        pem("PRIVATE KEY", &key.serialize_der()).as_bytes(),
-    )
-    .unwrap();
+    let (client, certificate) = crate::tls::ClientCertificate::made_up(&["api.test"]);
     let trusted = world.servers.pem().as_bytes();
     let upstream = Upstream::with_roots(RootCertStore::empty(), trusted, vec![client]).unwrap();
     let mut roots = RootCertStore::empty();
-    roots.add(certificate.der().clone()).unwrap();
+    roots.add(certificate).unwrap();
     let verifier = rustls::server::WebPkiClientVerifier::builder_with_provider(
         Arc::new(roots),
         Arc::new(rustls::crypto::ring::default_provider()),
