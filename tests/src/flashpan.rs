@@ -233,6 +233,24 @@ impl Running {
         }
     }
 
+    /// Waits until standard output has this line, and returns all of it so far.
+    ///
+    /// # Panics
+    /// If it takes too long.
+    #[track_caller]
+    pub fn wait_for_line(&mut self, line: &str) -> String {
+        loop {
+            let so_far = String::from_utf8_lossy(&self.stdout.bytes).into_owned();
+            if so_far.lines().any(|said| said == line) {
+                return so_far;
+            }
+            assert!(
+                self.stdout.wait(self.patience),
+                "waited for {line:?}, saw {so_far:?}"
+            );
+        }
+    }
+
     /// Waits until this is somewhere on standard error.
     ///
     /// # Panics

@@ -77,6 +77,27 @@ impl Home {
         self.directory.path().join(name)
     }
 
+    /// The one process of this name that programs run here have started and is running, whoever
+    /// has started it.
+    ///
+    /// # Panics
+    /// If there is none, or more than one.
+    #[must_use]
+    pub fn process(&self, name: &str) -> i32 {
+        let mut families = vec![std::process::id()];
+        let mut found = Vec::new();
+        while let Some(parent) = families.pop() {
+            for (pid, its_name) in children(parent) {
+                families.extend(u32::try_from(pid));
+                found.extend((its_name == name).then_some(pid));
+            }
+        }
+        match found[..] {
+            [pid] => pid,
+            _ => panic!("there are {} processes `{name}`", found.len()),
+        }
+    }
+
     /// Fails if a process, a file or a socket is left.
     ///
     /// # Panics
@@ -145,7 +166,7 @@ fn processes_left() -> Vec<String> {
     });
     let mut left = Vec::new();
     while ended.recv_timeout(grace()).is_err() {
-        for (pid, name) in children() {
+        for (pid, name) in children(std::process::id()) {
             left.push(format!("process {pid} {name}"));
             let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
         }
@@ -154,9 +175,9 @@ fn processes_left() -> Vec<String> {
     left
 }
 
-/// Our children that are not zombies, with their names.
-fn children() -> Vec<(i32, String)> {
-    let parent = std::process::id().to_string();
+/// The children of a process that are not zombies, with their names.
+fn children(parent: u32) -> Vec<(i32, String)> {
+    let parent = parent.to_string();
     let entries = fs::read_dir("/proc").expect("no /proc").flatten();
     entries
         .filter_map(|entry| {

@@ -57,13 +57,13 @@ pub(crate) fn bench(arguments: &[OsString]) -> Result<u8> {
     let words: Vec<&str> = words.iter().map(AsRef::as_ref).collect();
     if words == ["exec"] {
         setup::setup()?;
-        exec(&Guest::prepare()?)?;
+        exec(&Guest::prepare(&[])?)?;
         return Ok(0);
     }
     if words == ["iperf"] {
         setup::setup()?;
         packages::ensure(packages::IPERF)?;
-        iperf(&Guest::prepare()?)?;
+        iperf(&Guest::prepare(&[])?)?;
         return Ok(0);
     }
     if words == ["tls"] {
@@ -92,7 +92,7 @@ pub(crate) fn bench(arguments: &[OsString]) -> Result<u8> {
     if words.first() == Some(&"image") {
         return image::bench(runs);
     }
-    boot(&Guest::prepare()?, runs)?;
+    boot(&Guest::prepare(&[])?, runs)?;
     Ok(0)
 }
 

@@ -14,7 +14,7 @@ const PATIENCE: u32 = 300;
 
 pub(crate) fn demo() -> Result<u8> {
     setup::setup()?;
-    let guest = Guest::prepare()?;
+    let guest = Guest::prepare(&[])?;
     let run = |root: &[OsString], command: &[&str]| {
         let mut words = vec![guest.flashpan.clone().into_os_string(), "run".into()];
         words.extend_from_slice(root);

@@ -84,8 +84,8 @@ pub(crate) struct Guest {
 }
 
 impl Guest {
-    /// Builds or finds it all.
-    pub(crate) fn prepare() -> Result<Self> {
+    /// Builds or finds it all, with these fragments in the kernel's configuration.
+    pub(crate) fn prepare(fragments: &[OsString]) -> Result<Self> {
         let mut arguments = vec!["build", "--release"];
         // Not the tools of development, which would take as long again.
         arguments.extend(PROGRAMS.iter().flat_map(|package| ["--package", package]));
@@ -94,7 +94,7 @@ impl Guest {
             .into_iter()
             .find_map(|(name, path)| (name == "flashpan").then_some(path))
             .context("cargo built no program `flashpan`")?;
-        let kernel = kernel(&flashpan)?;
+        let kernel = kernel(&flashpan, fragments)?;
         let (_, programs) = debian(NETWORK_ROOT, NETWORK_PACKAGES)?;
         let (debian_directory, debian) = debian("debian", DEBIAN_PACKAGES)?;
         let images = images::prepare()?;
@@ -141,9 +141,14 @@ impl Guest {
 }
 
 /// The guest kernel; minutes when it is not in the cache yet.
-fn kernel(flashpan: &Path) -> Result<PathBuf> {
+fn kernel(flashpan: &Path, fragments: &[OsString]) -> Result<PathBuf> {
     step::say("the guest kernel (about ten minutes on two CPUs, unless it is cached)");
-    let output = step::read(Command::new(flashpan).args(["kernel", "build"]))?;
+    let mut build = Command::new(flashpan);
+    build.args(["kernel", "build"]);
+    for fragment in fragments {
+        build.arg("--fragment").arg(fragment);
+    }
+    let output = step::read(&mut build)?;
     let path = PathBuf::from(output.lines().last().unwrap_or_default());
     if !path.is_file() {
         bail!("`flashpan kernel build` did not end with the path of a kernel: {output}");

@@ -2,7 +2,7 @@
 
 use std::ffi::OsString;
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 
 use crate::setup::{self, Guest};
 use crate::step::{self, Tally};
@@ -11,13 +11,16 @@ use crate::{bench, deny};
 const HELP: &str = "\
 Everything that has to be green.
 
-  cargo xtask test [--unit] [--e2e] [--bench] [FILTER]
+  cargo xtask test [--unit] [--e2e] [--bench] [--fragment NAME]… [FILTER]
 
   --unit   format, lints, documentation, dependencies and the tests that need
            no VM
   --e2e    the tests that boot VMs, in the lab where KVM runs no guests, and
            those that need root, always in the lab
   --bench  the short benchmark of boots against its budgets
+  --fragment NAME
+           boot a guest kernel with this fragment on top of the base
+           configuration, a name or a file; may be repeated
   FILTER   only tests with this in their names, and nothing but tests
 
 Without any of the three, all of them; with a FILTER, --unit and --e2e.
@@ -51,6 +54,7 @@ struct Choice {
     unit: bool,
     e2e: bool,
     bench: bool,
+    fragments: Vec<OsString>,
     filter: Option<String>,
 }
 
@@ -84,11 +88,16 @@ pub(crate) fn test(arguments: &[OsString]) -> Result<u8> {
 /// `None` is a request for help.
 fn parse(arguments: &[OsString]) -> Result<Option<Choice>> {
     let mut choice = Choice::default();
-    for argument in arguments {
+    let mut arguments = arguments.iter();
+    while let Some(argument) = arguments.next() {
         match argument.to_str() {
             Some("--unit") => choice.unit = true,
             Some("--e2e") => choice.e2e = true,
             Some("--bench") => choice.bench = true,
+            Some("--fragment") => {
+                let name = arguments.next().context("--fragment takes a name")?;
+                choice.fragments.push(name.clone());
+            }
             Some("-h" | "--help") => return Ok(None),
             Some(text) if !text.starts_with('-') && choice.filter.is_none() => {
                 choice.filter = Some(text.to_owned());
@@ -125,7 +134,7 @@ fn run(choice: &Choice, tally: &mut Tally) -> Result<()> {
     if !choice.e2e && !choice.bench {
         return Ok(());
     }
-    let guest = Guest::prepare()?;
+    let guest = Guest::prepare(&choice.fragments)?;
     if choice.e2e {
         vms(&guest, filter, tally)?;
     }
@@ -219,7 +228,16 @@ mod tests {
         assert_eq!(chosen(&["exit_codes"]), (true, true, false));
         let choice = parsed(&["--e2e", "exit_codes"]).unwrap().unwrap();
         assert_eq!(choice.filter.as_deref(), Some("exit_codes"));
-        for wrong in [&["a", "b"][..], &["--no"], &["--bench", "a"]] {
+        let choice = parsed(&["--fragment", "debug", "--fragment", "a", "b"]);
+        let choice = choice.unwrap().unwrap();
+        assert_eq!(choice.fragments, ["debug", "a"]);
+        assert_eq!(choice.filter.as_deref(), Some("b"));
+        for wrong in [
+            &["a", "b"][..],
+            &["--no"],
+            &["--bench", "a"],
+            &["--fragment"],
+        ] {
             assert!(parsed(wrong).is_err(), "{wrong:?}");
         }
         assert!(parsed(&["--help"]).unwrap().is_none());
