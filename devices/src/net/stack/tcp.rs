@@ -61,7 +61,11 @@ struct Left {
 /// smoltcp believes that it has told the guest the most that a scaled window can be, and
 /// stops if the guest sends that much and there is no room for it: of these sizes that most
 /// is less.
-const FROM_GUEST: [(usize, usize); 2] = [(256, (1 << 18) - 1), (usize::MAX, (1 << 17) - 1)];
+const FROM_GUEST: [(usize, usize); 3] = [
+    (64, (1 << 20) - 1),
+    (256, (1 << 18) - 1),
+    (usize::MAX, (1 << 17) - 1),
+];
 
 /// What a guest takes in a segment that says nothing of it (RFC 9293 §3.7.1).
 const SEGMENT: u16 = 536;

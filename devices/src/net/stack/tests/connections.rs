@@ -264,8 +264,8 @@ fn the_guest_is_promised_segments_of_the_link_and_a_scaled_window() {
             link.listening = false;
             link.stack.accept(id);
             link.settle();
-            // 256 KiB.
-            assert_eq!(promised(&mut link), (Some(segment), Some(2)), "{to}");
+            // 1 MiB.
+            assert_eq!(promised(&mut link), (Some(segment), Some(4)), "{to}");
         }
     }
 }
