@@ -16,7 +16,7 @@
 mod attempt;
 mod guest;
 
-use attempt::{Policy, addresses, make, names, protocols, secure, web};
+use attempt::{Policy, addresses, changes, make, names, nothing, protocols, secrets, secure, web};
 use flashpan::Network;
 use flashpan_tests::internet::Internet;
 
@@ -35,7 +35,7 @@ const SEALED: Policy = Policy {
         "10.1.0.0/16:5432",
     ],
     private: false,
-    secret: None,
+    more: nothing,
 };
 
 /// The internet.
@@ -43,7 +43,7 @@ const OPEN: Policy = Policy {
     network: Network::Open,
     allow: &[],
     private: false,
-    secret: None,
+    more: nothing,
 };
 
 /// Addresses of networks besides, but not named.
@@ -51,15 +51,27 @@ const PRIVATE: Policy = Policy {
     network: Network::Open,
     allow: &[],
     private: true,
-    secret: None,
+    more: nothing,
 };
 
-/// Some hosts, and a secret for one of them.
+/// Some hosts, and secrets for others.
 const SECRET: Policy = Policy {
     network: Network::Sealed,
-    allow: &["alive.allowed.test", "web.allowed.test"],
+    allow: &[
+        "alive.allowed.test",
+        "web.allowed.test",
+        "turn.allowed.test",
+    ],
     private: false,
-    secret: Some(secure::SECRET),
+    more: secrets::kept,
+};
+
+/// A script, a callback and rules that requests with a secret are shown to.
+const SHOWN: Policy = Policy {
+    network: Network::Sealed,
+    allow: &["alive.allowed.test"],
+    private: false,
+    more: secrets::shown,
 };
 
 fn prepare(internet: &mut Internet) {
@@ -109,17 +121,29 @@ fn what_clouds_tell_their_machines_has_to_be_named() {
     make(PRIVATE, prepare, &[addresses::METADATA]);
 }
 
+fn prepare_web(internet: &mut Internet) {
+    for (name, addresses) in secure::ZONES {
+        internet.name(name, addresses);
+    }
+    internet.serve_web(secrets::VALUES);
+}
+
 #[test]
 fn a_secret_and_what_keeps_it_cannot_be_got_at() {
-    let prepare = |internet: &mut Internet| {
-        for (name, addresses) in secure::ZONES {
-            internet.name(name, addresses);
-        }
-        internet.serve_web(secure::SECRET.0);
-    };
     make(
         SECRET,
-        prepare,
-        &[secure::HTTP2, secure::TLS, secure::SECRETS],
+        prepare_web,
+        &[
+            secure::HTTP2,
+            secure::TLS,
+            secure::SECRETS,
+            secrets::PLACES,
+            changes::WHILE_IT_RUNS,
+        ],
     );
+}
+
+#[test]
+fn who_looks_at_requests_sees_no_secret() {
+    make(SHOWN, prepare_web, &[secrets::SHOWN]);
 }

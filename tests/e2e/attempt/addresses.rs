@@ -146,6 +146,7 @@ seen = first + (ask('rebind.glob.test'), tcp('10.0.0.5', 7000), tcp('93.184.216.
         told: &[told("dns", "rebind.glob.test", "resolved_to_private")],
         contacts: &["dns rebind.glob.test A", "tcp 93.184.216.23:7000"],
         waits: true,
+        ..NONE
     },
 ];
 

@@ -202,7 +202,19 @@ def web_request(host, target='/', headers='', body='', method=None):
     length = 'Content-Length: %d\r\n' % len(body) if body else ''
     return (head + headers + length + 'Connection: close\r\n\r\n' + body).encode()
 
-WEB = dict(expired=70, self=71, wrong=72)
+# One more request on a connection that stays: how it is answered, or ends.
+def once_more(stream, host, say=found, **how):
+    try:
+        stream.sendall(web_request(host, **how).replace(b'Connection: close\r\n', b''))
+        return say(responses(stream))
+    except OSError as problem:
+        return say(error(problem))
+
+# What a server of the web says of a request, in a table.
+def described(said):
+    return json.loads(said[4:]) if said.startswith('200 {') else dict(said=said)
+
+WEB = dict(expired=70, self=71, wrong=72, client=73, plain=74, cut=75)
 
 def web_stream(host, to, tls):
     import ssl
@@ -392,6 +404,11 @@ def alive():
     if ask('alive.allowed.test') != 'NOERROR 93.184.216.99':
         return False
     return tcp('93.184.216.99', 7000, b'') == 'hello 93.184.216.99:7000'
+
+# Has the host do what is next in the attempt.
+def host():
+    print(json.dumps(dict(host=True)), flush=True)
+    sys.stdin.readline()
 
 for line in sys.stdin:
     attempt = json.loads(line)

@@ -1,8 +1,10 @@
 //! Attempts of a guest to reach what it may not, one after the other in one VM.
 
 pub mod addresses;
+pub mod changes;
 pub mod names;
 pub mod protocols;
+pub mod secrets;
 pub mod secure;
 pub mod web;
 
@@ -11,7 +13,7 @@ use std::io::Write as _;
 use std::sync::Arc;
 use std::time::Duration;
 
-use flashpan::api::Config;
+use flashpan::api::{Config, SecretValue};
 use flashpan::launch::{HostOptions, RootSource, TimeLimit, UpperSource};
 use flashpan::{ExecOptions, Network, NetworkActivity, Privilege, Process, Sandbox, VmEventKind};
 use flashpan_tests::fixtures;
@@ -57,6 +59,21 @@ pub const fn told(scheme: &'static str, host: &'static str, code: &'static str) 
     Told { scheme, host, code }
 }
 
+/// What the host does between two steps of the guest, which waits for it with `host()`.
+#[derive(Debug, Clone, Copy)]
+pub enum Act {
+    /// Allows a host.
+    Allow(&'static str),
+    /// Takes that back.
+    Disallow(&'static str),
+    /// Gives a secret another value.
+    Set(&'static str, &'static str),
+    /// Takes its value away.
+    Revoke(&'static str),
+    /// A value that no secret may have is refused, and not shown.
+    Refuse(&'static str, &'static str),
+}
+
 /// One attempt.
 #[derive(Debug, Clone, Copy)]
 pub struct Attempt {
@@ -74,6 +91,8 @@ pub struct Attempt {
     pub contacts: &'static [&'static str],
     /// It waits for what must not come, or for time to pass.
     pub waits: bool,
+    /// What the host does meanwhile, one after the other.
+    pub acts: &'static [Act],
 }
 
 /// Most attempts are like this.
@@ -85,6 +104,7 @@ pub const NONE: Attempt = Attempt {
     told: &[],
     contacts: &[],
     waits: false,
+    acts: &[],
 };
 
 /// What a guest may reach that makes attempts.
@@ -93,8 +113,14 @@ pub struct Policy {
     pub network: Network,
     pub allow: &'static [&'static str],
     pub private: bool,
-    /// The value of the secret `KEY`, and the hosts that it is for.
-    pub secret: Option<(&'static str, &'static [&'static str])>,
+    /// What there is in the configuration of the network besides: secrets, who looks at
+    /// requests.
+    pub more: fn(&Internet) -> Value,
+}
+
+/// Nothing besides.
+pub fn nothing(_: &Internet) -> Value {
+    json!({})
 }
 
 /// What came of an attempt, as the guest says.
@@ -106,8 +132,8 @@ struct Outcome {
     ended: String,
 }
 
-/// Makes attempts (those whose ids begin as `FLASHPAN_TEST_ATTEMPTS`, if that is set) in a
-/// guest that may reach so much, in an internet that `prepare` has made,
+/// Makes attempts (those whose ids begin as one of `FLASHPAN_TEST_ATTEMPTS`, which has commas
+/// between them, if that is set) in a guest that may reach so much, in an internet that `prepare` has made,
 /// and shows them in a table.
 ///
 /// # Panics
@@ -141,12 +167,12 @@ async fn in_a_guest(policy: Policy, internet: &Internet, attempts: &[&[Attempt]]
     row(["id", "attempt", "expected", "seen"]);
     let mut failed = Vec::new();
     let chosen = std::env::var("FLASHPAN_TEST_ATTEMPTS").unwrap_or_default();
-    let is_chosen = |attempt: &&Attempt| attempt.id.starts_with(&chosen);
+    let is_chosen = |attempt: &&Attempt| chosen.split(',').any(|of| attempt.id.starts_with(of));
     let attempts = attempts.iter().copied().flatten().filter(is_chosen);
     for (number, attempt) in attempts.enumerate() {
         let mark = internet.mark();
         let end = format!("{number}.{END}");
-        let outcome = attacker.attempt(attempt.code, &end).await;
+        let outcome = attacker.attempt(&sandbox, attempt, &end).await;
         let told = all_told(&mut events, &end).await;
         let wrong = judge(attempt, &outcome, &told, internet, mark);
         let seen = wrong.first().unwrap_or(&outcome.seen);
@@ -183,18 +209,16 @@ async fn boot(policy: Policy, internet: &Internet) -> Sandbox {
     options.time_limit = TimeLimit::Unlimited;
     options.network = policy.network;
     options.upstream_ca_files.extend(internet.authority());
-    let secrets = match policy.secret {
-        Some((value, hosts)) => json!({"KEY": {"value": value, "hosts": hosts}}),
-        None => json!({}),
-    };
-    let network = json!({"network": {
+    let mut network = json!({
         "allowed_hosts": policy.allow,
         "denied_hosts": [format!("*.{END}")],
         "block_private_ips": !policy.private,
         "dns_servers": [flashpan_tests::internet::NAME_SERVER],
-        "secrets": secrets,
-    }});
-    let config: Config = serde_json::from_value(network).unwrap();
+    });
+    if let (Value::Object(network), Value::Object(more)) = (&mut network, (policy.more)(internet)) {
+        network.extend(more);
+    }
+    let config: Config = serde_json::from_value(json!({"network": network})).unwrap();
     Sandbox::create(config, options).await.unwrap()
 }
 
@@ -253,6 +277,16 @@ fn judge(
     if attempt.contacts.iter().all(is_question) && internet.has_seen(mark, b"c4n4ry") {
         wrong.push("what it sent was seen outside".to_owned());
     }
+    let told_all = serde_json::to_string(&told.iter().map(AsRef::as_ref).collect::<Vec<_>>());
+    let told_all = told_all.unwrap();
+    for (number, value) in internet.values().iter().enumerate() {
+        if internet.has_seen(mark, value.as_bytes()) {
+            wrong.push(format!("value {number} was seen outside in the clear"));
+        }
+        if outcome.seen.contains(value) || told_all.contains(value) {
+            wrong.push(format!("value {number} was told"));
+        }
+    }
     for expected in attempt.told {
         let is_it = |event: &Arc<NetworkActivity>| {
             (expected.scheme.is_empty() || event.scheme == expected.scheme)
@@ -303,19 +337,50 @@ impl Attacker {
         Self { program, lines }
     }
 
-    async fn attempt(&mut self, code: &str, end: &str) -> Outcome {
-        let line = format!("{}\n", json!({"code": code, "end": end}));
-        let stdin = self.program.stdin.as_mut().unwrap();
-        stdin.write_all(line.as_bytes()).await.unwrap();
-        let answer = timeout(Duration::from_secs(240), self.lines.next_line()).await;
-        let answer = answer.expect("an attempt did not end").unwrap();
-        let answer = answer.expect("the program that makes attempts has ended");
-        let answer: Value = serde_json::from_str(&answer).unwrap();
+    async fn attempt(&mut self, sandbox: &Sandbox, attempt: &Attempt, end: &str) -> Outcome {
+        self.say(&json!({"code": attempt.code, "end": end})).await;
+        let mut answer = self.answer().await;
+        let mut acts = attempt.acts.iter();
+        while answer["host"] == true {
+            let act = acts.next().expect("there is nothing left for the host");
+            act.perform(sandbox).await;
+            self.say(&json!({})).await;
+            answer = self.answer().await;
+        }
         Outcome {
             seen: answer["seen"].as_str().unwrap().to_owned(),
             took: answer["took"].as_f64().unwrap(),
             alive: answer["alive"].as_bool().unwrap(),
             ended: answer["ended"].as_str().unwrap().to_owned(),
+        }
+    }
+    async fn say(&mut self, what: &Value) {
+        let stdin = self.program.stdin.as_mut().unwrap();
+        let line = format!("{what}\n");
+        stdin.write_all(line.as_bytes()).await.unwrap();
+    }
+
+    async fn answer(&mut self) -> Value {
+        let answer = timeout(Duration::from_secs(240), self.lines.next_line()).await;
+        let answer = answer.expect("an attempt did not end").unwrap();
+        let answer = answer.expect("the program that makes attempts has ended");
+        serde_json::from_str(&answer).unwrap()
+    }
+}
+
+impl Act {
+    async fn perform(self, sandbox: &Sandbox) {
+        let value = |value: &str| SecretValue::new(value.to_owned());
+        match self {
+            Self::Allow(host) => drop(sandbox.allow_hosts([host]).await.unwrap()),
+            Self::Disallow(host) => drop(sandbox.disallow_hosts([host]).await.unwrap()),
+            Self::Set(name, to) => sandbox.set_secret(name, &value(to)).await.unwrap(),
+            Self::Revoke(name) => sandbox.revoke_secret(name).await.unwrap(),
+            Self::Refuse(name, to) => {
+                let why = sandbox.set_secret(name, &value(to)).await.unwrap_err();
+                let why = format!("{why} {why:?}");
+                assert!(to.is_empty() || !why.contains(to), "{why}");
+            }
         }
     }
 }

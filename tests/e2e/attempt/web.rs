@@ -173,6 +173,7 @@ seen = (first, http('93.184.216.66', 'turn.glob.test'))",
         told: &[told("http", "turn.glob.test", "resolved_to_private")],
         contacts: &["dns turn.glob.test *", "tcp 93.184.216.24:80"],
         waits: true,
+        ..NONE
     },
     Attempt {
         id: "B12",

