@@ -196,3 +196,46 @@ fn a_secret_whose_file_is_replaced_has_another_value_while_the_guest_runs() {
         fs::remove_file(file).unwrap();
     });
 }
+
+#[test]
+fn a_host_that_asks_for_a_certificate_gets_it_and_the_guest_has_none() {
+    internet::run(|mut internet| {
+        internet.name("client.allowed.test", &[&["93.184.216.73"]]);
+        internet.serve_web(&["nothing"]);
+        let home = Home::new();
+        let authority = internet.authority().unwrap();
+        let file = |name: &str| text(&authority.with_file_name(name)).to_owned();
+        let (certificate, key) = (file("client.pem"), file("client.key"));
+        let command = [
+            "run",
+            "--allow-host",
+            "client.allowed.test",
+            "--network-intercept",
+            "--upstream-ca",
+            text(&authority),
+        ];
+        let words = ["GET https://client.allowed.test/"];
+        let without = python(&home, &command, ASK, &words).finish();
+        without.expect_status(0);
+        assert!(without.text().starts_with("502 upstream_"), "{without}");
+        // Nothing but the certificate asks for a look into it.
+        let (before, after) = (&command[..3], &command[4..]);
+        let with = |what: &str| {
+            let option = ["--client-cert", what];
+            let command = [before, &option, after].concat();
+            python(&home, &command, ASK, &words).finish()
+        };
+        let got = with(&format!("client.allowed.test={certificate},{key}"));
+        got.expect_status(0);
+        assert!(
+            got.text().contains(r#""host": "client.allowed.test""#),
+            "{got}"
+        );
+        for wrong in [certificate.as_str(), "/nowhere.pem"] {
+            let refused = with(&format!("client.allowed.test={wrong}"));
+            refused.expect_complaint(&["certificate", wrong]);
+            assert_eq!(refused.status, Some(125), "{refused}");
+        }
+        drop(internet);
+    });
+}

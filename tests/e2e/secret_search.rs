@@ -140,7 +140,7 @@ fn the_value_of_a_secret_is_in_the_memory_of_its_supervisor_and_nowhere_else() {
         // Something that is not the same in all encodings.
         let (value, decoy) = (format!("v/{}==", random()), format!("d/{}==", random()));
         internet.name("api.allowed.test", &[&["93.184.216.10"]]);
-        internet.serve_web(&value);
+        internet.serve_web(&[&value]);
         let home = Home::new();
         let begun = Instant::now();
         let flashpan = |words: &[&str]| Flashpan::new(&home, words).patience(PATIENCE);
