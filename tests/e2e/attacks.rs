@@ -16,7 +16,9 @@
 mod attempt;
 mod guest;
 
-use attempt::{Policy, addresses, changes, make, names, nothing, protocols, secrets, secure, web};
+use attempt::{
+    Policy, addresses, changes, http, make, names, nothing, protocols, secrets, secure, web,
+};
 use flashpan::Network;
 use flashpan_tests::internet::Internet;
 
@@ -64,6 +66,14 @@ const SECRET: Policy = Policy {
     ],
     private: false,
     more: secrets::kept,
+};
+
+/// Some hosts, all of whose requests are looked at.
+const HTTP: Policy = Policy {
+    network: Network::Sealed,
+    allow: &["alive.allowed.test", "*.allowed.test", "*.glob.test"],
+    private: false,
+    more: http::kept,
 };
 
 /// A script, a callback and rules that requests with a secret are shown to.
@@ -146,4 +156,19 @@ fn a_secret_and_what_keeps_it_cannot_be_got_at() {
 #[test]
 fn who_looks_at_requests_sees_no_secret() {
     make(SHOWN, prepare_web, &[secrets::SHOWN]);
+}
+
+#[test]
+fn a_request_has_one_meaning_whatever_it_looks_like() {
+    let prepare = |internet: &mut Internet| {
+        for (name, addresses) in http::ZONES {
+            internet.name(name, addresses);
+        }
+        internet.serve_web(&["c4n4ry of nobody"]);
+    };
+    make(
+        HTTP,
+        prepare,
+        &[http::FRAMING, http::RULES, http::FRAMES, http::HOSTS],
+    );
 }

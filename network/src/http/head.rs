@@ -1,6 +1,8 @@
 //! The head of a request of HTTP/1: whether there is one way to read it, and where its body
 //! ends (RFC 9112).
 
+use http::Uri;
+
 use super::MAX_HEADERS;
 
 /// The longest method.
@@ -104,7 +106,11 @@ fn read_whole(lines: &[u8]) -> Result<Framing, Fault> {
         // The last one has lost its end.
         line.strip_suffix(b"\r").unwrap_or(line)
     });
-    let is_http11 = read_request_line(lines.next().unwrap_or_default())?;
+    let line = lines.next().unwrap_or_default();
+    let is_http11 = read_request_line(line)?;
+    // What nobody can read as one is not left to whoever comes next.
+    let target = line.split(|byte| *byte == b' ').nth(1).unwrap_or_default();
+    Uri::try_from(target).map_err(|_| Fault::Ambiguous)?;
     let mut length = None;
     let mut is_chunked = false;
     let mut is_websocket = false;

@@ -11,8 +11,10 @@ use std::io;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, Waker, ready};
+use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::time::Sleep;
 
 use super::MAX_HEAD;
 use super::head::{Fault, Framing, read_head};
@@ -97,7 +99,14 @@ pub(crate) struct Strict<S> {
     /// What was looked at and not given on.
     output: Vec<u8>,
     given: usize,
+    /// After a request that was refused: until when it is listened to, and how much of it.
+    rest: Option<(Pin<Box<Sleep>>, usize)>,
 }
+
+/// Who sends what is refused may see the answer only when all of it is taken: so long it is,
+/// and so much.
+const REST_WITHIN: Duration = Duration::from_secs(5);
+const MAX_REST: usize = 4 * 1024 * 1024;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum State {
@@ -143,6 +152,7 @@ impl<S> Strict<S> {
             part: Vec::new(),
             output: Vec::new(),
             given: 0,
+            rest: None,
         }
     }
 
@@ -282,6 +292,27 @@ impl<S> Strict<S> {
     }
 }
 
+impl<S: AsyncRead + AsyncWrite + Unpin> Strict<S> {
+    /// Takes what the guest still sends, to nowhere.
+    fn poll_rest(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let begin = || (Box::pin(tokio::time::sleep(REST_WITHIN)), MAX_REST);
+        let (late, left) = self.rest.get_or_insert_with(begin);
+        loop {
+            if late.as_mut().poll(cx).is_ready() {
+                return Poll::Ready(());
+            }
+            let mut space = [0; BUFFER];
+            let mut space = ReadBuf::new(&mut space);
+            let read = ready!(Pin::new(&mut self.stream).poll_read(cx, &mut space));
+            let len = space.filled().len();
+            if read.is_err() || len == 0 || len > *left {
+                return Poll::Ready(());
+            }
+            *left -= len;
+        }
+    }
+}
+
 impl<S: AsyncRead + Unpin> AsyncRead for Strict<S> {
     fn poll_read(
         mut self: Pin<&mut Self>,
@@ -330,7 +361,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for Strict<S> {
     }
 }
 
-impl<S: AsyncWrite + Unpin> AsyncWrite for Strict<S> {
+impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Strict<S> {
     fn poll_write(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -356,7 +387,13 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Strict<S> {
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(cx)
+        if self.rest.is_none() {
+            ready!(Pin::new(&mut self.stream).poll_shutdown(cx))?;
+        }
+        if self.state == State::Refused {
+            ready!(self.poll_rest(cx));
+        }
+        Poll::Ready(Ok(()))
     }
 }
 

@@ -230,6 +230,32 @@ def web(host, to=None, tls=True, **how):
     except OSError as problem:
         return error(problem)
 
+# What is answered to bytes that are, or are not, requests to a host of the web, in the clear and
+# in TLS: once, if that is the same.
+def both(host, data, count=1):
+    import re
+    data = data if isinstance(data, bytes) else data.encode('latin-1')
+    def said(tls):
+        try:
+            with web_stream(host, None, tls) as stream:
+                stream.settimeout(PATIENCE)
+                try:
+                    stream.sendall(data)
+                except OSError:
+                    # Nobody need take all of it.
+                    pass
+                return re.sub(r'200 \{.*?\}', '200', responses(stream, count))
+        except OSError as problem:
+            return error(problem)
+    plain, encrypted = said(False), said(True)
+    return plain if plain == encrypted else 'in the clear %s, in TLS %s' % (plain, encrypted)
+
+# Whom the server of the web has had requests for since it was last asked.
+def recorded(host='api.allowed.test'):
+    with web_stream(host, None, True) as stream:
+        stream.sendall(web_request(host, '/record'))
+        return [whom for whom, _ in json.loads(responses(stream)[4:])]
+
 # All that is answered, with its headers.
 def plain_web(host, target, headers):
     import gzip, http.client
@@ -279,6 +305,36 @@ def http2(to, name, *requests):
                         told = json.loads(bodies.get(of, b'{}'))
                         ends[of] = told.get('code') or ' '.join(told.get('found', ['empty'])) or 'nothing'
             return ', '.join(ends[of] for of in sorted(ends))
+
+def frame2(kind, flags, stream, data=b''):
+    return struct.pack('>I', len(data))[1:] + bytes([kind, flags]) + struct.pack('>I', stream) + data
+
+# A head of a request in HPACK, all of it literal.
+def head2(name, **more):
+    head = {':method': 'GET', ':scheme': 'https', ':path': '/', ':authority': name} | more
+    literal = lambda text: bytes([len(text)]) + text.encode()
+    return b''.join(b'\0' + literal(key) + literal(head[key]) for key in head)
+
+# What becomes of a connection of HTTP/2 on which these frames come: it is gone, or no more is
+# taken from it, or all was taken.
+def flooded(name, frames, settings=b''):
+    import ssl
+    context = ssl._create_unverified_context()
+    context.set_alpn_protocols(['h2'])
+    with socket.create_connection(('93.184.216.10', 443), PATIENCE) as stream:
+        with context.wrap_socket(stream, server_hostname=name) as stream:
+            stream.settimeout(MOMENT)
+            try:
+                stream.sendall(b'PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n' + frame2(4, 0, 0, settings))
+                for one in frames:
+                    stream.sendall(one)
+                while stream.recv(65536):
+                    pass
+                return 'gone'
+            except TimeoutError:
+                return 'held'
+            except OSError:
+                return 'gone'
 
 def extension(kind, data):
     return struct.pack('>HH', kind, len(data)) + data

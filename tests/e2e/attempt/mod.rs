@@ -2,6 +2,7 @@
 
 pub mod addresses;
 pub mod changes;
+pub mod http;
 pub mod names;
 pub mod protocols;
 pub mod secrets;

@@ -5,7 +5,8 @@
 writes `ca.pem` there, the authority of its certificates, and `up` on standard output; ends
 when standard input does. Of each request it tells, in JSON, whom it was for, in which places
 the values of secrets were (which are lines of the variable VALUES; of the second one
-`PLACE:1`), its body with `*` for them, how it was framed, and the how manyth of its connection
+`PLACE:1`), its body with `*` for them, how it was framed, headers that name
+a method, and the how manyth of its connection
 it was. These are answered otherwise:
 
     /reflect    the credentials, in gzip if that may be, or a range of them
@@ -15,6 +16,14 @@ it was. These are answered otherwise:
     /coded      with the credentials as a content coding
     /stream     each chunk of the request as one
     /record     whom requests were for since it was last asked, and the places of values
+    /hints      a thousand heads of 1xx first
+    /204, /304  a body that there must not be
+    /two        a second response behind it
+    /short      less than it says
+    /fold       a head with a continued line
+    /lengths    a head with two lengths
+    /bomb       a gigabyte, in a megabyte of gzip
+    /for-ever   a byte every second
 
 Who is at the address that ends in 73 asks for a certificate; at 74 nobody speaks TLS, and at 75 connections are cut when the client has said the first of it. At the socket `callback`
 requests are blocked that it is shown a value in, and those to /placeholder with one.
@@ -31,6 +40,7 @@ import ssl
 import subprocess
 import sys
 import threading
+import time
 import urllib.parse
 
 VALUES = os.environ["VALUES"].split("\n")
@@ -176,13 +186,18 @@ class Handler(http.server.BaseHTTPRequestHandler):
             return self.answer(b"?", ("Content-Encoding", credentials.decode()))
         if self.path.startswith("/say/"):
             return self.answer(VALUES[int(self.path[5:])].encode())
+        if self.path in HOSTILE:
+            HOSTILE[self.path](self)
+            self.close_connection = True
+            return None
         if self.path == "/record":
             told, RECORD[:] = RECORD[:], []
             return self.answer(json.dumps(told).encode())
         RECORD.append((self.headers["Host"], seen))
         told = dict(host=self.headers["Host"], found=seen, turn=self.turn,
                     body=masked(body[:300].decode("latin-1")), target=masked(self.path),
-                    framing="chunked" if is_chunked else length)
+                    framing="chunked" if is_chunked else length,
+                    methods=[name for name in self.headers if "method" in name.lower()])
         self.answer(json.dumps(told).encode())
 
     def reflect(self, credentials):
@@ -195,7 +210,43 @@ class Handler(http.server.BaseHTTPRequestHandler):
             return self.answer(gzip.compress(credentials), ("Content-Encoding", "gzip"))
         self.answer(credentials, ("X-Credentials", credentials.decode()))
 
-    do_GET = do_HEAD = do_POST = do_PUT = do
+    do_GET = do_HEAD = do_POST = do_PUT = do_PATCH = do
+
+
+def raw(data):
+    return lambda handler: handler.wfile.write(data)
+
+
+def bomb(handler):
+    zeros = gzip.compress(bytes(1 << 20), 9)
+    handler.head(200, ("Content-Encoding", "gzip"), ("Content-Length", str(len(zeros) << 10)))
+    for _ in range(1 << 10):
+        handler.wfile.write(zeros)
+
+
+def for_ever(handler):
+    handler.head(200, ("Transfer-Encoding", "chunked"))
+    # Until nobody takes it.
+    while True:
+        handler.chunk(b".")
+        handler.wfile.flush()
+        time.sleep(1)
+
+
+OK = b"HTTP/1.1 200 OK\r\n"
+HELLO = OK + b"Content-Length: 5\r\n\r\nhello"
+# What a server says that means no good.
+HOSTILE = {
+    "/hints": raw(b"HTTP/1.1 103 Early Hints\r\nX: y\r\n\r\n" * 1000 + HELLO),
+    "/204": raw(b"HTTP/1.1 204 No Content\r\nContent-Length: 5\r\n\r\nhello" + HELLO),
+    "/304": raw(b"HTTP/1.1 304 Not Modified\r\nContent-Length: 5\r\n\r\nhello" + HELLO),
+    "/two": raw(HELLO + OK + b"Content-Length: 6\r\n\r\nhidden"),
+    "/short": raw(OK + b"Content-Length: 50\r\n\r\nhello"),
+    "/fold": raw(OK + b"X: a\r\n Content-Length: 0\r\nContent-Length: 5\r\n\r\nhello"),
+    "/lengths": raw(OK + b"Content-Length: 5\r\nContent-Length: 0\r\n\r\nhello"),
+    "/bomb": bomb,
+    "/for-ever": for_ever,
+}
 
 
 class Callback(socketserver.StreamRequestHandler):

@@ -148,6 +148,8 @@ async fn what_does_not_say_whom_it_is_for_is_refused() {
         "GET https://api.test/ HTTP/1.1\r\nHost: api.test\r\n",
         "GET http://[/ HTTP/1.1\r\nHost: api.test\r\n",
         "GET api.test HTTP/1.1\r\nHost: api.test\r\n",
+        "GET api.test/x HTTP/1.1\r\nHost: api.test\r\n",
+        "GET \\x HTTP/1.1\r\nHost: api.test\r\n",
         &format!("GET / HTTP/1.1\r\nHost: {long}\r\n"),
     ] {
         let statuses = sent(&world, format!("{head}\r\n").as_bytes()).await;
@@ -224,6 +226,24 @@ async fn what_is_too_long_is_refused() {
         };
         let (got, ()) = tokio::join!(got(&mut read), writing);
         assert_eq!(got.status, 431);
+    }
+    assert_eq!(seen.requests(), [""; 0]);
+}
+
+/// Who sends all of it before it listens.
+#[tokio::test]
+async fn the_answer_to_what_is_refused_is_not_lost_with_the_rest() {
+    let (world, seen) = world().await;
+    let head = "GET / HTTP/1.1\r\nHost: api.test\r\n";
+    for (bytes, status) in [
+        (format!("{head}X: {}\r\n\r\n", "a".repeat(3 << 20)), 431),
+        (format!("{head}\nX: {}\r\n\r\n", "a".repeat(1 << 20)), 400),
+    ] {
+        let (mut guest, served) = world.plain(80).await;
+        within(guest.write_all(bytes.as_bytes())).await.unwrap();
+        assert_eq!(got(&mut guest).await.status, status);
+        drop(guest);
+        drop(within(served).await);
     }
     assert_eq!(seen.requests(), [""; 0]);
 }
