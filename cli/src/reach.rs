@@ -111,6 +111,11 @@ pub(crate) struct ReachArgs {
     #[arg(long, value_name = "IP", value_delimiter = ',')]
     dns_servers: Vec<IpAddr>,
 
+    /// Take `Range` out of requests to hosts of secrets, so that none of them can be asked
+    /// for a value part by part.
+    #[arg(long)]
+    secret_no_range: bool,
+
     /// Give each name an address of its own, so that connections on all ports are decided
     /// by name.
     #[arg(long)]
@@ -159,6 +164,7 @@ impl ReachArgs {
             (self.allow_private_ips, "--allow-private-ips"),
             (self.mtu.is_some(), "--mtu"),
             (self.dns_synthetic, "--dns-synthetic"),
+            (self.secret_no_range, "--secret-no-range"),
             (self.policy_script.is_some(), "--policy-script"),
             (self.network_intercept, "--network-intercept"),
             (self.workspace.is_some(), "--workspace"),
@@ -219,6 +225,7 @@ impl ReachArgs {
         }
         network.mtu = self.mtu;
         network.synthetic_names = self.dns_synthetic;
+        network.forbid_range = self.secret_no_range;
         network.dns_servers = self.dns_servers.iter().map(ToString::to_string).collect();
         let secrets = secrets::with_hosts(&self.secrets, &self.secret_sources)?;
         network.secrets.extend(secrets.secrets);

