@@ -7,10 +7,11 @@ use event_manager::{EventOps, Events, MutEventSubscriber};
 use flashpan_devices::net::Net;
 use flashpan_devices::vsock::Vsock;
 use flashpan_protocol::control::ExitReason;
+use flashpan_protocol::network::NotOpened;
 use vmm_sys_util::epoll::EventSet;
 use vmm_sys_util::eventfd::EventFd;
 
-use super::{Command, lock};
+use super::{Command, Observer, VmEvent, lock};
 use crate::machine::Machine;
 use crate::state::{MachineStateError, VmState};
 
@@ -30,6 +31,7 @@ pub(super) struct Commands {
     wake: EventFd,
     vsock: Arc<Mutex<Vsock>>,
     net: Option<Arc<Mutex<Net>>>,
+    observer: Arc<dyn Observer>,
     /// For [`super::Vm::run`] to do after this round of events.
     pub(super) pending: Vec<Order>,
     pub(super) ended: Option<ExitReason>,
@@ -54,12 +56,14 @@ impl Commands {
         wake: EventFd,
         vsock: Arc<Mutex<Vsock>>,
         net: Option<Arc<Mutex<Net>>>,
+        observer: Arc<dyn Observer>,
     ) -> Self {
         Self {
             receiver,
             wake,
             vsock,
             net,
+            observer,
             pending: Vec::new(),
             ended: None,
         }
@@ -77,6 +81,13 @@ impl Commands {
                 Command::FlowAccept { id } => self.net(|net| net.accept(id)),
                 Command::FlowRefuse { id, why } => self.net(|net| net.refuse(id, why)),
                 Command::FlowClose { id } => self.net(|net| net.close(id)),
+                Command::FlowOpen { id, port, stream } => match &self.net {
+                    Some(net) => lock(net).open(id, port, stream),
+                    None => {
+                        let why = NotOpened::NoRoom;
+                        self.observer.event(VmEvent::FlowNotOpened { id, why });
+                    }
+                },
                 Command::Pause => self.pending.push(Order::Pause),
                 Command::Resume => self.pending.push(Order::Resume),
                 Command::Stats => self.pending.push(Order::Stats),

@@ -2,7 +2,8 @@
 //!
 //! * `packet` – what a frame is; `gateway` – what the gateway answers itself; `answer` –
 //!   packets that belong to no flow;
-//! * `tcp`, `udp` – one flow; `table` – all of them; `memory` – what their buffers may take;
+//! * `tcp`, `udp` – one flow; `table` – all of them; `open` – those that the host begins;
+//!   `memory` – what their buffers may take;
 //! * `output` – frames for the guest, and what smoltcp takes for a device.
 //!
 //! # Back-pressure
@@ -22,6 +23,7 @@ mod answer;
 mod gateway;
 mod memory;
 mod metrics;
+mod open;
 mod output;
 mod packet;
 mod table;
@@ -83,6 +85,8 @@ pub struct Stack {
     epoch: StdInstant,
     /// When the stack's user wants to be woken.
     alarm: Option<StdInstant>,
+    /// The gateway's port of the flow that was opened last.
+    last_port: u16,
 }
 
 impl std::fmt::Debug for Stack {
@@ -119,6 +123,7 @@ impl Stack {
             scratch: Vec::new(),
             epoch: StdInstant::now(),
             alarm: None,
+            last_port: 0,
         })
     }
 
@@ -231,6 +236,8 @@ impl Stack {
             return;
         };
         match &mut flow.state {
+            // What the guest begins is no answer to what the host has.
+            State::Tcp(tcp) if opens && tcp.is_opening() => {}
             State::Tcp(tcp) => {
                 let interface = self.interfaces.of(tcp.version);
                 let output = &mut self.output;
@@ -296,7 +303,7 @@ impl Stack {
             waiting: payload.map(<[u8]>::to_vec).into_iter().collect(),
             withdrawn: false,
         };
-        let id = self.table.add(protocol, tuple, peer, asked);
+        let id = (self.table).add(protocol, tuple, peer, State::Asked(asked));
         let due = self.now() + from_std(ANSWER);
         self.table.set_due(id, Some(due));
         self.metrics.asked += 1;
@@ -371,7 +378,7 @@ impl Stack {
         }
     }
 
-    /// Ends a flow that was accepted: a connection with a reset.
+    /// Ends a flow that was accepted or opened: a connection with a reset.
     pub fn close(&mut self, id: u64) {
         let Some(flow) = self.table.get_mut(id) else {
             return;
@@ -450,7 +457,15 @@ impl Stack {
             State::Asked(_) => {}
             State::Tcp(tcp) => {
                 let interface = self.interfaces.of(tcp.version);
-                match tcp.pump(interface, output, &mut self.memory, flow.peer, now) {
+                let pumped = tcp.pump(interface, output, &mut self.memory, flow.peer, now);
+                if let Some(request) = tcp.take_opened() {
+                    self.metrics.opened += 1;
+                    self.events.push(NetEvent::Opened { request, id });
+                }
+                if tcp.take_finished() {
+                    self.events.push(NetEvent::Finished { id });
+                }
+                match pumped {
                     Pumped::Ended(how) => self.end(id, how),
                     Pumped::Held => self.table.queue(id),
                     Pumped::Idle => {
@@ -491,6 +506,10 @@ impl Stack {
             State::Tcp(tcp) => {
                 self.reactor.forget(&tcp.stream, &mut tcp.watched);
                 self.memory.end(&tcp.grant);
+                if let Some((request, why)) = tcp.not_opened() {
+                    self.events.push(NetEvent::NotOpened { request, why });
+                    return;
+                }
             }
             State::Udp(udp) => self.reactor.forget(&udp.socket, &mut udp.watched),
             State::Asked(_) => {}
