@@ -41,7 +41,7 @@ def serve(client):
                 client.sendall(room[:count])
         if what == b'u':
             client.sendall(b'.')
-server = socket.create_server(('0.0.0.0', 9000), backlog=128)
+server = socket.create_server((HOST, 9000), backlog=128)
 print('ready', flush=True)
 while True:
     threading.Thread(target=serve, args=(server.accept()[0],), daemon=True).start()
@@ -88,15 +88,15 @@ impl ForwardOptions {
         Ok(options)
     }
 
-    /// A VM whose program can be reached, and where.
-    fn vm(&self, home: &Path, network: &str) -> Result<(Running, u16)> {
+    /// A VM whose program listens on `host` and can be reached, and where.
+    fn vm(&self, home: &Path, network: &str, host: &str) -> Result<(Running, u16)> {
         let port = free_port()?;
         let mut command = Command::new(&self.flashpan);
         command.args(["run", "-m", "512M", "--network", network, "-p"]);
         command.arg(format!("{port}:{PORT}")).arg("--kernel");
         command.arg(&self.kernel).arg("--rootfs").arg(&self.rootfs);
         let mut server = String::new();
-        write!(server, "MIB = {MIB}{SERVER}")?;
+        write!(server, "MIB, HOST = {MIB}, '{host}'{SERVER}")?;
         command.args(["--", "python3", "-S", "-c", &server]);
         command.env("XDG_STATE_HOME", home).stdin(Stdio::null());
         command.stdout(Stdio::piped());
@@ -139,12 +139,14 @@ impl Measured {
 pub(crate) fn forward(options: &ForwardOptions) -> Result<bool> {
     let budgets = Budgets::read(&options.budgets)?;
     let home = tempfile::tempdir().context("make a directory")?;
-    let (by_card, by_agent) = (
-        options.vm(home.path(), "sealed")?,
-        options.vm(home.path(), "none")?,
+    let (by_card, by_agent, refused) = (
+        options.vm(home.path(), "sealed", "0.0.0.0")?,
+        options.vm(home.path(), "none", "0.0.0.0")?,
+        options.vm(home.path(), "sealed", "127.0.0.1")?,
     );
-    let mut best = None;
+    let (mut best, mut after_refusal) = (None, f64::INFINITY);
     for _ in 0..options.runs {
+        after_refusal = after_refusal.min(each(connections(refused.1)?));
         let pair = (measure(by_card.1)?, measure(by_agent.1)?);
         best = Some(best.map_or(pair, |(card, agent): (Measured, Measured)| {
             (card.better(pair.0), agent.better(pair.1))
@@ -161,6 +163,8 @@ pub(crate) fn forward(options: &ForwardOptions) -> Result<bool> {
         let name = format!("{FORWARD}{name}");
         figures.beside(&name, of(&card), unit, ("the agent", of(&agent)));
     }
+    let name = format!("{FORWARD}connect-after-refusal");
+    figures.beside(&name, after_refusal, "us", ("the agent", agent.connect));
     let names = budgets.names().filter(|name| name.starts_with(FORWARD));
     crate::print(&figures.list, names)
 }
