@@ -149,3 +149,74 @@ impl OpenedFlows {
         self.open.clear();
     }
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use tokio::io::AsyncReadExt;
+
+    use super::*;
+
+    /// One that the guest has accepted, as number 9, and the VMM's end of it.
+    async fn opened(flows: &mut OpenedFlows) -> (OpenedFlow, UnixStream) {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        let (reply, answer) = oneshot::channel();
+        flows.ask(1, ours, reply);
+        assert!(flows.answered(1, Ok(9)));
+        (answer.await.unwrap().unwrap(), theirs)
+    }
+
+    #[tokio::test]
+    async fn one_that_is_dropped_stays_open_until_it_is_reset() {
+        let mut flows = OpenedFlows::new();
+        let (flow, mut theirs) = opened(&mut flows).await;
+        drop(flow);
+        assert_eq!(flows.next_to_close().await, 9);
+        assert!(theirs.try_read(&mut [0]).is_err(), "an end is told");
+        assert!(flows.ended(9, End::Reset));
+        assert_eq!(theirs.read(&mut [0]).await.unwrap(), 0);
+        // Nothing is left of it.
+        assert!(!flows.ended(9, End::Reset));
+    }
+
+    #[tokio::test]
+    async fn who_has_given_up_leaves_nothing() {
+        let mut flows = OpenedFlows::new();
+        let (ours, _theirs) = UnixStream::pair().unwrap();
+        let (reply, answer) = oneshot::channel();
+        flows.ask(1, ours, reply);
+        drop(answer);
+        assert!(flows.answered(1, Ok(9)));
+        assert_eq!(flows.next_to_close().await, 9);
+        // What nobody asked for is no answer.
+        assert!(!flows.answered(1, Ok(10)));
+        assert!(!flows.answered(2, Err(NotOpened::Refused)));
+    }
+
+    #[tokio::test]
+    async fn only_an_end_in_order_is_told_as_one() {
+        for (said, how, in_order) in [
+            (false, End::Reset, false),
+            (true, End::Reset, true),
+            (false, End::Closed, true),
+            (false, End::Idle, false),
+        ] {
+            let mut flows = OpenedFlows::new();
+            let (mut flow, _theirs) = opened(&mut flows).await;
+            if said {
+                flows.finished(9);
+                flows.finished(9);
+            }
+            assert!(flows.ended(9, how));
+            assert_eq!((&mut flow.finished).await.is_ok(), in_order, "{how:?}");
+            assert_eq!((&mut flow.ended).await.unwrap(), how);
+        }
+        // The VM is gone.
+        let mut flows = OpenedFlows::new();
+        let (mut flow, _theirs) = opened(&mut flows).await;
+        flows.clear();
+        assert!((&mut flow.finished).await.is_err());
+        assert!((&mut flow.ended).await.is_err());
+    }
+}

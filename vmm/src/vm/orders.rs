@@ -135,3 +135,44 @@ impl MutEventSubscriber for EndSubscriber {
 fn unwatched(what: &str, error: &event_manager::Error) -> ExitReason {
     ExitReason::VmmError(format!("could not watch {what}: {error}"))
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use std::os::unix::net::UnixStream;
+
+    use super::*;
+    use crate::vm::channel;
+
+    #[derive(Default)]
+    struct Told(Mutex<Vec<VmEvent>>);
+
+    impl Observer for Told {
+        fn event(&self, event: VmEvent) {
+            self.0.lock().unwrap().push(event);
+        }
+    }
+
+    #[test]
+    fn without_a_card_there_is_an_answer_to_who_wants_it() {
+        let vsock = Arc::new(Mutex::new(Vsock::new(3, Box::new(|_| {})).unwrap()));
+        let (vm, receiver, wake) = channel().unwrap();
+        let told = Arc::new(Told::default());
+        let observer = Arc::clone(&told) as Arc<dyn Observer>;
+        let mut commands = Commands::new(receiver, wake, vsock, None, observer);
+        let (_ours, stream) = UnixStream::pair().unwrap();
+        vm.send(Command::FlowOpen {
+            id: 5,
+            port: 80,
+            stream,
+        });
+        commands.receive();
+        let told = told.0.lock().unwrap();
+        let why = NotOpened::NoRoom;
+        assert!(
+            matches!(&told[..], [VmEvent::FlowNotOpened { id: 5, why: said }] if *said == why),
+            "{told:?}"
+        );
+    }
+}
