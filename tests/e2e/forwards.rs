@@ -221,6 +221,24 @@ async fn without_a_card_the_agent_reaches_all() {
 }
 
 #[tokio::test]
+async fn a_card_that_does_not_answer_leaves_the_port_to_the_agent() {
+    let _home = Home::new();
+    let sandbox = builder().boot().await.unwrap();
+    let _server = echo_server(&sandbox, "0.0.0.0").await;
+    let (_forwarding, address) = forward(&sandbox, Forward::tcp(to(8100))).await;
+    assert_eq!(seen_as(address).await, GATEWAY);
+    // SIOCSIFFLAGS, without IFF_UP.
+    let down = "python3 -S -c '
+import fcntl, socket, struct
+fcntl.ioctl(socket.socket(), 0x8914, struct.pack(\"16sh14x\", b\"eth0\", 0x1002))
+'";
+    script(&sandbox, down).await;
+    assert_eq!(seen_as(address).await, LOOPBACK);
+    assert_eq!(seen_as(address).await, LOOPBACK);
+    sandbox.kill().await;
+}
+
+#[tokio::test]
 async fn halves_and_resets_are_passed_on_without_the_agent() {
     let _home = Home::new();
     let sandbox = builder().boot().await.unwrap();

@@ -4,7 +4,8 @@
 //!   packets that belong to no flow;
 //! * `tcp`, `udp` – one flow; `table` – all of them; `open` – those that the host begins;
 //!   `memory` – what their buffers may take;
-//! * `output` – frames for the guest, and what smoltcp takes for a device.
+//! * `output` – frames for the guest, and what smoltcp takes for a device; `interfaces` –
+//!   what makes packets of flows.
 //!
 //! # Back-pressure
 //!
@@ -21,6 +22,7 @@
 
 mod answer;
 mod gateway;
+mod interfaces;
 mod memory;
 mod metrics;
 mod open;
@@ -38,12 +40,12 @@ use std::os::unix::net::UnixStream;
 use std::time::{Duration as StdDuration, Instant as StdInstant};
 
 use flashpan_protocol::network::{End, Link, MTU, Protocol, Refusal, Tuple};
-use smoltcp::iface::{Config, Interface};
 use smoltcp::time::{Duration, Instant};
-use smoltcp::wire::{EthernetAddress, HardwareAddress, IpCidr, IpVersion};
+use smoltcp::wire::{EthernetAddress, IpVersion};
 
+use self::interfaces::{Interfaces, empty};
 use self::memory::Memory;
-use self::output::{Output, Phy};
+use self::output::Output;
 use self::packet::{Drop, Packet};
 use self::table::{Asked, Flow, State, Table};
 use self::tcp::{Pumped, TcpFlow};
@@ -565,50 +567,6 @@ impl AsRawFd for Stack {
 /// Whether a TCP packet is a reset.
 fn is_reset(ip: &[u8]) -> bool {
     packet::tcp_flags(ip).is_some_and(|tcp| tcp.rst())
-}
-
-/// One interface for each version of IP, since smoltcp has one size of packets for both.
-struct Interfaces {
-    four: Interface,
-    six: Interface,
-}
-
-impl Interfaces {
-    fn of(&mut self, version: IpVersion) -> &mut Interface {
-        match version {
-            IpVersion::Ipv4 => &mut self.four,
-            IpVersion::Ipv6 => &mut self.six,
-        }
-    }
-}
-
-/// The guest's link, without a frame on it.
-fn empty(link: &Link, offload: Offload) -> (Output, Interfaces) {
-    let gateway = EthernetAddress(link.gateway_mac);
-    let mut output = Output::new(gateway, offload, link.mtu.into());
-    let mut interface = |version, own: IpCidr| {
-        let mut phy = Phy {
-            packet: None,
-            peer: gateway,
-            segment: output.most_segment(version),
-            output: &mut output,
-            version,
-            urgent: false,
-        };
-        // Sequence numbers need not be hard to guess: the guest is the only one to see them.
-        let config = Config::new(HardwareAddress::Ip);
-        let mut interface = Interface::new(config, &mut phy, Instant::ZERO);
-        interface.update_ip_addrs(|all| {
-            // There is room for two.
-            let _ = all.push(own);
-        });
-        // Whoever the guest wants to reach is played by the stack.
-        interface.set_any_ip(true);
-        interface
-    };
-    let four = interface(IpVersion::Ipv4, IpCidr::new(link.gateway4.into(), 32));
-    let six = interface(IpVersion::Ipv6, IpCidr::new(link.gateway6.into(), 128));
-    (output, Interfaces { four, six })
 }
 
 fn from_std(duration: StdDuration) -> Duration {
