@@ -42,6 +42,7 @@ pub mod script;
 pub mod tls;
 
 pub use gateway::{Answer, Flow, Gateway, Inspection, Settings};
+pub use relay::both_ways;
 
 #[cfg(test)]
 mod tests;

@@ -144,7 +144,7 @@ fn some(count: usize) -> io::Result<usize> {
 ///
 /// # Errors
 /// One of them broke.
-pub(crate) async fn both_ways<A, B>(a: &mut A, b: &mut B) -> io::Result<()>
+pub async fn both_ways<A, B>(a: &mut A, b: &mut B) -> io::Result<()>
 where
     A: AsyncRead + AsyncWrite + Unpin,
     B: AsyncRead + AsyncWrite + Unpin,

@@ -15,11 +15,11 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::frame::{FrameError, from_bytes};
-use crate::network::{End, Link, Protocol, Refusal, Tuple};
+use crate::network::{End, Link, NotOpened, Protocol, Refusal, Tuple};
 use crate::phase::{ExitRequest, Phase};
 
 /// Version of this protocol; both hellos carry it and must agree.
-pub const VERSION: u32 = 5;
+pub const VERSION: u32 = 6;
 
 /// The descriptor at which the VMM process finds its control socket.
 pub const CONTROL_FD: i32 = 3;
@@ -82,10 +82,19 @@ pub enum Request {
         /// What the guest gets instead.
         why: Refusal,
     },
-    /// End a flow that was accepted: a connection with a reset.
+    /// End a flow that was accepted or opened: a connection with a reset.
     FlowClose {
         /// The VMM's number of it.
         id: u64,
+    },
+    /// Connect the stream socket that comes with this packet to a TCP port of the
+    /// guest, at the IPv4 address of its card. Answered by [`Event::FlowOpened`] or
+    /// [`Event::FlowNotOpened`].
+    FlowOpen {
+        /// Chosen by the supervisor.
+        id: u64,
+        /// Port in the guest.
+        port: u16,
     },
     /// Stop the vCPUs between two instructions, and the devices between two
     /// requests. Answered by [`Event::Paused`].
@@ -146,13 +155,34 @@ pub enum Event {
         /// From whom to whom.
         tuple: Tuple,
     },
-    /// A flow that was accepted exists no more, or one that was asked for and that
-    /// the guest has given up.
+    /// A flow that was accepted or opened exists no more, or one that was asked for and
+    /// that the guest has given up.
     FlowEnded {
         /// The VMM's number of it.
         id: u64,
         /// How.
         how: End,
+    },
+    /// The guest has accepted [`Request::FlowOpen`].
+    FlowOpened {
+        /// The supervisor's number of the request.
+        id: u64,
+        /// The VMM's number of the flow, for what is said of it from here on.
+        flow: u64,
+    },
+    /// There is no flow for [`Request::FlowOpen`], and its socket is closed.
+    FlowNotOpened {
+        /// The supervisor's number of the request.
+        id: u64,
+        /// Why.
+        why: NotOpened,
+    },
+    /// In a flow that was opened the guest sends no more: the end that can be read on its
+    /// socket is one in order. Without this, and without [`Event::FlowEnded`] in order, it
+    /// is a reset, which a socket pair cannot tell from it.
+    FlowFinished {
+        /// The VMM's number of the flow.
+        id: u64,
     },
     /// vCPUs and devices stand still.
     Paused,

@@ -112,3 +112,14 @@ pub enum End {
     /// It was accepted, and the guest had given it up before that.
     GivenUp,
 }
+
+/// Why there is no connection to a port of the guest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum NotOpened {
+    /// The guest has reset it, or its card was taken out of use.
+    Refused,
+    /// The guest has not answered in time.
+    Silent,
+    /// There are too many flows, or there is no card.
+    NoRoom,
+}

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use flashpan_protocol::agent::GuestConfig;
-use flashpan_protocol::control::BootFailureKind;
+use flashpan_protocol::control::{BootFailureKind, IoRate};
 use flashpan_protocol::phase::Phase;
 use tokio::sync::{Mutex, mpsc, oneshot};
 use tokio::time::timeout;
@@ -45,6 +45,10 @@ impl SandboxBuilder {
         let vcpus = spec.vcpus;
         let mut guest = self.guest_config();
         shared.set_disks(self.disk_roles());
+        // What is limited is what the guest does, and not what the host does with it.
+        if spec.network.is_some() && spec.network_rate == IoRate::default() {
+            shared.set_fast_card();
+        }
         let flows = Flows::new(&self.network, spec.network, &shared)?;
         guest.authority.clone_from(&flows.authority);
         let bytes = |text: &String| text.as_bytes().to_vec().into();

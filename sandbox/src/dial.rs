@@ -4,6 +4,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
+use flashpan_protocol::network::NotOpened;
 use flashpan_protocol::supervisor::{Answer, Request};
 use tokio::io::AsyncWriteExt;
 use tokio::net::UnixStream;
@@ -13,6 +14,7 @@ use tokio::sync::{mpsc, oneshot};
 use crate::attach::{Attachment, unexpected};
 use crate::driver::{Command, Ended};
 use crate::error::{Error, Result};
+use crate::forward_card::CardLink;
 use crate::pump::lost;
 use crate::shared::Shared;
 
@@ -82,6 +84,35 @@ impl Dialer {
             Err(_) => return Err(lost(self.ended.clone()).await),
         }
         Ok((reader, writer, written))
+    }
+
+    /// Whether [`Self::open`] can lead anywhere: to a VM of this process, whose card is as
+    /// fast as it can be.
+    pub(crate) fn has_card(&self) -> bool {
+        matches!(self.way, Way::Driver(_)) && self.shared.has_fast_card()
+    }
+
+    /// Connects to a TCP port of the guest's card.
+    pub(crate) async fn open(&self, port: u16) -> Result<std::result::Result<CardLink, NotOpened>> {
+        if self.shared.is_paused() {
+            return Err(Error::Paused);
+        }
+        let (ours, theirs) = UnixStream::pair().map_err(Error::host("make a guest connection"))?;
+        let theirs = theirs
+            .into_std()
+            .map_err(Error::host("make a guest connection"))?;
+        let (reply, answer) = oneshot::channel();
+        self.command(Command::Open {
+            port,
+            stream: ours,
+            theirs: theirs.into(),
+            reply,
+        })
+        .await?;
+        match answer.await {
+            Ok(answer) => Ok(answer.map(CardLink::new)),
+            Err(_) => Err(lost(self.ended.clone()).await),
+        }
     }
 
     /// Makes a stream socket the host end of a connection to `port` of the guest of

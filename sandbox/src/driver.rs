@@ -13,8 +13,10 @@ use std::time::Duration;
 
 use flashpan_protocol::agent::BOOT_PORT;
 use flashpan_protocol::control::{Event, MAX_PACKET, Request, Stats, VERSION};
+use flashpan_protocol::network::NotOpened;
 use flashpan_protocol::phase::Phase;
 use tokio::io::AsyncReadExt;
+use tokio::net::UnixStream;
 use tokio::net::unix::pipe;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, timeout};
@@ -24,6 +26,7 @@ use crate::control::{Channel, Packet, Received};
 use crate::exit::{Exit, ExitReason, LastWord, classify};
 use crate::flows::Flows;
 use crate::host_cgroup::HostCgroup;
+use crate::opened::{OpenedFlows, Reply};
 use crate::shared::Shared;
 use crate::spawn::{Child, ChildStatus, KILLED_WITHIN};
 use crate::vmm_process::VmmProcess;
@@ -52,6 +55,14 @@ pub(crate) enum Command {
         port: u32,
         stream: OwnedFd,
         reply: oneshot::Sender<bool>,
+    },
+    /// Connect a stream to a TCP port of the guest's card.
+    Open {
+        port: u16,
+        stream: UnixStream,
+        /// The end of it for the VMM.
+        theirs: OwnedFd,
+        reply: Reply,
     },
     /// Get counters.
     Stats(oneshot::Sender<Stats>),
@@ -98,6 +109,8 @@ pub(crate) struct Driver {
     resumes: VecDeque<oneshot::Sender<()>>,
     /// What the guest wants to reach.
     flows: Flows,
+    /// What the host wants to reach in the guest.
+    opened: OpenedFlows,
     boot: Option<oneshot::Sender<OwnedFd>>,
     greeted: bool,
     kill_at: Option<Instant>,
@@ -147,6 +160,7 @@ impl Driver {
             pauses: VecDeque::new(),
             resumes: VecDeque::new(),
             flows,
+            opened: OpenedFlows::new(),
             boot: Some(boot_sender),
             greeted: false,
             kill_at: None,
@@ -200,6 +214,9 @@ impl Driver {
                 answer = self.flows.next(), if self.outbox.len() < MAX_OUTBOX => {
                     self.request(&answer, Vec::new());
                 }
+                id = self.opened.next_to_close(), if self.outbox.len() < MAX_OUTBOX => {
+                    self.request(&Request::FlowClose { id }, Vec::new());
+                }
                 read = read_console(&mut self.console, self.console_tap.as_ref(), &mut console_chunk),
                     if self.console.is_some() =>
                 {
@@ -244,6 +261,17 @@ impl Driver {
                 self.connects.insert(id, reply);
                 self.request(&Request::Connect { id, port }, vec![stream]);
             }
+            Command::Open {
+                port,
+                stream,
+                theirs,
+                reply,
+            } => {
+                let id = self.next_id;
+                self.next_id = self.next_id.wrapping_add(1);
+                self.opened.ask(id, stream, reply);
+                self.request(&Request::FlowOpen { id, port }, vec![theirs]);
+            }
             Command::Stats(reply) => {
                 self.stats.push_back(reply);
                 self.request(&Request::Stats, Vec::new());
@@ -284,7 +312,14 @@ impl Driver {
                     self.request(&answer, Vec::new());
                 }
             }
-            Event::FlowEnded { id, how } => self.flows.ended(id, how),
+            Event::FlowEnded { id, how } => {
+                if !self.opened.ended(id, how) {
+                    self.flows.ended(id, how);
+                }
+            }
+            Event::FlowOpened { id, flow } => self.on_opened(id, Ok(flow)),
+            Event::FlowNotOpened { id, why } => self.on_opened(id, Err(why)),
+            Event::FlowFinished { id } => self.opened.finished(id),
             Event::Stats(stats) => {
                 self.shared.timeline().set_stats((*stats).clone());
                 if let Some(reply) = self.stats.pop_front() {
@@ -332,6 +367,12 @@ impl Driver {
         }
     }
 
+    fn on_opened(&mut self, id: u64, answer: Result<u64, NotOpened>) {
+        if !self.opened.answered(id, answer) {
+            self.broken(format!("an answer to flow {id}, which nobody asked for"));
+        }
+    }
+
     fn on_console(&mut self, read: usize, chunk: &[u8]) {
         let bytes = chunk.get(..read).unwrap_or_default();
         if bytes.is_empty() {
@@ -356,6 +397,7 @@ impl Driver {
     /// everybody how it all ended.
     async fn finish(mut self, mut chunk: Vec<u8>, mut stderr: Vec<u8>) {
         self.connects.clear();
+        self.opened.clear();
         self.stats.clear();
         self.pauses.clear();
         self.resumes.clear();

@@ -21,6 +21,7 @@ use tokio::sync::Semaphore;
 use crate::api::PortForwardBinding;
 use crate::dial::Dialer;
 use crate::error::{Error, Result, transport_name};
+use crate::forward_card::Card;
 use crate::forward_spec::Forward;
 use crate::pump::Task;
 use crate::sandbox::Sandbox;
@@ -43,18 +44,18 @@ const ERRORS_KEPT: usize = 64;
 #[must_use = "options do nothing until `Sandbox::port_forward`"]
 pub struct ForwardOptions {
     addresses: Vec<IpAddr>,
-    guest_address: IpAddr,
+    guest_address: Option<IpAddr>,
     connections: usize,
     udp_idle: Duration,
 }
 
 impl Default for ForwardOptions {
-    /// From 127.0.0.1 to 127.0.0.1, 256 connections at a time, and a minute of
+    /// From 127.0.0.1 to the guest, 256 connections at a time, and a minute of
     /// silence for UDP clients.
     fn default() -> Self {
         Self {
             addresses: Vec::new(),
-            guest_address: IpAddr::V4(Ipv4Addr::LOCALHOST),
+            guest_address: None,
             connections: CONNECTIONS_MAX,
             udp_idle: UDP_IDLE,
         }
@@ -78,9 +79,11 @@ impl ForwardOptions {
         self
     }
 
-    /// The address to which it leads, as the guest sees it.
+    /// The address to which it leads, as the guest sees it, and by its agent. Otherwise TCP
+    /// leads to the address of the guest's card, and to 127.0.0.1 where that refuses or there
+    /// is none, and UDP to 127.0.0.1.
     pub fn guest_address(mut self, address: IpAddr) -> Self {
-        self.guest_address = address;
+        self.guest_address = Some(address);
         self
     }
 
@@ -223,7 +226,10 @@ impl PortForwarding {
 #[derive(Debug)]
 pub(crate) struct State {
     pub(crate) dialer: Dialer,
+    /// Where the agent connects to.
     pub(crate) guest_address: IpAddr,
+    /// The way without the agent, if it may be used.
+    pub(crate) card: Option<Card>,
     pub(crate) udp_idle: Duration,
     /// One for each connection that there may be.
     pub(crate) room: Arc<Semaphore>,
@@ -288,8 +294,13 @@ impl Sandbox {
     /// Each connection is made in the guest when a client has connected here; one
     /// that the guest refuses is reset, since a client cannot be refused any
     /// more. Each half of a connection ends for itself, a reset is passed on as
-    /// one, and a side that does not read holds the other up. The guest's
-    /// programs see connections from their own machine.
+    /// one, and a side that does not read holds the other up.
+    ///
+    /// A TCP connection leads to the address of the guest's card, and comes from the
+    /// gateway's, 198.18.0.1: that is what a program sees which listens on all addresses.
+    /// Where nobody listens there, or nobody answers within a second and a half, it leads to
+    /// 127.0.0.1 in the guest, and comes from there. Of a VM without a network, with a limit
+    /// on it, or of another process, all lead there.
     ///
     /// # Errors
     /// [`Error::Listen`] for the first address and port that cannot be listened
@@ -326,9 +337,13 @@ impl Sandbox {
             .into_iter()
             .map(|(binding, socket)| Listener::of(binding, socket));
         let listeners: Vec<_> = listeners.collect::<Result<_>>()?;
+        let dialer = self.dialer();
+        let by_card = options.guest_address.is_none() && dialer.has_card();
+        let loopback = IpAddr::V4(Ipv4Addr::LOCALHOST);
         let state = Arc::new(State {
-            dialer: self.dialer(),
-            guest_address: options.guest_address,
+            dialer,
+            guest_address: options.guest_address.unwrap_or(loopback),
+            card: by_card.then(Card::default),
             udp_idle: options.udp_idle,
             room: Arc::new(Semaphore::new(options.connections)),
             active: AtomicUsize::new(0),

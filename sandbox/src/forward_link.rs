@@ -19,7 +19,7 @@ use crate::pump::broken;
 use crate::text::one_line;
 
 /// How long a guest may take to connect: longer than it gives itself.
-const CONNECT_WITHIN: Duration = Duration::from_secs(30);
+pub(crate) const CONNECT_WITHIN: Duration = Duration::from_secs(30);
 
 /// Longest text of a guest that a message quotes, in characters.
 const QUOTED: usize = 300;

@@ -15,6 +15,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
 
 use crate::forward::{ForwardBinding, State};
+use crate::forward_card::Broken;
 use crate::forward_link::{ChunkReader, ForwardLink, send_chunk};
 
 /// Most bytes that are read at a time.
@@ -107,19 +108,26 @@ impl Drop for Client {
     }
 }
 
-/// Why a connection went no further.
-enum Broken {
-    /// The client's doing, which is its own affair.
-    Client,
-    Guest,
-}
-
 async fn connection(
     mut client: Client,
     binding: &ForwardBinding,
     state: &State,
 ) -> crate::Result<()> {
     let port = binding.remote_port;
+    let by_card = match &state.card {
+        Some(card) => card.open(&state.dialer, port).await,
+        None => None,
+    };
+    if let Some(link) = by_card {
+        return match link.relay(&mut client.stream).await {
+            Ok(()) => {
+                client.in_order = true;
+                Ok(())
+            }
+            Err(Broken::Client) => Ok(()),
+            Err(Broken::Guest) => Err(ForwardLink::lost(state, Transport::Tcp, port)),
+        };
+    }
     let mut link = ForwardLink::open(state, Transport::Tcp, port).await?;
     let (from_client, to_client) = client.stream.split();
     let ended = tokio::try_join!(

@@ -43,6 +43,8 @@ pub(crate) struct Shared {
     listening: watch::Sender<bool>,
     /// The limit of the VM's life, once it is reached.
     time_up: watch::Sender<Option<Duration>>,
+    /// Whether there is a card, which nobody slows down.
+    fast_card: AtomicBool,
     /// Whether the VM stands still, or is about to.
     paused: AtomicBool,
 }
@@ -60,6 +62,16 @@ impl Shared {
     /// Keeps what is put into requests. Once.
     pub(crate) fn set_secrets(&self, secrets: Arc<Secrets>) {
         let _ = self.secrets.set(secrets);
+    }
+
+    /// There is a card, which nobody slows down.
+    pub(crate) fn set_fast_card(&self) {
+        self.fast_card.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether there is a card that nobody slows down.
+    pub(crate) fn has_fast_card(&self) -> bool {
+        self.fast_card.load(Ordering::Relaxed)
     }
 
     /// What is put into requests, if there is a network.

@@ -18,7 +18,10 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
 use flashpan::api::PortForward;
-use flashpan::{Error, Forward, ForwardFailureKind, ForwardOptions, PortForwarding, Sandbox};
+use flashpan::{
+    Error, Forward, ForwardFailureKind, ForwardOptions, Network, PortForwarding, RateLimit,
+    Sandbox, SandboxBuilder,
+};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
 use tokio::time::timeout;
@@ -73,6 +76,147 @@ async fn each_half_of_a_connection_ends_for_itself() {
     idle(&forwarding).await;
     let counts = forwarding.counts();
     assert_eq!((counts.active, counts.total, counts.failed), (0, 1, 0));
+}
+
+/// Where the card of the fake guest is.
+const CARD: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 2);
+
+/// A listener that plays a program which listens on all addresses of the guest: the agent
+/// connects to the first of the two, the card leads to the second.
+async fn listeners() -> (TcpListener, TcpListener, u16) {
+    loop {
+        let (agent, port) = listener().await;
+        // Unless somebody else has that port there.
+        if let Ok(card) = TcpListener::bind((CARD, port)).await {
+            return (agent, card, port);
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_program_that_listens_on_the_card_is_reached_without_the_agent() {
+    let world = World::new("normal");
+    let sandbox = world.boot().await;
+    let (_agent, card, port) = listeners().await;
+    let (forwarding, address) = forward(&sandbox, Forward::tcp(to(port))).await;
+    for client_first in [true, false] {
+        let (client, server) = tokio::join!(TcpStream::connect(address), card.accept());
+        let (mut client, mut server) = (client.unwrap(), server.unwrap().0);
+        let content: Vec<u8> = (0..500_000_u32).flat_map(u32::to_le_bytes).collect();
+        let (first, second) = match client_first {
+            true => (&mut client, &mut server),
+            false => (&mut server, &mut client),
+        };
+        // The first says all and ends its half; the second goes on after that.
+        let said = async {
+            first.write_all(&content).await.unwrap();
+            first.shutdown().await.unwrap();
+        };
+        let (heard, ()) = tokio::join!(all(second), said);
+        assert!(heard.unwrap() == content);
+        second.write_all(b"answer").await.unwrap();
+        second.shutdown().await.unwrap();
+        assert_eq!(all(first).await.unwrap(), b"answer");
+        idle(&forwarding).await;
+    }
+    let counts = forwarding.counts();
+    assert_eq!((counts.total, counts.failed), (2, 0));
+}
+
+#[tokio::test]
+async fn resets_are_passed_on_both_ways_without_the_agent() {
+    let world = World::new("normal");
+    let sandbox = world.boot().await;
+    let (_agent, card, port) = listeners().await;
+    let (forwarding, address) = forward(&sandbox, Forward::tcp(to(port))).await;
+    for of_server in [true, false] {
+        let (client, accepted) = tokio::join!(TcpStream::connect(address), card.accept());
+        let (mut client, mut accepted) = (client.unwrap(), accepted.unwrap().0);
+        client.write_all(b"x").await.unwrap();
+        accepted.read_exact(&mut [0]).await.unwrap();
+        let (dropped, mut left) = match of_server {
+            true => (accepted, client),
+            false => (client, accepted),
+        };
+        dropped.set_zero_linger().unwrap();
+        drop(dropped);
+        let error = all(&mut left).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::ConnectionReset);
+    }
+    idle(&forwarding).await;
+    assert_eq!(forwarding.counts().failed, 1);
+    // And so are those of a handle that is dropped.
+    let (client, accepted) = tokio::join!(TcpStream::connect(address), card.accept());
+    let (mut client, mut accepted) = (client.unwrap(), accepted.unwrap().0);
+    client.write_all(b"x").await.unwrap();
+    accepted.read_exact(&mut [0]).await.unwrap();
+    drop(forwarding);
+    for left in [&mut client, &mut accepted] {
+        let error = all(left).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::ConnectionReset);
+    }
+}
+
+/// Whether the next connection reaches the agent's listener.
+async fn reaches_the_agent(address: SocketAddr, agent: &TcpListener, card: &TcpListener) -> bool {
+    let _client = TcpStream::connect(address).await.unwrap();
+    let reached = async {
+        tokio::select! {
+            agent = agent.accept() => agent.map(|_| true).unwrap(),
+            card = card.accept() => card.map(|_| false).unwrap(),
+        }
+    };
+    timeout(LONG, reached).await.unwrap()
+}
+
+#[tokio::test]
+async fn the_agent_is_there_for_what_the_card_does_not_reach() {
+    // Refused: whoever listens on the card later is reached by it.
+    let world = World::new("normal");
+    let sandbox = world.boot().await;
+    let (agent, card, port) = listeners().await;
+    drop(card);
+    let (_forwarding, address) = forward(&sandbox, Forward::tcp(to(port))).await;
+    let elsewhere = TcpListener::bind((CARD, 0)).await.unwrap();
+    assert!(reaches_the_agent(address, &agent, &elsewhere).await);
+    let card = TcpListener::bind((CARD, port)).await.unwrap();
+    assert!(!reaches_the_agent(address, &agent, &card).await);
+
+    // No answer: it is not waited for again so soon.
+    let world = World::new("silent-card");
+    let sandbox = world.boot().await;
+    let (agent, card, port) = listeners().await;
+    drop(card);
+    let (_forwarding, address) = forward(&sandbox, Forward::tcp(to(port))).await;
+    assert!(reaches_the_agent(address, &agent, &elsewhere).await);
+    let card = TcpListener::bind((CARD, port)).await.unwrap();
+    assert!(reaches_the_agent(address, &agent, &card).await);
+}
+
+#[tokio::test]
+async fn the_agent_is_used_where_the_caller_or_the_vm_wants_it() {
+    let (agent, card, port) = listeners().await;
+    // An address that was given is kept to.
+    let world = World::new("normal");
+    let sandbox = world.boot().await;
+    let options = ForwardOptions::new().guest_address(IpAddr::V4(Ipv4Addr::LOCALHOST));
+    let forwards = [Forward::tcp(to(port))];
+    let forwarding = sandbox.port_forward(&forwards, options).await.unwrap();
+    let address = forwarding.bindings()[0].address;
+    assert!(reaches_the_agent(address, &agent, &card).await);
+    // A limit is for what the guest does.
+    let mut limit = RateLimit::default();
+    limit.bytes_per_second = Some(1 << 20);
+    let limited = |builder: SandboxBuilder| builder.network_rate(limit);
+    // And where there is no card, it leads nowhere.
+    let without = |builder: SandboxBuilder| builder.network(Network::None);
+    let kinds: [&dyn Fn(SandboxBuilder) -> SandboxBuilder; 2] = [&limited, &without];
+    for kind in kinds {
+        let world = World::new("normal");
+        let sandbox = kind(world.builder()).boot().await.unwrap();
+        let (_forwarding, address) = forward(&sandbox, Forward::tcp(to(port))).await;
+        assert!(reaches_the_agent(address, &agent, &card).await);
+    }
 }
 
 /// Waits until nothing is under way.

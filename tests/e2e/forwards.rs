@@ -15,8 +15,8 @@ use std::time::Duration;
 
 use flashpan::api::PortForward;
 use flashpan::{
-    Error, ExecOptions, Forward, ForwardFailureKind, ForwardOptions, PortForwarding, Privilege,
-    Process, Sandbox,
+    Error, ExecOptions, Forward, ForwardFailureKind, ForwardOptions, Network, PortForwarding,
+    Privilege, Process, Sandbox,
 };
 use flashpan_tests::Home;
 use guest::{PATIENCE, builder, script};
@@ -38,6 +38,26 @@ with Server(('127.0.0.1', 8000), Handler) as server:
     print('ready', flush=True)
     server.serve_forever()
 ";
+
+/// On the address that it is given: tells each client who it is, and then answers with all
+/// that it was sent, while it comes.
+const ECHO_SERVER: &str = "
+import socketserver, sys
+class Handler(socketserver.BaseRequestHandler):
+    def handle(self):
+        self.request.sendall(self.client_address[0].encode() + b'\\n')
+        while data := self.request.recv(65536):
+            self.request.sendall(data)
+class Server(socketserver.ThreadingTCPServer):
+    daemon_threads = True
+with Server((HOST, 8100), Handler) as server:
+    print('ready', flush=True)
+    server.serve_forever()
+";
+
+/// Of the gateway, and of the guest itself.
+const GATEWAY: &str = "198.18.0.1";
+const LOOPBACK: &str = "127.0.0.1";
 
 const UDP_SERVER: &str = "
 import socket
@@ -136,6 +156,128 @@ async fn a_hundred_connections_at_once() {
     }
     let counts = forwarding.counts();
     assert_eq!((counts.total, counts.failed), (100, 0));
+    sandbox.kill().await;
+}
+
+/// Whom a server takes its client for.
+async fn seen_as(address: SocketAddr) -> String {
+    let seen = ask(address, b"").await.unwrap();
+    String::from_utf8(seen).unwrap().trim_end().to_owned()
+}
+
+async fn echo_server(sandbox: &Sandbox, host: &str) -> Process {
+    server(sandbox, &ECHO_SERVER.replace("HOST", &format!("'{host}'"))).await
+}
+
+#[tokio::test]
+async fn a_service_on_all_addresses_is_reached_without_the_agent() {
+    let _home = Home::new();
+    let sandbox = builder().boot().await.unwrap();
+    let _server = echo_server(&sandbox, "0.0.0.0").await;
+    let (forwarding, address) = forward(&sandbox, Forward::tcp(to(8100))).await;
+    assert_eq!(seen_as(address).await, GATEWAY);
+    // 16 MiB, both ways at once.
+    let long: Vec<u8> = (0..4 << 20_u32).flat_map(u32::to_le_bytes).collect();
+    let mut client = TcpStream::connect(address).await.unwrap();
+    let (mut reader, mut writer) = client.split();
+    let mut answer = Vec::new();
+    let both = async {
+        tokio::join!(reader.read_to_end(&mut answer), async {
+            writer.write_all(&long).await.unwrap();
+            writer.shutdown().await.unwrap();
+        })
+    };
+    timeout(PATIENCE, both).await.unwrap().0.unwrap();
+    let greeting = GATEWAY.len() + 1;
+    assert!(answer[greeting..] == long);
+    let counts = forwarding.counts();
+    assert_eq!((counts.total, counts.failed), (2, 0));
+    // By its address the agent is asked for.
+    let options = ForwardOptions::new().guest_address(LOOPBACK.parse().unwrap());
+    let forwards = [Forward::tcp(to(8100))];
+    let by_agent = sandbox.port_forward(&forwards, options).await.unwrap();
+    assert_eq!(seen_as(by_agent.bindings()[0].address).await, LOOPBACK);
+    sandbox.kill().await;
+}
+
+#[tokio::test]
+async fn a_service_of_the_loopback_interface_is_reached_by_the_agent() {
+    let _home = Home::new();
+    let sandbox = builder().boot().await.unwrap();
+    let _server = echo_server(&sandbox, LOOPBACK).await;
+    let (_forwarding, address) = forward(&sandbox, Forward::tcp(to(8100))).await;
+    assert_eq!(seen_as(address).await, LOOPBACK);
+    sandbox.kill().await;
+}
+
+#[tokio::test]
+async fn without_a_card_the_agent_reaches_all() {
+    let _home = Home::new();
+    let sandbox = builder().network(Network::None).boot().await.unwrap();
+    let _server = echo_server(&sandbox, "0.0.0.0").await;
+    let (_forwarding, address) = forward(&sandbox, Forward::tcp(to(8100))).await;
+    assert_eq!(seen_as(address).await, LOOPBACK);
+    sandbox.kill().await;
+}
+
+#[tokio::test]
+async fn a_card_that_does_not_answer_leaves_the_port_to_the_agent() {
+    let _home = Home::new();
+    let sandbox = builder().boot().await.unwrap();
+    let _server = echo_server(&sandbox, "0.0.0.0").await;
+    let (_forwarding, address) = forward(&sandbox, Forward::tcp(to(8100))).await;
+    assert_eq!(seen_as(address).await, GATEWAY);
+    // SIOCSIFFLAGS, without IFF_UP.
+    let down = "python3 -S -c '
+import fcntl, socket, struct
+fcntl.ioctl(socket.socket(), 0x8914, struct.pack(\"16sh14x\", b\"eth0\", 0x1002))
+'";
+    script(&sandbox, down).await;
+    assert_eq!(seen_as(address).await, LOOPBACK);
+    assert_eq!(seen_as(address).await, LOOPBACK);
+    sandbox.kill().await;
+}
+
+#[tokio::test]
+async fn halves_and_resets_are_passed_on_without_the_agent() {
+    let _home = Home::new();
+    let sandbox = builder().boot().await.unwrap();
+    // Says all and ends its half, tells what it hears after that, and resets the next one.
+    let program = "
+import socket, struct
+server = socket.create_server(('0.0.0.0', 7100))
+print('ready', flush=True)
+client, peer = server.accept()
+client.sendall(peer[0].encode())
+client.shutdown(socket.SHUT_WR)
+heard = b''
+while data := client.recv(65536):
+    heard += data
+client.close()
+client, _ = server.accept()
+client.sendall(heard[:4])
+client.recv(1)
+client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack('ii', 1, 0))
+client.close()
+";
+    let _server = server(&sandbox, program).await;
+    let (forwarding, address) = forward(&sandbox, Forward::tcp(to(7100))).await;
+    let mut client = TcpStream::connect(address).await.unwrap();
+    let mut all = Vec::new();
+    let read = timeout(PATIENCE, client.read_to_end(&mut all)).await;
+    read.unwrap().unwrap();
+    assert_eq!(all, GATEWAY.as_bytes());
+    client.write_all(b"more").await.unwrap();
+    drop(client);
+    let mut client = TcpStream::connect(address).await.unwrap();
+    let mut heard = [0; 4];
+    let read = timeout(PATIENCE, client.read_exact(&mut heard)).await;
+    read.unwrap().unwrap();
+    assert_eq!(&heard, b"more");
+    client.write_all(b"x").await.unwrap();
+    let read = timeout(PATIENCE, client.read(&mut heard)).await.unwrap();
+    assert_eq!(read.unwrap_err().kind(), ErrorKind::ConnectionReset);
+    assert_eq!(forwarding.counts().total, 2);
     sandbox.kill().await;
 }
 

@@ -26,10 +26,11 @@ use vmm_sys_util::sock_ctrl_msg::ScmSocket;
 
 use crate::vm::{Command, Observer, Resources, VmEvent, VmHandle};
 
-/// Packets kept for a supervisor that does not read: twice what all of a guest's
-/// connections and flows at once bring. More ends the VM: it cannot be supervised.
+/// Packets kept for a supervisor that does not read: what all of a guest's connections and
+/// flows at once bring, of which one that the supervisor has opened brings most. More ends
+/// the VM: it cannot be supervised.
 const MAX_QUEUED: usize =
-    2 * (flashpan_devices::vsock::MAX_CONNECTIONS + flashpan_devices::net::MAX_FLOWS);
+    3 * (flashpan_devices::vsock::MAX_CONNECTIONS + flashpan_devices::net::MAX_FLOWS);
 
 /// Packets up to which marks of the guest's own are kept, and beyond which they
 /// are dropped: a guest makes as many as it likes, and the room that is left is
@@ -316,6 +317,13 @@ impl Observer for Control {
             VmEvent::FlowEnded { id, how } => {
                 self.queue(&Event::FlowEnded { id, how }, None, true);
             }
+            VmEvent::FlowOpened { id, flow } => {
+                self.queue(&Event::FlowOpened { id, flow }, None, true);
+            }
+            VmEvent::FlowNotOpened { id, why } => {
+                self.queue(&Event::FlowNotOpened { id, why }, None, true);
+            }
+            VmEvent::FlowFinished { id } => self.queue(&Event::FlowFinished { id }, None, true),
             VmEvent::Paused => self.queue(&Event::Paused, None, true),
             VmEvent::Resumed => self.queue(&Event::Resumed, None, true),
             VmEvent::Stats(stats) => self.queue(&Event::Stats(stats), None, true),
@@ -341,6 +349,13 @@ fn sort(spec: &VmSpec, fds: Vec<OwnedFd>) -> Result<Resources, ControlError> {
         console: if console { files.next() } else { None },
         disks: files.collect(),
     })
+}
+
+/// The descriptor of a packet that has exactly one.
+fn the_one(fds: Vec<OwnedFd>) -> Result<OwnedFd, ControlError> {
+    let got = fds.len();
+    let one = fds.into_iter().next().filter(|_| got == 1);
+    one.ok_or(ControlError::Descriptors { got, expected: 1 })
 }
 
 fn unexpected(got: &Request, expected: &'static str) -> ControlError {
@@ -372,16 +387,16 @@ impl ControlSubscriber {
         self.control.flush()?;
         while let Some((request, fds)) = self.control.receive()? {
             let command = match request {
-                Request::Connect { id, port } => {
-                    let got = fds.len();
-                    let stream = fds.into_iter().next().filter(|_| got == 1);
-                    let stream = stream.ok_or(ControlError::Descriptors { got, expected: 1 })?;
-                    Command::Connect {
-                        id,
-                        port,
-                        stream: stream.into(),
-                    }
-                }
+                Request::Connect { id, port } => Command::Connect {
+                    id,
+                    port,
+                    stream: the_one(fds)?.into(),
+                },
+                Request::FlowOpen { id, port } => Command::FlowOpen {
+                    id,
+                    port,
+                    stream: the_one(fds)?.into(),
+                },
                 Request::Accept { id } => Command::Accept { id },
                 Request::Reject { id } => Command::Reject { id },
                 Request::FlowAccept { id } => Command::FlowAccept { id },

@@ -14,7 +14,7 @@ use flashpan_protocol::control::{
     BootFailureKind, Console, ExitReason, ExitReport, MAX_DISK_ID, MAX_DISKS, Stamp, Stats, VCPUS,
     VmSpec,
 };
-use flashpan_protocol::network::{End, Protocol, Refusal, Tuple};
+use flashpan_protocol::network::{End, NotOpened, Protocol, Refusal, Tuple};
 use flashpan_protocol::phase::Phase;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
@@ -98,6 +98,25 @@ pub enum VmEvent {
         /// How.
         how: End,
     },
+    /// The guest has accepted a [`Command::FlowOpen`].
+    FlowOpened {
+        /// The caller's number of it.
+        id: u64,
+        /// The number of the flow.
+        flow: u64,
+    },
+    /// There is no flow for a [`Command::FlowOpen`].
+    FlowNotOpened {
+        /// The caller's number of it.
+        id: u64,
+        /// Why.
+        why: NotOpened,
+    },
+    /// In a flow that was opened the guest sends no more.
+    FlowFinished {
+        /// Its number.
+        id: u64,
+    },
     /// vCPUs and devices stand still.
     Paused,
     /// They go on.
@@ -147,10 +166,19 @@ pub enum Command {
         /// What the guest gets instead.
         why: Refusal,
     },
-    /// End a flow that was accepted.
+    /// End a flow that was accepted or opened.
     FlowClose {
         /// Its number.
         id: u64,
+    },
+    /// Connect `stream` to a TCP port of the guest, at the address of its card.
+    FlowOpen {
+        /// Chosen by the caller.
+        id: u64,
+        /// The port in the guest.
+        port: u16,
+        /// The machine's end of the stream.
+        stream: UnixStream,
     },
     /// Let the vCPUs and the devices stand still: after [`VmEvent::Paused`]
     /// nothing changes in the guest's memory or its disks.
@@ -284,13 +312,14 @@ impl Vm {
 
         let mut events = EventManager::new()
             .map_err(|e| BootError::host("make the event loop", &std::io::Error::other(e)))?;
-        let (machine, subscribers) = Machine::new(attached, &kvm, memory.ram(), console, observer)?;
+        let told = Arc::clone(&observer);
+        let (machine, subscribers) = Machine::new(attached, &kvm, memory.ram(), console, told)?;
         let machine = Arc::new(machine);
         let serving = subscribers
             .into_iter()
             .map(|subscriber| events.add_subscriber(subscriber))
             .collect();
-        let commands = Commands::new(receiver, wake, Arc::clone(&vsock), net.clone());
+        let commands = Commands::new(receiver, wake, Arc::clone(&vsock), net.clone(), observer);
         let commands = Arc::new(Mutex::new(commands));
         events.add_subscriber(Box::new(Arc::clone(&commands)) as Subscriber);
         events.add_subscriber(Box::new(EndSubscriber::new(

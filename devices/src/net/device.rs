@@ -2,6 +2,7 @@
 
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
+use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
 use flashpan_protocol::control::IoRate;
@@ -175,7 +176,12 @@ impl Net {
         self.stack.refuse(id, why);
     }
 
-    /// Ends a flow that was accepted: a connection with a reset.
+    /// Connects `stream` to a TCP port of the guest; see [`Stack::open`].
+    pub fn open(&mut self, request: u64, port: u16, stream: UnixStream) {
+        self.stack.open(request, port, stream);
+    }
+
+    /// Ends a flow that was accepted or opened: a connection with a reset.
     pub fn close(&mut self, id: u64) {
         self.stack.close(id);
     }

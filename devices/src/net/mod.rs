@@ -24,7 +24,7 @@ use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::os::fd::OwnedFd;
 
-use flashpan_protocol::network::{End, Link, Protocol, Tuple};
+use flashpan_protocol::network::{End, Link, NotOpened, Protocol, Tuple};
 use thiserror::Error;
 
 pub use device::{Net, RingMetrics};
@@ -57,7 +57,27 @@ pub enum NetEvent {
         /// The host's end. What is written to it before the answer waits for it.
         socket: OwnedFd,
     },
-    /// A flow that was accepted exists no more; or one that was asked for and that the
+    /// The guest has accepted what [`Stack::open`] asked for.
+    Opened {
+        /// The caller's number of it.
+        request: u64,
+        /// Names the flow from here on.
+        id: u64,
+    },
+    /// There is no flow for [`Stack::open`].
+    NotOpened {
+        /// The caller's number of it.
+        request: u64,
+        /// Why.
+        why: NotOpened,
+    },
+    /// In a flow that was opened the guest sends no more, and the host's end has all that
+    /// it has sent.
+    Finished {
+        /// Its name.
+        id: u64,
+    },
+    /// A flow that was accepted or opened exists no more; or one that was asked for and that the
     /// guest has given up.
     Ended {
         /// Its name.

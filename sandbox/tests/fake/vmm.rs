@@ -32,6 +32,7 @@ use flashpan_protocol::phase::{ExitRequest, Phase};
 use nix::fcntl::{Flock, FlockArg};
 use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, recvmsg, sendmsg};
 
+mod card;
 mod files;
 mod programs;
 
@@ -42,6 +43,11 @@ static BOOT: Mutex<Option<UnixStream>> = Mutex::new(None);
 struct Control(OwnedFd);
 
 impl Control {
+    /// The same socket, for another thread.
+    fn another(&self) -> Self {
+        Self(self.0.try_clone().unwrap())
+    }
+
     fn send(&self, event: &Event, fd: Option<RawFd>) {
         self.send_bytes(&control::encode(event).unwrap(), fd);
     }
@@ -330,6 +336,11 @@ fn serve(control: &Control, scenario: &str, spec: &VmSpec) -> ! {
                     });
                 }
             }
+            Request::FlowOpen { id, port } => {
+                let stream = UnixStream::from(fds.pop().unwrap());
+                card::open(control, id, port, stream, scenario);
+            }
+            Request::FlowClose { id } => card::close(id),
             Request::Stats => {
                 let vmm_resident_kib = u64::from(spec.memory_mib);
                 let stats = Stats {

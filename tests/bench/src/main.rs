@@ -6,6 +6,7 @@
 //! `flashpan-bench tls`: requests in TLS that is opened on the way, beside mitmproxy.
 //! `flashpan-bench net`: what a connection carries, beside passt and slirp4netns.
 //! `flashpan-bench iperf`: what a guest's connection carries, beside QEMU's slirp.
+//! `flashpan-bench forward`: what forwarded connections do, beside those by the agent.
 //! `flashpan-bench large`: how much memory that takes, for an image of any size.
 //!
 //! Prints one JSON object per line: `name`, `value`, `unit`, and where they
@@ -16,6 +17,7 @@ mod budgets;
 mod deadline;
 mod exec;
 mod figure;
+mod forward;
 mod image;
 mod iperf;
 mod large;
@@ -46,7 +48,8 @@ const USAGE: &str = "usage: flashpan-bench boot --kernel FILE --init FILE --flas
                      [--mitmdump FILE]\n   or: flashpan-bench net --budgets FILE [--runs N] \
                      [--milliseconds N] [--peers none]\n   or: \
                      flashpan-bench iperf --flashpan FILE --kernel FILE --rootfs IMAGE --budgets \
-                     FILE [--runs N]";
+                     FILE [--runs N]\n   or: flashpan-bench forward --flashpan FILE --kernel \
+                     FILE --rootfs IMAGE --budgets FILE [--runs N]";
 
 /// Names of the figures of `image` and `large`; all others are those of `boot`.
 const IMAGE: &str = "image/";
@@ -79,6 +82,9 @@ fn main() -> ExitCode {
         }
         Some((command, rest)) if command == "iperf" => {
             iperf::IperfOptions::parse(rest).and_then(|o| iperf::iperf(&o))
+        }
+        Some((command, rest)) if command == "forward" => {
+            forward::ForwardOptions::parse(rest).and_then(|o| forward::forward(&o))
         }
         Some((command, rest)) if command == "tls" => {
             tls::TlsOptions::parse(rest).and_then(|o| tls::tls(&o))
@@ -153,9 +159,16 @@ fn boot(options: &Options) -> Result<bool> {
     let figures = figures?;
     cleaned.with_context(|| format!("remove {}", directory.display()))?;
     let names = budgets.names().filter(|name| {
-        ![IMAGE, exec::EXEC, iperf::IPERF, net::NET, tls::TLS]
-            .iter()
-            .any(|of| name.starts_with(of))
+        ![
+            IMAGE,
+            exec::EXEC,
+            forward::FORWARD,
+            iperf::IPERF,
+            net::NET,
+            tls::TLS,
+        ]
+        .iter()
+        .any(|of| name.starts_with(of))
     });
     print(&figures, names)
 }

@@ -1,10 +1,10 @@
-//! `cargo xtask bench boot|image|exec|iperf|net|tls`: figures as JSON lines, against budgets.
+//! `cargo xtask bench boot|image|exec|forward|iperf|net|tls`: figures as JSON lines, against budgets.
 
 mod image;
 mod tls;
 
 use std::ffi::OsString;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result, bail};
@@ -22,6 +22,7 @@ installed, microsandbox in the same run; and how long the layers of an image of
   cargo xtask bench image [--runs N | --short]
   cargo xtask bench image --size SIZE     (5G, 512M)
   cargo xtask bench exec
+  cargo xtask bench forward
   cargo xtask bench iperf
   cargo xtask bench tls
   cargo xtask bench net [--runs N | --short]
@@ -33,7 +34,8 @@ image needs no VM, and its time is always that of this machine; so is that of ex
 of which in the lab the ratio counts: a program in a VM that is there, beside ssh
 into the same VM. iperf is what one connection of iperf3 carries from a guest to
 its host and back, beside QEMU's user networking with the same kernel, root and
-program; of that too the ratio counts. net is what one connection of Linux's TCP in a network namespace
+program; of that too the ratio counts, and of forward: what connections to a
+forwarded port do, beside those of a VM without a network. net is what one connection of Linux's TCP in a network namespace
 carries through our network card and its stack, beside passt and slirp4netns; it needs
 no VM, and root. tls is of requests in TLS that is opened on the way, beside mitmproxy,
 which is installed for it; it needs no VM either. --short is three runs of each instead of
@@ -58,6 +60,11 @@ pub(crate) fn bench(arguments: &[OsString]) -> Result<u8> {
     if words == ["exec"] {
         setup::setup()?;
         exec(&Guest::prepare(&[])?)?;
+        return Ok(0);
+    }
+    if words == ["forward"] {
+        setup::setup()?;
+        forward(&Guest::prepare()?)?;
         return Ok(0);
     }
     if words == ["iperf"] {
@@ -138,16 +145,26 @@ fn exec(guest: &Guest) -> Result<()> {
         .context("a budget of tests/bench/budgets.toml is broken: see above")
 }
 
+/// Prints the figures of connections to a guest.
+fn forward(guest: &Guest) -> Result<()> {
+    let program = build()?;
+    connections(guest, program("flashpan-bench")?, "forward", &guest.debian)
+}
+
 /// Prints the figures of connections of a guest.
 fn iperf(guest: &Guest) -> Result<()> {
     let program = build()?;
     let (_, rootfs) = setup::debian("iperf", "iperf3,iproute2")?;
+    connections(guest, program("flashpan-bench")?, "iperf", &rootfs)
+}
+
+fn connections(guest: &Guest, bench: PathBuf, which: &str, rootfs: &Path) -> Result<()> {
     let budgets = step::root().join("tests/bench/budgets.toml");
-    let mut words: Vec<OsString> = vec![program("flashpan-bench")?.into(), "iperf".into()];
+    let mut words: Vec<OsString> = vec![bench.into(), which.into()];
     for (name, value) in [
-        ("--flashpan", &guest.flashpan),
+        ("--flashpan", guest.flashpan.as_path()),
         ("--kernel", &guest.kernel),
-        ("--rootfs", &rootfs),
+        ("--rootfs", rootfs),
         ("--budgets", &budgets),
     ] {
         words.extend([name.into(), value.into()]);

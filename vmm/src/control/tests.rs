@@ -1,6 +1,7 @@
 //! What a supervisor gets that reads, and what becomes of one that does not.
 
 use flashpan_protocol::control::{ExitCount, FullDisk};
+use flashpan_protocol::network::NotOpened;
 
 use super::*;
 use crate::vm::channel;
@@ -98,4 +99,54 @@ fn a_supervisor_that_does_not_read_costs_bounded_memory_and_the_machine() {
     assert!(why.contains("does not read"), "{why}");
     assert!(commands.try_recv().is_err(), "it ends once");
     drop(supervisor);
+}
+
+#[test]
+fn an_order_to_connect_to_the_card_has_one_stream() {
+    let open = encode(&Request::FlowOpen { id: 3, port: 80 }).unwrap();
+    let streams = || [0, 1].map(|_| UnixDatagram::unbound().unwrap());
+    for count in [0, 1, 2] {
+        let (control, supervisor) = pair();
+        control.set_nonblocking(true).unwrap();
+        let (vm, commands, _wake) = channel().unwrap();
+        let subscriber = ControlSubscriber::new(control, vm).unwrap();
+        let streams = streams();
+        let sent: Vec<_> = streams.iter().take(count).map(AsRawFd::as_raw_fd).collect();
+        supervisor.send_with_fds(&[&open[..]], &sent).unwrap();
+        match subscriber.serve() {
+            Ok(()) => assert!(matches!(
+                commands.try_recv(),
+                Ok(Command::FlowOpen {
+                    id: 3,
+                    port: 80,
+                    ..
+                })
+            )),
+            Err(ControlError::Descriptors { got, expected: 1 }) => assert_eq!(got, count),
+            Err(error) => panic!("{error}"),
+        }
+    }
+}
+
+#[test]
+fn what_becomes_of_a_flow_that_was_opened_is_told() {
+    let (control, supervisor) = pair();
+    let why = NotOpened::Silent;
+    for (event, told) in [
+        (
+            VmEvent::FlowOpened { id: 3, flow: 9 },
+            Event::FlowOpened { id: 3, flow: 9 },
+        ),
+        (
+            VmEvent::FlowNotOpened { id: 4, why },
+            Event::FlowNotOpened { id: 4, why },
+        ),
+        (
+            VmEvent::FlowFinished { id: 9 },
+            Event::FlowFinished { id: 9 },
+        ),
+    ] {
+        control.event(event);
+        assert_eq!(next(&supervisor), told);
+    }
 }

@@ -54,6 +54,12 @@ pub(super) fn net_device(
                 tuple,
                 socket,
             },
+            NetEvent::Opened { request, id } => VmEvent::FlowOpened {
+                id: request,
+                flow: id,
+            },
+            NetEvent::NotOpened { request, why } => VmEvent::FlowNotOpened { id: request, why },
+            NetEvent::Finished { id } => VmEvent::FlowFinished { id },
             NetEvent::Ended { id, how } => VmEvent::FlowEnded { id, how },
         });
     };

@@ -7,10 +7,11 @@ use event_manager::{EventOps, Events, MutEventSubscriber};
 use flashpan_devices::net::Net;
 use flashpan_devices::vsock::Vsock;
 use flashpan_protocol::control::ExitReason;
+use flashpan_protocol::network::NotOpened;
 use vmm_sys_util::epoll::EventSet;
 use vmm_sys_util::eventfd::EventFd;
 
-use super::{Command, lock};
+use super::{Command, Observer, VmEvent, lock};
 use crate::machine::Machine;
 use crate::state::{MachineStateError, VmState};
 
@@ -30,6 +31,7 @@ pub(super) struct Commands {
     wake: EventFd,
     vsock: Arc<Mutex<Vsock>>,
     net: Option<Arc<Mutex<Net>>>,
+    observer: Arc<dyn Observer>,
     /// For [`super::Vm::run`] to do after this round of events.
     pub(super) pending: Vec<Order>,
     pub(super) ended: Option<ExitReason>,
@@ -54,12 +56,14 @@ impl Commands {
         wake: EventFd,
         vsock: Arc<Mutex<Vsock>>,
         net: Option<Arc<Mutex<Net>>>,
+        observer: Arc<dyn Observer>,
     ) -> Self {
         Self {
             receiver,
             wake,
             vsock,
             net,
+            observer,
             pending: Vec::new(),
             ended: None,
         }
@@ -77,6 +81,13 @@ impl Commands {
                 Command::FlowAccept { id } => self.net(|net| net.accept(id)),
                 Command::FlowRefuse { id, why } => self.net(|net| net.refuse(id, why)),
                 Command::FlowClose { id } => self.net(|net| net.close(id)),
+                Command::FlowOpen { id, port, stream } => match &self.net {
+                    Some(net) => lock(net).open(id, port, stream),
+                    None => {
+                        let why = NotOpened::NoRoom;
+                        self.observer.event(VmEvent::FlowNotOpened { id, why });
+                    }
+                },
                 Command::Pause => self.pending.push(Order::Pause),
                 Command::Resume => self.pending.push(Order::Resume),
                 Command::Stats => self.pending.push(Order::Stats),
@@ -123,4 +134,45 @@ impl MutEventSubscriber for EndSubscriber {
 
 fn unwatched(what: &str, error: &event_manager::Error) -> ExitReason {
     ExitReason::VmmError(format!("could not watch {what}: {error}"))
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use std::os::unix::net::UnixStream;
+
+    use super::*;
+    use crate::vm::channel;
+
+    #[derive(Default)]
+    struct Told(Mutex<Vec<VmEvent>>);
+
+    impl Observer for Told {
+        fn event(&self, event: VmEvent) {
+            self.0.lock().unwrap().push(event);
+        }
+    }
+
+    #[test]
+    fn without_a_card_there_is_an_answer_to_who_wants_it() {
+        let vsock = Arc::new(Mutex::new(Vsock::new(3, Box::new(|_| {})).unwrap()));
+        let (vm, receiver, wake) = channel().unwrap();
+        let told = Arc::new(Told::default());
+        let observer = Arc::clone(&told) as Arc<dyn Observer>;
+        let mut commands = Commands::new(receiver, wake, vsock, None, observer);
+        let (_ours, stream) = UnixStream::pair().unwrap();
+        vm.send(Command::FlowOpen {
+            id: 5,
+            port: 80,
+            stream,
+        });
+        commands.receive();
+        let told = told.0.lock().unwrap();
+        let why = NotOpened::NoRoom;
+        assert!(
+            matches!(&told[..], [VmEvent::FlowNotOpened { id: 5, why: said }] if *said == why),
+            "{told:?}"
+        );
+    }
 }

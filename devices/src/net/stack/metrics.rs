@@ -19,6 +19,8 @@ pub struct Metrics {
     pub refused: u64,
     /// Flows not asked for because there are too many.
     pub crowded: u64,
+    /// Connections that the host has opened to the guest.
+    pub opened: u64,
     /// Segments of no connection, answered with a reset.
     pub strays: u64,
     /// Frames dropped for their form.

@@ -2,8 +2,10 @@
 //!
 //! * `packet` – what a frame is; `gateway` – what the gateway answers itself; `answer` –
 //!   packets that belong to no flow;
-//! * `tcp`, `udp` – one flow; `table` – all of them; `memory` – what their buffers may take;
-//! * `output` – frames for the guest, and what smoltcp takes for a device.
+//! * `tcp`, `udp` – one flow; `table` – all of them; `open` – those that the host begins;
+//!   `memory` – what their buffers may take;
+//! * `output` – frames for the guest, and what smoltcp takes for a device; `interfaces` –
+//!   what makes packets of flows.
 //!
 //! # Back-pressure
 //!
@@ -20,8 +22,10 @@
 
 mod answer;
 mod gateway;
+mod interfaces;
 mod memory;
 mod metrics;
+mod open;
 mod output;
 mod packet;
 mod table;
@@ -36,12 +40,12 @@ use std::os::unix::net::UnixStream;
 use std::time::{Duration as StdDuration, Instant as StdInstant};
 
 use flashpan_protocol::network::{End, Link, MTU, Protocol, Refusal, Tuple};
-use smoltcp::iface::{Config, Interface};
 use smoltcp::time::{Duration, Instant};
-use smoltcp::wire::{EthernetAddress, HardwareAddress, IpCidr, IpVersion};
+use smoltcp::wire::{EthernetAddress, IpVersion};
 
+use self::interfaces::{Interfaces, empty};
 use self::memory::Memory;
-use self::output::{Output, Phy};
+use self::output::Output;
 use self::packet::{Drop, Packet};
 use self::table::{Asked, Flow, State, Table};
 use self::tcp::{Pumped, TcpFlow};
@@ -83,6 +87,8 @@ pub struct Stack {
     epoch: StdInstant,
     /// When the stack's user wants to be woken.
     alarm: Option<StdInstant>,
+    /// The gateway's port of the flow that was opened last.
+    last_port: u16,
 }
 
 impl std::fmt::Debug for Stack {
@@ -119,6 +125,7 @@ impl Stack {
             scratch: Vec::new(),
             epoch: StdInstant::now(),
             alarm: None,
+            last_port: 0,
         })
     }
 
@@ -231,6 +238,8 @@ impl Stack {
             return;
         };
         match &mut flow.state {
+            // What the guest begins is no answer to what the host has.
+            State::Tcp(tcp) if opens && tcp.is_opening() => {}
             State::Tcp(tcp) => {
                 let interface = self.interfaces.of(tcp.version);
                 let output = &mut self.output;
@@ -296,7 +305,7 @@ impl Stack {
             waiting: payload.map(<[u8]>::to_vec).into_iter().collect(),
             withdrawn: false,
         };
-        let id = self.table.add(protocol, tuple, peer, asked);
+        let id = (self.table).add(protocol, tuple, peer, State::Asked(asked));
         let due = self.now() + from_std(ANSWER);
         self.table.set_due(id, Some(due));
         self.metrics.asked += 1;
@@ -371,7 +380,7 @@ impl Stack {
         }
     }
 
-    /// Ends a flow that was accepted: a connection with a reset.
+    /// Ends a flow that was accepted or opened: a connection with a reset.
     pub fn close(&mut self, id: u64) {
         let Some(flow) = self.table.get_mut(id) else {
             return;
@@ -450,7 +459,15 @@ impl Stack {
             State::Asked(_) => {}
             State::Tcp(tcp) => {
                 let interface = self.interfaces.of(tcp.version);
-                match tcp.pump(interface, output, &mut self.memory, flow.peer, now) {
+                let pumped = tcp.pump(interface, output, &mut self.memory, flow.peer, now);
+                if let Some(request) = tcp.take_opened() {
+                    self.metrics.opened += 1;
+                    self.events.push(NetEvent::Opened { request, id });
+                }
+                if tcp.take_finished() {
+                    self.events.push(NetEvent::Finished { id });
+                }
+                match pumped {
                     Pumped::Ended(how) => self.end(id, how),
                     Pumped::Held => self.table.queue(id),
                     Pumped::Idle => {
@@ -491,6 +508,10 @@ impl Stack {
             State::Tcp(tcp) => {
                 self.reactor.forget(&tcp.stream, &mut tcp.watched);
                 self.memory.end(&tcp.grant);
+                if let Some((request, why)) = tcp.not_opened() {
+                    self.events.push(NetEvent::NotOpened { request, why });
+                    return;
+                }
             }
             State::Udp(udp) => self.reactor.forget(&udp.socket, &mut udp.watched),
             State::Asked(_) => {}
@@ -546,50 +567,6 @@ impl AsRawFd for Stack {
 /// Whether a TCP packet is a reset.
 fn is_reset(ip: &[u8]) -> bool {
     packet::tcp_flags(ip).is_some_and(|tcp| tcp.rst())
-}
-
-/// One interface for each version of IP, since smoltcp has one size of packets for both.
-struct Interfaces {
-    four: Interface,
-    six: Interface,
-}
-
-impl Interfaces {
-    fn of(&mut self, version: IpVersion) -> &mut Interface {
-        match version {
-            IpVersion::Ipv4 => &mut self.four,
-            IpVersion::Ipv6 => &mut self.six,
-        }
-    }
-}
-
-/// The guest's link, without a frame on it.
-fn empty(link: &Link, offload: Offload) -> (Output, Interfaces) {
-    let gateway = EthernetAddress(link.gateway_mac);
-    let mut output = Output::new(gateway, offload, link.mtu.into());
-    let mut interface = |version, own: IpCidr| {
-        let mut phy = Phy {
-            packet: None,
-            peer: gateway,
-            segment: output.most_segment(version),
-            output: &mut output,
-            version,
-            urgent: false,
-        };
-        // Sequence numbers need not be hard to guess: the guest is the only one to see them.
-        let config = Config::new(HardwareAddress::Ip);
-        let mut interface = Interface::new(config, &mut phy, Instant::ZERO);
-        interface.update_ip_addrs(|all| {
-            // There is room for two.
-            let _ = all.push(own);
-        });
-        // Whoever the guest wants to reach is played by the stack.
-        interface.set_any_ip(true);
-        interface
-    };
-    let four = interface(IpVersion::Ipv4, IpCidr::new(link.gateway4.into(), 32));
-    let six = interface(IpVersion::Ipv6, IpCidr::new(link.gateway6.into(), 128));
-    (output, Interfaces { four, six })
 }
 
 fn from_std(duration: StdDuration) -> Duration {

@@ -85,7 +85,12 @@ impl Table {
             Protocol::Tcp => streams,
             Protocol::Udp => datagrams,
         };
-        self.flows.len() < self.most && asked < MAX_ASKED
+        !self.is_full() && asked < MAX_ASKED
+    }
+
+    /// Whether there may be no flow more.
+    pub(super) fn is_full(&self) -> bool {
+        self.flows.len() >= self.most
     }
 
     fn asked(&mut self, protocol: Protocol) -> &mut usize {
@@ -100,23 +105,25 @@ impl Table {
         self.flows.len()
     }
 
-    /// Takes in a flow that the host is asked for; its number.
+    /// Takes in a flow that the host is asked for, or that it opens; its number.
     pub(super) fn add(
         &mut self,
         protocol: Protocol,
         tuple: Tuple,
         peer: EthernetAddress,
-        asked: Asked,
+        state: State,
     ) -> u64 {
         let id = self.next_id;
         self.next_id += 1;
-        *self.asked(protocol) += 1;
+        if matches!(state, State::Asked(_)) {
+            *self.asked(protocol) += 1;
+        }
         self.by_tuple.insert((protocol, tuple), id);
         let flow = Flow {
             protocol,
             tuple,
             peer,
-            state: State::Asked(asked),
+            state,
             queued: false,
             due: None,
         };

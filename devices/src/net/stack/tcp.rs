@@ -5,7 +5,7 @@ use std::net::{Shutdown, SocketAddr};
 use std::os::unix::net::UnixStream;
 
 use event_manager::EventSet;
-use flashpan_protocol::network::{End, Tuple};
+use flashpan_protocol::network::{End, NotOpened, Tuple};
 use smoltcp::iface::{Interface, PollIngressSingleResult, PollResult, SocketHandle, SocketSet};
 use smoltcp::socket::tcp::{CongestionControl, Socket, SocketBuffer, State};
 use smoltcp::time::Instant;
@@ -46,6 +46,32 @@ pub(super) struct TcpFlow {
     /// What the guest has sent and the host not taken when both were done with it: the
     /// socket is of no more use then.
     left: Option<Left>,
+    /// The host has begun it, and was not told yet that the guest has answered.
+    opening: Option<Opening>,
+    /// The host has begun it, and is to be told when the guest sends no more.
+    tells_finish: bool,
+}
+
+/// A connection that the host begins.
+#[derive(Debug)]
+pub(super) struct Opening {
+    request: u64,
+    /// When the guest must have answered.
+    by: Instant,
+    answered: bool,
+    late: bool,
+}
+
+impl Opening {
+    /// For the host's request of this number, if the guest answers in time.
+    pub(super) fn new(request: u64, by: Instant) -> Self {
+        Self {
+            request,
+            by,
+            answered: false,
+            late: false,
+        }
+    }
 }
 
 /// See [`TcpFlow::left`].
@@ -99,44 +125,95 @@ impl TcpFlow {
         flows: usize,
         most: u16,
     ) -> Self {
-        let from_guest = (FROM_GUEST.iter()).find(|&&(few, _)| flows <= few);
-        let from_guest = from_guest.map_or(usize::from(u16::MAX), |&(_, size)| size);
-        let buffer = |len| SocketBuffer::new(vec![0; len]);
-        let mut socket = Socket::new(buffer(from_guest), buffer(memory::MOST));
-        // The link loses nothing, and its ends answer at once.
-        socket.set_congestion_control(CongestionControl::None);
-        socket.set_nagle_enabled(false);
-        socket.set_ack_delay(None);
+        let mut socket = socket(flows);
         let endpoint = IpListenEndpoint {
             addr: Some(tuple.destination.ip().into()),
             port: tuple.destination.port(),
         };
         // Fails only for port 0, with which there is no tuple.
         let _ = socket.listen(endpoint);
+        let segment = packet::longest_segment(&syn).unwrap_or(SEGMENT);
+        Self {
+            syn: Some(syn),
+            ..Self::of(socket, tuple, stream, segment.min(most))
+        }
+    }
+
+    /// A connection that the host begins, one of so many flows, whose SYN is sent when it is
+    /// pumped. Its segments have `most` bytes or fewer. None to a port that there is not.
+    pub(super) fn open(
+        interface: &mut Interface,
+        tuple: &Tuple,
+        opening: Opening,
+        stream: UnixStream,
+        flows: usize,
+        most: u16,
+    ) -> Option<Self> {
+        let mut socket = socket(flows);
+        (socket.connect(interface.context(), tuple.source, tuple.destination)).ok()?;
+        Some(Self {
+            opening: Some(opening),
+            tells_finish: true,
+            ..Self::of(socket, tuple, stream, most)
+        })
+    }
+
+    fn of(socket: Socket<'static>, tuple: &Tuple, stream: UnixStream, segment: u16) -> Self {
         let mut sockets = SocketSet::new(Vec::with_capacity(1));
         let handle = sockets.add(socket);
         let version = match tuple.destination {
             SocketAddr::V4(_) => IpVersion::Ipv4,
             SocketAddr::V6(_) => IpVersion::Ipv6,
         };
-        let segment = packet::longest_segment(&syn).unwrap_or(SEGMENT);
         Self {
             stream,
             watched: None,
             sockets,
             handle,
             version,
-            segment: segment.min(most),
+            segment,
             grant: Grant::least(),
             written: 0,
-            syn: Some(syn),
+            syn: None,
             readable: true,
             writable: true,
             hung_up: false,
             host_done: false,
             guest_done: false,
             left: None,
+            opening: None,
+            tells_finish: false,
         }
+    }
+
+    /// Whether the guest has not answered yet what the host has begun.
+    pub(super) fn is_opening(&self) -> bool {
+        self.opening
+            .as_ref()
+            .is_some_and(|opening| !opening.answered)
+    }
+
+    /// The host's request, as soon as the guest has accepted it. Once.
+    pub(super) fn take_opened(&mut self) -> Option<u64> {
+        let opened = self.opening.take_if(|opening| opening.answered);
+        opened.map(|opening| opening.request)
+    }
+
+    /// Whether the guest has come to its end, which the host wants to know. Once.
+    pub(super) fn take_finished(&mut self) -> bool {
+        let finished = self.tells_finish && self.guest_done;
+        self.tells_finish &= !finished;
+        finished
+    }
+
+    /// The host's request that has come to nothing, and why.
+    pub(super) fn not_opened(&self) -> Option<(u64, NotOpened)> {
+        let opening = self.opening.as_ref()?;
+        let why = match opening.late {
+            true => NotOpened::Silent,
+            false => NotOpened::Refused,
+        };
+        Some((opening.request, why))
     }
 
     fn socket(&self) -> &Socket<'static> {
@@ -184,6 +261,14 @@ impl TcpFlow {
         };
         let _: PollIngressSingleResult =
             interface.poll_ingress_single(now, &mut phy, &mut self.sockets);
+        let state = self.sockets.get::<Socket<'_>>(self.handle).state();
+        if let Some(opening) = self.opening.as_mut().filter(|opening| !opening.answered)
+            && !matches!(state, State::SynSent | State::Closed)
+        {
+            opening.answered = true;
+            let segment = packet::longest_segment(packet).unwrap_or(SEGMENT);
+            self.segment = segment.min(self.segment);
+        }
         // Until it is acknowledged, smoltcp's window ends before it begins if it was full,
         // and anything seems to be in it.
         if packet::tcp_flags(packet).is_some_and(|tcp| tcp.fin()) {
@@ -210,6 +295,12 @@ impl TcpFlow {
         }
         if self.left.is_some() {
             return self.feed_rest();
+        }
+        if let Some(opening) = self.opening.as_mut().filter(|opening| !opening.answered)
+            && opening.by <= now
+        {
+            opening.late = true;
+            self.abort();
         }
         if self.feed_host().is_err() || self.feed_guest(memory).is_err() {
             // Its reset goes out with the frames.
@@ -259,7 +350,9 @@ impl TcpFlow {
 
     /// When it has to be pumped although nothing happened.
     pub(super) fn due(&self, interface: &mut Interface, now: Instant) -> Option<Instant> {
-        interface.poll_at(now, &self.sockets)
+        let due = interface.poll_at(now, &self.sockets);
+        let answer = self.opening.as_ref().map(|opening| opening.by);
+        due.into_iter().chain(answer).min()
     }
 
     /// Ends it with a reset, at the next pump.
@@ -348,6 +441,19 @@ impl TcpFlow {
         }
         Ok(())
     }
+}
+
+/// A socket of one of so many flows.
+fn socket(flows: usize) -> Socket<'static> {
+    let from_guest = (FROM_GUEST.iter()).find(|&&(few, _)| flows <= few);
+    let from_guest = from_guest.map_or(usize::from(u16::MAX), |&(_, size)| size);
+    let buffer = |len| SocketBuffer::new(vec![0; len]);
+    let mut socket = Socket::new(buffer(from_guest), buffer(memory::MOST));
+    // The link loses nothing, and its ends answer at once.
+    socket.set_congestion_control(CongestionControl::None);
+    socket.set_nagle_enabled(false);
+    socket.set_ack_delay(None);
+    socket
 }
 
 /// Whether the guest has said that it sends no more.

@@ -48,6 +48,8 @@ pub(super) fn start(
                                 flow.abort();
                             }
                         }
+                        // Nothing is opened here.
+                        Some(NetEvent::Opened { .. } | NetEvent::NotOpened { .. } | NetEvent::Finished { .. }) => {}
                     },
                     answer = answered.recv() => {
                         if let Some(answer) = answer && answers.send(answer).is_ok() {

@@ -31,7 +31,7 @@ fn ended(link: &mut Wire) -> Vec<End> {
     (link.events.drain(..))
         .filter_map(|event| match event {
             NetEvent::Ended { how, .. } => Some(how),
-            NetEvent::Asked { .. } => None,
+            _ => None,
         })
         .collect()
 }

@@ -86,6 +86,16 @@ impl Wire {
         self.sockets.add(socket)
     }
 
+    /// A program that listens on all addresses.
+    pub(super) fn listen(&mut self, port: u16) -> SocketHandle {
+        let memory = || SocketBuffer::new(vec![0; 256 * 1024]);
+        let mut socket = Socket::new(memory(), memory());
+        socket.set_nagle_enabled(false);
+        socket.set_ack_delay(None);
+        socket.listen(port).unwrap();
+        self.sockets.add(socket)
+    }
+
     pub(super) fn socket(&mut self, handle: SocketHandle) -> &mut Socket<'static> {
         self.sockets.get_mut(handle)
     }

@@ -13,3 +13,4 @@ mod gateway;
 mod guest;
 mod hostile;
 mod load;
+mod opened;
