@@ -9,6 +9,7 @@ use std::sync::Mutex;
 
 use flashpan_protocol::control::Event;
 use flashpan_protocol::network::{End, NotOpened};
+use nix::libc;
 
 use super::Control;
 

@@ -64,7 +64,7 @@ pub(crate) fn bench(arguments: &[OsString]) -> Result<u8> {
     }
     if words == ["forward"] {
         setup::setup()?;
-        forward(&Guest::prepare()?)?;
+        forward(&Guest::prepare(&[])?)?;
         return Ok(0);
     }
     if words == ["iperf"] {
