@@ -1,6 +1,7 @@
 # What attempts are made with. Each line of standard input is one, in Python, and each line
 # of standard output is what came of it.
-import errno, json, os, select, socket, struct, sys, time, traceback
+# That of TLS takes seconds, which are those of no attempt.
+import errno, json, os, select, socket, ssl, struct, sys, time, traceback
 
 GATEWAY = '198.18.0.1'
 GATEWAY6 = 'fdf1:a5f1:a5f1::1'
@@ -178,7 +179,6 @@ def http(to, host, port=80, target='/', more=''):
 
 # The same in TLS that names `name`, or nobody.
 def https(to, name, host=None, port=443):
-    import ssl
     try:
         with socket.create_connection((to, port), PATIENCE) as stream:
             context = ssl._create_unverified_context()
@@ -217,7 +217,6 @@ def described(said):
 WEB = dict(expired=70, self=71, wrong=72, client=73, plain=74, cut=75)
 
 def web_stream(host, to, tls):
-    import ssl
     to = to or '93.184.216.%d' % WEB.get(host.split('.')[0], 10)
     stream = socket.create_connection((to, 443 if tls else 80), PATIENCE)
     return ssl._create_unverified_context().wrap_socket(stream, server_hostname=host) if tls else stream
@@ -271,7 +270,6 @@ def plain_web(host, target, headers):
 # Requests in HTTP/2, each with headers besides those of every one: the code of a refusal, the
 # places of a secret, or how the stream ended.
 def http2(to, name, *requests):
-    import ssl
     context = ssl._create_unverified_context()
     context.set_alpn_protocols(['h2'])
     frame = lambda kind, flags, stream, data: (
@@ -318,7 +316,6 @@ def head2(name, **more):
 # What becomes of a connection of HTTP/2 on which these frames come: it is gone, or no more is
 # taken from it, or all was taken.
 def flooded(name, frames, settings=b''):
-    import ssl
     context = ssl._create_unverified_context()
     context.set_alpn_protocols(['h2'])
     with socket.create_connection(('93.184.216.10', 443), PATIENCE) as stream:
@@ -368,7 +365,6 @@ def first_word(to, data):
 
 # The version that is agreed on when the first message is sent as it is cut.
 def in_pieces(to, name, cut):
-    import ssl
     incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
     tls = ssl._create_unverified_context().wrap_bio(incoming, outgoing, server_hostname=name)
     with socket.create_connection((to, 443), PATIENCE) as stream:
@@ -391,7 +387,6 @@ def in_pieces(to, name, cut):
 
 # The protocol that is agreed on in TLS.
 def agreed(to, name, protocols):
-    import ssl
     context = ssl._create_unverified_context()
     context.set_alpn_protocols(protocols)
     try:

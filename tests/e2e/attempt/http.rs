@@ -46,6 +46,8 @@ seen = (each((head, both('api.allowed.test', post + head + '\r\n0\r\n\r\nG')) fo
         seen: "('all 400 ambiguous_request', [])",
         told: &[told("", "93.184.216.10", "ambiguous_request")],
         contacts: WEB,
+        // The first to open TLS.
+        waits: true,
         ..NONE
     },
     Attempt {
