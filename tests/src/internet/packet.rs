@@ -47,6 +47,11 @@ pub(super) fn seen(packet: &[u8], server: IpAddr) -> Seen {
             }
         }
         17 => what(format!("udp {target}")),
+        // Port unreachable: an answer has come after nobody waited for it any more.
+        1 if to == server && body.starts_with(&[3, 3]) => Seen {
+            what: None,
+            is_housekeeping: true,
+        },
         58 if matches!(to, IpAddr::V6(to) if to.is_multicast()) => Seen {
             what: None,
             is_housekeeping: true,
