@@ -62,7 +62,7 @@ const fn setting(
     }
 }
 
-static SETTINGS: [Setting; 33] = [
+static SETTINGS: [Setting; 35] = [
     setting("--cpus", Some("resources.cpus"), &["cpus"]),
     setting("--memory", Some("resources.memory_mb"), &["memory"]),
     setting("--disk-size", Some("resources.disk_size_mb"), &[]),
@@ -77,6 +77,8 @@ static SETTINGS: [Setting; 33] = [
     setting("--disk-bps", None, &["disk rate: bytes_per_second"]),
     setting("--disk-iops", None, &["disk rate: operations_per_second"]),
     setting("--network-bps", None, &["network rate: bytes_per_second"]),
+    setting("--upstream-ca", None, &["upstream authorities"]),
+    setting("--client-cert", None, &["client certificates"]),
     setting("--pids-limit", None, &["pids limit"]),
     setting("--kernel-arg", None, &["kernel arguments"]),
     setting("--boot-timeout", None, &["boot timeout"]),

@@ -167,6 +167,8 @@ impl ReachArgs {
             (self.secret_no_range, "--secret-no-range"),
             (self.policy_script.is_some(), "--policy-script"),
             (self.network_intercept, "--network-intercept"),
+            (!self.upstream_ca_files.is_empty(), "--upstream-ca"),
+            (!self.client_certificates.is_empty(), "--client-cert"),
             (self.workspace.is_some(), "--workspace"),
         ] {
             given.add(is_given, option);

@@ -1,22 +1,17 @@
 //! Certificates that hosts get from whoever connects to them for a guest.
 
 use std::fmt;
-use std::fs::File;
-use std::io::{self, Read as _};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::str::FromStr;
 
 use flashpan_network::tls;
 use serde::{Deserialize, Serialize};
-use zeroize::Zeroizing;
 
 use crate::error::{Error, Result};
+use crate::pem_file;
 
 /// What it is called in errors.
 const FIELD: &str = "client certificates";
-
-/// Most bytes of a file with a certificate or key.
-const MOST: u64 = 1 << 20;
 
 /// A certificate by which a guest's connections of TLS to some hosts are known to these, if
 /// they ask for one. It is shown, and what it proves is signed, on this machine: the guest has
@@ -88,8 +83,9 @@ impl ClientCertificate {
         let hosts: std::result::Result<Vec<_>, flashpan_network::policy::PatternError> =
             hosts.collect();
         let hosts = hosts.map_err(|error| Error::config(FIELD, error.to_string()))?;
-        let certificate = read(&self.certificate)?;
-        let key = self.key.as_deref().map(read).transpose()?;
+        let certificate = pem_file::read(FIELD, &self.certificate)?;
+        let key = self.key.as_deref();
+        let key = key.map(|key| pem_file::read(FIELD, key)).transpose()?;
         let key = key.as_ref().unwrap_or(&certificate);
         let wrong = |error: tls::TlsError| {
             let key = self
@@ -101,24 +97,6 @@ impl ClientCertificate {
         };
         tls::ClientCertificate::from_pem(hosts, &certificate, key).map_err(wrong)
     }
-}
-
-/// A file that may have a key in it.
-fn read(path: &Path) -> Result<Zeroizing<Vec<u8>>> {
-    let failed = |source| Error::Open {
-        what: "the certificate or key of a client",
-        path: path.to_owned(),
-        source,
-    };
-    let mut bytes = Zeroizing::new(Vec::new());
-    let file = File::open(path).map_err(failed)?;
-    file.take(MOST + 1)
-        .read_to_end(&mut bytes)
-        .map_err(failed)?;
-    if bytes.len() as u64 > MOST {
-        return Err(failed(io::ErrorKind::FileTooLarge.into()));
-    }
-    Ok(bytes)
 }
 
 impl FromStr for ClientCertificate {
@@ -158,6 +136,8 @@ impl fmt::Display for ClientCertificate {
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use super::*;
 
     fn parsed(text: &str) -> std::result::Result<ClientCertificate, ClientCertificateError> {
@@ -205,6 +185,8 @@ mod tests {
         std::fs::write(path("key"), pem_of(&key)).unwrap();
         std::fs::write(path("other"), pem_of(&other)).unwrap();
         std::fs::write(path("none"), "none").unwrap();
+        std::fs::write(path("big"), vec![b'x'; (1 << 20) + 1]).unwrap();
+        nix::unistd::mkfifo(&path("pipe"), nix::sys::stat::Mode::S_IRWXU).unwrap();
         let of =
             |hosts: &[&str], name: &str| ClientCertificate::new(hosts.iter().copied(), path(name));
         of(&["a.test"], "both").read().unwrap();
@@ -225,11 +207,14 @@ mod tests {
             ),
             (of(&["a.test"], "missing"), "missing"),
             (of(&["a.test"], "certificate").key(path("other")), "other"),
-            (of(&["a.test"], "").key("/dev/zero"), "directory"),
-            (of(&["a.test"], "both").key("/dev/zero"), "large"),
+            (of(&["a.test"], ""), "no regular file"),
+            // Nobody writes to it.
+            (of(&["a.test"], "both").key(path("pipe")), "no regular file"),
+            (of(&["a.test"], "both").key(path("big")), "large"),
         ] {
             let error = wrong.read().unwrap_err();
-            let text = format!("{error}: {:?}", std::error::Error::source(&error));
+            let text = error.to_string();
+            assert!(text.starts_with("client certificates: "), "{text}");
             assert!(text.contains(says), "{wrong:?}: {text}");
             assert!(!text.contains("PRIVATE"), "{text}");
         }

@@ -16,6 +16,10 @@ use zeroize::Zeroizing;
 use crate::api::{self, HookPhase, NetworkHookAction, NetworkHookRule, NetworkInterceptionConfig};
 use crate::client_certificate::ClientCertificate;
 use crate::error::{Error, Result};
+use crate::pem_file;
+
+/// What they are called in errors.
+const AUTHORITIES: &str = "upstream authorities";
 
 /// What of the settings of a network is about requests.
 #[derive(Debug, Clone, Default)]
@@ -103,13 +107,7 @@ impl Inspected {
     fn upstream(&self) -> Result<Upstream> {
         let mut extra = Vec::new();
         for path in &self.upstream_ca_files {
-            let read = std::fs::read(path);
-            let pem = read.map_err(|source| Error::Open {
-                what: "certificates of authorities",
-                path: path.clone(),
-                source,
-            })?;
-            extra.extend(pem);
+            extra.extend_from_slice(&pem_file::read(AUTHORITIES, path)?);
             extra.push(b'\n');
         }
         let clients = self.client_certificates.iter();
@@ -117,7 +115,7 @@ impl Inspected {
             .map(ClientCertificate::read)
             .collect::<Result<_>>()?;
         let upstream = Upstream::new(&extra, clients);
-        upstream.map_err(|error| Error::config("upstream authorities", error.to_string()))
+        upstream.map_err(|error| Error::config(AUTHORITIES, error.to_string()))
     }
 
     fn secrets(&self) -> Result<Vec<Secret>> {

@@ -76,6 +76,7 @@ mod logs;
 mod network;
 mod network_event;
 mod opened;
+mod pem_file;
 mod privilege;
 mod process;
 mod programs;

@@ -233,7 +233,7 @@ fn a_host_that_asks_for_a_certificate_gets_it_and_the_guest_has_none() {
         );
         for wrong in [certificate.as_str(), "/nowhere.pem"] {
             let refused = with(&format!("client.allowed.test={wrong}"));
-            refused.expect_complaint(&["certificate", wrong]);
+            refused.expect_complaint(&["--client-cert", wrong]);
             assert_eq!(refused.status, Some(125), "{refused}");
         }
         drop(internet);

@@ -36,6 +36,9 @@ const WAIT_FOR_CONTINUE: Duration = Duration::from_secs(1);
 /// How long is waited for all of a body whose length is to be known.
 const AHEAD_WITHIN: Duration = Duration::from_secs(1);
 
+/// How much of it is kept: what was short may have become long.
+const MAX_AHEAD: usize = 256 * 1024;
+
 /// A body from elsewhere.
 pub(crate) struct Passing {
     body: Incoming,
@@ -61,11 +64,12 @@ impl Passing {
     }
 
     /// Reads all of it, and changes it, so that it has a length again: not every host takes a
-    /// body without one. If that takes too long, the rest is passed on as it comes.
+    /// body without one. If that takes too long, or becomes too
+    /// much, the rest is passed on as it comes.
     pub(crate) async fn read_ahead(&mut self) -> Result<(), BodyError> {
         let mut ahead = Vec::new();
         let read = async {
-            while !self.is_over {
+            while !self.is_over && ahead.len() <= MAX_AHEAD {
                 match poll_fn(|cx| self.poll_frame(cx)).await {
                     Some(frame) => ahead.extend(frame?.into_data().unwrap_or_default()),
                     None => break,

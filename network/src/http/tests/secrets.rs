@@ -30,9 +30,9 @@ fn world() -> World {
 }
 
 /// The same with the first of the secrets in bodies as well.
-fn world_of_bodies() -> World {
+fn world_of_bodies(value: &str) -> World {
     let host = "api.test".parse().unwrap();
-    let mut secret = Secret::new("KEY", Zeroizing::new(VALUE.to_owned()), KEY, vec![host]);
+    let mut secret = Secret::new("KEY", Zeroizing::new(value.to_owned()), KEY, vec![host]);
     secret.places.body = true;
     secret.plain_http = true;
     let secrets = Arc::new(Secrets::new(vec![secret]).unwrap());
@@ -90,7 +90,7 @@ async fn the_host_gets_the_value_and_the_guest_never_does() {
 /// Not every host takes a body of which it is not told how long it is.
 #[tokio::test]
 async fn a_short_body_with_a_value_has_its_length() {
-    let world = world_of_bodies();
+    let world = world_of_bodies(VALUE);
     let seen = tls_server(&world, "api.test", |_| ok("hello")).await;
     let mut guest = world.tls("api.test", &["http/1.1"]).await.unwrap();
     assert_eq!(ask(&mut guest, &post("", KEY)).await.status, 200);
@@ -107,9 +107,27 @@ async fn a_short_body_with_a_value_has_its_length() {
     assert!(!request.contains("content-length"));
 }
 
+/// A guest cannot have more kept by that than it sends.
+#[tokio::test]
+async fn a_short_body_that_becomes_long_is_not_kept() {
+    let value = "v".repeat(1000);
+    let world = world_of_bodies(&value);
+    let seen = tls_server(&world, "api.test", |_| ok("hello")).await;
+    let mut guest = world.tls("api.test", &["http/1.1"]).await.unwrap();
+    let body = KEY.repeat(1000);
+    assert_eq!(ask(&mut guest, &post("", &body)).await.status, 200);
+    let request = seen.requests()[0].clone();
+    assert!(
+        request
+            .to_lowercase()
+            .contains("transfer-encoding: chunked\r\n")
+    );
+    assert_eq!(request.matches('v').count(), 1000 * 1000);
+}
+
 #[tokio::test]
 async fn a_short_body_that_takes_its_time_is_not_waited_for() {
-    let world = world_of_bodies();
+    let world = world_of_bodies(VALUE);
     let server = stepwise(&world, "api.test").await;
     let (mut guest, served) = world.plain(80).await;
     let begin = "POST / HTTP/1.1\r\nHost: api.test\r\nContent-Length: 10\r\n\r\nhello";
