@@ -14,6 +14,7 @@ mod images;
 mod lab;
 mod peer;
 mod setup;
+mod share;
 mod space;
 mod step;
 mod test;

@@ -55,6 +55,9 @@ const PROGRAMS: [&str; 3] = ["flashpan-cli", "flashpan-vmm", "flashpan-guest-ini
 /// The check of `flashpan doctor` that tells whether a lab is needed.
 const GUEST_CHECK: &str = "a guest runs";
 
+/// More labs do not make the longest of the test programs shorter.
+const MAX_LABS: usize = 4;
+
 /// Where VMs run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Place {
@@ -83,13 +86,22 @@ pub(crate) struct Guest {
     pub(crate) place: Place,
 }
 
+/// What cargo is asked to build them. Not the tools of development, which would take as long
+/// again.
+fn our_programs() -> Vec<&'static str> {
+    let packages = PROGRAMS.iter().flat_map(|package| ["--package", package]);
+    ["build", "--release"].into_iter().chain(packages).collect()
+}
+
+/// Begins to build them: that takes minutes, of which most have work for one CPU alone.
+pub(crate) fn begin_to_build() -> Result<step::Ahead> {
+    step::Ahead::build(&our_programs())
+}
+
 impl Guest {
     /// Builds or finds it all, with these fragments in the kernel's configuration.
     pub(crate) fn prepare(fragments: &[OsString]) -> Result<Self> {
-        let mut arguments = vec!["build", "--release"];
-        // Not the tools of development, which would take as long again.
-        arguments.extend(PROGRAMS.iter().flat_map(|package| ["--package", package]));
-        let built = step::build("our programs, with all optimisations", &arguments)?;
+        let built = step::build("our programs, with all optimisations", &our_programs())?;
         let flashpan = built
             .into_iter()
             .find_map(|(name, path)| (name == "flashpan").then_some(path))
@@ -107,6 +119,15 @@ impl Guest {
             programs,
             images,
             place,
+        })
+    }
+
+    /// In how many places tests that boot VMs are run at a time: where VMs run, one after the
+    /// other; or in labs, of which one leaves half of two CPUs idle.
+    pub(crate) fn places(&self) -> Result<usize> {
+        Ok(match self.place {
+            Place::Here => 1,
+            Place::Lab => labs(std::thread::available_parallelism()?.get(), memory()?),
         })
     }
 
@@ -138,6 +159,24 @@ impl Guest {
         command.env("FLASHPAN_TEST_IMAGES", &self.images);
         Ok(command)
     }
+}
+
+/// How many labs this machine has room for: one for each CPU, and for 8 GiB of memory, of
+/// which a lab has up to six.
+fn labs(cpus: usize, memory: u64) -> usize {
+    let room = usize::try_from(memory >> 33).unwrap_or(usize::MAX);
+    cpus.min(room).clamp(1, MAX_LABS)
+}
+
+/// The memory of this machine in bytes.
+fn memory() -> Result<u64> {
+    let table = fs::read_to_string("/proc/meminfo").context("cannot read /proc/meminfo")?;
+    let total = table
+        .lines()
+        .find_map(|line| line.strip_prefix("MemTotal:"));
+    let kib = total.and_then(|text| text.trim().strip_suffix(" kB")?.parse::<u64>().ok());
+    kib.map(|kib| kib << 10)
+        .context("/proc/meminfo has no MemTotal")
 }
 
 /// The guest kernel; minutes when it is not in the cache yet.
@@ -254,6 +293,17 @@ fn runs_guests(report: &serde_json::Value) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn there_are_as_many_labs_as_there_is_room_for() {
+        const GIB: u64 = 1 << 30;
+        assert_eq!(labs(2, 24 * GIB), 2);
+        assert_eq!(labs(1, 24 * GIB), 1);
+        assert_eq!(labs(2, 9 * GIB), 1);
+        assert_eq!(labs(2, 4 * GIB), 1);
+        assert_eq!(labs(64, 512 * GIB), MAX_LABS);
+        assert!(memory().unwrap() > 1 << 28);
+    }
 
     /// A member of an archive of 1988, without contents.
     fn member(name: &str, kind: u8) -> Vec<u8> {

@@ -4,7 +4,7 @@ use std::env;
 use std::ffi::OsString;
 use std::io::{self, BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
@@ -77,7 +77,7 @@ pub(crate) struct Tally {
 
 impl Tally {
     /// Adds what the closing line of a test program says, if this is one.
-    fn add(&mut self, line: &str) {
+    pub(crate) fn add(&mut self, line: &str) {
         let Some((_, counts)) = line
             .strip_prefix("test result: ")
             .and_then(|rest| rest.split_once(". "))
@@ -124,6 +124,35 @@ pub(crate) fn count(title: &str, command: &mut Command, tally: &mut Tally) -> Re
         bail!("{title}: failed ({status}), see above");
     }
     Ok(())
+}
+
+/// A program that works ahead of us. What it does is done again, and told of, by whoever needs
+/// it; it ends with this.
+#[derive(Debug)]
+pub(crate) struct Ahead(Child);
+
+impl Ahead {
+    /// Builds with cargo what [`build`] will be asked for, where other programs leave room.
+    pub(crate) fn build(arguments: &[&str]) -> Result<Self> {
+        let cargo = cargo();
+        let mut command = Command::new("nice");
+        command.arg("--adjustment=10").arg(cargo.get_program());
+        command.args(arguments).arg("--quiet").current_dir(root());
+        command
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null());
+        let child = command.spawn().context("cannot start nice, of coreutils")?;
+        Ok(Self(child))
+    }
+}
+
+impl Drop for Ahead {
+    fn drop(&mut self) {
+        // It may have ended by itself. A compiler of its ends with what it is at.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
 }
 
 /// Builds with cargo; the executables, by the names of their targets.

@@ -6,7 +6,7 @@ use anyhow::{Context, Result, bail};
 
 use crate::setup::{self, Guest};
 use crate::step::{self, Tally};
-use crate::{bench, deny};
+use crate::{bench, deny, share};
 
 const HELP: &str = "\
 Everything that has to be green.
@@ -40,14 +40,16 @@ const PRIVILEGED_PACKAGES: [&str; 2] = ["flashpan-guest-init", "flashpan-rootfs"
 /// Seconds for the tests that need root.
 const PRIVILEGED_PATIENCE: u32 = 5 * 60;
 
-/// Runs every test program it is given, once, and fails if one of them did.
-const RUN_ALL: &str = r#"
-options=$1 filter=$2; shift 2; failed=0
-for program; do
-    echo "running ${program##*/}"
-    "$program" --test-threads=1 $options $filter || failed=1
-done
-exit $failed"#;
+/// The test programs that take longest, in this order: they begin first, so that no lab has
+/// to wait for one of them at the end.
+const LONGEST: [&str; 6] = [
+    "attacks",
+    "programs",
+    "run",
+    "vms",
+    "network",
+    "vm_transfer",
+];
 
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Choice {
@@ -119,6 +121,10 @@ fn parse(arguments: &[OsString]) -> Result<Option<Choice>> {
 fn run(choice: &Choice, tally: &mut Tally) -> Result<()> {
     setup::setup()?;
     let filter = choice.filter.as_deref();
+    let boots = choice.e2e || choice.bench;
+    let _ahead = (choice.unit && boots)
+        .then(setup::begin_to_build)
+        .transpose()?;
     if choice.unit {
         if filter.is_none() {
             checks()?;
@@ -131,7 +137,7 @@ fn run(choice: &Choice, tally: &mut Tally) -> Result<()> {
     if choice.e2e {
         privileged(filter, tally)?;
     }
-    if !choice.e2e && !choice.bench {
+    if !boots {
         return Ok(());
     }
     let guest = Guest::prepare(&choice.fragments)?;
@@ -154,16 +160,22 @@ fn privileged(filter: Option<&str>, tally: &mut Tally) -> Result<()> {
             .flat_map(|name| ["--package", name]),
     );
     let programs = step::build("the tests that need root", &arguments)?;
-    let lab = ["lab", "--timeout", &PRIVILEGED_PATIENCE.to_string(), "--"];
-    let words = lab
+    let programs = programs.into_iter().map(|(_, path)| path).collect();
+    let lab = ["lab", "--timeout", &PRIVILEGED_PATIENCE.to_string(), "--"].map(OsString::from);
+    let options = ["--ignored"].into_iter().chain(filter);
+    let lab = step::ourselves(lab.into_iter().chain(one_by_one(options)))?;
+    share::share("tests that need root", programs, vec![lab], tally)
+}
+
+/// The words that run test programs one after the other, each with these arguments.
+fn one_by_one<'a>(arguments: impl Iterator<Item = &'a str>) -> impl Iterator<Item = OsString> {
+    let head = ["sh", "-c", share::RUN_WHAT_COMES, "sh", "--test-threads=1"];
+    let words: Vec<_> = head
         .into_iter()
-        .chain(["sh", "-c", RUN_ALL, "sh", "--ignored"]);
-    let words = words
-        .chain([filter.unwrap_or_default()])
-        .map(OsString::from);
-    let programs = programs.into_iter().map(|(_, path)| path.into_os_string());
-    let mut tests = step::ourselves(words.chain(programs))?;
-    step::count("tests that need root", &mut tests, tally)
+        .chain(arguments)
+        .map(OsString::from)
+        .collect();
+    words.into_iter()
 }
 
 /// The tests that boot VMs, where VMs can be.
@@ -176,12 +188,17 @@ fn vms(guest: &Guest, filter: Option<&str>, tally: &mut Tally) -> Result<()> {
         "--test",
         "*",
     ];
-    let programs = step::build("the tests that boot VMs", &arguments)?;
-    let filter = filter.unwrap_or_default();
-    let words = ["sh", "-c", RUN_ALL, "sh", "", filter].map(OsString::from);
-    let programs = programs.into_iter().map(|(_, path)| path.into_os_string());
-    let mut tests = guest.command(PATIENCE, words.into_iter().chain(programs))?;
-    step::count("tests that boot VMs", &mut tests, tally)
+    let mut programs = step::build("the tests that boot VMs", &arguments)?;
+    programs.sort_by_key(|(name, _)| {
+        let rank = LONGEST.iter().position(|long| long == name);
+        rank.unwrap_or(LONGEST.len())
+    });
+    let programs = programs.into_iter().map(|(_, path)| path).collect();
+    let place = || guest.command(PATIENCE, one_by_one(filter.into_iter()));
+    let places = (0..guest.places()?)
+        .map(|_| place())
+        .collect::<Result<_>>()?;
+    share::share("tests that boot VMs", programs, places, tally)
 }
 
 /// What needs nothing to run.
@@ -205,10 +222,6 @@ fn checks() -> Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use std::fs;
-    use std::os::unix::fs::PermissionsExt;
-    use std::process::Command;
-
     use super::*;
 
     fn parsed(words: &[&str]) -> Result<Option<Choice>> {
@@ -241,35 +254,5 @@ mod tests {
             assert!(parsed(wrong).is_err(), "{wrong:?}");
         }
         assert!(parsed(&["--help"]).unwrap().is_none());
-    }
-
-    #[test]
-    fn every_program_runs_once_and_one_that_failed_is_a_failure() {
-        let dir = tempfile::tempdir().unwrap();
-        let runs = dir.path().join("runs");
-        let program = |name: &str, ends: &str| {
-            let path = dir.path().join(name);
-            let script = format!(
-                "#!/bin/sh\necho \"${{0##*/}} $*\" >> {}\n{ends}\n",
-                runs.display()
-            );
-            fs::write(&path, script).unwrap();
-            fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
-            path
-        };
-        // What a guest that did not come up makes a test say.
-        let fails = "echo 'test boots ... FAILED'; echo 'it takes longer than 60 s'; exit 101";
-        let programs = [program("one", fails), program("two", "exit 0")];
-        let run = |programs: &[std::path::PathBuf]| {
-            let mut sh = Command::new("sh");
-            sh.args(["-c", RUN_ALL, "sh", "", "name"]).args(programs);
-            let status = sh.output().unwrap().status;
-            (status.code(), fs::read_to_string(&runs).unwrap())
-        };
-        let (code, ran) = run(&programs);
-        assert_eq!(code, Some(1));
-        let arguments = "--test-threads=1 name";
-        assert_eq!(ran, format!("one {arguments}\ntwo {arguments}\n"));
-        assert_eq!(run(&programs[1..]).0, Some(0));
     }
 }
