@@ -280,7 +280,7 @@ async fn connect_one_of(
     let denial = Denial {
         code: Code::Connect,
         host: format!("{host}:{port}"),
-        rule: None,
+        rule: last.as_ref().map(ToString::to_string),
     };
     Err(Undialled {
         denial,

@@ -66,7 +66,7 @@ impl Broken {
             denial: Some(Denial {
                 code: Code::Connect,
                 host: target.to_string(),
-                rule: None,
+                rule: Some(error.to_string()),
             }),
         }
     }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Instant;
 
-use crate::report::{Report, Reporter};
+use crate::report::{Noted, Report, Reporter};
 
 /// A report that is told when this is dropped, whatever came in between.
 #[derive(Debug)]
@@ -18,6 +18,8 @@ pub(crate) struct Meter {
     pub(crate) given_up: Arc<AtomicBool>,
     /// How often the value of a secret was taken out of the body.
     pub(crate) scrubbed: u64,
+    /// What was done with secrets in the body of the request so far.
+    pub(crate) noted: Noted,
     reporter: Reporter,
     is_told: bool,
     began: Instant,
@@ -32,6 +34,7 @@ impl Meter {
             received: Arc::default(),
             given_up: Arc::default(),
             scrubbed: 0,
+            noted: Noted::default(),
             reporter,
             is_told: true,
             began: Instant::now(),
@@ -55,6 +58,7 @@ impl Meter {
         report.sent = self.sent.load(Ordering::Relaxed);
         report.received = self.received.load(Ordering::Relaxed);
         report.secrets.scrubbed += self.scrubbed;
+        report.secrets.add(&self.noted.so_far());
         report
     }
 }

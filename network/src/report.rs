@@ -4,8 +4,8 @@
 //! Nothing in a report is a secret: a URL is as the guest sent it, with placeholders.
 
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use tokio::sync::{mpsc, watch};
@@ -69,6 +69,38 @@ pub struct SecretUse {
     pub leaked: Vec<String>,
     /// How often a value was taken out of the response.
     pub scrubbed: u64,
+}
+
+impl SecretUse {
+    /// Adds what else was done, each name once.
+    pub(crate) fn add(&mut self, more: &Self) {
+        let add = |names: &mut Vec<String>, more: &Vec<String>| {
+            let new = more.iter().filter(|name| !names.contains(name));
+            let new: Vec<_> = new.cloned().collect();
+            names.extend(new);
+        };
+        add(&mut self.substituted, &more.substituted);
+        add(&mut self.missed, &more.missed);
+        add(&mut self.leaked, &more.leaked);
+        self.scrubbed += more.scrubbed;
+    }
+}
+
+/// What was done with secrets so far, by what goes on.
+#[derive(Debug, Clone, Default)]
+pub struct Noted(Arc<Mutex<SecretUse>>);
+
+impl Noted {
+    /// Adds what was done.
+    pub(crate) fn add(&self, more: &SecretUse) {
+        (self.0.lock().unwrap_or_else(PoisonError::into_inner)).add(more);
+    }
+
+    /// What was done.
+    #[must_use]
+    pub fn so_far(&self) -> SecretUse {
+        (self.0.lock().unwrap_or_else(PoisonError::into_inner)).clone()
+    }
 }
 
 /// What is told of one flow, request or question.

@@ -87,7 +87,9 @@ impl Body {
     /// out of it.
     pub(super) fn whole(mut self, body: &[u8]) -> Result<(Bytes, u64), Broken> {
         let mut out = Vec::new();
-        self.pass(Some(body), &mut out)?;
+        for piece in body.chunks(self.filters.piece()) {
+            self.pass(Some(piece), &mut out)?;
+        }
         self.pass(None, &mut out)?;
         Ok((out.into(), self.scrubbed()))
     }
@@ -107,6 +109,14 @@ impl Transform for Body {
     fn keeps_length(&self) -> bool {
         let filters = &self.filters.0;
         self.scrubber.is_none() && filters.iter().all(|filter| filter.keeps_length())
+    }
+
+    fn keeps_back(&self) -> bool {
+        self.scrubber.is_some()
+    }
+
+    fn piece(&self) -> usize {
+        self.filters.piece()
     }
 
     fn trailers(&mut self, trailers: &mut HeaderMap) -> io::Result<()> {

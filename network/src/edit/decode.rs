@@ -1,18 +1,37 @@
 //! Content codings, undone: what is looked for in a body has to be seen.
 
 use std::io::{self, Write};
+use std::sync::Arc;
 
 use brotli_decompressor::{BrotliDecompressStream, BrotliResult, BrotliState, StandardAlloc};
 use flate2::write::{DeflateDecoder, MultiGzDecoder, ZlibDecoder};
 use http::HeaderMap;
 use http::header::{ACCEPT_ENCODING, CONTENT_ENCODING, HeaderValue};
 use ruzstd::decoding::{BlockDecodingStrategy, FrameDecoder};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::filter::{Broken, Chain, Filter};
 
-/// How much more a body may become: this, and [`RATIO`] times what it was. What is put out
-/// at once is bounded by that as well.
+/// How much more a body may become: this, and [`RATIO`] times what it was.
 const SLACK: u64 = 1 << 20;
+/// What a decoder is best given at a time: what it makes of it is in memory at once. Of so
+/// much deflate makes a quarter of [`MOST`] at best.
+pub(super) const PIECE: usize = 256;
+/// What may become of a piece.
+const MOST: u64 = 1 << 20;
+/// How many bodies there may be at once whose decoder keeps megabytes to itself: those of
+/// brotli and zstd. One more is refused.
+const MAX_LARGE: usize = 64;
+
+/// Room for decoders that keep much to themselves.
+#[derive(Debug, Clone)]
+pub(super) struct Room(Arc<Semaphore>);
+
+impl Default for Room {
+    fn default() -> Self {
+        Self(Arc::new(Semaphore::new(MAX_LARGE)))
+    }
+}
 /// See [`SLACK`]. A body that is far from any that somebody reads is refused; deflate
 /// alone could do four times as much, and the others have no bound.
 const RATIO: u64 = 256;
@@ -28,6 +47,10 @@ const ZSTD_HEAD: usize = 18;
 /// if it is there, but is not among them: its decoder keeps a window's worth to itself,
 /// and with it events that somebody waits for.
 const OFFERED: [&str; 2] = ["gzip", "br"];
+
+/// The messages of gRPC, and of what is like it, have codings of their own, each for itself.
+const ACCEPT_MESSAGES: [&str; 2] = ["grpc-accept-encoding", "connect-accept-encoding"];
+const MESSAGES: [&str; 2] = ["grpc-encoding", "connect-content-encoding"];
 
 /// Leaves in `Accept-Encoding` only what can be undone. Without the header a server may
 /// send any coding, so that there always is one afterwards.
@@ -49,13 +72,26 @@ pub(super) fn restrict(headers: &mut HeaderMap) {
         ACCEPT_ENCODING,
         value.unwrap_or(HeaderValue::from_static("identity")),
     );
+    for name in ACCEPT_MESSAGES {
+        if headers.contains_key(name) {
+            headers.insert(name, HeaderValue::from_static("identity"));
+        }
+    }
+}
+
+/// The coding of the messages in a body, if they have one.
+pub(super) fn coded_messages(headers: &HeaderMap) -> Option<String> {
+    let values = MESSAGES.iter().flat_map(|name| headers.get_all(*name));
+    let mut codings = values.map(|value| String::from_utf8_lossy(value.as_bytes()));
+    let coding = codings.find(|coding| !coding.trim().eq_ignore_ascii_case("identity"))?;
+    Some(crate::host::shown(&coding))
 }
 
 /// What undoes the codings of a body, none if it has none.
 ///
 /// # Errors
 /// One of them cannot be undone.
-pub(super) fn decoder(headers: &HeaderMap) -> Result<Option<Chain>, Broken> {
+pub(super) fn decoder(headers: &HeaderMap, room: &Room) -> Result<Option<Chain>, Broken> {
     let mut filters: Vec<Box<dyn Filter>> = Vec::new();
     for value in headers.get_all(CONTENT_ENCODING) {
         let unknown = || {
@@ -75,7 +111,14 @@ pub(super) fn decoder(headers: &HeaderMap) -> Result<Option<Chain>, Broken> {
             if filters.len() == MAX_CODINGS {
                 return Err(unknown());
             }
-            filters.push(Box::new(Decoder::new(kind)));
+            let room = match kind {
+                Kind::Brotli(_) | Kind::Zstd(_) => {
+                    let room = Arc::clone(&room.0).try_acquire_owned();
+                    Some(room.map_err(|_| Broken::Crowded(kind.name()))?)
+                }
+                _ => None,
+            };
+            filters.push(Box::new(Decoder::new(kind, room)));
         }
     }
     // The last one was applied last.
@@ -90,6 +133,8 @@ struct Decoder {
     taken: u64,
     /// Bytes that it gave.
     given: u64,
+    /// What it has of the room for decoders that need much.
+    _room: Option<OwnedSemaphorePermit>,
 }
 
 enum Kind {
@@ -197,11 +242,12 @@ impl Kind {
 }
 
 impl Decoder {
-    fn new(kind: Kind) -> Self {
+    fn new(kind: Kind, room: Option<OwnedSemaphorePermit>) -> Self {
         Self {
             kind,
             taken: 0,
             given: 0,
+            _room: room,
         }
     }
 
@@ -211,7 +257,7 @@ impl Decoder {
         self.taken = self.taken.saturating_add(len);
         let most = self.taken.saturating_mul(RATIO).saturating_add(SLACK);
         let mut sink = Sink {
-            room: most.saturating_sub(self.given),
+            room: most.saturating_sub(self.given).min(MOST),
             ..Sink::default()
         };
         if let (Kind::Unknown, [first, ..]) = (&self.kind, bytes) {
@@ -274,6 +320,10 @@ impl Filter for Decoder {
 
     fn finish(&mut self, out: &mut Vec<u8>) -> Result<(), Broken> {
         self.pass(&[], true, out)
+    }
+
+    fn piece(&self) -> usize {
+        PIECE
     }
 }
 
@@ -409,7 +459,7 @@ mod tests {
     }
 
     fn decoded(coding: &str, bytes: &[u8], step: usize) -> Result<Vec<u8>, Broken> {
-        let mut decoder = decoder(&headers(coding))?.unwrap();
+        let mut decoder = decoder(&headers(coding), &Room::default())?.unwrap();
         let mut out = Vec::new();
         for piece in bytes.chunks(step) {
             decoder.push(piece, &mut out)?;
@@ -451,7 +501,9 @@ mod tests {
         let mut encoder = GzEncoder::new(Vec::new(), Compression::default());
         encoder.write_all(b"data: 1\n\n").unwrap();
         encoder.flush().unwrap();
-        let mut decoder = decoder(&headers("gzip")).unwrap().unwrap();
+        let mut decoder = decoder(&headers("gzip"), &Room::default())
+            .unwrap()
+            .unwrap();
         let mut out = Vec::new();
         decoder.push(encoder.get_ref(), &mut out).unwrap();
         assert_eq!(out, b"data: 1\n\n");
@@ -511,11 +563,11 @@ mod tests {
     #[test]
     fn what_cannot_be_undone_is_refused() {
         for coding in ["compress", "aws-chunked", "gzip, dcb", "gzip, gzip"] {
-            let refused = decoder(&headers(coding));
+            let refused = decoder(&headers(coding), &Room::default());
             assert!(matches!(refused, Err(Broken::Coding(_))), "{coding}");
         }
-        assert!(decoder(&headers("identity")).is_ok_and(|chain| chain.is_none()));
-        assert!(decoder(&HeaderMap::new()).is_ok_and(|chain| chain.is_none()));
+        assert!(decoder(&headers("identity"), &Room::default()).is_ok_and(|chain| chain.is_none()));
+        assert!(decoder(&HeaderMap::new(), &Room::default()).is_ok_and(|chain| chain.is_none()));
     }
 
     #[test]
@@ -537,6 +589,50 @@ mod tests {
         }
     }
 
+    /// Of one piece no more than there is memory for, whatever came before it.
+    #[test]
+    fn a_piece_does_not_become_what_it_likes() {
+        let mut state = 1_u64;
+        let noise: Vec<u8> = std::iter::repeat_with(|| {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            state.to_be_bytes()[3]
+        })
+        .take(1 << 20)
+        .collect();
+        let whole = [noise, vec![0; 32 << 20]].concat();
+        let bytes = gzip(&whole);
+        let mut decoder = decoder(&headers("gzip"), &Room::default())
+            .unwrap()
+            .unwrap();
+        let (mut len, mut most) = (0, 0);
+        for piece in bytes.chunks(decoder.piece()) {
+            let mut out = Vec::new();
+            decoder.push(piece, &mut out).unwrap();
+            len += out.len();
+            most = most.max(out.len());
+        }
+        assert_eq!(len, whole.len());
+        assert!(most <= 300 << 10, "{most}");
+        // All of it would become more at once than a piece may.
+        let whole = decoded("gzip", &bytes, usize::MAX);
+        assert_eq!(whole, Err(Broken::Bomb("gzip")));
+    }
+
+    #[test]
+    fn decoders_that_need_much_are_few() {
+        let room = Room::default();
+        let another = |coding| decoder(&headers(coding), &room);
+        let all: Vec<_> = (0..64).map(|_| another("br").unwrap()).collect();
+        for coding in ["br", "zstd"] {
+            assert_eq!(another(coding).err(), Some(Broken::Crowded(coding)));
+        }
+        assert!(another("gzip").is_ok());
+        drop(all);
+        assert!(another("zstd").is_ok());
+    }
+
     /// Texts as the reference program writes them.
     #[test]
     fn brotli_is_undone() {
@@ -552,7 +648,7 @@ mod tests {
         let longer = [&hello[..], b"more"].concat();
         assert!(decoded("br", &longer, 100).is_err());
         // An event, flushed, and the end of the stream after it.
-        let mut decoder = decoder(&headers("br")).unwrap().unwrap();
+        let mut decoder = decoder(&headers("br"), &Room::default()).unwrap().unwrap();
         let mut out = Vec::new();
         let event = from_hex("0b0480646174613a20310a0a");
         decoder.push(&event, &mut out).unwrap();

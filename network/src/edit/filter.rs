@@ -13,8 +13,11 @@ pub enum Broken {
     #[error("a body is no valid {0}")]
     Malformed(&'static str),
     /// It becomes far more than it was.
-    #[error("a body in {0} becomes more than 256 times what it was")]
+    #[error("a body in {0} becomes more than 256 times what it was, or a piece of it a megabyte")]
     Bomb(&'static str),
+    /// There are too many of its coding at once.
+    #[error("too many bodies in br and zstd are looked into at once to undo one more in {0}")]
+    Crowded(&'static str),
     /// The placeholders of these secrets are in it, and its host may not have them.
     #[error("a placeholder of a secret is in a body for a host that may not have the secret")]
     Leak(Vec<String>),
@@ -40,6 +43,11 @@ pub(super) trait Filter: Send {
     fn keeps_length(&self) -> bool {
         false
     }
+
+    /// The longest piece that it is to be given.
+    fn piece(&self) -> usize {
+        usize::MAX
+    }
 }
 
 /// Filters, one after the other.
@@ -64,6 +72,11 @@ impl Filter for Chain {
 
     fn check(&self, text: &[u8]) -> Result<(), Broken> {
         self.0.iter().try_for_each(|filter| filter.check(text))
+    }
+
+    fn piece(&self) -> usize {
+        let pieces = self.0.iter().map(|filter| filter.piece());
+        pieces.min().unwrap_or(usize::MAX)
     }
 }
 

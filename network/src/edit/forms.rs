@@ -48,12 +48,18 @@ pub(super) fn forms(text: &[u8]) -> Vec<Bytes> {
         }
     }
     add(json(text));
-    for escaped in ["\\/", "\\u003c", "\\u003C"] {
-        add(json_as(text, escaped));
+    for style in [SLASHES, NUMBERS, NUMBERS_UPPER, GSON, DOT_NET] {
+        add(json_as(text, style));
     }
-    add(html(text, "&#34;", "&#39;"));
-    add(html(text, "&quot;", "&#39;"));
-    add(html(text, "&quot;", "&#x27;"));
+    for style in [
+        ("&#34;", "&#39;", "+"),
+        ("&quot;", "&#39;", "+"),
+        ("&quot;", "&#x27;", "+"),
+        // Go's templates.
+        ("&#34;", "&#39;", "&#43;"),
+    ] {
+        add(html(text, style));
+    }
     add(hex(text, false));
     add(hex(text, true));
     if text.len() >= MIN_BASE64 {
@@ -104,30 +110,73 @@ fn hex(text: &[u8], is_upper: bool) -> Bytes {
     Zeroizing::new(digits.collect())
 }
 
-/// What stands for a text in a string of JSON, with no more escaped than has to be.
-pub(super) fn json(text: &[u8]) -> Bytes {
-    json_as(text, "")
+/// What more is escaped in JSON than has to be.
+#[derive(Clone, Copy)]
+struct JsonStyle {
+    /// With a backslash before it.
+    marked: &'static str,
+    /// By its number.
+    numbered: &'static str,
+    /// So is all that is not ASCII.
+    is_ascii: bool,
+    is_upper: bool,
 }
 
-/// The same, with more escaped: the slash, as some do, or what means something in HTML
-/// and all that is not ASCII, in numbers like `escaped`.
-fn json_as(text: &[u8], escaped: &str) -> Bytes {
+const PLAIN: JsonStyle = JsonStyle {
+    marked: "\"\\",
+    numbered: "",
+    is_ascii: false,
+    is_upper: false,
+};
+/// PHP, and all who write for a `<script>`.
+const SLASHES: JsonStyle = JsonStyle {
+    marked: "\"\\/",
+    ..PLAIN
+};
+/// Python and others that write ASCII; Go, which writes so what means something in HTML.
+const NUMBERS: JsonStyle = JsonStyle {
+    numbered: "<>&'",
+    is_ascii: true,
+    ..PLAIN
+};
+const NUMBERS_UPPER: JsonStyle = JsonStyle {
+    is_upper: true,
+    ..NUMBERS
+};
+/// Gson, which counts `=` among these: what ends in it may be base64.
+const GSON: JsonStyle = JsonStyle {
+    numbered: "<>&'=",
+    ..PLAIN
+};
+/// .NET, which writes almost nothing but letters and digits as it is.
+const DOT_NET: JsonStyle = JsonStyle {
+    marked: "\\",
+    numbered: "<>&'\"+`\u{7f}",
+    is_ascii: true,
+    is_upper: true,
+};
+
+/// What stands for a text in a string of JSON, with no more escaped than has to be.
+pub(super) fn json(text: &[u8]) -> Bytes {
+    json_as(text, PLAIN)
+}
+
+fn json_as(text: &[u8], style: JsonStyle) -> Bytes {
     let mut out = Zeroizing::new(String::with_capacity(text.len() * 6));
-    let is_number = escaped.len() == 6;
-    let is_upper = escaped.ends_with('C');
     // Values are UTF-8; what is not is not JSON either.
     for character in String::from_utf8_lossy(text).chars() {
         match character {
-            '"' | '\\' => {
+            _ if style.marked.contains(character) => {
                 out.push('\\');
                 out.push(character);
             }
-            '/' if escaped == "\\/" => out.push_str(escaped),
             '\t' => out.push_str("\\t"),
-            '<' | '>' | '&' | '\'' | '\u{80}'.. if is_number => {
+            _ if style.numbered.contains(character)
+                || (style.is_ascii && !character.is_ascii()) =>
+            {
                 let mut units = [0; 2];
                 for unit in character.encode_utf16(&mut units) {
-                    let written = match is_upper {
+                    let written = match style.is_upper {
                         true => write!(out, "\\u{unit:04X}"),
                         false => write!(out, "\\u{unit:04x}"),
                     };
@@ -140,7 +189,7 @@ fn json_as(text: &[u8], escaped: &str) -> Bytes {
     Zeroizing::new(std::mem::take(&mut *out).into_bytes())
 }
 
-fn html(text: &[u8], quote: &str, apostrophe: &str) -> Bytes {
+fn html(text: &[u8], (quote, apostrophe, plus): (&str, &str, &str)) -> Bytes {
     let mut out = Zeroizing::new(Vec::with_capacity(text.len() * 6));
     for byte in text {
         match byte {
@@ -149,6 +198,7 @@ fn html(text: &[u8], quote: &str, apostrophe: &str) -> Bytes {
             b'>' => out.extend_from_slice(b"&gt;"),
             b'"' => out.extend_from_slice(quote.as_bytes()),
             b'\'' => out.extend_from_slice(apostrophe.as_bytes()),
+            b'+' => out.extend_from_slice(plus.as_bytes()),
             _ => out.push(*byte),
         }
     }
@@ -224,6 +274,10 @@ mod tests {
             ("a/b/c", r"a\/b\/c"),
             ("a<b>&c", r"a\u003cb\u003e\u0026c"),
             ("schl\u{fc}ssel", r"schl\u00fcssel"),
+            ("schl\u{fc}ssel<", r"schl\u00FCssel\u003C"),
+            ("c2VjcmV0PT0=", r"c2VjcmV0PT0\u003d"),
+            ("a+b\"c\\", r"a\u002Bb\u0022c\\"),
+            ("a+b\"c", "a&#43;b&#34;c"),
             ("a<b>&'\"", "a&lt;b&gt;&amp;&#39;&#34;"),
             ("a<b>&'\"", "a&lt;b&gt;&amp;&#x27;&quot;"),
             ("hunter22", "68756e7465723232"),

@@ -242,19 +242,14 @@ impl Hook {
                 .is_none_or(|glob| glob.matches(&query::decode_path(path)))
     }
 
-    /// Whether what passes depends on it: it refuses, or asks whether to.
-    fn judges(&self) -> bool {
-        self.blocks || self.ask.is_some()
-    }
-
-    /// Whether what passes depends on the method.
+    /// Whether what becomes of a request depends on its method: who is asked sees it.
     pub(super) fn judges_methods(&self) -> bool {
-        self.judges() && !self.methods.is_empty()
+        self.ask.is_some() || !self.methods.is_empty()
     }
 
-    /// Whether what passes depends on the path.
+    /// Whether it depends on its path.
     pub(super) fn judges_paths(&self) -> bool {
-        self.judges() && self.path.is_some()
+        self.ask.is_some() || self.path.is_some()
     }
 
     /// Whether it may want to change bodies.

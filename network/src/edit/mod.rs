@@ -14,8 +14,9 @@
 //!
 //! Rules and callbacks therefore see placeholders in requests, never values.
 //!
-//! What remains: a value is found in its usual encodings only. A host that is for a secret
-//! can show the value in any other; one byte in each response, where it answers to `Range`
+//! What remains: a value is found as a whole, and in its usual encodings only. A host that is
+//! for a secret can show the value in any other; a part of it, as where it cuts long texts; one
+//! byte in each response, where it answers to `Range`
 //! ([`Options::forbid_range`]); or in what is no body of a response, as in a WebSocket.
 
 mod body;
@@ -37,7 +38,7 @@ mod substitute;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use http::header::{ACCEPT_ENCODING, CONTENT_ENCODING, CONTENT_TYPE, HeaderValue, RANGE};
+use http::header::{ACCEPT_ENCODING, CONTENT_ENCODING, CONTENT_TYPE, HeaderValue};
 use http::{HeaderMap, Method, StatusCode, request, response};
 use hyper::ext::ReasonPhrase;
 
@@ -99,6 +100,8 @@ pub struct Edits {
     hooks: Vec<Hook>,
     secrets: Arc<Secrets>,
     options: Options,
+    /// For decoders.
+    room: decode::Room,
 }
 
 /// What is kept of a request until its response.
@@ -122,6 +125,7 @@ impl Edits {
             hooks,
             secrets,
             options,
+            room: decode::Room::default(),
         }
     }
 
@@ -158,20 +162,37 @@ impl Edits {
             {
                 return Err(denial(cx, Code::Ambiguous, None));
             }
-            for name in crate::http::OVERRIDES {
-                parts.headers.remove(name);
-            }
+            crate::http::remove_overrides(&mut parts.headers);
         }
         if hooks().any(Hook::judges_paths) {
-            for name in crate::http::OVERRIDES {
-                parts.headers.remove(name);
-            }
+            crate::http::remove_overrides(&mut parts.headers);
             let query = head::query(parts).to_owned();
             let path = path::normal(head::path(parts));
             let set = path.and_then(|path| head::set_target(parts, &path, &query));
             set.ok_or_else(|| denial(cx, Code::Ambiguous, None))?;
         }
         Ok(())
+    }
+
+    /// What a body with this coding goes through. None if nothing is looked for in it.
+    fn filters(
+        &self,
+        coded: &HeaderMap,
+        replacements: &[(String, String)],
+        table: Option<&Arc<Table>>,
+        headers: &HeaderMap,
+    ) -> Result<Option<Body>, Broken> {
+        let replacer = body::in_order(replacements, is_events(headers));
+        if replacer.is_none() && table.is_none() {
+            return Ok(None);
+        }
+        let mut filters: Vec<Box<dyn filter::Filter>> = Vec::new();
+        if let Some(decoder) = decode::decoder(coded, &self.room)? {
+            filters.push(Box::new(decoder));
+        }
+        filters.extend(replacer);
+        let scrubber = table.map(|table| Replacer::new(Arc::clone(table)));
+        Ok(Some(Body::new(filters, scrubber)))
     }
 
     async fn edit_request(
@@ -197,8 +218,10 @@ impl Edits {
                 Ok(answer) => answer.apply(parts),
                 Err(error) => Err(error),
             };
-            if applied.is_err() && !ask.fail_open {
-                return Err(denial(cx, Code::Callback, hook.name()).into());
+            if let Err(error) = applied
+                && !ask.fail_open
+            {
+                return Err(unanswered(cx, hook, &error).into());
             }
         }
         let set = self.secrets.now();
@@ -214,13 +237,17 @@ impl Edits {
             scrubbed,
         };
         let substituted = substitute::substitute(&set, &bound, cx, parts);
-        let Substituted { secrets, body } = substituted.map_err(|refused| *refused)?;
+        let Substituted {
+            secrets,
+            body,
+            noted,
+        } = substituted.map_err(|refused| *refused)?;
         if scrubs && self.options.forbid_range {
             substitute::without_range(&mut parts.headers);
         }
         if scrubs || self.hooks(Phase::After, cx).any(Hook::is_of_bodies) {
             decode::restrict(&mut parts.headers);
-            if parts.headers.contains_key(RANGE) {
+            if substitute::has_range(&parts.headers) {
                 // Of what is encoded no part can be decoded.
                 let identity = HeaderValue::from_static("identity");
                 parts.headers.insert(ACCEPT_ENCODING, identity);
@@ -232,6 +259,7 @@ impl Edits {
             body: body.map(|body| -> Box<dyn Transform> { Box::new(body) }),
             why,
             secrets,
+            noted,
             state: Some(Box::new(kept)),
         })
     }
@@ -242,6 +270,11 @@ impl Edits {
         kept: Kept,
         parts: &mut response::Parts,
     ) -> Result<ResponseEdit, Refused> {
+        let table = match self.options.scrub {
+            true => Some(kept.set.scrubber(&kept.scrubbed)).filter(|table| !table.is_empty()),
+            false => None,
+        };
+        let table = table.as_ref();
         let coded = coding(&parts.headers);
         let mut replacements = Vec::new();
         let mut body: Option<Bytes> = None;
@@ -258,9 +291,14 @@ impl Edits {
             let (Some(ask), Some(request)) = (&hook.ask, &kept.seen) else {
                 continue;
             };
+            // It is shown no values either.
+            let mut shown = parts.headers.clone();
+            if let Some(table) = table {
+                substitute::scrub(table, &mut shown);
+            }
             let response = ResponseSeen {
                 status: parts.status.as_u16(),
-                headers: head::seen(&parts.headers),
+                headers: head::seen(&shown),
                 is_events: is_events(&parts.headers),
             };
             let answer = answered(ask, ask.callback.after(request, &response)).await;
@@ -286,14 +324,9 @@ impl Edits {
                     replacements.extend(answer.replacements);
                 }
                 Err(_) if ask.fail_open => {}
-                Err(_) => return Err(denial(cx, Code::Callback, hook.name()).into()),
+                Err(error) => return Err(unanswered(cx, hook, &error).into()),
             }
         }
-        let table = match self.options.scrub {
-            true => Some(kept.set.scrubber(&kept.scrubbed)).filter(|table| !table.is_empty()),
-            false => None,
-        };
-        let table = table.as_ref();
         if table.is_some() {
             // What HTTP/1 says beside a status can be anything.
             parts.extensions.remove::<ReasonPhrase>();
@@ -327,7 +360,11 @@ impl Edits {
                 scrubbed,
             });
         }
-        let filters = self::filters(&coded, &replacements, table, &parts.headers);
+        let unseen = decode::coded_messages(&parts.headers);
+        if let (Some(coding), true) = (unseen, table.is_some()) {
+            return Err(refused(scrubbed, &Broken::Coding(coding)));
+        }
+        let filters = self.filters(&coded, &replacements, table, &parts.headers);
         let filters = filters.map_err(|why| refused(scrubbed, &why))?;
         if filters.is_some() {
             parts.headers.remove(CONTENT_ENCODING);
@@ -345,26 +382,6 @@ impl Edits {
         };
         Ok(ResponseEdit { body, scrubbed })
     }
-}
-
-/// What a body with this coding goes through. None if nothing is looked for in it.
-fn filters(
-    coded: &HeaderMap,
-    replacements: &[(String, String)],
-    table: Option<&Arc<Table>>,
-    headers: &HeaderMap,
-) -> Result<Option<Body>, Broken> {
-    let replacer = body::in_order(replacements, is_events(headers));
-    if replacer.is_none() && table.is_none() {
-        return Ok(None);
-    }
-    let mut filters: Vec<Box<dyn filter::Filter>> = Vec::new();
-    if let Some(decoder) = decode::decoder(coded)? {
-        filters.push(Box::new(decoder));
-    }
-    filters.extend(replacer);
-    let scrubber = table.map(|table| Replacer::new(Arc::clone(table)));
-    Ok(Some(Body::new(filters, scrubber)))
 }
 
 /// The content codings of a body, and nothing else of its headers.
@@ -387,6 +404,15 @@ fn denial(cx: &RequestContext, code: Code, rule: Option<&str>) -> Denial {
         host: format!("{}:{}", cx.host, cx.port),
         rule: rule.map(str::to_owned),
     }
+}
+
+/// The refusal of what a callback had to judge, and did not.
+fn unanswered(cx: &RequestContext, hook: &Hook, error: &CallbackError) -> Denial {
+    let why = match hook.name() {
+        Some(name) => format!("{name}: {error}"),
+        None => error.to_string(),
+    };
+    denial(cx, Code::Callback, Some(&why))
 }
 
 /// An answer, if it comes in time.

@@ -131,6 +131,15 @@ impl Table {
         (from..bytes.len()).find(is_begin).unwrap_or(bytes.len())
     }
 
+    /// Whether one of them is in the name of a header, which has lost its upper case.
+    pub(super) fn is_in_name(&self, name: &str) -> bool {
+        let is_in = |one: &Replacement| {
+            let mut windows = name.as_bytes().windows(one.find.len());
+            windows.any(|window| window.eq_ignore_ascii_case(&one.find))
+        };
+        self.all.iter().any(is_in)
+    }
+
     /// All in bytes that are all there, and where they are.
     pub(super) fn matches<'a>(
         &'a self,

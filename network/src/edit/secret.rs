@@ -18,6 +18,8 @@ use crate::policy::Pattern;
 const MAX_VALUE: usize = 64 << 10;
 /// How long placeholders are, in bytes.
 const PLACEHOLDER: std::ops::RangeInclusive<usize> = 8..=1024;
+/// How many values that a secret had before are remembered.
+const MAX_FORMER: usize = 16;
 /// How many searches through responses are kept ready.
 const MAX_READY: usize = 64;
 
@@ -132,8 +134,23 @@ struct Entry {
     secret: Secret,
     /// Whether nobody may have it any more.
     is_revoked: bool,
-    /// The value before this one, which a host may still know and send back.
-    former: Option<Zeroizing<String>>,
+    /// The values before this one, which a host may still know and send back.
+    former: Vec<Zeroizing<String>>,
+}
+
+impl Entry {
+    /// Gives it a value, and remembers the last.
+    fn replace(&mut self, value: Zeroizing<String>) {
+        let former = std::mem::replace(&mut self.secret.value, value);
+        if former.is_empty() {
+            return;
+        }
+        self.former.retain(|known| *known != former);
+        if self.former.len() == MAX_FORMER {
+            self.former.remove(0);
+        }
+        self.former.push(former);
+    }
 }
 
 /// Secrets as they are at one time. A request has those of when it began.
@@ -210,9 +227,8 @@ impl Set {
         let mut all = Vec::new();
         let entries = self.entries.iter().zip(bound).enumerate();
         for (owner, (entry, _)) in entries.filter(|(_, (_, is_bound))| **is_bound) {
-            let values = [Some(&entry.secret.value), entry.former.as_ref()];
-            let forms = values.into_iter().flatten();
-            let forms = forms.flat_map(|value| forms_of(value));
+            let values = std::iter::once(&entry.secret.value).chain(&entry.former);
+            let forms = values.flat_map(|value| forms_of(value));
             all.extend(forms.map(|find| Replacement {
                 find,
                 with: Zeroizing::new(entry.secret.placeholder.clone().into_bytes()),
@@ -259,23 +275,20 @@ impl Secrets {
         let entries = secrets.into_iter().map(|secret| Entry {
             secret,
             is_revoked: false,
-            former: None,
+            former: Vec::new(),
         });
         Ok(Self(RwLock::new(Arc::new(Set::new(entries.collect())))))
     }
 
-    /// Gives a secret another value. The last one before it is still taken out of
-    /// responses.
+    /// Gives a secret another value. The last ones before it, 16 of them, are still taken out
+    /// of responses.
     ///
     /// # Errors
     /// There is no such secret, or the value makes no sense. Then nothing has changed.
     pub fn set(&self, name: &str, value: Zeroizing<String>) -> Result<(), SecretError> {
         self.change(name, |entry| {
             if entry.secret.value != value {
-                let former = std::mem::replace(&mut entry.secret.value, value);
-                if !former.is_empty() {
-                    entry.former = Some(former);
-                }
+                entry.replace(value);
             }
             entry.is_revoked = false;
         })
@@ -291,8 +304,7 @@ impl Secrets {
         self.change(name, |entry| {
             is_another = !entry.is_revoked && entry.secret.value != value;
             if is_another {
-                let former = std::mem::replace(&mut entry.secret.value, value);
-                entry.former = Some(former);
+                entry.replace(value);
             }
         })?;
         Ok(is_another)
@@ -316,10 +328,7 @@ impl Secrets {
     pub fn revoke(&self, name: &str) -> Result<(), SecretError> {
         self.change(name, |entry| {
             // It may be valid still, and be somewhere where a request put it.
-            let value = std::mem::take(&mut entry.secret.value);
-            if !value.is_empty() {
-                entry.former = Some(value);
-            }
+            entry.replace(Zeroizing::default());
             entry.is_revoked = true;
         })
     }

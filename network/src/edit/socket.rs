@@ -3,11 +3,14 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::path::PathBuf;
+use std::os::fd::AsRawFd as _;
+use std::path::{Path, PathBuf};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, setsockopt, socket, sockopt};
+use nix::sys::time::{TimeVal, TimeValLike as _};
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::net::UnixStream;
@@ -21,6 +24,9 @@ use crate::http::Later;
 
 /// The longest answer, in bytes: a body of 48 MiB.
 const MAX_ANSWER: u64 = 64 << 20;
+
+/// For how many seconds a question waits for those before it, at most.
+const WAIT_IN_LINE: i64 = 60;
 
 /// Asks about one thing at a socket.
 #[derive(Debug, Clone)]
@@ -112,7 +118,7 @@ impl SocketCallback {
         let line = serde_json::to_vec(question);
         let mut line = line.map_err(|error| unreachable(error.into()))?;
         line.push(b'\n');
-        let mut stream = UnixStream::connect(&self.path).await.map_err(unreachable)?;
+        let mut stream = connect(&self.path).await.map_err(unreachable)?;
         stream.write_all(&line).await.map_err(unreachable)?;
         let mut answer = Vec::new();
         let mut stream = BufReader::new(stream.take(MAX_ANSWER + 1));
@@ -146,6 +152,28 @@ impl SocketCallback {
             is_sse: false,
         }
     }
+}
+
+/// Connects to a socket; if more wait for it already than may, as one of those that wait. A
+/// socket that does not block is told of no end of that, so a thread waits for it.
+async fn connect(path: &Path) -> io::Result<UnixStream> {
+    match UnixStream::connect(path).await {
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+        connected => return connected,
+    }
+    let address = UnixAddr::new(path)?;
+    let waited = tokio::task::spawn_blocking(move || {
+        let flags = SockFlag::SOCK_CLOEXEC;
+        let socket = socket(AddressFamily::Unix, SockType::Stream, flags, None)?;
+        // Longer than that no rule waits.
+        let within = TimeVal::seconds(WAIT_IN_LINE);
+        setsockopt(&socket, sockopt::SendTimeout, &within)?;
+        nix::sys::socket::connect(socket.as_raw_fd(), &address)?;
+        Ok::<_, io::Error>(std::os::unix::net::UnixStream::from(socket))
+    });
+    let stream = waited.await.map_err(io::Error::other)??;
+    stream.set_nonblocking(true)?;
+    UnixStream::from_std(stream)
 }
 
 impl Callback for SocketCallback {
@@ -204,6 +232,8 @@ impl Callback for SocketCallback {
 
 #[cfg(test)]
 mod tests {
+    use std::task::Poll;
+
     use tokio::net::UnixListener;
 
     use super::super::hook::tests::{map, strings};
@@ -365,6 +395,49 @@ mod tests {
         };
         let refused = nobody.before(&RequestSeen::default()).await;
         assert!(matches!(refused, Err(CallbackError::Unreachable(_))));
+    }
+
+    /// More questions than may wait for an answer at once wait for the others.
+    #[tokio::test]
+    async fn a_callback_that_is_busy_is_there() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("callbacks");
+        let address = UnixAddr::new(&path).unwrap();
+        let listener = socket(
+            AddressFamily::Unix,
+            SockType::Stream,
+            SockFlag::empty(),
+            None,
+        );
+        let listener = listener.unwrap();
+        nix::sys::socket::bind(listener.as_raw_fd(), &address).unwrap();
+        // One waits, beside the one that is served.
+        nix::sys::socket::listen(&listener, nix::sys::socket::Backlog::new(0).unwrap()).unwrap();
+        let listener = std::os::unix::net::UnixListener::from(listener);
+        let request = RequestSeen::default();
+        let callback = SocketCallback {
+            path,
+            id: String::new(),
+        };
+        let ask = || callback.before(&request);
+        let questions = async { tokio::join!(ask(), ask(), ask(), ask(), ask(), ask()) };
+        let mut questions = Box::pin(questions);
+        // All have tried before anybody is served.
+        let first = std::future::poll_fn(|cx| Poll::Ready(questions.as_mut().poll(cx))).await;
+        assert!(first.is_pending());
+        let served = std::thread::spawn(move || {
+            for _ in 0..6 {
+                let (mut stream, _) = listener.accept().unwrap();
+                let mut line = String::new();
+                io::BufRead::read_line(&mut io::BufReader::new(&stream), &mut line).unwrap();
+                io::Write::write_all(&mut stream, b"{}\n").unwrap();
+            }
+        });
+        let (a, b, c, d, e, f) = questions.await;
+        for answer in [a, b, c, d, e, f] {
+            assert_eq!(answer, Ok(RequestAnswer::default()));
+        }
+        served.join().unwrap();
     }
 
     #[tokio::test]

@@ -19,7 +19,7 @@ use super::replace::{Replacement, Replacer, Table};
 use super::secret::{Secret, Set};
 use crate::http::{Refused, RequestContext};
 use crate::policy::{Code, Denial};
-use crate::report::SecretUse;
+use crate::report::{Noted, SecretUse};
 
 /// The longest head of a request after values came in.
 pub(super) const MAX_HEAD: usize = 256 << 10;
@@ -55,6 +55,8 @@ pub(super) struct Substituted {
     pub(super) secrets: SecretUse,
     /// What is to be done with the body.
     pub(super) body: Option<Box<dyn Filter>>,
+    /// What that finds.
+    pub(super) noted: Noted,
 }
 
 /// Puts values in place of placeholders in a request for the host of these `bound` secrets.
@@ -87,7 +89,8 @@ pub(super) fn substitute(
     };
     let headers = work.headers(&parts.headers);
     let target = work.target(parts);
-    let body = work.body(&parts.headers);
+    let noted = Noted::default();
+    let body = work.body(&parts.headers, &noted);
     let names = |owners: &BTreeSet<usize>| set.names(owners.iter().copied());
     let is_long = work.is_long;
     let mut secrets = SecretUse {
@@ -125,7 +128,11 @@ pub(super) fn substitute(
     if is_long || head::len(&parts.headers) + target > MAX_HEAD {
         return Err(refused(long(), &mut secrets));
     }
-    Ok(Substituted { secrets, body })
+    Ok(Substituted {
+        secrets,
+        body,
+        noted,
+    })
 }
 
 impl Work<'_> {
@@ -283,34 +290,44 @@ impl Work<'_> {
         Some((or(new_path, path), or(new_query, query)))
     }
 
-    /// What is to be done with the body.
-    fn body(&self, headers: &HeaderMap) -> Option<Box<dyn Filter>> {
-        let is_bound = |owner: usize| self.bound.get(owner) == Some(&true);
-        let unbound = (0..self.bound.len()).filter(|owner| !is_bound(*owner));
-        let names: Vec<_> = unbound
-            .filter_map(|owner| Some((owner, self.set.get(owner)?.name.clone())))
-            .collect();
-        let watch = (!names.is_empty()).then(|| Watch {
-            replacer: Replacer::new(Arc::clone(&self.set.disguises)),
-            names,
-        });
+    /// What is to be done with the body, and noted of it.
+    fn body(&self, headers: &HeaderMap, noted: &Noted) -> Option<Box<dyn Filter>> {
         let is_coded = headers.contains_key(CONTENT_ENCODING);
-        let bodies = self.set.all().enumerate().filter(|(owner, secret)| {
-            is_bound(*owner) && secret.places.body && !is_coded && (self.tls || secret.plain_http)
-        });
-        let pairs = bodies.flat_map(|(owner, secret)| pairs(owner, secret, headers));
-        let table = Table::new(pairs.collect());
-        let put: Option<Box<dyn Filter>> = match table.is_empty() {
-            true => None,
-            false => Some(Box::new(Replacer::new(table))),
-        };
-        match (watch, put) {
-            (Some(watch), None) => Some(Box::new(watch)),
-            (None, put) => put,
-            // The watch sees what the guest sent.
-            (Some(watch), Some(put)) => {
-                Some(Box::new(super::filter::Chain(vec![Box::new(watch), put])))
+        let (mut leaks, mut misses, mut puts) = (Vec::new(), Vec::new(), Vec::new());
+        let mut replaced = Vec::new();
+        for (owner, secret) in self.set.all().enumerate() {
+            let named = (owner, secret.name.clone());
+            let is_place = secret.places.body && !is_coded && (self.tls || secret.plain_http);
+            match (self.bound.get(owner), is_place) {
+                (Some(true), true) => {
+                    replaced.extend(pairs(owner, secret, headers));
+                    puts.push(named);
+                }
+                (Some(true), false) => misses.push(named),
+                _ => leaks.push(named),
             }
+        }
+        let mut filters: Vec<Box<dyn Filter>> = Vec::new();
+        // It sees what the guest sent.
+        if !(leaks.is_empty() && misses.is_empty()) {
+            filters.push(Box::new(Watch {
+                replacer: Replacer::new(Arc::clone(&self.set.disguises)),
+                leaks,
+                misses,
+                noted: noted.clone(),
+            }));
+        }
+        let table = Table::new(replaced);
+        if !table.is_empty() {
+            filters.push(Box::new(Put {
+                replacer: Replacer::new(table),
+                names: puts,
+                noted: noted.clone(),
+            }));
+        }
+        match filters.len() {
+            0 | 1 => filters.pop(),
+            _ => Some(Box::new(super::filter::Chain(filters))),
         }
     }
 }
@@ -353,7 +370,10 @@ impl Media {
         let text = String::from_utf8_lossy(value.unwrap_or_default()).to_ascii_lowercase();
         let essence = text.split(';').next().unwrap_or_default().trim();
         let (_, subtype) = essence.split_once('/').unwrap_or_default();
-        let is_json = |part: &str| matches!(part, "json" | "ndjson" | "x-ndjson" | "jsonl");
+        let is_json = |part: &str| {
+            let is_named = matches!(part, "json" | "ndjson" | "x-ndjson" | "jsonl");
+            is_named || part.starts_with("x-amz-json")
+        };
         match subtype {
             "x-www-form-urlencoded" => Self::Form,
             _ if is_json(subtype) || subtype.ends_with("+json") => Self::Json,
@@ -367,18 +387,40 @@ impl Media {
 pub(super) struct Watch {
     replacer: Replacer,
     /// Secrets that are not for the host: their numbers and names.
-    names: Vec<(usize, String)>,
+    leaks: Named,
+    /// Those that are, but not in its body.
+    misses: Named,
+    noted: Noted,
+}
+
+/// Numbers and names of secrets.
+type Named = Vec<(usize, String)>;
+
+/// The names of those that were found.
+fn found(names: &Named, is_hit: impl Fn(usize) -> bool) -> Vec<String> {
+    let found = names.iter().filter(|(owner, _)| is_hit(*owner));
+    found.map(|(_, name)| name.clone()).collect()
+}
+
+fn hits(replacer: &Replacer) -> impl Fn(usize) -> bool {
+    let hits = replacer.hits();
+    |owner| hits.get(owner).is_some_and(|hits| *hits > 0)
 }
 
 impl Watch {
     fn look(&self) -> Result<(), Broken> {
-        let hits = self.replacer.hits();
-        self.refuse(|owner| hits.get(owner).is_some_and(|hits| *hits > 0))
+        self.refuse(hits(&self.replacer))
     }
 
     fn refuse(&self, is_hit: impl Fn(usize) -> bool) -> Result<(), Broken> {
-        let leaked = self.names.iter().filter(|(owner, _)| is_hit(*owner));
-        let leaked: Vec<_> = leaked.map(|(_, name)| name.clone()).collect();
+        let missed = found(&self.misses, &is_hit);
+        if !missed.is_empty() {
+            self.noted.add(&SecretUse {
+                missed,
+                ..SecretUse::default()
+            });
+        }
+        let leaked = found(&self.leaks, is_hit);
         match leaked.is_empty() {
             true => Ok(()),
             false => Err(Broken::Leak(leaked)),
@@ -386,11 +428,51 @@ impl Watch {
     }
 }
 
+/// Puts values into a body.
+struct Put {
+    replacer: Replacer,
+    /// Whose: their numbers and names.
+    names: Named,
+    noted: Noted,
+}
+
+impl Put {
+    fn note(&self) {
+        let substituted = found(&self.names, hits(&self.replacer));
+        if !substituted.is_empty() {
+            self.noted.add(&SecretUse {
+                substituted,
+                ..SecretUse::default()
+            });
+        }
+    }
+}
+
+impl Filter for Put {
+    fn push(&mut self, bytes: &[u8], out: &mut Vec<u8>) -> Result<(), Broken> {
+        let before = self.replacer.count();
+        self.replacer.push(bytes, out)?;
+        if self.replacer.count() > before {
+            self.note();
+        }
+        Ok(())
+    }
+
+    fn finish(&mut self, out: &mut Vec<u8>) -> Result<(), Broken> {
+        self.replacer.finish(out)?;
+        self.note();
+        Ok(())
+    }
+}
+
 impl Filter for Watch {
     fn push(&mut self, bytes: &[u8], out: &mut Vec<u8>) -> Result<(), Broken> {
-        let before = out.len();
+        let before = (out.len(), self.replacer.count());
         self.replacer.push(bytes, out)?;
-        self.look().inspect_err(|_| out.truncate(before))
+        if self.replacer.count() == before.1 {
+            return Ok(());
+        }
+        self.look().inspect_err(|_| out.truncate(before.0))
     }
 
     fn finish(&mut self, out: &mut Vec<u8>) -> Result<(), Broken> {
@@ -410,9 +492,17 @@ impl Filter for Watch {
     }
 }
 
-/// Takes values out of the headers of a response, and tells how often.
+/// Takes values out of the headers of a response, and tells how often. A header that is named
+/// after one is gone as a whole.
 pub(super) fn scrub(table: &Table, headers: &mut HeaderMap) -> u64 {
-    let mut count = 0;
+    let named = headers
+        .keys()
+        .filter(|name| table.is_in_name(name.as_str()));
+    let named: Vec<HeaderName> = named.cloned().collect();
+    let mut count = u64::try_from(named.len()).unwrap_or(u64::MAX);
+    for name in named {
+        headers.remove(name);
+    }
     for value in headers.values_mut() {
         let Some((scrubbed, times)) = table.replace(value.as_bytes()) else {
             continue;
@@ -425,9 +515,17 @@ pub(super) fn scrub(table: &Table, headers: &mut HeaderMap) -> u64 {
     count
 }
 
+/// What asks for a part of a body: everywhere, before there was `Range`, and at Azure.
+const RANGES: [&str; 3] = ["range", "request-range", "x-ms-range"];
+
+/// Whether a request asks for a part of a body.
+pub(super) fn has_range(headers: &HeaderMap) -> bool {
+    RANGES.iter().any(|name| headers.contains_key(*name))
+}
+
 /// Takes parts out of a request with which a server would send parts of a body.
 pub(super) fn without_range(headers: &mut HeaderMap) {
-    for name in [http::header::RANGE, http::header::IF_RANGE] {
-        headers.remove::<HeaderName>(name);
+    for name in RANGES.iter().chain(&["if-range"]) {
+        headers.remove(*name);
     }
 }

@@ -22,6 +22,7 @@ use super::ongoing::Ongoing;
 use super::pool::Lease;
 use super::unread::Unread;
 use crate::meter::Meter;
+use crate::policy::{Code, Denial};
 use crate::report::Outcome;
 
 /// What a body breaks with.
@@ -39,16 +40,30 @@ const AHEAD_WITHIN: Duration = Duration::from_secs(1);
 /// How much of it is kept: what was short may have become long.
 const MAX_AHEAD: usize = 256 * 1024;
 
+/// How long is waited for what follows, where it may not be told how much was kept back.
+const FOLLOWS_WITHIN: Duration = Duration::from_millis(5);
+
+/// What of a body that was decoded is passed on at once, and a piece of what that makes.
+const FRAME: usize = 16 * 1024;
+
 /// A body from elsewhere.
 pub(crate) struct Passing {
     body: Incoming,
     /// What was read, and changed, before anybody asked for it.
     ahead: Bytes,
+    /// What was read, and not changed yet.
+    unchanged: Bytes,
     transform: Option<Box<dyn Transform>>,
     /// Those that came, while what was left is passed on.
     trailers: Option<HeaderMap>,
     is_over: bool,
+    /// What was changed and is given out when it is known what follows, or then.
+    held: Option<(Bytes, Pin<Box<Sleep>>)>,
+    /// What it breaks off with, after what came before.
+    error: Option<BodyError>,
     scrubbed: u64,
+    /// Why it was broken off here.
+    broken: Option<String>,
 }
 
 impl Passing {
@@ -56,10 +71,14 @@ impl Passing {
         Self {
             body,
             ahead: Bytes::new(),
+            unchanged: Bytes::new(),
             transform,
             trailers: None,
             is_over: false,
+            held: None,
+            error: None,
             scrubbed: 0,
+            broken: None,
         }
     }
 
@@ -96,12 +115,29 @@ impl Passing {
             return Poll::Ready(Some(Ok(Frame::data(ahead))));
         }
         loop {
+            if let Some(error) = self.error.take() {
+                return Poll::Ready(Some(Err(error)));
+            }
             if self.is_over {
                 return Poll::Ready(
                     self.trailers
                         .take()
                         .map(|trailers| Ok(Frame::trailers(trailers))),
                 );
+            }
+            if !self.unchanged.is_empty() {
+                let Some(data) = self.push()? else {
+                    continue;
+                };
+                let keeps_back = self.transform.as_ref().is_some_and(|of| of.keeps_back());
+                if !keeps_back || !self.unchanged.is_empty() {
+                    return Poll::Ready(Some(Ok(Frame::data(data))));
+                }
+                self.held = Some((data, Box::pin(tokio::time::sleep(FOLLOWS_WITHIN))));
+            }
+            if self.held.is_some() {
+                let data = ready!(self.poll_held(cx))?;
+                return Poll::Ready(Some(Ok(Frame::data(data))));
             }
             let frame = match ready!(Pin::new(&mut self.body).poll_frame(cx)) {
                 Some(Ok(frame)) => frame,
@@ -112,19 +148,12 @@ impl Passing {
                 },
             };
             match frame.into_data() {
-                Ok(data) => {
-                    if let Some(data) = self.push(data)? {
-                        return Poll::Ready(Some(Ok(Frame::data(data))));
-                    }
+                Ok(data) if self.transform.is_none() => {
+                    return Poll::Ready(Some(Ok(Frame::data(data))));
                 }
+                Ok(data) => self.unchanged = data,
                 Err(frame) => {
-                    let mut trailers = frame.into_trailers().unwrap_or_default();
-                    headers::strip_trailers(&mut trailers);
-                    if let Some(transform) = &mut self.transform {
-                        transform.trailers(&mut trailers)?;
-                    }
-                    self.trailers = (!trailers.is_empty()).then_some(trailers);
-                    if let Some(last) = self.finish()? {
+                    if let Some(last) = self.end(frame.into_trailers().unwrap_or_default())? {
                         return Poll::Ready(Some(Ok(last)));
                     }
                 }
@@ -132,14 +161,71 @@ impl Passing {
         }
     }
 
-    fn push(&mut self, data: Bytes) -> io::Result<Option<Bytes>> {
-        let Some(transform) = &mut self.transform else {
-            return Ok(Some(data));
-        };
+    /// Changes what was read, until there is enough for a frame.
+    fn push(&mut self) -> io::Result<Option<Bytes>> {
         let mut changed = Vec::new();
-        transform.push(&data, &mut changed)?;
-        self.scrubbed = transform.scrubbed();
+        while let Some(transform) = &mut self.transform
+            && !self.unchanged.is_empty()
+            && changed.len() < FRAME
+        {
+            let piece = self.unchanged.len().min(transform.piece());
+            let piece = self.unchanged.split_to(piece);
+            let pushed = transform.push(&piece, &mut changed);
+            self.scrubbed = transform.scrubbed();
+            pushed.inspect_err(|error| self.broken = Some(error.to_string()))?;
+        }
         Ok((!changed.is_empty()).then(|| changed.into()))
+    }
+
+    /// Gives out what was changed: at once, or after it is known what follows. A transform that
+    /// keeps back what could be the begin of a secret would else tell of that: to whoever counts
+    /// frames, the end of a body would come in one of its own.
+    fn poll_held(&mut self, cx: &mut Context<'_>) -> Poll<Result<Bytes, BodyError>> {
+        let next = match Pin::new(&mut self.body).poll_frame(cx) {
+            Poll::Ready(next) => next,
+            Poll::Pending => {
+                if let Some((_, late)) = &mut self.held {
+                    ready!(late.as_mut().poll(cx));
+                }
+                return Poll::Ready(Ok(self.take_held()));
+            }
+        };
+        let data = self.take_held();
+        let last = match next {
+            None => self.finish()?,
+            Some(Err(error)) => {
+                // What came before it is passed on first.
+                self.error = Some(error.into());
+                None
+            }
+            Some(Ok(frame)) => match frame.into_data() {
+                Ok(more) => {
+                    self.unchanged = more;
+                    None
+                }
+                Err(frame) => self.end(frame.into_trailers().unwrap_or_default())?,
+            },
+        };
+        let last = last.and_then(|frame| frame.into_data().ok());
+        Poll::Ready(Ok(match last {
+            Some(last) => [data, last].concat().into(),
+            None => data,
+        }))
+    }
+
+    fn take_held(&mut self) -> Bytes {
+        self.held.take().map(|(data, _)| data).unwrap_or_default()
+    }
+
+    /// The last of it, before these trailers.
+    fn end(&mut self, mut trailers: HeaderMap) -> io::Result<Option<Frame<Bytes>>> {
+        headers::strip_trailers(&mut trailers);
+        if let Some(transform) = &mut self.transform {
+            let passed = transform.trailers(&mut trailers);
+            passed.inspect_err(|error| self.broken = Some(error.to_string()))?;
+        }
+        self.trailers = (!trailers.is_empty()).then_some(trailers);
+        self.finish()
     }
 
     fn finish(&mut self) -> io::Result<Option<Frame<Bytes>>> {
@@ -148,8 +234,9 @@ impl Passing {
             return Ok(None);
         };
         let mut last = Vec::new();
-        transform.finish(&mut last)?;
+        let finished = transform.finish(&mut last);
         self.scrubbed = transform.scrubbed();
+        finished.inspect_err(|error| self.broken = Some(error.to_string()))?;
         Ok((!last.is_empty()).then(|| Frame::data(last.into())))
     }
 
@@ -407,7 +494,7 @@ impl Drop for Watched {
 
 enum Content {
     Whole(Option<Bytes>),
-    Passing(Passing),
+    Passing(Box<Passing>),
 }
 
 impl Reply {
@@ -435,7 +522,7 @@ impl Reply {
     }
 
     pub(crate) fn passing(
-        passing: Passing,
+        passing: Box<Passing>,
         meter: Meter,
         lease: Option<Lease>,
         opener: Option<Arc<Opener>>,
@@ -480,6 +567,16 @@ impl Body for Reply {
                 let frame = ready!(passing.poll_frame(cx));
                 if let Some(meter) = &mut this.meter {
                     meter.scrubbed = passing.scrubbed;
+                    if let Some(Err(_)) = &frame {
+                        let host = meter.report.host.clone();
+                        let why = passing.broken.take();
+                        let (code, rule) = match why {
+                            Some(why) => (Code::Rule, why),
+                            None => (Code::Connect, "it broke its response off".to_owned()),
+                        };
+                        let rule = Some(rule);
+                        meter.report.outcome = Outcome::Refused(Denial { code, host, rule });
+                    }
                 }
                 frame
             }

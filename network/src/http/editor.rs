@@ -12,7 +12,7 @@ use http::{HeaderMap, request, response};
 
 use crate::host::Host;
 use crate::policy::Denial;
-use crate::report::SecretUse;
+use crate::report::{Noted, SecretUse};
 
 /// What an [`Editor`] answers with, later.
 pub type Later<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
@@ -48,6 +48,17 @@ pub trait Transform: Send {
     /// known. Some servers refuse a body without one.
     fn keeps_length(&self) -> bool {
         false
+    }
+
+    /// Whether what it keeps back depends on what nobody may know. What it gives is then passed
+    /// on with what follows, if that comes at once, so that nobody can tell.
+    fn keeps_back(&self) -> bool {
+        false
+    }
+
+    /// The longest input that it is to be given: what it makes of that is in memory at once.
+    fn piece(&self) -> usize {
+        usize::MAX
     }
 
     /// Changes the trailers, after the last byte and before [`Self::finish`].
@@ -98,8 +109,10 @@ pub struct RequestEdit {
     pub body: Option<Box<dyn Transform>>,
     /// Why the request may not pass after all, once its body has been broken off for that.
     pub why: Option<Arc<OnceLock<Refused>>>,
-    /// What was done with secrets.
+    /// What was done with secrets in its head.
     pub secrets: SecretUse,
+    /// What is done with them in its body, as that passes.
+    pub noted: Noted,
     /// What [`Editor::response`] gets.
     pub state: Option<State>,
 }

@@ -209,7 +209,7 @@ impl<D: Dial> Exchange<D> {
         let body = match passed.content {
             Content::Whole(bytes) => Reply::whole(bytes, Some(meter)),
             Content::Passing(passing, lease, opener) => {
-                Reply::passing(*passing, meter, lease, opener).watched(self.watch(passed.ongoing))
+                Reply::passing(passing, meter, lease, opener).watched(self.watch(passed.ongoing))
             }
             Content::Upgraded(guest, host) => {
                 let relay = after_upgrade(guest, host, passed.ongoing, meter);
@@ -342,10 +342,9 @@ impl<D: Dial> Exchange<D> {
         let version = parts.version;
         let wants_trailers = headers::has_word(&parts.headers, &TE, "trailers");
         headers::strip(&mut parts.headers);
+        headers::join_cookies(&mut parts.headers);
         if judged.is_ruled {
-            for name in headers::OVERRIDES {
-                parts.headers.remove(name);
-            }
+            headers::remove_overrides(&mut parts.headers);
         }
         parts.uri = Uri::from(judged.path);
         parts.headers.insert(HOST, target.authority.clone());
@@ -362,9 +361,11 @@ impl<D: Dial> Exchange<D> {
             body: transform,
             why,
             secrets,
+            noted,
             state,
         } = edited.map_err(|refused| fail(refused, meter))?;
         meter.report.secrets = secrets;
+        meter.noted = noted;
         headers::strip(&mut parts.headers);
         parts.headers.insert(HOST, target.authority.clone());
         if wants_trailers {
@@ -421,7 +422,12 @@ impl<D: Dial> Exchange<D> {
         parts.version = version.max(Version::HTTP_11);
         let is_upgraded = parts.status == StatusCode::SWITCHING_PROTOCOLS;
         if is_upgraded && !(is_upgrade && headers::is_websocket(&parts.headers)) {
-            return Err(unreachable(&target, StatusCode::BAD_GATEWAY));
+            let why = "it speaks another protocol from here on";
+            return Err(unreachable(&target, StatusCode::BAD_GATEWAY, why));
+        }
+        if let Some(coding) = headers::transfer_coding(&parts.headers) {
+            let why = format!("its response has the transfer coding {coding:?}");
+            return Err(unreachable(&target, StatusCode::BAD_GATEWAY, &why));
         }
         headers::strip(&mut parts.headers);
         parts.headers.remove(ALT_SVC);
@@ -452,9 +458,10 @@ impl<D: Dial> Exchange<D> {
             // has to end there too.
             BodyEdit::Transform(mut transform) if has_body && body.is_end_stream() => {
                 let mut all = Vec::new();
-                transform
-                    .finish(&mut all)
-                    .map_err(|_| unreachable(&target, StatusCode::BAD_GATEWAY))?;
+                let finished = transform.finish(&mut all);
+                finished.map_err(|error| {
+                    unreachable(&target, StatusCode::BAD_GATEWAY, &error.to_string())
+                })?;
                 match all.is_empty() {
                     true => Content::Passing(Box::new(Passing::new(body, None)), lease, opener),
                     false => {
@@ -545,29 +552,35 @@ impl<D: Dial> Exchange<D> {
                 _ if !is_again && may_repeat && !error.is_parse() => Outgoing::empty(),
                 // It was the guest's body.
                 _ if error.is_user() => return Err(Failure::ambiguous(target.name())),
-                _ if error.is_timeout() => {
-                    return Err(unreachable(target, StatusCode::GATEWAY_TIMEOUT));
+                _ => {
+                    let status = match error.is_timeout() {
+                        true => StatusCode::GATEWAY_TIMEOUT,
+                        false => StatusCode::BAD_GATEWAY,
+                    };
+                    return Err(unreachable(target, status, &cause(&error)));
                 }
-                _ => return Err(unreachable(target, StatusCode::BAD_GATEWAY)),
             };
             is_again = true;
         }
     }
 }
 
-fn unreachable(target: &Target, status: StatusCode) -> Failure {
-    Failure::new(status, Code::Connect, target.name())
+fn unreachable(target: &Target, status: StatusCode, why: &str) -> Failure {
+    Failure::new(status, Code::Connect, target.name()).because(why)
+}
+
+/// What an error came of in the end.
+fn cause(error: &dyn std::error::Error) -> String {
+    let mut error = error;
+    while let Some(source) = error.source() {
+        error = source;
+    }
+    error.to_string()
 }
 
 fn fail(refused: Refused, meter: &mut Meter) -> Failure {
     let Refused { denial, secrets } = refused;
-    let before = std::mem::take(&mut meter.report.secrets);
-    let secrets_of = &mut meter.report.secrets;
-    *secrets_of = secrets;
-    secrets_of.substituted.extend(before.substituted);
-    secrets_of.missed.extend(before.missed);
-    secrets_of.leaked.extend(before.leaked);
-    secrets_of.scrubbed += before.scrubbed;
+    meter.report.secrets.add(&secrets);
     denial.into()
 }
 

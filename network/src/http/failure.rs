@@ -6,6 +6,9 @@ use http::{HeaderValue, Response, StatusCode, Version};
 
 use crate::policy::{Code, Denial};
 
+/// How much of what went wrong is told, in characters: a host may have a hand in it.
+const MAX_WHY: usize = 300;
+
 /// A refusal, or something that went wrong, and its status.
 #[derive(Debug, Clone)]
 pub(crate) struct Failure {
@@ -21,6 +24,15 @@ impl Failure {
             rule: None,
         };
         Self { status, denial }
+    }
+
+    /// The same, with what went wrong.
+    pub(crate) fn because(mut self, why: &str) -> Self {
+        let printable = why
+            .chars()
+            .map(|one| if one.is_control() { ' ' } else { one });
+        self.denial.rule = Some(printable.take(MAX_WHY).collect());
+        self
     }
 
     /// A request that could be read in more than one way.

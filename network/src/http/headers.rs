@@ -1,8 +1,9 @@
 //! Headers that are of one connection, and end with it.
 
 use http::header::{
-    CONNECTION, CONTENT_LENGTH, HeaderMap, HeaderName, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, TE,
-    TRAILER, TRANSFER_ENCODING, UPGRADE,
+    CONNECTION, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, COOKIE, HOST, HeaderMap,
+    HeaderName, HeaderValue, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, TE, TRAILER,
+    TRANSFER_ENCODING, UPGRADE,
 };
 
 /// RFC 9110 §7.6.1, and what is sent by those who have not read it.
@@ -19,8 +20,19 @@ const OF_ONE_CONNECTION: [HeaderName; 10] = [
     HeaderName::from_static("proxy-authentication-info"),
 ];
 
+/// What no connection can have for itself: what frames a message, says how to read it, and
+/// whom it is for.
+const STAY: [HeaderName; 6] = [
+    CONTENT_ENCODING,
+    CONTENT_LENGTH,
+    CONTENT_TYPE,
+    HOST,
+    HeaderName::from_static("grpc-encoding"),
+    TRAILER,
+];
+
 /// What tells a server to take a method for another.
-pub(crate) const OVERRIDES: [&str; 6] = [
+const OVERRIDES: [&str; 6] = [
     "x-http-method",
     "x-http-method-override",
     "x-method-override",
@@ -28,6 +40,45 @@ pub(crate) const OVERRIDES: [&str; 6] = [
     "x-original-uri",
     "x-rewrite-url",
 ];
+
+/// Takes these out, also as servers write them that turn `-` into `_`.
+pub(crate) fn remove_overrides(headers: &mut HeaderMap) {
+    let is_one = |name: &&HeaderName| {
+        let name = name.as_str().replace('_', "-");
+        OVERRIDES.contains(&name.as_str())
+    };
+    let names: Vec<HeaderName> = headers.keys().filter(is_one).cloned().collect();
+    for name in names {
+        headers.remove(name);
+    }
+}
+
+/// Makes one header of cookies that HTTP/2 has in several (RFC 9113 §8.2.3).
+pub(crate) fn join_cookies(headers: &mut HeaderMap) {
+    let cookies: Vec<&[u8]> = headers
+        .get_all(COOKIE)
+        .iter()
+        .map(HeaderValue::as_bytes)
+        .collect();
+    if cookies.len() > 1
+        && let Ok(mut joined) = HeaderValue::from_bytes(&cookies.join(&b"; "[..]))
+    {
+        joined.set_sensitive(true);
+        headers.insert(COOKIE, joined);
+    }
+}
+
+/// Another coding of a message than `chunked`, which its bytes would have without saying so
+/// when the header is gone.
+pub(crate) fn transfer_coding(headers: &HeaderMap) -> Option<String> {
+    let values = headers.get_all(TRANSFER_ENCODING).iter();
+    let texts: Vec<_> = values
+        .map(|value| String::from_utf8_lossy(value.as_bytes()))
+        .collect();
+    let text = texts.join(",");
+    let is_other = !text.is_empty() && !text.trim().eq_ignore_ascii_case("chunked");
+    is_other.then(|| crate::host::shown(&text))
+}
 
 /// Takes out what is of this connection alone: what is known to be, and what it says is.
 /// What frames a message, and whom it is for, it cannot say that of.
@@ -38,7 +89,7 @@ pub(crate) fn strip(headers: &mut HeaderMap) {
         .filter_map(|value| value.to_str().ok())
         .flat_map(|value| value.split(','))
         .filter_map(|name| HeaderName::try_from(name.trim()).ok())
-        .filter(|name| *name != CONTENT_LENGTH && *name != http::header::HOST && *name != TRAILER)
+        .filter(|name| !STAY.contains(name))
         .collect();
     for name in named.iter().chain(&OF_ONE_CONNECTION) {
         headers.remove(name);

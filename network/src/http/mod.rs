@@ -31,7 +31,7 @@ pub use self::editor::{
     BodyEdit, Editor, Later, Plain, Refused, RequestContext, RequestEdit, ResponseEdit, State,
     Transform,
 };
-pub(crate) use self::headers::OVERRIDES;
+pub(crate) use self::headers::remove_overrides;
 pub(crate) use self::proxy::MAX_LOOKED_INTO;
 pub use self::proxy::{Dial, Proxy};
 

@@ -217,14 +217,16 @@ impl<D: Dial> Pool<D> {
             address: stream.address(),
             end: Arc::default(),
         };
-        let failed = |code, status| Failure::new(status, code, format!("{host}:{}", self.port));
+        let failed = |code, status, why: &str| {
+            Failure::new(status, code, format!("{host}:{}", self.port)).because(why)
+        };
         let Some(upstream) = &self.upstream else {
             return self.http1(host, line, TokioIo::new(stream)).await;
         };
         let stream = upstream.connect(host, self.port, alpn, stream).await;
         let stream = stream.map_err(|error| match error.is_late {
-            true => failed(error.code, StatusCode::GATEWAY_TIMEOUT),
-            false => failed(error.code, StatusCode::BAD_GATEWAY),
+            true => failed(error.code, StatusCode::GATEWAY_TIMEOUT, &error.why),
+            false => failed(error.code, StatusCode::BAD_GATEWAY, &error.why),
         })?;
         let is_http2 = stream.get_ref().1.alpn_protocol() == Some(HTTP2);
         let io = TokioIo::new(stream);
@@ -241,7 +243,7 @@ impl<D: Dial> Pool<D> {
         let (sender, connection) = builder
             .handshake(io)
             .await
-            .map_err(|_| failed(Code::Connect, StatusCode::BAD_GATEWAY))?;
+            .map_err(|error| failed(Code::Connect, StatusCode::BAD_GATEWAY, &error.to_string()))?;
         self.run(host, &line, connection);
         Ok(Taken {
             connection: Connection::Http2(sender),

@@ -294,7 +294,10 @@ impl<D: Dial> Proxy<D> {
                 // The guest does not trust us, or wants what we do not speak: nobody else
                 // will tell of it.
                 let denial = denial.unwrap_or_else(|| Denial {
-                    code: Code::UnknownProtocol,
+                    code: match crate::tls::is_distrust(&error) {
+                        true => Code::Distrust,
+                        false => Code::UnknownProtocol,
+                    },
                     host: format!("{host}:{}", destination.port()),
                     rule: None,
                 });

@@ -42,6 +42,8 @@ pub enum Code {
     Connect,
     /// The host could not prove who it is.
     Certificate,
+    /// The guest does not trust who vouches for the hosts that are looked into.
+    Distrust,
     /// There are too many connections to hosts already.
     Crowded,
     /// The guest went away before there was a connection or an answer.
@@ -71,6 +73,7 @@ impl Code {
             Self::Resolve => "name_not_resolved",
             Self::Connect => "upstream_unreachable",
             Self::Certificate => "upstream_certificate",
+            Self::Distrust => "authority_not_trusted",
             Self::Crowded => "too_many_connections",
             Self::GivenUp => "given_up",
         }
@@ -81,7 +84,12 @@ impl Code {
     pub fn is_policy(self) -> bool {
         !matches!(
             self,
-            Self::Resolve | Self::Connect | Self::Certificate | Self::Crowded | Self::GivenUp
+            Self::Resolve
+                | Self::Connect
+                | Self::Certificate
+                | Self::Distrust
+                | Self::Crowded
+                | Self::GivenUp
         )
     }
 
@@ -105,7 +113,7 @@ pub struct Denial {
     pub code: Code,
     /// Of what: a host and, where there is one, its port.
     pub host: String,
-    /// The pattern or rule that refused it, if one did.
+    /// The pattern or rule that refused it, if one did; or what went wrong, if that is known.
     pub rule: Option<String>,
 }
 
@@ -135,7 +143,10 @@ impl Denial {
             }
             Code::Ambiguous => "send a request that can be read in one way only".to_owned(),
             Code::SecretLeak => "the secret is for other hosts".to_owned(),
-            Code::Callback => "the callback has to answer in time".to_owned(),
+            Code::Callback => match &self.rule {
+                Some(why) => format!("the callback has to answer in time ({why})"),
+                None => "the callback has to answer in time".to_owned(),
+            },
             Code::ScriptDenied | Code::ScriptFailed => {
                 let what = match self.code {
                     Code::ScriptDenied => "the policy script denies it",
@@ -147,10 +158,19 @@ impl Denial {
                 }
             }
             Code::Resolve => "look whether the name exists, and the name servers answer".to_owned(),
-            Code::Connect => "look whether the host runs, and listens there".to_owned(),
+            Code::Connect => match &self.rule {
+                Some(why) => format!("the host cannot be used: {why}"),
+                None => "look whether the host runs, and listens there".to_owned(),
+            },
             Code::Crowded => "close connections that are not used any more".to_owned(),
             Code::GivenUp => "the guest did not wait for it".to_owned(),
-            Code::Certificate => "the host's certificate cannot be verified".to_owned(),
+            Code::Certificate => match &self.rule {
+                Some(why) => format!("the host's certificate cannot be verified: {why}"),
+                None => "the host's certificate cannot be verified".to_owned(),
+            },
+            Code::Distrust => "the program in the guest does not trust the authority of its \
+                 network: it has certificates of its own, or knows the host's"
+                .to_owned(),
         }
     }
 }

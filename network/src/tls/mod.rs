@@ -72,6 +72,22 @@ pub(crate) fn server_config(leaf: Arc<CertifiedKey>) -> Result<ServerConfig, Tls
     Ok(config)
 }
 
+/// Whether a guest has ended a handshake since it does not trust what it was shown.
+pub(crate) fn is_distrust(error: &std::io::Error) -> bool {
+    use rustls::AlertDescription as Alert;
+
+    let inner = error.get_ref().and_then(|error| error.downcast_ref());
+    matches!(
+        inner,
+        Some(rustls::Error::AlertReceived(
+            Alert::BadCertificate
+                | Alert::CertificateUnknown
+                | Alert::UnknownCA
+                | Alert::UnsupportedCertificate
+        ))
+    )
+}
+
 /// Random bytes.
 pub(crate) fn random<const N: usize>() -> Result<[u8; N], TlsError> {
     let mut bytes = [0; N];

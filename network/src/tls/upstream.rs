@@ -35,12 +35,14 @@ pub enum Alpn {
 }
 
 /// Why there is no connection.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Connecting {
     /// What it is called.
     pub code: Code,
     /// Whether the host was silent for too long.
     pub is_late: bool,
+    /// What went wrong.
+    pub why: String,
 }
 
 /// A certificate that hosts get when they ask for one.
@@ -183,17 +185,22 @@ impl Upstream {
         alpn: Alpn,
         stream: S,
     ) -> Result<TlsStream<S>, Connecting> {
-        let failed = |code| Connecting {
+        let failed = |code, why: String| Connecting {
             code,
             is_late: false,
+            why,
         };
         let name = match host {
             Host::Name(name) => ServerName::try_from(name.to_string()),
             Host::Address(address) => Ok(ServerName::IpAddress((*address).into())),
         };
-        let name = name.map_err(|_| failed(Code::Certificate))?;
+        let name = name.map_err(|error| failed(Code::Certificate, error.to_string()))?;
         let means = |pattern: &Pattern| pattern.matches(Protocol::Tcp, host, port);
-        let made = self.made().ok_or_else(|| failed(Code::Certificate))?;
+        let made = self.made();
+        let made = made.ok_or_else(|| {
+            let why = "what is trusted on this host cannot be used".to_owned();
+            failed(Code::Certificate, why)
+        })?;
         let client = made.clients.iter().find(|(of, _)| of.iter().any(means));
         let offers = client.map_or(&made.others, |(_, offers)| offers);
         let connector = match alpn {
@@ -202,10 +209,11 @@ impl Upstream {
         };
         match timeout(WITHIN, connector.connect(name, stream)).await {
             Ok(Ok(stream)) => Ok(stream),
-            Ok(Err(error)) => Err(failed(code(&error))),
+            Ok(Err(error)) => Err(failed(code(&error), error.to_string())),
             Err(_) => Err(Connecting {
                 code: Code::Connect,
                 is_late: true,
+                why: "it did not answer in TLS in time".to_owned(),
             }),
         }
     }

@@ -45,10 +45,10 @@ const PRIVILEGED_PATIENCE: u32 = 5 * 60;
 const LONGEST: [&str; 6] = [
     "attacks",
     "programs",
+    "leftovers",
+    "images",
+    "hostile",
     "run",
-    "vms",
-    "network",
-    "vm_transfer",
 ];
 
 #[derive(Debug, Default, PartialEq, Eq)]

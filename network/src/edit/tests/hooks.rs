@@ -101,6 +101,68 @@ async fn a_path_is_judged_as_it_is_sent_or_not_at_all() {
     assert_eq!(passed("b.test", "/x//%62/../x").await, "/x//%62/../x");
 }
 
+/// Who is asked about a request is asked about what the host gets, whatever the rule says
+/// whom it is for.
+#[tokio::test]
+async fn a_callback_sees_the_request_as_the_host_does() {
+    let judge = || {
+        on_request(|seen: RequestSeen| async move {
+            Ok(RequestAnswer {
+                block: seen.path == "/admin" || seen.method == "POST",
+                ..RequestAnswer::default()
+            })
+        })
+    };
+    let edits = edits(vec![before(|spec| spec.ask = asks(judge(), false))], vec![]);
+    let cx = to("a.test", true);
+    for (method, path, code) in [
+        ("GET", "/admin", Code::Rule),
+        ("GET", "/x/../%61dmin", Code::Rule),
+        ("GET", "//admin", Code::Ambiguous),
+        ("GET", "/admin;x", Code::Ambiguous),
+        ("GET", "/x/%2e%2e/admin", Code::Ambiguous),
+        ("POST", "/", Code::Rule),
+        ("post", "/", Code::Ambiguous),
+    ] {
+        let denied = refused(&edits, &cx, request(method, path, &[])).await;
+        assert_eq!(denied.denial.code, code, "{method} {path}");
+    }
+    for name in [
+        "x-http-method-override",
+        "x_http_method_override",
+        "X-Original_URL",
+    ] {
+        let parts = request("GET", "/", &[(name, "POST"), ("x", "1")]);
+        let (parts, _) = sent(&edits, &cx, parts).await.unwrap();
+        assert_eq!(parts.headers.len(), 1, "{name}");
+    }
+    // So is a rule that only changes something.
+    let change = edits_of(|spec| {
+        spec.path = "/admin".to_owned();
+        spec.delete_headers = strings(&["x"]);
+    });
+    let denied = refused(&change, &cx, request("GET", "//admin", &[])).await;
+    assert_eq!(denied.denial.code, Code::Ambiguous);
+}
+
+fn edits_of(change: impl FnOnce(&mut HookSpec)) -> Edits {
+    edits(vec![before(change)], vec![])
+}
+
+/// It is told what became of a callback.
+#[tokio::test]
+async fn a_callback_that_fails_is_told_of() {
+    let failed = on_request(|_| async { Err(CallbackError::Failed("no".to_owned())) });
+    let edits = edits_of(|spec| {
+        spec.name = "mine".to_owned();
+        spec.ask = asks(failed, false);
+    });
+    let denied = refused(&edits, &to("a.test", true), request("GET", "/", &[])).await;
+    let why = "mine: the callback failed: no";
+    assert_eq!(denied.denial.rule.as_deref(), Some(why));
+    assert!(denied.denial.hint().contains(why));
+}
+
 /// Rules for responses see the path that the request was sent with.
 #[tokio::test]
 async fn responses_are_changed() {
@@ -173,6 +235,7 @@ async fn callbacks_decide_and_change() {
     let on_response = on_response(|request: RequestSeen, response: ResponseSeen| async move {
         assert_eq!(request.headers["X-Key"], [KEY]);
         assert_eq!((response.status, response.is_events), (200, false));
+        assert_eq!(response.headers["Echo"], [KEY]);
         Ok(ResponseAnswer {
             headers: Some([("X".to_owned(), strings(&[VALUE]))].into()),
             replacements: vec![("one".to_owned(), "two".to_owned())],
@@ -193,7 +256,7 @@ async fn callbacks_decide_and_change() {
         VALUE,
         "a header of a callback",
     );
-    let headers = [("content-encoding", "dcb"), ("y", "1")];
+    let headers = [("content-encoding", "dcb"), ("y", "1"), ("echo", VALUE)];
     let mut builder = http::Response::builder();
     for (name, value) in headers {
         builder = builder.header(name, value);

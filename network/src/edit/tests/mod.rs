@@ -2,6 +2,7 @@
 //! prints.
 
 mod hooks;
+mod scrubbed;
 mod secrets;
 
 use std::sync::Arc;

@@ -8,6 +8,7 @@ mod frames;
 mod framing;
 mod http2;
 mod plain;
+mod responses;
 mod revoked;
 mod scripts;
 mod secrets;
