@@ -156,7 +156,7 @@ impl Learner {
         let host = &activity.network.host;
         let hint = match (activity.scheme.as_str(), code.as_str()) {
             // Nobody but the program knows why.
-            ("tls", "unknown_protocol") => format!(
+            ("tls", "authority_not_trusted" | "unknown_protocol") => format!(
                 "it does not trust the VM's authority, so that its requests could not be looked \
                  into; if it may have the whole host: --allow-host {host}"
             ),

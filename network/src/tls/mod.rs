@@ -81,6 +81,7 @@ pub(crate) fn is_distrust(error: &std::io::Error) -> bool {
         inner,
         Some(rustls::Error::AlertReceived(
             Alert::BadCertificate
+                | Alert::CertificateExpired
                 | Alert::CertificateUnknown
                 | Alert::UnknownCA
                 | Alert::UnsupportedCertificate

@@ -209,7 +209,7 @@ try:
 except ssl.SSLError as problem:
     seen = problem.reason",
         seen: "CERTIFICATE_VERIFY_FAILED",
-        told: &[told("tls", "api.allowed.test", "unknown_protocol")],
+        told: &[told("tls", "api.allowed.test", "authority_not_trusted")],
         contacts: API,
         ..NONE
     },
