@@ -56,6 +56,13 @@ impl Inspected {
         self.all || rules || shown
     }
 
+    /// Whether requests to all hosts are looked at for it.
+    pub(crate) fn is_of_all(&self) -> bool {
+        let of_secrets = !self.options.splice && !self.secrets.is_empty();
+        let of_hooks = self.hooks.iter().any(|(_, hosts, _)| hosts.is_empty());
+        self.all || self.interception.is_some() || of_secrets || of_hooks
+    }
+
     /// Hosts whose requests are looked at.
     pub(crate) fn hosts(&self) -> Vec<String> {
         let of_secrets = self.secrets.values().flat_map(|secret| &secret.hosts);

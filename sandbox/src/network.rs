@@ -193,6 +193,7 @@ impl Settings {
             rules: parsed(&self.rules, "network.rules")?,
             script: self.script()?,
             inspects: self.inspected.is_any(),
+            splices: !self.inspected.is_of_all(),
             inspected: parsed(&self.inspected.hosts(), "network.secrets")?,
         })
     }
@@ -268,10 +269,10 @@ impl SandboxBuilder {
     }
 
     /// A secret, whose placeholder programs of the guest have in the variable `name`. Its
-    /// hosts can be reached. Without a placeholder it gets a random one.
+    /// hosts can be reached ([`api::Secret::reachable_hosts`]). Without a placeholder it gets
+    /// a random one.
     pub fn secret(mut self, name: impl Into<String>, secret: api::Secret) -> Self {
-        let hosts = secret.hosts.iter().cloned();
-        self.network.allow.extend(hosts);
+        self.network.allow.extend(secret.reachable_hosts());
         self.network.inspected.secrets.insert(name.into(), secret);
         self
     }
@@ -384,6 +385,35 @@ mod tests {
             assert_eq!(json, format!("\"{network}\""));
         }
         assert!("host".parse::<Network>().is_err());
+    }
+
+    /// On another port nobody would look into what the host answers, the value in it.
+    #[test]
+    fn a_secret_opens_no_port_that_is_not_looked_into() {
+        let secret = api::Secret::new("hunter22".to_owned(), ["api.test", "b.test:8443"]);
+        let json =
+            r#"{"network":{"secrets":{"K":{"value":"v","hosts":["api.test","b.test:8443"]}}}}"#;
+        let config: Config = serde_json::from_str(json).unwrap();
+        let built = crate::Sandbox::builder(
+            "k",
+            crate::Root::new("", flashpan_protocol::agent::FsType::Erofs),
+        )
+        .secret("K", secret);
+        for settings in [Settings::of(&config, Network::Sealed), built.network] {
+            let policy = settings.policy().unwrap();
+            for (target, reached) in [
+                ("api.test:443", true),
+                ("api.test:80", true),
+                ("api.test:8443", false),
+                ("api.test:22", false),
+                ("b.test:8443", true),
+                ("b.test:443", false),
+            ] {
+                let explained = policy.explain(&target.parse().unwrap(), "GET");
+                assert_eq!(explained.decision.is_ok(), reached, "{target}");
+                assert!(explained.inspected || !reached, "{target}");
+            }
+        }
     }
 
     #[test]

@@ -181,14 +181,14 @@ impl NetworkConfig {
         self.mtu.unwrap_or(DEFAULT_NETWORK_MTU)
     }
 
-    /// The patterns of hosts that the guest may reach, those of secrets included,
-    /// each once. Empty: see [`Self::allowed_hosts`].
+    /// The patterns of hosts that the guest may reach, those of secrets included
+    /// ([`Secret::reachable_hosts`]), each once. Empty: see [`Self::allowed_hosts`].
     #[must_use]
     pub fn reachable_hosts(&self) -> Vec<String> {
-        let of_secrets = self.secrets.values().flat_map(|secret| &secret.hosts);
+        let of_secrets = self.secrets.values().flat_map(Secret::reachable_hosts);
         let mut seen = BTreeSet::new();
-        let hosts = self.allowed_hosts.iter().chain(of_secrets);
-        hosts.filter(|host| seen.insert(*host)).cloned().collect()
+        let hosts = self.allowed_hosts.iter().cloned().chain(of_secrets);
+        hosts.filter(|host| seen.insert(host.clone())).collect()
     }
 
     /// Whether HTTP and HTTPS have to be inspected for anything that was asked
@@ -236,9 +236,10 @@ mod tests {
     #[test]
     fn hosts_of_secrets_can_be_reached() {
         let network = network(
-            r#"{"allowed_hosts":["a","b"],"secrets":{"K":{"value":"v","hosts":["b","c"]}}}"#,
+            r#"{"allowed_hosts":["a","b:80"],"secrets":{"K":{"value":"v","hosts":["b","c:8443"]}}}"#,
         );
-        assert_eq!(network.reachable_hosts(), ["a", "b", "c"]);
+        let hosts = network.reachable_hosts();
+        assert_eq!(hosts, ["a", "b:80", "b:443", "c:8443"]);
     }
 
     #[test]
