@@ -118,6 +118,17 @@ pub(crate) struct ReachArgs {
     #[arg(long)]
     secret_no_range: bool,
 
+    /// Pass on TLS as it is to hosts that no secret and no rule for requests is for, after its
+    /// name was looked at: for programs that trust only their host's own authority.
+    /// Otherwise all TLS is looked into as soon as there is a secret.
+    #[arg(long, conflicts_with = "network_intercept")]
+    splice: bool,
+
+    /// Leave values of secrets in what their hosts answer: a guest that has a host say back
+    /// what it sent knows the value.
+    #[arg(long)]
+    no_scrub: bool,
+
     /// Give each name an address of its own, so that connections on all ports are decided
     /// by name.
     #[arg(long)]
@@ -167,6 +178,8 @@ impl ReachArgs {
             (self.mtu.is_some(), "--mtu"),
             (self.dns_synthetic, "--dns-synthetic"),
             (self.secret_no_range, "--secret-no-range"),
+            (self.splice, "--splice"),
+            (self.no_scrub, "--no-scrub"),
             (self.policy_script.is_some(), "--policy-script"),
             (self.network_intercept, "--network-intercept"),
             (!self.upstream_ca_files.is_empty(), "--upstream-ca"),
@@ -230,6 +243,10 @@ impl ReachArgs {
         network.mtu = self.mtu;
         network.synthetic_names = self.dns_synthetic;
         network.forbid_range = self.secret_no_range;
+        network.splice = self.splice;
+        if self.no_scrub {
+            network.scrub = Some(false);
+        }
         network.dns_servers = self.dns_servers.iter().map(ToString::to_string).collect();
         let secrets = secrets::with_hosts(&self.secrets, &self.secret_sources)?;
         network.secrets.extend(secrets.secrets);

@@ -40,6 +40,11 @@ pub(super) fn check(network: &NetworkConfig, problems: &mut Problems) {
             }
         }
     }
+    if network.splice && network.intercept {
+        let at = top.field("splice");
+        let message = format!("{at} cannot be combined with {}", top.field("intercept"));
+        problems.whole(&at, ProblemKind::Conflict, message);
+    }
     check_hosts(
         network.allowed_hosts.iter().map(String::as_str),
         &top.field("allowed_hosts"),
