@@ -62,7 +62,7 @@ const fn setting(
     }
 }
 
-static SETTINGS: [Setting; 35] = [
+static SETTINGS: [Setting; 37] = [
     setting("--cpus", Some("resources.cpus"), &["cpus"]),
     setting("--memory", Some("resources.memory_mb"), &["memory"]),
     setting("--disk-size", Some("resources.disk_size_mb"), &[]),
@@ -96,6 +96,8 @@ static SETTINGS: [Setting; 35] = [
     setting("--network-intercept", Some("network.intercept"), &[]),
     setting("--dns-synthetic", Some("network.synthetic_names"), &[]),
     setting("--secret-no-range", Some("network.forbid_range"), &[]),
+    setting("--splice", Some("network.splice"), &[]),
+    setting("--no-scrub", Some("network.scrub"), &[]),
     setting("--dns-servers", Some("network.dns_servers"), &[]),
     setting("--mtu", Some("network.mtu"), &[]),
     setting("--secret", Some("network.secrets"), &[]),

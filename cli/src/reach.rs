@@ -1,6 +1,6 @@
 //! Options of what a guest may reach: the network, and files of the host.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io::{self, IsTerminal, Read};
 use std::net::IpAddr;
@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::Args;
-use flashpan::api::{Config, HostIpMapping, NamedSecret, NetworkConfig, VolumeMountSpec};
+use flashpan::api::{Config, HostIpMapping, NamedSecret, VolumeMountSpec};
 use flashpan::launch::SecretSource;
 use flashpan::policy::{Pattern, PatternError};
 use flashpan::script::MAX_SOURCE;
@@ -38,7 +38,8 @@ pub(crate) struct ReachArgs {
     pub(crate) network: Network,
 
     /// Let the guest reach addresses that are not of the internet as well: those of the
-    /// host, of its networks and of cloud metadata services.
+    /// host and of its networks. Metadata services of clouds have to be named by
+    /// --allow-host all the same.
     #[arg(long)]
     allow_private_ips: bool,
 
@@ -88,8 +89,9 @@ pub(crate) struct ReachArgs {
     add_hosts: Vec<HostIpMapping>,
 
     /// A secret for some hosts, which can then be reached: programs have a placeholder in
-    /// the variable NAME, in whose place the value comes in requests to these hosts. Without
-    /// a value it is that of your variable of that name; may be repeated.
+    /// the variable NAME, in whose place the value comes in requests to these hosts. A host
+    /// without a port can be reached on ports 443 and 80. Without a value it is that of your
+    /// variable of that name; may be repeated.
     // The text of an error of clap's would show the value.
     #[arg(long = "secret", value_name = "NAME[=VALUE]@HOST[,HOST]")]
     secrets: Vec<String>,
@@ -115,6 +117,17 @@ pub(crate) struct ReachArgs {
     /// for a value part by part.
     #[arg(long)]
     secret_no_range: bool,
+
+    /// Pass on TLS as it is to hosts that no secret and no rule for requests is for, after its
+    /// name was looked at: for programs that trust only their host's own authority.
+    /// Otherwise all TLS is looked into as soon as there is a secret.
+    #[arg(long, conflicts_with = "network_intercept")]
+    splice: bool,
+
+    /// Leave values of secrets in what their hosts answer: a guest that has a host say back
+    /// what it sent knows the value.
+    #[arg(long)]
+    no_scrub: bool,
 
     /// Give each name an address of its own, so that connections on all ports are decided
     /// by name.
@@ -165,6 +178,8 @@ impl ReachArgs {
             (self.mtu.is_some(), "--mtu"),
             (self.dns_synthetic, "--dns-synthetic"),
             (self.secret_no_range, "--secret-no-range"),
+            (self.splice, "--splice"),
+            (self.no_scrub, "--no-scrub"),
             (self.policy_script.is_some(), "--policy-script"),
             (self.network_intercept, "--network-intercept"),
             (!self.upstream_ca_files.is_empty(), "--upstream-ca"),
@@ -228,6 +243,10 @@ impl ReachArgs {
         network.mtu = self.mtu;
         network.synthetic_names = self.dns_synthetic;
         network.forbid_range = self.secret_no_range;
+        network.splice = self.splice;
+        if self.no_scrub {
+            network.scrub = Some(false);
+        }
         network.dns_servers = self.dns_servers.iter().map(ToString::to_string).collect();
         let secrets = secrets::with_hosts(&self.secrets, &self.secret_sources)?;
         network.secrets.extend(secrets.secrets);
@@ -265,9 +284,12 @@ pub(crate) fn tell(launch: &Launch) {
     let (config, options) = (launch.config(), launch.options());
     let network = config.network.as_ref();
     let is_none = network.is_some_and(|network| network.no_network);
-    let hosts = network
-        .map(NetworkConfig::reachable_hosts)
-        .unwrap_or_default();
+    // As they were written, each once.
+    let hosts = network.into_iter().flat_map(|network| {
+        let of_secrets = network.secrets.values().flat_map(|secret| &secret.hosts);
+        network.allowed_hosts.iter().chain(of_secrets)
+    });
+    let hosts: Vec<&String> = hosts.collect::<BTreeSet<_>>().into_iter().collect();
     let rules = network
         .map(|network| network.rules.len())
         .unwrap_or_default();

@@ -22,7 +22,7 @@ pub(crate) struct SourceArgs {
     files: Vec<String>,
 
     /// The value of a secret is what this command prints, run by sh, but for the line break
-    /// at its end; may be repeated.
+    /// at its end; it has 30 seconds; may be repeated.
     #[arg(long = "secret-command", value_name = "NAME=COMMAND")]
     commands: Vec<String>,
 
@@ -233,7 +233,9 @@ pub(crate) fn read(name: &str, source: &SecretSource) -> Result<SecretValue, Fai
     source.read().map_err(|error| {
         let what = match source {
             SecretSource::File(path) => format!("cannot read {}: ", path.display()),
-            SecretSource::Command(_) => "cannot take it from its command: ".to_owned(),
+            SecretSource::Command(_) => {
+                "cannot take it from its command (--secret-command): ".to_owned()
+            }
             _ => String::new(),
         };
         Failure::new(format!("the value of the secret {name}: {what}{error}"))
@@ -356,7 +358,10 @@ mod tests {
                 from(&["hunter2"], &[]),
                 "--secret-file: give the secret's name",
             ),
-            (from(&[], &["K=exit 3"]), "exit status: 3"),
+            (
+                from(&[], &["K=exit 3"]),
+                "K: cannot take it from its command (--secret-command): it ended with exit status: 3",
+            ),
             (from(&[], &["K=true"]), "there is nothing"),
             (from(&["K=/x"], &["K=true"]), "given twice"),
             (from(&["L=/nowhere"], &["K=echo 1"]), "there is no secret L"),

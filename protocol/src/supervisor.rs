@@ -13,7 +13,8 @@
 //! back by vsock's own credit and copied nowhere. The client sends nothing between
 //! its request and that answer. A guest that refuses closes the stream at once.
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use zeroize::Zeroizing;
 
 use crate::agent::ExecRequest;
 use crate::control::Stats;
@@ -115,9 +116,21 @@ pub enum PolicyRequest {
     },
 }
 
-/// A text that is not shown.
-#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Hidden(pub String);
+/// A text that is not shown, and cleared from memory when it is dropped.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Hidden(pub Zeroizing<String>);
+
+impl Serialize for Hidden {
+    fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+        to.serialize_str(&self.0)
+    }
+}
+
+impl<'de> Deserialize<'de> for Hidden {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        String::deserialize(from).map(|text| Self(Zeroizing::new(text)))
+    }
+}
 
 impl std::fmt::Debug for Hidden {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -271,6 +284,19 @@ mod tests {
     use super::*;
     use crate::control::{ExitCount, FullDisk, MAX_DISKS};
     use crate::frame;
+
+    #[test]
+    fn a_hidden_text_is_sent_and_not_shown() {
+        let hidden = Hidden(Zeroizing::new("hunter2".to_owned()));
+        assert_eq!(format!("{hidden:?}"), "(hidden)");
+        let request = Request::Policy(PolicyRequest::SetSecret {
+            name: "K".to_owned(),
+            value: hidden,
+        });
+        assert!(!format!("{request:?}").contains("hunter2"));
+        let bytes = postcard::to_stdvec(&request).unwrap();
+        assert_eq!(postcard::from_bytes::<Request>(&bytes).unwrap(), request);
+    }
 
     #[test]
     fn the_longest_answers_fit() {

@@ -4,7 +4,9 @@ use std::fmt;
 use std::path::PathBuf;
 use std::str::FromStr;
 
+use flashpan_network::policy::{Pattern, PatternError};
 use flashpan_network::tls;
+use flashpan_protocol::network::Protocol;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
@@ -80,9 +82,20 @@ impl ClientCertificate {
             return Err(Error::config(FIELD, format!("{shown} is for no host")));
         }
         let hosts = self.hosts.iter().map(|host| host.parse());
-        let hosts: std::result::Result<Vec<_>, flashpan_network::policy::PatternError> =
-            hosts.collect();
+        let hosts: std::result::Result<Vec<Pattern>, PatternError> = hosts.collect();
         let hosts = hosts.map_err(|error| Error::config(FIELD, error.to_string()))?;
+        let refuse = |pattern: &Pattern, why: &str| {
+            let why = format!("{shown} is for {pattern}, {why}");
+            Err(Error::config(FIELD, why))
+        };
+        if let Some(pattern) = hosts.iter().find(|of| of.is_every_host()) {
+            let why = "which is every host: name those that may see it";
+            return refuse(pattern, why);
+        }
+        if let Some(pattern) = hosts.iter().find(|of| of.protocol() == Protocol::Udp) {
+            let why = "and there is no TLS by UDP: name the host without `udp:`";
+            return refuse(pattern, why);
+        }
         let certificate = pem_file::read(FIELD, &self.certificate)?;
         let key = self.key.as_deref();
         let key = key.map(|key| pem_file::read(FIELD, key)).transpose()?;
@@ -197,6 +210,12 @@ mod tests {
         for (wrong, says) in [
             (of(&[], "both"), "for no host"),
             (of(&["a b"], "both"), "a b"),
+            (
+                of(&["a.test", "*"], "both"),
+                "is for *, which is every host",
+            ),
+            (of(&["tcp:**:443"], "both"), "which is every host"),
+            (of(&["udp:a.test"], "both"), "no TLS by UDP"),
             (
                 of(&["a.test"], "certificate"),
                 "the key of a client is no PEM",

@@ -7,8 +7,7 @@ use std::time::Duration;
 
 use flashpan_network::Inspection;
 use flashpan_network::edit::{
-    Action, Ask, Callback, Edits, Hook, HookSpec, Options, Phase, Places, Secret, Secrets,
-    SocketCallback,
+    Action, Ask, Edits, Hook, HookSpec, Options, Phase, Places, Secret, Secrets, SocketCallback,
 };
 use flashpan_network::tls::{Authority, Upstream};
 use zeroize::Zeroizing;
@@ -30,7 +29,7 @@ pub(crate) struct Inspected {
     /// By the variable that has the placeholder.
     pub(crate) secrets: BTreeMap<String, api::Secret>,
     /// What the embedder looks at itself.
-    pub(crate) hooks: Vec<(Phase, Vec<String>, Arc<dyn Callback>)>,
+    pub(crate) hooks: Vec<(Phase, Vec<String>, Ask)>,
     /// Files of authorities that hosts are verified by, besides those of this host.
     pub(crate) upstream_ca_files: Vec<PathBuf>,
     pub(crate) client_certificates: Vec<ClientCertificate>,
@@ -54,6 +53,16 @@ impl Inspected {
         let rules = self.interception.is_some() || !self.hooks.is_empty();
         let shown = !self.secrets.is_empty() || !self.client_certificates.is_empty();
         self.all || rules || shown
+    }
+
+    /// Whether requests to all hosts are looked at for it.
+    pub(crate) fn is_of_all(&self) -> bool {
+        let is_asked = self.interception.is_some() || !self.secrets.is_empty();
+        let interception = self.interception.iter();
+        let rules = interception.flat_map(NetworkInterceptionConfig::effective_rules);
+        let of_rules = { rules }.any(|rule| rule.hosts.is_empty());
+        let of_hooks = self.hooks.iter().any(|(_, hosts, _)| hosts.is_empty());
+        self.all || (is_asked && !self.options.splice) || of_rules || of_hooks
     }
 
     /// Hosts whose requests are looked at.
@@ -88,7 +97,7 @@ impl Inspected {
             .collect();
         let secrets = Arc::new(Secrets::new(secrets).map_err(|error| refused(&error))?);
         let options = Options {
-            all: self.all || self.interception.is_some(),
+            all: self.all || (self.interception.is_some() && !self.options.splice),
             ..self.options
         };
         let edits = Edits::new(self.rules()?, Arc::clone(&secrets), options);
@@ -145,7 +154,7 @@ impl Inspected {
         Ok(secrets)
     }
 
-    fn rules(&self) -> Result<Vec<Hook>> {
+    pub(crate) fn rules(&self) -> Result<Vec<Hook>> {
         let wrong = |error: flashpan_network::edit::HookError| {
             Error::config("network.interception", error.to_string())
         };
@@ -156,11 +165,11 @@ impl Inspected {
                 rules.extend(Hook::new(spec).map_err(wrong)?);
             }
         }
-        for (phase, hosts, callback) in &self.hooks {
+        for (phase, hosts, ask) in &self.hooks {
             let spec = HookSpec {
                 phase: *phase,
                 hosts: hosts.clone(),
-                ask: Some(Ask::new(Arc::clone(callback))),
+                ask: Some(ask.clone()),
                 ..HookSpec::default()
             };
             rules.extend(Hook::new(spec).map_err(wrong)?);
@@ -184,6 +193,7 @@ fn spec(rule: &NetworkHookRule, socket: &str) -> HookSpec {
         if let Some(within) = rule.timeout_ms {
             ask.deadline = Duration::from_millis(within.into());
         }
+        ask.fail_open = rule.fail_open;
         ask
     });
     let replacements = rule.body_replacements.iter();

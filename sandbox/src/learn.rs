@@ -34,6 +34,7 @@ pub struct Learner {
     /// Names that were asked for.
     names: BTreeSet<String>,
     refused: BTreeMap<(String, String), Refused>,
+    left_out: BTreeSet<String>,
     lost: u64,
 }
 
@@ -63,6 +64,9 @@ pub struct Learned {
     pub names_only: Vec<String>,
     /// What was refused or failed all the same: none of the above allows it.
     pub refused: Vec<Refused>,
+    /// Requests, each its method and URL, that no rule is made for: their paths have a `*`,
+    /// which in a rule means more than itself.
+    pub left_out: Vec<String>,
     /// Events that are missing: they came faster than they were taken. What only these
     /// showed is not in here.
     pub lost: u64,
@@ -136,11 +140,12 @@ impl Learner {
             return self.host(&format!("{host}:{port}"));
         }
         let paths = self.requests.entry(of_rules).or_default();
-        paths.add(
-            &format!("{host}:{port}"),
-            &activity.network.method,
-            path.as_deref(),
-        );
+        let method = &activity.network.method;
+        let has_rule = paths.add(&format!("{host}:{port}"), method, path.as_deref());
+        if !has_rule && self.left_out.len() < MAX_KEPT {
+            let url = without_query(&activity.network.url);
+            self.left_out.insert(format!("{method} {url}"));
+        }
     }
 
     fn refuse(&mut self, activity: &NetworkActivity) {
@@ -199,6 +204,7 @@ impl Learner {
         Learned {
             names_only: names_only.collect(),
             refused: self.refused.values().cloned().collect(),
+            left_out: self.left_out.iter().cloned().collect(),
             lost: self.lost,
             allowed_hosts: hosts.into_iter().collect(),
             rules,

@@ -4,7 +4,6 @@ use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::str::FromStr;
-use std::sync::Arc;
 
 use flashpan_network::policy::Policy;
 use flashpan_network::script::Script;
@@ -130,7 +129,10 @@ impl Settings {
                 .interception
                 .clone_from(&config.interception);
             settings.inspected.secrets.clone_from(&config.secrets);
-            settings.inspected.options.forbid_range = config.forbid_range;
+            let options = &mut settings.inspected.options;
+            options.forbid_range = config.forbid_range;
+            options.splice = config.splice;
+            options.scrub = config.scrubs();
         }
         settings
     }
@@ -193,6 +195,7 @@ impl Settings {
             rules: parsed(&self.rules, "network.rules")?,
             script: self.script()?,
             inspects: self.inspected.is_any(),
+            splices: !self.inspected.is_of_all(),
             inspected: parsed(&self.inspected.hosts(), "network.secrets")?,
         })
     }
@@ -268,10 +271,10 @@ impl SandboxBuilder {
     }
 
     /// A secret, whose placeholder programs of the guest have in the variable `name`. Its
-    /// hosts can be reached. Without a placeholder it gets a random one.
+    /// hosts can be reached ([`api::Secret::reachable_hosts`]). Without a placeholder it gets
+    /// a random one.
     pub fn secret(mut self, name: impl Into<String>, secret: api::Secret) -> Self {
-        let hosts = secret.hosts.iter().cloned();
-        self.network.allow.extend(hosts);
+        self.network.allow.extend(secret.reachable_hosts());
         self.network.inspected.secrets.insert(name.into(), secret);
         self
     }
@@ -295,29 +298,46 @@ impl SandboxBuilder {
         self
     }
 
+    /// Whether TLS to hosts that no secret and no rule for requests is for is passed on as it
+    /// is, after its name was looked at. Not otherwise, if there is a secret or
+    /// [`Self::interception`]; [`Self::intercept`] looks into it all the same.
+    pub fn splice(mut self, splice: bool) -> Self {
+        self.network.inspected.options.splice = splice;
+        self
+    }
+
+    /// Whether values of secrets are taken out of what their hosts answer; they are
+    /// otherwise.
+    pub fn scrub(mut self, scrub: bool) -> Self {
+        self.network.inspected.options.scrub = scrub;
+        self
+    }
+
     /// Has every request to these hosts (patterns; none: all) looked at by a function of the
-    /// host's ([`edit::on_request`](flashpan_network::edit::on_request)).
-    pub fn on_request<I>(self, hosts: I, hook: Arc<dyn edit::Callback>) -> Self
+    /// host's ([`edit::on_request`](flashpan_network::edit::on_request)), or by one of which
+    /// an [`edit::Ask`] says how long it may take and whether a request may pass without its
+    /// answer.
+    pub fn on_request<I>(self, hosts: I, hook: impl Into<edit::Ask>) -> Self
     where
         I: IntoIterator<Item: Into<String>>,
     {
-        self.hook(edit::Phase::Before, hosts, hook)
+        self.hook(edit::Phase::Before, hosts, hook.into())
     }
 
     /// The same for responses ([`edit::on_response`](flashpan_network::edit::on_response)).
-    pub fn on_response<I>(self, hosts: I, hook: Arc<dyn edit::Callback>) -> Self
+    pub fn on_response<I>(self, hosts: I, hook: impl Into<edit::Ask>) -> Self
     where
         I: IntoIterator<Item: Into<String>>,
     {
-        self.hook(edit::Phase::After, hosts, hook)
+        self.hook(edit::Phase::After, hosts, hook.into())
     }
 
-    fn hook<I>(mut self, phase: edit::Phase, hosts: I, hook: Arc<dyn edit::Callback>) -> Self
+    fn hook<I>(mut self, phase: edit::Phase, hosts: I, ask: edit::Ask) -> Self
     where
         I: IntoIterator<Item: Into<String>>,
     {
         let hosts = hosts.into_iter().map(Into::into).collect();
-        self.network.inspected.hooks.push((phase, hosts, hook));
+        self.network.inspected.hooks.push((phase, hosts, ask));
         self
     }
 
@@ -384,6 +404,112 @@ mod tests {
             assert_eq!(json, format!("\"{network}\""));
         }
         assert!("host".parse::<Network>().is_err());
+    }
+
+    /// On another port nobody would look into what the host answers, the value in it.
+    #[test]
+    fn a_secret_opens_no_port_that_is_not_looked_into() {
+        let secret = api::Secret::new("hunter22".to_owned(), ["api.test", "b.test:8443"]);
+        let json =
+            r#"{"network":{"secrets":{"K":{"value":"v","hosts":["api.test","b.test:8443"]}}}}"#;
+        let config: Config = serde_json::from_str(json).unwrap();
+        let built = crate::Sandbox::builder(
+            "k",
+            crate::Root::new("", flashpan_protocol::agent::FsType::Erofs),
+        )
+        .secret("K", secret);
+        for settings in [Settings::of(&config, Network::Sealed), built.network] {
+            let policy = settings.policy().unwrap();
+            for (target, reached) in [
+                ("api.test:443", true),
+                ("api.test:80", true),
+                ("api.test:8443", false),
+                ("api.test:22", false),
+                ("b.test:8443", true),
+                ("b.test:443", false),
+            ] {
+                let explained = policy.explain(&target.parse().unwrap(), "GET");
+                assert_eq!(explained.decision.is_ok(), reached, "{target}");
+                assert!(explained.inspected || !reached, "{target}");
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_looked_into_and_taken_out_can_be_set() {
+        let settings = |json: &str| {
+            let config: api::NetworkConfig = serde_json::from_str(json).unwrap();
+            let config = Config {
+                network: Some(config),
+                ..Config::default()
+            };
+            Settings::of(&config, Network::Open)
+        };
+        let secret = r#""secrets":{"K":{"value":"hunter22","hosts":["api.test"]}}"#;
+        let rules = |hosts: &str| {
+            format!(r#""interception":{{"rules":[{{"action":"block","hosts":[{hosts}]}}]}}"#)
+        };
+        let (one, all) = (rules("\"r.test\""), rules(""));
+        for (json, hosts) in [
+            (
+                format!("{{{secret}}}"),
+                ["api.test", "r.test", "other.test"].as_slice(),
+            ),
+            (format!("{{{secret},\"splice\":true}}"), &["api.test"]),
+            (format!("{{{one}}}"), &["api.test", "r.test", "other.test"]),
+            (format!("{{{one},\"splice\":true}}"), &["r.test"]),
+            (
+                format!("{{{secret},{one},\"splice\":true}}"),
+                &["api.test", "r.test"],
+            ),
+            (
+                format!("{{{all},\"splice\":true}}"),
+                &["api.test", "r.test", "other.test"],
+            ),
+            ("{\"splice\":true}".to_owned(), &[]),
+        ] {
+            let settings = settings(&json);
+            let policy = settings.policy().unwrap();
+            let editor = settings.inspected.make().unwrap().inspection.editor;
+            for host in ["api.test", "r.test", "other.test"] {
+                let is_opened = hosts.contains(&host);
+                let needs = editor.needs(&host.parse().unwrap(), 443);
+                assert_eq!(needs, is_opened, "{json} {host}");
+                // What is told of it is what is done.
+                let explained = policy.explain(&host.parse().unwrap(), "GET");
+                assert_eq!(explained.inspected, is_opened, "{json} {host}");
+            }
+        }
+        assert!(settings("{}").inspected.options.scrub);
+        assert!(!settings(r#"{"scrub":false}"#).inspected.options.scrub);
+    }
+
+    #[test]
+    fn a_callback_may_fail_open() {
+        let silent = || edit::on_request(|_| std::future::pending());
+        let rule = |fail_open: bool| {
+            let json = format!(
+                r#"{{"rules":[{{"callback_id":"c","fail_open":{fail_open}}}],"callback_socket":"/s"}}"#
+            );
+            let interception: api::NetworkInterceptionConfig = serde_json::from_str(&json).unwrap();
+            interception
+        };
+        let root = || crate::Root::new("", flashpan_protocol::agent::FsType::Erofs);
+        let builder = || crate::Sandbox::builder("k", root());
+        let ask = edit::Ask {
+            fail_open: true,
+            ..edit::Ask::new(silent())
+        };
+        for (builder, is_open) in [
+            (builder().interception(rule(false)), false),
+            (builder().interception(rule(true)), true),
+            (builder().on_request(["a.test"], silent()), false),
+            (builder().on_request(["a.test"], ask), true),
+        ] {
+            let rules = builder.network.inspected.rules().unwrap();
+            let asks: Vec<_> = rules.iter().map(edit::Hook::fails_open).collect();
+            assert_eq!(asks, [is_open]);
+        }
     }
 
     #[test]

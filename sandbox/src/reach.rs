@@ -1,5 +1,6 @@
 //! What a guest may reach, while it runs.
 
+use flashpan_network::edit::{SecretError, Secrets};
 use flashpan_network::policy::{Basis, Pattern, Policy, Target};
 use flashpan_protocol::supervisor::{
     Answer, Explained, Hidden, MAX_PATTERNS, PolicyRequest, Reachable, Request,
@@ -12,6 +13,7 @@ use crate::attach::unexpected;
 use crate::error::{Error, Result};
 use crate::network::{Network, Settings};
 use crate::sandbox::{Sandbox, Way};
+use crate::secret_event::{SecretActivity, SecretState};
 
 impl Sandbox {
     /// What the guest may reach.
@@ -74,7 +76,7 @@ impl Sandbox {
     pub async fn set_secret(&self, name: &str, value: &SecretValue) -> Result<()> {
         let request = PolicyRequest::SetSecret {
             name: name.to_owned(),
-            value: Hidden(value.expose().to_owned()),
+            value: Hidden(Zeroizing::new(value.expose().to_owned())),
         };
         match self.ask_policy(request).await? {
             Answer::Done => Ok(()),
@@ -127,22 +129,12 @@ impl Sandbox {
 
     fn decide(&self, request: &PolicyRequest) -> Result<Answer> {
         let gateway = self.shared.gateway();
-        let secrets = self.shared.secrets();
-        match (request, secrets) {
-            (PolicyRequest::SetSecret { name, value }, Some(secrets)) => {
-                let value = Zeroizing::new(value.0.clone());
-                let set = secrets.set(name, value);
-                return set
-                    .map(|()| Answer::Done)
-                    .map_err(|error| no_secret(&error));
-            }
-            (PolicyRequest::RevokeSecret { name }, Some(secrets)) => {
-                let revoked = secrets.revoke(name);
-                return revoked
-                    .map(|()| Answer::Done)
-                    .map_err(|error| no_secret(&error));
-            }
-            _ => {}
+        if let Some(secrets) = self.shared.secrets()
+            && let Some(changed) = change(secrets, request)
+        {
+            let activity = changed.map_err(|error| no_secret(&error))?;
+            self.shared.events.secret(activity);
+            return Ok(Answer::Done);
         }
         let Some(gateway) = gateway else {
             return match request {
@@ -170,7 +162,27 @@ impl Sandbox {
     }
 }
 
-fn no_secret(error: &flashpan_network::edit::SecretError) -> Error {
+/// Changes a secret, if that is what is asked for. With what is told of it.
+fn change(
+    secrets: &Secrets,
+    request: &PolicyRequest,
+) -> Option<std::result::Result<SecretActivity, SecretError>> {
+    let (name, state, changed) = match request {
+        PolicyRequest::SetSecret { name, value } => {
+            (name, SecretState::Set, secrets.set(name, value.0.clone()))
+        }
+        PolicyRequest::RevokeSecret { name } => (name, SecretState::Revoked, secrets.revoke(name)),
+        _ => return None,
+    };
+    let secret = name.clone();
+    Some(changed.map(|()| SecretActivity {
+        secret,
+        state,
+        why: None,
+    }))
+}
+
+fn no_secret(error: &SecretError) -> Error {
     Error::config("network.secrets", error.to_string())
 }
 
@@ -271,6 +283,8 @@ fn explain(policy: &Policy, method: &str, target: &str) -> Result<Answer> {
 
 #[cfg(test)]
 mod tests {
+    use flashpan_network::edit::Secret;
+
     use super::*;
 
     #[test]
@@ -293,6 +307,33 @@ mod tests {
         assert_eq!(gone, ["a.test", "c.test:22"]);
         assert_eq!(shown(&policy).allowed, ["b.test"]);
         assert!(parsed(&texts(&["a.test", "a b"])).is_err());
+    }
+
+    #[test]
+    fn a_secret_that_somebody_changed_is_told_of_without_its_value() {
+        let hosts = vec!["a.test".parse().unwrap()];
+        let value = |text: &str| Zeroizing::new(text.to_owned());
+        let secret = Secret::new("KEY", value("hunter22"), "PLACEHOLDER", hosts);
+        let secrets = Secrets::new(vec![secret]).unwrap();
+        let set = |name: &str, text: &str| PolicyRequest::SetSecret {
+            name: name.to_owned(),
+            value: Hidden(value(text)),
+        };
+        let revoke = PolicyRequest::RevokeSecret {
+            name: "KEY".to_owned(),
+        };
+        for (request, state) in [
+            (set("KEY", "hunter33"), r#""set""#),
+            (revoke, r#""revoked""#),
+        ] {
+            let activity = change(&secrets, &request).unwrap().unwrap();
+            let json = serde_json::to_string(&activity).unwrap();
+            assert_eq!(json, format!(r#"{{"secret":"KEY","state":{state}}}"#));
+        }
+        // What did not happen is not told.
+        assert!(change(&secrets, &set("OTHER", "x")).unwrap().is_err());
+        assert!(change(&secrets, &set("KEY", "")).unwrap().is_err());
+        assert!(change(&secrets, &PolicyRequest::Show).is_none());
     }
 
     #[test]

@@ -1,8 +1,8 @@
-//! What is told of the sources of secrets.
+//! What is told of secrets.
 
 use serde::{Deserialize, Serialize};
 
-/// What became of a secret whose value follows a file or a command. No value is in it.
+/// What became of a secret while its VM runs. No value is in it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct SecretActivity {
@@ -15,7 +15,7 @@ pub struct SecretActivity {
     pub why: Option<String>,
 }
 
-/// How a secret is that follows a source.
+/// How a secret is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
@@ -26,4 +26,8 @@ pub enum SecretState {
     Followed,
     /// Its source is gone or has no value; it keeps the one that it had.
     Kept,
+    /// Somebody gave it a value ([`Sandbox::set_secret`](crate::Sandbox::set_secret)).
+    Set,
+    /// Somebody took its value away ([`Sandbox::revoke_secret`](crate::Sandbox::revoke_secret)).
+    Revoked,
 }

@@ -156,8 +156,9 @@ fn existing() -> BTreeSet<&'static str> {
         flashpan::api::VolumeMountSpec::parse,
     );
     // They take the builder, and are of several kinds of lists.
-    let _ = |builder: flashpan::SandboxBuilder, hook| builder.on_request(["a"], hook);
-    let _ = |builder: flashpan::SandboxBuilder, hook| builder.on_response(["a"], hook);
+    type Hook = std::sync::Arc<dyn flashpan::edit::Callback>;
+    let _ = |builder: flashpan::SandboxBuilder, hook: Hook| builder.on_request(["a"], hook);
+    let _ = |builder: flashpan::SandboxBuilder, hook: Hook| builder.on_response(["a"], hook);
     let of_builder = [
         "flashpan::SandboxBuilder",
         "flashpan::SandboxBuilder::on_request",

@@ -25,7 +25,8 @@ internet, but neither this machine and its networks nor metadata services, unles
 say so. What it did there is printed at the end as what would have to be allowed: HTTP and
 TLS are looked into, so that there is a rule for each method and path, in which what looks
 like a number or a hash is `*`, and a directory with many names in it ends in `/**`.
---deny-host and deny rules hold meanwhile.
+--deny-host and deny rules hold meanwhile. A request with a `*` in its path is left out, and
+told of: the rule would allow more.
 
 Read what is printed before it is used: a program that was up to something has taught that
 too. Programs that do not trust the VM's authority cannot be looked into, and are listed as
@@ -122,7 +123,14 @@ fn notes(learned: &Learned) -> String {
         let (target, code, hint) = (&refused.target, &refused.code, &refused.hint);
         note(&format!("refused: {target}: {code}{times}; {hint}"));
     }
-    if learned.allowed_hosts.is_empty() && learned.rules.is_empty() {
+    for request in &learned.left_out {
+        note(&format!(
+            "left out: {request}: a `*` in a rule means more than itself; if all of that may be, \
+             write it yourself"
+        ));
+    }
+    let is_nothing = learned.allowed_hosts.is_empty() && learned.rules.is_empty();
+    if is_nothing && learned.left_out.is_empty() {
         note("nothing has to be allowed");
     }
     notes
@@ -177,6 +185,7 @@ fn json(learned: &Learned) -> Result<String, Failure> {
         },
         "names_only": learned.names_only,
         "refused": learned.refused,
+        "left_out": learned.left_out,
         "lost": learned.lost,
     });
     let text = serde_json::to_string_pretty(&shown).map_err(Failure::new)?;
@@ -203,6 +212,7 @@ mod tests {
             .map(str::to_owned)
             .to_vec();
         learned.names_only = vec!["b.test".to_owned()];
+        learned.left_out = vec!["GET https://a.test/**".to_owned()];
         learned.lost = 3;
         learned
     }
@@ -214,6 +224,8 @@ mod tests {
             text,
             "# 3 events are missing: there may be more to allow\n\
              # asked for, and not connected to: b.test\n\
+             # left out: GET https://a.test/**: a `*` in a rule means more than itself; \
+             if all of that may be, write it yourself\n\
              --tcp db.internal:5432 \\\n\
              --allow-host \\*.own.test:443 \\\n\
              --allow-host udp:ntp.test:123 \\\n\
@@ -239,6 +251,9 @@ mod tests {
     fn nothing_is_said_to_be_nothing() {
         let nothing = Learned::default();
         assert_eq!(arguments(&nothing), "# nothing has to be allowed\n");
+        let mut starred = Learned::default();
+        starred.left_out = learned().left_out;
+        assert!(!arguments(&starred).contains("nothing has to be allowed"));
         assert!(Config::from_toml(&toml(&nothing)).is_ok());
     }
 }

@@ -327,12 +327,14 @@ fn what(event: &LoggedEvent) -> String {
     }
 }
 
-/// What became of a secret that follows a source.
+/// What became of a secret.
 fn of_secret(activity: &SecretActivity) -> String {
     let name = &activity.secret;
     match (activity.state, &activity.why) {
         (SecretState::Refreshed, _) => format!("secret {name} has another value"),
         (SecretState::Followed, _) => format!("secret {name} follows its source again"),
+        (SecretState::Set, _) => format!("secret {name} was given a value"),
+        (SecretState::Revoked, _) => format!("secret {name} was revoked"),
         (_, Some(why)) => format!("secret {name} keeps its value: {why}"),
         (_, None) => format!("secret {name} keeps its value"),
     }

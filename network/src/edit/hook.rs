@@ -65,6 +65,13 @@ impl Ask {
     }
 }
 
+impl From<Arc<dyn Callback>> for Ask {
+    /// [`Self::new`].
+    fn from(callback: Arc<dyn Callback>) -> Self {
+        Self::new(callback)
+    }
+}
+
 /// A rule as it is written. Fields of the other phase have no effect.
 #[derive(Debug, Clone, Default)]
 pub struct HookSpec {
@@ -230,6 +237,12 @@ impl Hook {
     pub fn is_for(&self, host: &Host, port: u16) -> bool {
         let is_for = |pattern: &Pattern| pattern.matches(Protocol::Tcp, host, port);
         self.hosts.is_empty() || self.hosts.iter().any(is_for)
+    }
+
+    /// Whether it asks somebody without whose answer what is asked about passes.
+    #[must_use]
+    pub fn fails_open(&self) -> bool {
+        self.ask.as_ref().is_some_and(|ask| ask.fail_open)
     }
 
     /// Whether a request concerns it. The path is encoded.

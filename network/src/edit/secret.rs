@@ -11,7 +11,7 @@ use zeroize::Zeroizing;
 use super::forms::forms;
 use super::places::Places;
 use super::replace::{Replacement, Table};
-use crate::host::{Host, shown, split_port};
+use crate::host::{Host, shown};
 use crate::policy::Pattern;
 
 /// The longest value, in bytes.
@@ -110,6 +110,16 @@ pub enum SecretError {
         "the secret {name:?} is for {pattern:?}, which is every host: name those that may have it"
     )]
     EveryHost {
+        /// Its name.
+        name: String,
+        /// The pattern.
+        pattern: String,
+    },
+    /// It is for a host by UDP.
+    #[error(
+        "the secret {name:?} is for {pattern:?}, and no request is sent by UDP: name the host without `udp:`"
+    )]
+    Udp {
         /// Its name.
         name: String,
         /// The pattern.
@@ -379,8 +389,15 @@ fn check_one(secret: &Secret) -> Result<(), SecretError> {
     if secret.hosts.is_empty() {
         return Err(SecretError::NoHosts(name()));
     }
-    if let Some(pattern) = secret.hosts.iter().find(|pattern| is_every(pattern)) {
+    if let Some(pattern) = secret.hosts.iter().find(|of| of.is_every_host()) {
         return Err(SecretError::EveryHost {
+            name: name(),
+            pattern: shown(pattern.as_str()),
+        });
+    }
+    let is_udp = |of: &&Pattern| of.protocol() == Protocol::Udp;
+    if let Some(pattern) = secret.hosts.iter().find(is_udp) {
+        return Err(SecretError::Udp {
             name: name(),
             pattern: shown(pattern.as_str()),
         });
@@ -414,14 +431,6 @@ fn check_two(secret: &Secret, other: &Secret, is_same: bool) -> Result<(), Secre
     Ok(())
 }
 
-/// Whether a pattern means every name there is.
-fn is_every(pattern: &Pattern) -> bool {
-    let text = pattern.as_str();
-    let text = text.strip_prefix("tcp:").unwrap_or(text);
-    let host = split_port(text).0;
-    pattern.is_all() || host.ends_with("/0") || host.bytes().all(|byte| b"*.".contains(&byte))
-}
-
 #[cfg(test)]
 pub(super) mod tests {
     use super::*;
@@ -446,7 +455,7 @@ pub(super) mod tests {
         let hosts = |secret: &mut Secret, host: &str| secret.hosts = vec![host.parse().unwrap()];
         let value = |secret: &mut Secret, text: &str| secret.value = text.to_owned().into();
         type Change<'a> = &'a dyn Fn(&mut Secret);
-        let changes: [(&str, Change<'_>); 18] = [
+        let changes: [(&str, Change<'_>); 20] = [
             ("is empty", &|s| value(s, "")),
             ("64 KiB", &|s| value(s, &"x".repeat(65_537))),
             ("control", &|s| value(s, "hunter\r\nX: 22")),
@@ -458,6 +467,8 @@ pub(super) mod tests {
             ("every host", &|s| hosts(s, "*.*")),
             ("every host", &|s| hosts(s, "tcp:**:443")),
             ("every host", &|s| hosts(s, "0.0.0.0/0")),
+            ("every host", &|s| hosts(s, "[::/0]:443")),
+            ("by UDP", &|s| hosts(s, "udp:a.test:443")),
             ("8 to 1024", &|s| s.placeholder = "short".to_owned()),
             ("8 to 1024", &|s| s.placeholder = "with blank".to_owned()),
             ("8 to 1024", &|s| s.placeholder = "PLACEHÖLDER".to_owned()),

@@ -4,9 +4,10 @@ use std::fmt;
 use std::str::FromStr;
 
 use flashpan_protocol::network::Protocol;
+use http::uri::PathAndQuery;
 use thiserror::Error;
 
-use super::{Basis, Denial, Policy, path};
+use super::{Basis, Code, Denial, Pattern, Policy, path};
 use crate::host::{Authority, Host, HostError, shown};
 use crate::script::{Connection, Request, Script};
 
@@ -22,8 +23,8 @@ pub enum TargetError {
         "{0:?} is neither of http:// nor of https://; give a host and port for other protocols"
     )]
     Scheme(String),
-    /// The path could be read in more than one way.
-    #[error("the path {0:?} can be read in more than one way; a request for it is refused")]
+    /// The path is one that no request can have.
+    #[error("{0:?} is no path of a URL; encode what is not ASCII, and blanks, with `%`")]
     Path(String),
 }
 
@@ -33,7 +34,7 @@ pub struct Target {
     protocol: Protocol,
     host: Host,
     port: u16,
-    /// In its one form, if it is a request.
+    /// As it would be sent, if it is a request.
     path: Option<String>,
     /// What follows a `?` in it.
     query: String,
@@ -50,21 +51,23 @@ impl FromStr for Target {
             Some(("https", rest)) => ("https", rest),
             Some(_) => return Err(TargetError::Scheme(shown(text))),
         };
+        let rest = rest.split('#').next().unwrap_or(rest);
+        let (rest, query) = rest.split_once('?').unwrap_or((rest, ""));
         let (authority, path) = match rest.find('/') {
             Some(at) => rest.split_at(at),
             None => (rest, "/"),
         };
-        let path = path.split('#').next().unwrap_or(path);
-        let (path, query) = path.split_once('?').unwrap_or((path, ""));
         let authority: Authority = authority.parse()?;
-        let normal = path::normal(path).ok_or_else(|| TargetError::Path(shown(path)))?;
+        let is_path = path.is_ascii() && PathAndQuery::try_from(path).is_ok();
+        let path = Some(path).filter(|_| is_path);
+        let path = path.ok_or_else(|| TargetError::Path(shown(rest)))?;
         Ok(Self {
             protocol: Protocol::Tcp,
             host: authority.host,
             port: authority
                 .port
                 .unwrap_or(if scheme == "http" { 80 } else { 443 }),
-            path: Some(normal),
+            path: Some(path.to_owned()),
             query: query.to_owned(),
             scheme,
         })
@@ -103,7 +106,11 @@ impl fmt::Display for Target {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (host, port, scheme) = (&self.host, self.port, self.scheme);
         match &self.path {
-            Some(path) => write!(f, "{scheme}://{host}:{port}{path}"),
+            Some(path) => {
+                let normal = path::normal(path);
+                let path = normal.as_ref().unwrap_or(path);
+                write!(f, "{scheme}://{host}:{port}{path}")
+            }
             None => write!(f, "{scheme}:{host}:{port}"),
         }
     }
@@ -118,11 +125,16 @@ pub struct Explanation {
     pub inspected: bool,
 }
 
-/// What a script says of a connection, and of a request if it is one.
-fn judged(script: &Script, target: &Target, method: &str) -> Result<(), Denial> {
+/// What a script says of a connection, and of a request if there is a path of one.
+fn judged(
+    script: &Script,
+    target: &Target,
+    method: &str,
+    path: Option<&str>,
+) -> Result<(), Denial> {
     let (host, port) = (target.host.clone(), target.port);
     let connection = Connection::new(target.protocol, host.clone(), None, port);
-    let Some(path) = &target.path else {
+    let Some(path) = path else {
         return script.connection_now(connection);
     };
     let tls = target.scheme == "https";
@@ -144,21 +156,64 @@ impl Policy {
             path,
             ..
         } = target;
-        let mut decision = match path {
-            Some(path) => self.request(host, *port, method, path),
+        let inspected = self.looks_into(target);
+        let path = path.as_deref().map(|path| self.path(host, *port, path));
+        let mut decision = match &path {
+            Some(Ok(path)) => self.request(host, *port, method, path),
+            Some(Err(denial)) => Err(denial.clone()),
             None => self.connection(*protocol, host, *port),
         };
+        if path.is_some() && inspected && matches!(method, "CONNECT" | "TRACE") {
+            // Whoever may not connect is not asked what for.
+            let connection = self.connection(*protocol, host, *port);
+            decision = connection.and_then(|_| {
+                Err(Denial {
+                    code: Code::Denied,
+                    host: super::named(host, *protocol, *port),
+                    rule: Some(format!("no {method}")),
+                })
+            });
+        }
         if let (Ok(_), Host::Address(address)) = (&decision, host) {
             let special = self.address(*protocol, *address, *port, None);
             decision = special.and(decision);
         }
         if let (Ok(_), Some(script)) = (&decision, &self.script) {
-            decision = judged(script, target, method).and(decision);
+            let path = path.and_then(Result::ok);
+            decision = judged(script, target, method, path.as_deref()).and(decision);
         }
         Explanation {
             decision,
-            inspected: self.inspects || self.has_rules_for(host, *port),
+            inspected,
         }
+    }
+
+    /// A path as it is judged: in its one form where rules tell paths from each other.
+    fn path(&self, host: &Host, port: u16, path: &str) -> Result<String, Denial> {
+        if !self.has_rules_for(host, port) {
+            return Ok(path.to_owned());
+        }
+        path::normal(path).ok_or_else(|| Denial {
+            code: Code::Ambiguous,
+            host: super::named(host, Protocol::Tcp, port),
+            rule: None,
+        })
+    }
+
+    /// Whether requests to this host are looked into on this port.
+    fn looks_into(&self, target: &Target) -> bool {
+        let (host, port) = (&target.host, target.port);
+        if target.protocol != Protocol::Tcp || !self.is_http(port) {
+            return false;
+        }
+        let is_plain = match target.scheme {
+            "http" => true,
+            "https" => false,
+            _ => port == 80,
+        };
+        let is_for = |pattern: &Pattern| pattern.matches(Protocol::Tcp, host, port);
+        let opens = is_plain || !self.splices || self.inspected.iter().any(is_for);
+        self.has_rules_for(host, port) || (self.inspects && opens)
     }
 }
 
@@ -167,7 +222,6 @@ mod tests {
     #![allow(clippy::unwrap_used)]
 
     use super::*;
-    use crate::policy::Code;
 
     #[test]
     fn targets_are_hosts_and_urls() {
@@ -179,6 +233,10 @@ mod tests {
             ("[::1]:80", "tcp:[::1]:80"),
             ("http://a.test", "http://a.test:80/"),
             ("https://a.test:8443/%61?x=y#z", "https://a.test:8443/a"),
+            ("https://a.test?x=/y", "https://a.test:443/"),
+            ("https://a.test#/y", "https://a.test:443/"),
+            ("https://a.test/a//b", "https://a.test:443/a//b"),
+            ("https://a.test/../b", "https://a.test:443/../b"),
         ] {
             assert_eq!(text.parse::<Target>().unwrap().to_string(), target);
         }
@@ -187,7 +245,8 @@ mod tests {
             "ftp://a.test",
             "http://",
             "http://a b/",
-            "http://a.test/../x",
+            "http://a.test/a b",
+            "http://a.test/ä",
             "a:b",
         ] {
             assert!(text.parse::<Target>().is_err(), "{text}");
@@ -214,6 +273,69 @@ mod tests {
         assert!(explain("10.0.0.1:443", "").decision.is_ok());
         assert!(!explain("10.0.0.1:443", "").inspected);
     }
+
+    /// As requests are judged that come: a path is read only where something tells paths
+    /// apart, and methods that are for more than the host are refused where they are seen.
+    #[test]
+    fn requests_are_refused_that_would_be() {
+        let policy = Policy {
+            inspects: true,
+            rules: vec!["allow GET,TRACE ruled.test/**".parse().unwrap()],
+            allow: vec!["a.test".parse().unwrap()],
+            ..Policy::default()
+        };
+        let explain = |target: &str, method| policy.explain(&target.parse().unwrap(), method);
+        let code = |target, method| explain(target, method).decision.map_err(|of| of.code);
+        assert!(code("https://a.test/a//b", "GET").is_ok());
+        let refused = [
+            ("https://ruled.test/a//b", "GET", Code::Ambiguous),
+            ("https://a.test/", "TRACE", Code::Denied),
+            ("https://a.test/", "CONNECT", Code::Denied),
+            ("http://ruled.test/", "TRACE", Code::Denied),
+            ("https://b.test/", "TRACE", Code::NotAllowed),
+        ];
+        for (target, method, why) in refused {
+            assert_eq!(code(target, method), Err(why), "{method} {target}");
+        }
+        let denial = explain("https://a.test/", "TRACE").decision.unwrap_err();
+        assert_eq!(denial.rule.as_deref(), Some("no TRACE"));
+        // Nobody looks there.
+        assert!(code("https://a.test:8443/", "TRACE").is_ok());
+        let open = Policy::open().explain(&"https://a.test/".parse().unwrap(), "TRACE");
+        assert!(open.decision.is_ok() && !open.inspected);
+    }
+
+    #[test]
+    fn requests_are_looked_into_on_ports_of_http() {
+        let mut policy = Policy {
+            inspects: true,
+            inspected: vec!["s.test".parse().unwrap(), "p.test:8443".parse().unwrap()],
+            allow: vec!["*".parse().unwrap(), "udp:*".parse().unwrap()],
+            ..Policy::default()
+        };
+        let looks = |policy: &Policy, target: &str| {
+            policy.explain(&target.parse().unwrap(), "GET").inspected
+        };
+        for (target, spliced, opened) in [
+            ("https://s.test/", true, true),
+            ("https://other.test/", false, true),
+            ("other.test:443", false, true),
+            ("http://other.test/", true, true),
+            ("other.test:80", true, true),
+            ("https://p.test:8443/", true, true),
+            ("https://s.test:8443/", true, true),
+            ("https://s.test:9443/", false, false),
+            ("http://s.test:9443/", false, false),
+            ("s.test:22", false, false),
+            ("udp:s.test:443", false, false),
+        ] {
+            policy.splices = true;
+            assert_eq!(looks(&policy, target), spliced, "{target}");
+            policy.splices = false;
+            assert_eq!(looks(&policy, target), opened, "{target}");
+        }
+    }
+
     #[test]
     fn a_script_is_asked_after_the_rest() {
         let script = "fn request(req) { if req.query == \"x=1\" { deny(\"x\") } }

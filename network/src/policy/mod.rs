@@ -49,6 +49,10 @@ pub struct Policy {
     /// Whether requests are looked at, whatever the rules say: there are secrets, hooks or
     /// callbacks. HTTP/3, which cannot be looked at, is refused then.
     pub inspects: bool,
+    /// Whether TLS to hosts that neither rules nor [`Self::inspected`] name is passed on as it
+    /// is all the same. It is only told by [`Self::explain`]: who decides is the
+    /// [`Editor`](crate::http::Editor).
+    pub splices: bool,
     /// Hosts whose requests are looked at for another reason than rules. The ports that they
     /// name are ports of HTTP.
     pub inspected: Vec<Pattern>,

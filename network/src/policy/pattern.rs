@@ -164,6 +164,25 @@ impl Pattern {
         self.what == What::All
     }
 
+    /// Whether it means every host there is, or all but those that have no dot in their name,
+    /// on whatever ports: `*`, `*.*`, `0.0.0.0/0`.
+    #[must_use]
+    pub fn is_every_host(&self) -> bool {
+        let is_dots = |piece: &String| piece.bytes().all(|byte| byte == b'.');
+        match &self.what {
+            What::All => true,
+            What::Names(Glob::Pieces(pieces)) => pieces.iter().all(is_dots),
+            What::Names(_) => false,
+            What::Addresses(network) => network.prefix_len() == 0,
+        }
+    }
+
+    /// The protocol that it allows.
+    #[must_use]
+    pub fn protocol(&self) -> Protocol {
+        self.protocol
+    }
+
     /// Whether it names its ports.
     #[must_use]
     pub fn has_ports(&self) -> bool {
@@ -440,6 +459,28 @@ mod tests {
         assert!(!matches("*:8000-8002", Protocol::Tcp, 8003));
         assert!(matches("udp:a.test:53", Protocol::Udp, 53));
         assert!(!matches("udp:a.test:53", Protocol::Tcp, 53));
+    }
+
+    #[test]
+    fn some_patterns_mean_every_host() {
+        for (pattern, every) in [
+            ("*", true),
+            ("tcp:*", true),
+            ("*:1-65535", true),
+            ("**:443", true),
+            ("*.*", true),
+            ("tcp:*.**:443", true),
+            ("0.0.0.0/0", true),
+            ("::/0", true),
+            ("[::/0]:443", true),
+            ("*.com", false),
+            ("a*", false),
+            ("10.0.0.0/8", false),
+            ("a.test", false),
+        ] {
+            let parsed: Pattern = pattern.parse().unwrap();
+            assert_eq!(parsed.is_every_host(), every, "{pattern}");
+        }
     }
 
     #[test]

@@ -119,6 +119,14 @@ pub struct NetworkHookRule {
         skip_serializing_if = "Option::is_none"
     )]
     pub timeout_ms: Option<u32>,
+    /// Whether what is asked about may pass if the callback fails, is late, or its answer
+    /// makes no sense. Default false.
+    #[serde(
+        default,
+        deserialize_with = "lenient::null",
+        skip_serializing_if = "lenient::is_default"
+    )]
+    pub fail_open: bool,
     /// Headers that a request gets in place of those of the same name. `before`
     /// only.
     #[serde(

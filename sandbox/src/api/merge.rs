@@ -64,6 +64,8 @@ fn network(own: NetworkConfig, over: NetworkConfig) -> NetworkConfig {
         }),
         secrets: joined(own.secrets, over.secrets),
         forbid_range: own.forbid_range || over.forbid_range,
+        splice: own.splice || over.splice,
+        scrub: over.scrub.or(own.scrub),
         policy_script: text(own.policy_script, over.policy_script),
         synthetic_names: own.synthetic_names || over.synthetic_names,
         dns_servers: list(own.dns_servers, over.dns_servers),

@@ -104,6 +104,20 @@ pub struct NetworkConfig {
         skip_serializing_if = "lenient::is_default"
     )]
     pub forbid_range: bool,
+    /// Whether TLS to hosts that no secret and no rule for requests is for is passed on as it
+    /// is, after its name was looked at: programs that trust only their host's own authority
+    /// reach it then. Without, all TLS is looked into as soon as there is a secret. Not with
+    /// `intercept`. Default false.
+    #[serde(
+        default,
+        deserialize_with = "lenient::null",
+        skip_serializing_if = "lenient::is_default"
+    )]
+    pub splice: bool,
+    /// Whether values are taken out of what hosts of secrets answer. Without, a guest that
+    /// has a host say back what it sent knows the value. Absent: true.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub scrub: Option<bool>,
     /// A script that may deny requests and connections of those that all else allows
     /// ([`Script`](flashpan_network::script::Script)). Empty: there is none.
     #[serde(
@@ -165,6 +179,12 @@ impl NetworkConfig {
         self.block_private_ips.unwrap_or(true)
     }
 
+    /// Whether values are taken out of answers: yes, unless that was switched off.
+    #[must_use]
+    pub fn scrubs(&self) -> bool {
+        self.scrub.unwrap_or(true)
+    }
+
     /// The name servers: as set, or [`DEFAULT_DNS_SERVERS`], as the reference has it. A VM
     /// whose configuration names none uses those of its host instead.
     #[must_use]
@@ -181,14 +201,14 @@ impl NetworkConfig {
         self.mtu.unwrap_or(DEFAULT_NETWORK_MTU)
     }
 
-    /// The patterns of hosts that the guest may reach, those of secrets included,
-    /// each once. Empty: see [`Self::allowed_hosts`].
+    /// The patterns of hosts that the guest may reach, those of secrets included
+    /// ([`Secret::reachable_hosts`]), each once. Empty: see [`Self::allowed_hosts`].
     #[must_use]
     pub fn reachable_hosts(&self) -> Vec<String> {
-        let of_secrets = self.secrets.values().flat_map(|secret| &secret.hosts);
+        let of_secrets = self.secrets.values().flat_map(Secret::reachable_hosts);
         let mut seen = BTreeSet::new();
-        let hosts = self.allowed_hosts.iter().chain(of_secrets);
-        hosts.filter(|host| seen.insert(*host)).cloned().collect()
+        let hosts = self.allowed_hosts.iter().cloned().chain(of_secrets);
+        hosts.filter(|host| seen.insert(host.clone())).collect()
     }
 
     /// Whether HTTP and HTTPS have to be inspected for anything that was asked
@@ -217,6 +237,8 @@ mod tests {
         assert!(network("{}").blocks_private_ips());
         assert!(network(r#"{"mtu":1400}"#).blocks_private_ips());
         assert!(network(r#"{"block_private_ips":null}"#).blocks_private_ips());
+        assert!(network(r#"{"scrub":null}"#).scrubs());
+        assert!(!network(r#"{"scrub":false}"#).scrubs());
         let off = network(r#"{"block_private_ips":false}"#);
         assert!(!off.blocks_private_ips());
         assert_eq!(
@@ -236,9 +258,10 @@ mod tests {
     #[test]
     fn hosts_of_secrets_can_be_reached() {
         let network = network(
-            r#"{"allowed_hosts":["a","b"],"secrets":{"K":{"value":"v","hosts":["b","c"]}}}"#,
+            r#"{"allowed_hosts":["a","b:80"],"secrets":{"K":{"value":"v","hosts":["b","c:8443"]}}}"#,
         );
-        assert_eq!(network.reachable_hosts(), ["a", "b", "c"]);
+        let hosts = network.reachable_hosts();
+        assert_eq!(hosts, ["a", "b:80", "b:443", "c:8443"]);
     }
 
     #[test]

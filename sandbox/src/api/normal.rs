@@ -56,6 +56,7 @@ fn normal(rule: &NetworkHookRule) -> NetworkHookRule {
         path: rule.path.clone(),
         action: rule.effective_action(),
         callback_id: rule.callback_id.trim().to_owned(),
+        fail_open: rule.fail_open,
         timeout_ms: rule.timeout_ms,
         ..NetworkHookRule::default()
     };

@@ -7,11 +7,6 @@ pub(super) fn check_host_pattern(pattern: &str) -> Result<(), PatternError> {
     pattern.parse::<Pattern>().map(drop)
 }
 
-/// Whether a pattern of hosts matches every host.
-pub(super) fn matches_every_host(pattern: &str) -> bool {
-    !pattern.is_empty() && pattern.chars().all(|c| c == '*' || c == '.')
-}
-
 /// What is wrong with a pattern of paths: `*`, `?`, `[a-z]`, `[^a-z]` and a
 /// backslash before a character that is meant as it is.
 pub(super) fn check_path_pattern(pattern: &str) -> Result<(), &'static str> {
@@ -73,19 +68,6 @@ mod tests {
         }
         for pattern in ["", " ", "a b", "https://a.com", "a.com/x", "a.com:", "a\0"] {
             assert!(check_host_pattern(pattern).is_err(), "{pattern}");
-        }
-    }
-
-    #[test]
-    fn some_patterns_match_every_host() {
-        for (pattern, every) in [
-            ("*", true),
-            ("**", true),
-            ("*.*", true),
-            ("*.com", false),
-            ("", false),
-        ] {
-            assert_eq!(matches_every_host(pattern), every, "{pattern}");
         }
     }
 

@@ -3,6 +3,7 @@
 use std::fmt;
 use std::io;
 
+use flashpan_network::policy::Pattern;
 use rustix::rand::{GetRandomFlags, getrandom};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use zeroize::Zeroizing;
@@ -87,7 +88,8 @@ pub struct Secret {
     )]
     pub placeholder: String,
     /// Patterns of the hosts that may receive the value, at least one. They are
-    /// added to the hosts that the guest may reach.
+    /// added to the hosts that the guest may reach; one that names no port on ports 443 and
+    /// 80, where requests and answers are looked into.
     #[serde(default, deserialize_with = "lenient::list")]
     pub hosts: Vec<String>,
     /// The places of a request in which the value comes, and no others: `headers`,
@@ -125,6 +127,13 @@ impl Secret {
         }
     }
 
+    /// The patterns of the hosts that the guest may reach for it. One that names no port means
+    /// those of HTTP: on any other a host could give the value to the guest unseen.
+    #[must_use]
+    pub fn reachable_hosts(&self) -> Vec<String> {
+        self.hosts.iter().flat_map(|host| reachable(host)).collect()
+    }
+
     /// A placeholder that nobody can guess: [`SECRET_PLACEHOLDER_PREFIX`] and 128 random
     /// bits.
     ///
@@ -154,6 +163,26 @@ impl Secret {
     }
 }
 
+/// The patterns by which a host of a secret can be reached.
+fn reachable(host: &str) -> Vec<String> {
+    let has_no_port = host
+        .parse()
+        .is_ok_and(|pattern: Pattern| !pattern.has_ports());
+    if !has_no_port {
+        return vec![host.to_owned()];
+    }
+    let (protocol, bare) = match host.strip_prefix("tcp:") {
+        Some(bare) => ("tcp:", bare),
+        None => ("", host),
+    };
+    let with = |port| match bare.contains(':') && !bare.starts_with('[') {
+        // An address or network of IPv6.
+        true => format!("{protocol}[{bare}]:{port}"),
+        false => format!("{protocol}{bare}:{port}"),
+    };
+    [443, 80].map(with).to_vec()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -166,6 +195,30 @@ mod tests {
         assert!(shown.contains("api.example.com"));
         let redacted = serde_json::to_string(&secret.redacted()).unwrap();
         assert_eq!(redacted, r#"{"value":"","hosts":["api.example.com"]}"#);
+    }
+
+    #[test]
+    fn a_host_without_a_port_is_reached_where_it_is_looked_into() {
+        let reached = |host: &str| Secret::new("v".to_owned(), [host]).reachable_hosts();
+        for (host, reachable) in [
+            ("a.test", ["a.test:443", "a.test:80"]),
+            ("*.a.test", ["*.a.test:443", "*.a.test:80"]),
+            ("tcp:a.test", ["tcp:a.test:443", "tcp:a.test:80"]),
+            ("192.0.2.0/24", ["192.0.2.0/24:443", "192.0.2.0/24:80"]),
+            ("2001:db8::1", ["[2001:db8::1]:443", "[2001:db8::1]:80"]),
+            ("[2001:db8::1]", ["[2001:db8::1]:443", "[2001:db8::1]:80"]),
+            (
+                "2001:db8::/32",
+                ["[2001:db8::/32]:443", "[2001:db8::/32]:80"],
+            ),
+        ] {
+            assert_eq!(reached(host), reachable);
+            for pattern in reachable {
+                assert!(pattern.parse::<Pattern>().unwrap().has_ports(), "{pattern}");
+            }
+        }
+        assert_eq!(reached("a.test:8443"), ["a.test:8443"]);
+        assert_eq!(reached("a.test:8000-8443"), ["a.test:8000-8443"]);
     }
 
     #[test]

@@ -35,22 +35,27 @@ struct Tree {
 }
 
 impl Paths {
-    /// Adds a request; the path is none if it could be read in two ways.
-    pub(super) fn add(&mut self, place: &str, method: &str, path: Option<&str>) {
+    /// Adds a request; the path is none if it could be read in two ways. Whether there can be a
+    /// rule for it: a `*` in its path, which is the guest's, would be one in the rule.
+    pub(super) fn add(&mut self, place: &str, method: &str, path: Option<&str>) -> bool {
         if !self.places.contains(place) {
             self.places.insert(place.to_owned());
+        }
+        if path.is_some_and(|path| path.contains('*')) {
+            return false;
         }
         let is_known = self.methods.contains_key(method);
         let is_method = method.bytes().all(|byte| byte.is_ascii_uppercase());
         let Some(path) = path.filter(|_| is_method && !method.is_empty()) else {
             self.is_whole = true;
-            return;
+            return true;
         };
         if !is_known && self.methods.len() >= MAX_METHODS {
             self.is_whole = true;
-            return;
+            return true;
         }
         self.methods.entry(method.to_owned()).or_default().add(path);
+        true
     }
 
     /// The host with its ports.

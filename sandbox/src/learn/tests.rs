@@ -111,6 +111,29 @@ fn what_differs_each_time_is_a_star() {
     }
 }
 
+/// What is a pattern in a rule is a guest's text in a path.
+#[test]
+fn a_star_of_a_guest_is_none_of_a_rule() {
+    let paths = ["/**", "/a/*", "/a/b*?x=1", "/a/%2A", "/a/b"];
+    let seen = paths.map(|path| request("GET", &format!("https://a.test{path}")));
+    let learned = learned(seen.into_iter().chain([seen_name("a.test")]));
+    assert_eq!(
+        learned.rules,
+        ["allow GET a.test/a/%2A", "allow GET a.test/a/b"]
+    );
+    let left_out = ["/**", "/a/*", "/a/b*"].map(|path| format!("GET https://a.test{path}"));
+    assert_eq!(learned.left_out, left_out);
+    assert_eq!(learned.allowed_hosts, [""; 0]);
+    // There was a connection.
+    assert_eq!(learned.names_only, [""; 0]);
+    let only = self::learned([request("GET", "https://a.test/**")]);
+    assert_eq!((only.rules.len(), only.left_out.len()), (0, 1));
+}
+
+fn seen_name(name: &str) -> NetworkActivity {
+    seen("dns", name)
+}
+
 #[test]
 fn what_a_star_means_is_not_written_out_again() {
     let all = rules(&[

@@ -141,6 +141,13 @@ pub(super) fn warn(interception: &NetworkInterceptionConfig, warnings: &mut Warn
                 "neither blocks nor changes nor asks anything; it has no effect",
             );
         }
+        if rule.fail_open && rule.callback_id.is_empty() {
+            let at = at.field("fail_open");
+            warnings.add(
+                &at,
+                "is for a rule that asks; without callback_id it has no effect",
+            );
+        }
         for (index, change) in rule.body_replacements.iter().enumerate() {
             if change.find.is_empty() {
                 let at = at.field("body_replacements").index(index).field("find");

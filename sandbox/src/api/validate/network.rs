@@ -4,12 +4,12 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use flashpan_network::edit::Places;
-use flashpan_network::policy::Rule;
+use flashpan_network::policy::{Pattern, Rule};
 use flashpan_network::script::Script;
-use flashpan_protocol::network::MTU;
+use flashpan_protocol::network::{MTU, Protocol};
 
 use super::super::network::NetworkConfig;
-use super::super::pattern::{check_host_pattern, matches_every_host};
+use super::super::pattern::check_host_pattern;
 use super::super::problem::{FieldPath, ProblemKind, Problems, Warnings, quoted};
 use super::super::secret::Secret;
 use super::{check_variable_name, hooks};
@@ -39,6 +39,11 @@ pub(super) fn check(network: &NetworkConfig, problems: &mut Problems) {
                 problems.whole(&at, ProblemKind::Conflict, message);
             }
         }
+    }
+    if network.splice && network.intercept {
+        let at = top.field("splice");
+        let message = format!("{at} cannot be combined with {}", top.field("intercept"));
+        problems.whole(&at, ProblemKind::Conflict, message);
     }
     check_hosts(
         network.allowed_hosts.iter().map(String::as_str),
@@ -138,13 +143,19 @@ fn check_secret(secret: &Secret, at: &FieldPath, problems: &mut Problems) {
     }
     check_hosts(secret.hosts.iter().map(String::as_str), &hosts, problems);
     for (index, host) in secret.hosts.iter().enumerate() {
-        if matches_every_host(host) {
-            let why = format!(
-                "{} matches every host; name those that may have the secret",
-                quoted(host)
-            );
-            problems.add(&hosts.index(index), ProblemKind::Unsupported, why);
-        }
+        // What is none was told of.
+        let Ok(pattern) = host.parse::<Pattern>() else {
+            continue;
+        };
+        let why = if pattern.is_every_host() {
+            "matches every host; name those that may have the secret"
+        } else if pattern.protocol() == Protocol::Udp {
+            "is of UDP, by which no request is sent; name the host without `udp:`"
+        } else {
+            continue;
+        };
+        let why = format!("{} {why}", quoted(host));
+        problems.add(&hosts.index(index), ProblemKind::Unsupported, why);
     }
     let places = secret.places.iter().map(String::as_str);
     if !secret.places.is_empty()

@@ -126,6 +126,26 @@ fn mistakes_in_network() {
             "every host",
         ),
         (
+            secret(r#""value":"v","hosts":["a.test","tcp:*"]"#),
+            "network.secrets.K.hosts[1]",
+            "every host",
+        ),
+        (
+            secret(r#""value":"v","hosts":["a.test","**:1-65535"]"#),
+            "network.secrets.K.hosts[1]",
+            "every host",
+        ),
+        (
+            secret(r#""value":"v","hosts":["a.test","::/0"]"#),
+            "network.secrets.K.hosts[1]",
+            "every host",
+        ),
+        (
+            secret(r#""value":"v","hosts":["a.test","udp:api.test"]"#),
+            "network.secrets.K.hosts[1]",
+            "name the host without `udp:`",
+        ),
+        (
             secret(r#""value":"v","hosts":["a"],"placeholder":"short""#),
             "network.secrets.K.placeholder",
             "5 bytes long, not 8 to 1024",
