@@ -8,6 +8,11 @@ use std::alloc::{GlobalAlloc, Layout, System};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use flashpan::launch::SecretSource;
+use flashpan_protocol::supervisor::Hidden;
+use serde::Deserialize;
+use serde::de::IntoDeserializer;
+use serde::de::value::StrDeserializer;
+use zeroize::Zeroizing;
 
 /// Of what the secret consists: nothing else has that in it.
 const BYTE: u8 = 0xA7;
@@ -66,6 +71,14 @@ fn no_copy_of_a_secret_is_left_in_memory() {
     };
     write(20_000, "\\n");
     assert_eq!(read(), Some(40_000));
+    assert_eq!(LEFT.swap(0, Ordering::Relaxed), 0);
+    // Nor of one that is sent to the supervisor, and of what it makes of that.
+    let value = SecretSource::File(path.clone()).read().unwrap();
+    let sent = Hidden(Zeroizing::new(value.expose().to_owned()));
+    let text: StrDeserializer<'_, serde::de::value::Error> = sent.0.as_str().into_deserializer();
+    let got = Hidden::deserialize(text).unwrap();
+    assert!(got == sent);
+    drop((value, sent.clone(), sent, got));
     assert_eq!(LEFT.swap(0, Ordering::Relaxed), 0);
     // Nor of what is too long, or no text.
     write(40_000, "");
