@@ -28,7 +28,7 @@ const SPECIAL4: [(Ipv4Addr, u8); 16] = [
 ];
 
 /// Where clouds tell their machines of themselves, credentials among it.
-const METADATA: [IpAddr; 6] = [
+const METADATA: [IpAddr; 10] = [
     IpAddr::V4(Ipv4Addr::new(169, 254, 169, 254)),
     // Containers of Amazon's.
     IpAddr::V4(Ipv4Addr::new(169, 254, 170, 2)),
@@ -37,6 +37,11 @@ const METADATA: [IpAddr; 6] = [
     IpAddr::V4(Ipv4Addr::new(100, 100, 100, 200)),
     IpAddr::V4(Ipv4Addr::new(168, 63, 129, 16)),
     IpAddr::V4(Ipv4Addr::new(192, 0, 0, 192)),
+    // Scaleway, Oracle, Linode, Alibaba.
+    IpAddr::V6(Ipv6Addr::new(0xfd00, 0x42, 0, 0, 0, 0, 0, 0x42)),
+    IpAddr::V6(Ipv6Addr::new(0xfd00, 0xc1, 0, 0, 0, 0, 0xa9fe, 0xa9fe)),
+    IpAddr::V6(Ipv6Addr::new(0xfd00, 0xa9fe, 0xa9fe, 0, 0, 0, 0, 1)),
+    IpAddr::V6(Ipv6Addr::new(0xfd00, 0x100, 0, 0, 0, 0, 0x100, 0x200)),
 ];
 
 /// Whether it is known that a cloud tells its machines of themselves there.
@@ -62,10 +67,20 @@ pub fn is_metadata(address: IpAddr) -> bool {
     is_of_network || METADATA.contains(&address)
 }
 
+/// The address of IPv4 in one of IPv6, if a gateway would take it there.
+pub(crate) fn embedded_in(address: IpAddr) -> Option<IpAddr> {
+    match address {
+        IpAddr::V4(_) => None,
+        IpAddr::V6(address) => embedded(address.segments()).map(IpAddr::V4),
+    }
+}
+
 /// The address of IPv4 to which a gateway (NAT64, 6to4) would take one of IPv6.
 fn embedded(segments: [u16; 8]) -> Option<Ipv4Addr> {
     let (high, low) = match segments {
-        [0x64, 0xff9b, 0, 0, 0, 0, high, low] => (high, low),
+        [0x64, 0xff9b, 0, 0, 0, 0, high, low] | [0x64, 0xff9b, 1, _, _, _, high, low] => {
+            (high, low)
+        }
         [0x2002, high, low, ..] => (high, low),
         _ => return None,
     };
@@ -153,6 +168,9 @@ mod tests {
             ("64:ff9b::a9fe:a9fe", true),
             ("2002:a9fe:a9fe::1", true),
             ("168.63.129.16", true),
+            ("fd00:42::42", true),
+            ("fd00:c1::a9fe:a9fe", true),
+            ("64:ff9b:1::a9fe:a9fe", true),
             ("64:ff9b::808:808", false),
             ("10.0.0.1", false),
             ("fd00::1", false),

@@ -17,15 +17,12 @@ use crate::dial::{self, Place, Undialled};
 use crate::gateway::{Answer, Gateway, Route};
 use crate::host::{Host, Name};
 use crate::http::Connected;
-use crate::message::Messages;
+use crate::message::{self, Messages};
 use crate::meter::Meter;
 use crate::policy::{Code, Denial, Policy};
 use crate::relay;
 use crate::report::{Outcome, Report, Scheme};
 use crate::tls::hello;
-
-/// The longest datagram there is.
-const MAX_DATAGRAM: usize = 65_535;
 
 /// The guest's end of a flow.
 enum Inside {
@@ -134,7 +131,7 @@ pub(crate) async fn serve<F, S>(
                 let to = tuple.destination;
                 let outside = connect(gateway, protocol, route, to, &reached).await?;
                 // What was changed while it connected is not seen again by who waits for changes.
-                let still = gateway.still(protocol, tuple, reached.get());
+                let still = gateway.still(protocol, tuple, &host, reached.get());
                 still.map_err(|denial| Broken {
                     answer: Answer::Refuse(denied(protocol)),
                     denial: Some(denial),
@@ -159,7 +156,7 @@ pub(crate) async fn serve<F, S>(
                 // One that has ended by itself was not refused.
                 biased;
                 served = flow => served,
-                denial = not_any_more(gateway, &mut changes, protocol, tuple, &reached) => Err(Broken {
+                denial = not_any_more(gateway, &mut changes, protocol, tuple, &host, &reached) => Err(Broken {
                     answer: Answer::Close,
                     denial: Some(denial),
                 }),
@@ -202,6 +199,7 @@ async fn not_any_more(
     changes: &mut watch::Receiver<Arc<Policy>>,
     protocol: Protocol,
     tuple: &Tuple,
+    host: &Host,
     reached: &OnceLock<(Name, IpAddr)>,
 ) -> Denial {
     loop {
@@ -209,7 +207,7 @@ async fn not_any_more(
         if changes.changed().await.is_err() {
             std::future::pending::<()>().await;
         }
-        if let Err(denial) = gateway.still(protocol, tuple, reached.get()) {
+        if let Err(denial) = gateway.still(protocol, tuple, host, reached.get()) {
             return denial;
         }
     }
@@ -266,14 +264,11 @@ async fn http<F, S>(
     F: Future<Output = Result<(), S>>,
 {
     let mut ready = None;
+    let mut meter = meter(gateway, Protocol::Tcp, tuple);
     if let Some(place) = first {
-        let mut meter = meter(gateway, Protocol::Tcp, tuple);
         // Whoever cannot be connected to is refused as it would be without us.
         match connect_first(gateway, place).await {
-            Ok(connected) => {
-                meter.forget();
-                ready = Some((place, connected));
-            }
+            Ok(connected) => ready = Some((place, connected)),
             Err(broken) => {
                 if let Some(denial) = broken.denial {
                     meter.report.outcome = Outcome::Refused(denial);
@@ -294,21 +289,29 @@ async fn http<F, S>(
     }
     let destination = tuple.destination;
     let splice = |host: &Host| gateway.splices(host, destination.port());
-    let served = match destination.port() {
-        80 => proxy.serve_plain(inside, destination).await,
-        443 => proxy.serve_tls(inside, destination, splice).await,
-        _ => match first_byte(inside).await {
-            Ok((hello::HANDSHAKE, inside)) => proxy.serve_tls(inside, destination, splice).await,
-            Ok((_, inside)) => proxy.serve_plain(inside, destination).await,
-            Err(error) => {
-                if error.kind() == io::ErrorKind::TimedOut {
-                    let mut report = Report::silent(Scheme::Tcp, destination.to_string());
-                    report.destination = Some(destination);
-                    gateway.reporter().tell(report);
-                }
-                Err(error)
+    let unread = |inside| hello::Rewound::new(Vec::new(), inside);
+    let first = match destination.port() {
+        80 => Ok((0, unread(inside))),
+        443 => Ok((hello::HANDSHAKE, unread(inside))),
+        _ => first_byte(inside).await,
+    };
+    let served = match first {
+        Ok((first, inside)) => {
+            // Who serves it tells of it.
+            meter.forget();
+            match first {
+                hello::HANDSHAKE => proxy.serve_tls(inside, destination, splice).await,
+                _ => proxy.serve_plain(inside, destination).await,
             }
-        },
+        }
+        Err(error) => {
+            if error.kind() == io::ErrorKind::TimedOut {
+                let silent = Report::silent(Scheme::Tcp, destination.to_string());
+                meter.report.outcome = silent.outcome;
+            }
+            drop(meter);
+            Err(error)
+        }
     };
     if served.is_err() {
         let _ = answer(Answer::Close).await;
@@ -404,24 +407,23 @@ async fn stream(inside: &mut Counted<UnixStream>, mut outside: TcpStream) -> io:
 /// Passes on datagrams until the guest's side has ended.
 async fn datagrams(inside: &Messages, outside: &UdpSocket, meter: &Meter) -> io::Result<()> {
     let up = async {
-        let mut buffer = vec![0; MAX_DATAGRAM];
         loop {
-            let len = inside.receive(&mut buffer).await?;
-            counted::add(&meter.sent, len);
-            let datagram = buffer.get(..len).unwrap_or_default();
+            let datagram = inside.next().await?;
+            counted::add(&meter.sent, datagram.len());
             // A datagram may be lost: nobody listens, there is no way just now, or it is
             // too long.
-            let _ = outside.send(datagram).await;
+            let _ = outside.send(&datagram).await;
         }
     };
     let down = async {
-        let mut buffer = vec![0; MAX_DATAGRAM];
         loop {
-            match outside.recv(&mut buffer).await {
-                Ok(len) => {
-                    inside.send(buffer.get(..len).unwrap_or_default()).await?;
-                    counted::add(&meter.received, len);
+            outside.readable().await?;
+            match message::datagram(|buffer| outside.try_recv(buffer)) {
+                Ok(datagram) => {
+                    inside.send(&datagram).await?;
+                    counted::add(&meter.received, datagram.len());
                 }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                 Err(error) if may_go_on(&error) => {}
                 Err(error) => return Err(error),
             }

@@ -3,7 +3,7 @@
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use flashpan_protocol::network::{Link, Protocol, Refusal, Tuple};
 use tokio::sync::{Semaphore, mpsc, watch};
@@ -127,6 +127,8 @@ pub struct Inspection {
 #[derive(Debug)]
 pub struct Gateway {
     policy: watch::Sender<Arc<Policy>>,
+    /// Held by who changes it.
+    changing: Mutex<()>,
     dialer: Arc<Dialer>,
     dns: dns::Server,
     is_synthetic: bool,
@@ -158,6 +160,7 @@ impl Gateway {
                 policy: policy.subscribe(),
             },
             policy,
+            changing: Mutex::new(()),
             is_synthetic,
             inspection: settings.inspection,
             room: Arc::new(Semaphore::new(MAX_LOOKED_INTO)),
@@ -171,11 +174,16 @@ impl Gateway {
         Arc::clone(&self.policy.borrow())
     }
 
-    /// Changes what it may reach. Flows and requests that may not be any more are ended.
+    /// Changes what it may reach, one change after the other. Flows and requests that may not
+    /// be any more are ended.
     pub fn change<T>(&self, change: impl FnOnce(&mut Policy) -> T) -> T {
-        let mut policy = Policy::clone(&self.policy());
+        let _one = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
+        let now = self.policy();
+        let mut policy = Policy::clone(&now);
         let changed = change(&mut policy);
-        self.policy.send_replace(Arc::new(policy));
+        if policy != *now {
+            self.policy.send_replace(Arc::new(policy));
+        }
         changed
     }
 
@@ -254,31 +262,50 @@ impl Gateway {
         !self.inspection.as_ref().is_some_and(needs)
     }
 
-    /// Where a flow leads that was connected to this address for a name, if it may still be.
+    /// Whether a flow may still be that was decided to be for this host and, if that is a name
+    /// with an address of its own, was connected to one of its real addresses. What it was
+    /// decided by counts for as long as it lasts: names are forgotten after a while.
     pub(crate) fn still(
         &self,
         protocol: Protocol,
         tuple: &Tuple,
+        host: &Host,
         reached: Option<&(Name, IpAddr)>,
     ) -> Result<(), Denial> {
-        match self.route(protocol, tuple)? {
-            Route::Direct { .. } | Route::Named { .. } => {}
+        let policy = self.policy();
+        let (address, port) = (
+            address::plain(tuple.destination.ip()),
+            tuple.destination.port(),
+        );
+        if self.looks_into(&policy, protocol, port) {
             // What it carries nobody sees, and a route to be looked into says nothing of
             // whether its host is allowed.
-            Route::Http { .. } | Route::Names => {
-                return Err(Denial {
-                    code: Code::NotAllowed,
-                    host: tuple.destination.to_string(),
-                    rule: None,
-                });
-            }
+            return Err(Denial {
+                code: Code::NotAllowed,
+                host: tuple.destination.to_string(),
+                rule: None,
+            });
         }
-        let Some((name, address)) = reached else {
-            return Ok(());
+        if self.is_synthetic && names::is_synthetic(address) {
+            policy.connection(protocol, host, port)?;
+            return match reached {
+                Some((name, address)) => {
+                    self.dialer
+                        .may_be(&policy, protocol, *address, port, Some(name))
+                }
+                None => Ok(()),
+            };
+        }
+        // What names it has by now may deny it, and allow it.
+        let standing = self.standing(&policy, protocol, address, port);
+        let host = match (policy.connection(protocol, host, port), standing) {
+            (_, Err(denial)) if denial.code.is_named() => return Err(denial),
+            (Ok(_), _) => host.clone(),
+            (Err(_), Ok((host, _))) => host,
+            (Err(denial), Err(_)) => return Err(denial),
         };
-        let port = tuple.destination.port();
         self.dialer
-            .may_be(&self.policy(), protocol, *address, port, Some(name))
+            .may_be(&policy, protocol, address, port, host.name())
     }
 
     /// Where a flow leads, if it may be. This is the one place where that is decided.

@@ -1,6 +1,7 @@
 //! Datagrams on a socket pair of messages (`SOCK_SEQPACKET`).
 #![allow(unsafe_code)] // tokio wants a promise that a descriptor stays open while it watches it.
 
+use std::cell::RefCell;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
@@ -24,7 +25,23 @@ impl Messages {
         Ok(Self { socket })
     }
 
-    /// The next datagram; how long it is.
+    /// The next datagram.
+    ///
+    /// # Errors
+    /// `UnexpectedEof` if the other end is closed.
+    pub(crate) async fn next(&self) -> io::Result<Vec<u8>> {
+        let next = |socket: &OwnedFd| {
+            let received =
+                datagram(|buffer| Ok(recv(socket.as_raw_fd(), buffer, MsgFlags::empty())?))?;
+            match received.is_empty() && is_closed(socket)? {
+                true => Err(io::ErrorKind::UnexpectedEof.into()),
+                false => Ok(received),
+            }
+        };
+        self.socket.async_io(Interest::READABLE, next).await
+    }
+
+    /// The next datagram, in a buffer; how long it is.
     ///
     /// # Errors
     /// `UnexpectedEof` if the other end is closed.
@@ -49,6 +66,23 @@ impl Messages {
         };
         self.socket.async_io(Interest::WRITABLE, send).await
     }
+}
+
+/// The longest datagram.
+const MAX_DATAGRAM: usize = 65_535;
+
+thread_local! {
+    static BUFFER: RefCell<Vec<u8>> = RefCell::new(vec![0; MAX_DATAGRAM]);
+}
+
+/// What is received now, in as much memory as it takes: those who wait have none.
+pub(crate) fn datagram(
+    receive: impl FnOnce(&mut [u8]) -> io::Result<usize>,
+) -> io::Result<Vec<u8>> {
+    BUFFER.with_borrow_mut(|buffer| {
+        let len = receive(buffer)?;
+        Ok(buffer.get(..len).unwrap_or_default().to_vec())
+    })
 }
 
 /// Whether the other end is closed.

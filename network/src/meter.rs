@@ -1,10 +1,12 @@
 //! The report of one flow or request, from its first byte to its last.
 
-use std::sync::Arc;
+use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
-use crate::report::{Noted, Report, Reporter};
+use crate::policy::Denial;
+use crate::report::{Noted, Outcome, Report, Reporter, Scheme};
 
 /// A report that is told when this is dropped, whatever came in between.
 #[derive(Debug)]
@@ -44,6 +46,44 @@ impl Meter {
     /// Tells nothing: somebody else does.
     pub(crate) fn forget(mut self) {
         self.is_told = false;
+    }
+}
+
+/// What is told of a connection of which nothing else is.
+#[derive(Debug)]
+pub(crate) struct Untold(Mutex<Option<Meter>>);
+
+impl Untold {
+    /// One that the guest gives up unless more becomes known.
+    pub(crate) fn new(reporter: Reporter, scheme: Scheme, destination: SocketAddr) -> Self {
+        let mut report = Report::given_up(scheme, destination.to_string());
+        report.destination = Some(destination);
+        Self(Mutex::new(Some(Meter::new(reporter, report))))
+    }
+
+    /// It is for this host, and may not be if there is a denial.
+    pub(crate) fn is_for(&self, host: &str, denial: Option<&Denial>) {
+        if let Some(meter) = self
+            .0
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .as_mut()
+        {
+            let report = &mut meter.report;
+            host.clone_into(&mut report.host);
+            report.outcome = match denial {
+                Some(denial) => Outcome::Refused(denial.clone()),
+                None => Report::given_up(report.scheme, host.to_owned()).outcome,
+            };
+        }
+    }
+
+    /// Something else is told.
+    pub(crate) fn forget(&self) {
+        let meter = self.0.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(meter) = meter {
+            meter.forget();
+        }
     }
 }
 

@@ -544,6 +544,50 @@ async fn a_flow_that_was_given_up_before_it_was_one_is_told_as_that() {
     }
 }
 
+/// What names an address has is forgotten after a while; what a flow was decided by is not.
+#[tokio::test]
+async fn a_flow_outlives_what_is_remembered_of_names() {
+    let server = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = server.local_addr().unwrap().port();
+    let policy = Policy {
+        allow: vec![
+            format!("db.test:{port}").parse().unwrap(),
+            "127.0.0.0/8:1".parse().unwrap(),
+        ],
+        private: true,
+        ..Policy::default()
+    };
+    let gateway = named(policy, false, report::channel(64).0);
+    let found = resolve(&gateway, "db.test").await;
+    let (mut guest, mut answers, _flow) = begin(&gateway, (found[0], port).into());
+    assert_eq!(next(&mut answers).await, Answer::Accept);
+    let (mut outside, _) = server.accept().await.unwrap();
+    // Others take its place.
+    let names = &gateway.dialer().names;
+    for number in 0..100 {
+        let other = format!("other{number}.test").parse().unwrap();
+        names.learn(&other, &[found[0].into()], Duration::from_secs(7200));
+    }
+    assert!(
+        !names
+            .of(found[0].into())
+            .iter()
+            .any(|name| name.as_str() == "db.test")
+    );
+    let more = "more.test".parse().unwrap();
+    gateway.change(|policy| policy.allow.push(more));
+    guest.write_all(b"x").await.unwrap();
+    assert_eq!(outside.read_u8().await.unwrap(), b'x');
+    // A change that changes nothing is none.
+    let mut changes = gateway.changes();
+    gateway.change(|_| ());
+    assert!(!changes.has_changed().unwrap());
+    changes.mark_unchanged();
+    // It ends when its own name may not be reached any more.
+    gateway.change(|policy| policy.allow.remove(0));
+    assert_eq!(next(&mut answers).await, Answer::Close);
+}
+
 /// A flow for a name goes on to an address, which may come to be denied.
 #[tokio::test]
 async fn a_flow_for_a_name_ends_for_its_address() {

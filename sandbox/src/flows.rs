@@ -35,12 +35,15 @@ const ENDED_WITHIN: Duration = Duration::from_secs(1);
 /// many of them on one of their own (`docs/network.md`), and what is no flow.
 const RESERVE: u64 = 512;
 
+/// How many flows there may be, whatever the VMM says: as many as its stack has at most.
+const MAX_FLOWS: usize = 12_000;
+
 /// How many flows there may be: each takes up to three descriptors of this process.
 fn most_flows() -> usize {
     let limit = getrlimit(Resource::Nofile).current;
     let most = limit.map(|limit| limit.saturating_sub(RESERVE) / 3);
-    most.map_or(usize::MAX, |most| {
-        usize::try_from(most).unwrap_or(usize::MAX)
+    most.map_or(MAX_FLOWS, |most| {
+        usize::try_from(most).unwrap_or(MAX_FLOWS).min(MAX_FLOWS)
     })
 }
 

@@ -32,9 +32,9 @@ pub enum Network {
     /// ([`SandboxBuilder::allow_host`], `network.allowed_hosts` and `network.rules`).
     #[default]
     Sealed,
-    /// The internet: every public address that is not denied. Addresses of the host, of its
-    /// networks and of cloud metadata services are out of reach unless
-    /// [`SandboxBuilder::block_private_ips`] says otherwise, or they are allowed.
+    /// The internet: every public address that is not denied. Addresses of the host and of its
+    /// networks are out of reach unless [`SandboxBuilder::block_private_ips`] says otherwise, or
+    /// they are allowed; those of cloud metadata services unless they are allowed.
     Open,
 }
 
@@ -236,8 +236,9 @@ impl SandboxBuilder {
         self
     }
 
-    /// Whether addresses that are not of the internet are out of reach: those of the
-    /// host, of its networks, and of cloud metadata services. True otherwise.
+    /// Whether addresses that are not of the internet are out of reach: those of the host and
+    /// of its networks. True otherwise. Services that tell a cloud's machines of themselves
+    /// have to be allowed by address in any case.
     pub fn block_private_ips(mut self, block: bool) -> Self {
         self.network.block_private_ips = block;
         self

@@ -215,7 +215,9 @@ fn allow(policy: &mut Policy, patterns: Vec<Pattern>) -> Result<Vec<String>> {
 }
 
 fn disallow(policy: &mut Policy, patterns: &[String]) -> Vec<String> {
-    let is_meant = |pattern: &Pattern| patterns.iter().any(|text| text.trim() == pattern.as_str());
+    let meant = patterns.iter().map(|text| text.trim().parse::<Pattern>());
+    let meant: Vec<Pattern> = meant.filter_map(Result::ok).collect();
+    let is_meant = |pattern: &Pattern| meant.iter().any(|of| of.is_same(pattern));
     let gone = policy.allow.extract_if(.., |pattern| is_meant(pattern));
     gone.map(|pattern| pattern.to_string()).collect()
 }

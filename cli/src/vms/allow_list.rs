@@ -2,6 +2,7 @@
 
 use clap::{Args, Subcommand};
 use flashpan::Reachable;
+use flashpan::policy::Pattern;
 use serde::Serialize;
 
 use crate::failure::{Failure, print};
@@ -28,8 +29,8 @@ const DELETE_EXAMPLES: &str = "\
 Examples:
   flashpan allow-list delete web api.example.com
 
-Takes patterns back as they were given, and prints those that are gone. What else allows a
-host (an open network, another pattern) still does.";
+Takes patterns back, and prints those that are gone; one that was not there is an error. What
+else allows a host (an open network, another pattern) still does.";
 
 const LIST_EXAMPLES: &str = "\
 Examples:
@@ -95,6 +96,17 @@ struct Shown<'a> {
     changed: Option<&'a [String]>,
 }
 
+/// Those of the patterns that mean the same as none of the others.
+fn not_among<'a>(patterns: &'a [String], others: &[String]) -> Vec<&'a str> {
+    let parsed = |text: &String| text.trim().parse::<Pattern>().ok();
+    let others: Vec<Pattern> = others.iter().filter_map(parsed).collect();
+    let is_there = |text: &String| {
+        parsed(text).is_some_and(|pattern| others.iter().any(|other| other.is_same(&pattern)))
+    };
+    let missing = patterns.iter().filter(|text| !is_there(text));
+    missing.map(String::as_str).collect()
+}
+
 pub(crate) fn allow_list(args: &AllowListArgs) -> Result<u8, Failure> {
     let (vm, hosts, json) = match &args.command {
         Action::Add(args) | Action::Delete(args) => (&args.vm, Some(&args.hosts), args.json),
@@ -146,6 +158,16 @@ pub(crate) fn allow_list(args: &AllowListArgs) -> Result<u8, Failure> {
             for host in &reachable.allowed {
                 print(&format!("allow {host}\n"))?;
             }
+        }
+    }
+    if let Action::Delete(args) = &args.command {
+        let missing = not_among(&args.hosts, &reachable.changed);
+        if !missing.is_empty() {
+            let id = vm.id();
+            return Err(Failure::new(format!(
+                "the allow-list of {id} has no {}; `flashpan allow-list list {id}` says what it has",
+                missing.join(", ")
+            )));
         }
     }
     Ok(0)

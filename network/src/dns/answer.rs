@@ -1,7 +1,7 @@
 //! What a question is answered.
 
 use std::net::IpAddr;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::Duration;
 
 use hickory_resolver::proto::op::{Query, ResponseCode};
 use hickory_resolver::proto::rr::rdata::PTR;
@@ -13,6 +13,7 @@ use super::question::{self, Head, Read};
 use super::reply::{Reason, encoded};
 use super::resolver::{ResolveError, Resolver, Unreached, told};
 use crate::host::{Name, shown};
+use crate::meter::Meter;
 use crate::names::{Names, is_synthetic};
 use crate::policy::{Basis, Code, Denial, Policy};
 use crate::report::{Outcome, Report, Reporter, Scheme};
@@ -100,24 +101,22 @@ impl Resolver {
         transport: Transport,
         message: &[u8],
     ) -> Option<Vec<u8>> {
-        let (at, began) = (SystemTime::now(), Instant::now());
         let (head, query) = match question::read(message, transport) {
             Read::Nothing => return None,
             Read::Wrong(head, code) => return encoded(&head, code, Vec::new(), None),
             Read::Question(head, query) => (head, query),
         };
-        let said = self.say(policy, names, &query).await;
         let host = match question::host(query.name()) {
             Some(name) => name.to_string(),
             None => shown(&query.name().to_ascii()),
         };
+        let mut report = Report::given_up(Scheme::Dns, host);
+        report.method = query.query_type().to_string();
+        // Who does not wait for the answer has asked all the same, and so may the host have.
+        let mut meter = Meter::new(reporter.clone(), report);
+        let said = self.say(policy, names, &query).await;
         let answer = said.encoded(&head);
-        reporter.tell(Report {
-            at,
-            method: query.query_type().to_string(),
-            duration: began.elapsed(),
-            ..Report::new(Scheme::Dns, host, said.outcome)
-        });
+        meter.report.outcome = said.outcome;
         answer
     }
 

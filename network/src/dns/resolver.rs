@@ -90,13 +90,20 @@ impl ResolveError {
         }
     }
 
+    /// What went wrong, without the name.
+    fn why(&self) -> String {
+        let whole = self.to_string();
+        let why = whole.strip_prefix(&format!("{}: ", self.name()));
+        why.unwrap_or(&whole).to_owned()
+    }
+
     /// What is told of it.
     #[must_use]
     pub fn denial(&self) -> Denial {
         Denial {
             code: Code::Resolve,
             host: self.name().to_string(),
-            rule: None,
+            rule: Some(self.why()),
         }
     }
 }

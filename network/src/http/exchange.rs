@@ -32,7 +32,7 @@ use super::target::Target;
 use super::tasks::{self, Spawner};
 use crate::counted::Counted;
 use crate::host::Host;
-use crate::meter::Meter;
+use crate::meter::{Meter, Untold};
 use crate::policy::{Basis, Code, Denial, Policy, path};
 use crate::report::{Outcome, Report, Reporter, Scheme};
 use crate::script::{self, Script};
@@ -59,6 +59,8 @@ pub(crate) struct Exchange<D> {
     pub(crate) switch: Option<Arc<Switch>>,
     /// Whether anything was asked for.
     pub(crate) was_asked: AtomicBool,
+    /// What is told if it is not.
+    pub(crate) untold: Arc<Untold>,
     /// Why no request may pass.
     pub(crate) refusal: Option<Failure>,
     /// What comes after an upgrade.
@@ -102,6 +104,7 @@ impl<D: Dial> Exchange<D> {
     /// Answers a request, in any case.
     pub(crate) async fn answer(&self, mut request: Request<Incoming>) -> Response<Reply> {
         self.was_asked.store(true, Ordering::Relaxed);
+        self.untold.forget();
         let version = request.version();
         let values = request.headers().get_all(UPGRADE).iter();
         let mut words = values.map(HeaderValue::as_bytes);
@@ -176,6 +179,7 @@ impl<D: Dial> Exchange<D> {
             Some(_) => Scheme::Https,
             None => Scheme::Http,
         };
+        self.untold.forget();
         let denial = Failure::ambiguous(self.place()).denial;
         let mut report = Report::refused(scheme, denial);
         report.destination = Some(self.destination);
@@ -191,7 +195,11 @@ impl<D: Dial> Exchange<D> {
             Some(_) => Scheme::Https,
             None => Scheme::Http,
         };
-        let mut report = Report::silent(scheme, self.place());
+        self.untold.forget();
+        let mut report = match &self.refusal {
+            Some(refusal) => Report::refused(scheme, refusal.denial.clone()),
+            None => Report::silent(scheme, self.place()),
+        };
         report.destination = Some(self.destination);
         self.reporter.tell(report);
     }

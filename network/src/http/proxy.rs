@@ -30,7 +30,7 @@ use super::{Connected, MAX_HEAD, MAX_HEADERS};
 use crate::counted::Counted;
 use crate::dial::in_order;
 use crate::host::Host;
-use crate::meter::Meter;
+use crate::meter::{Meter, Untold};
 use crate::policy::{Code, Denial, Policy};
 use crate::report::{Outcome, Report, Reporter, Scheme};
 use crate::tls::hello::{self, Hello, HelloError, Rewound};
@@ -127,9 +127,11 @@ impl<D: Dial> Proxy<D> {
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
-        let _room = self.room(Scheme::Http, destination).await?;
+        let untold = self.untold(Scheme::Http, destination);
+        let room = self.room(Scheme::Http, destination).await;
+        let _room = room.inspect_err(|_| untold.forget())?;
         let tasks = Tasks::default();
-        let exchange = self.exchange(&tasks, destination, None, false, None)?;
+        let exchange = self.exchange(&tasks, destination, None, false, None, untold)?;
         serve_http1(stream, exchange).await
     }
 
@@ -152,10 +154,11 @@ impl<D: Dial> Proxy<D> {
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
+        let mut untold = self.untold(Scheme::Tls, destination);
         let (stream, hello) = hello::read(stream).await;
         let hello = match hello {
             Ok(hello) => hello,
-            Err(error) => return Err(self.no_hello(error, destination)),
+            Err(error) => return Err(self.no_hello(error, destination, &untold)),
         };
         let port = destination.port();
         let host = match &hello.server_name {
@@ -169,12 +172,13 @@ impl<D: Dial> Proxy<D> {
                 let is_opened =
                     hello.is_encrypted || policy.has_rules_for(&host, port) || !splice(&host);
                 if is_opened {
-                    return self.open(stream, destination, host, None).await;
+                    return self.open(stream, destination, host, None, untold).await;
                 }
                 let name = format!("{host}:{port}");
                 let mut report = Report::given_up(Scheme::Tls, name);
                 report.destination = Some(destination);
                 let mut meter = Meter::new(self.reporter.clone(), report);
+                untold.forget();
                 match self.dial.dial(&host, port).await {
                     Ok(outside) => {
                         meter.report.outcome = Outcome::Allowed(basis);
@@ -183,16 +187,18 @@ impl<D: Dial> Proxy<D> {
                     Err(denial) => {
                         // It is told of when it is refused.
                         meter.forget();
+                        untold = self.untold(Scheme::Tls, destination);
                         denial.into()
                     }
                 }
             }
         };
-        self.open(stream, destination, host, Some(refusal)).await
+        self.open(stream, destination, host, Some(refusal), untold)
+            .await
     }
 
     /// Tells of a connection that never said what it wants.
-    fn no_hello(&self, error: HelloError, destination: SocketAddr) -> io::Error {
+    fn no_hello(&self, error: HelloError, destination: SocketAddr, untold: &Untold) -> io::Error {
         let code = match error {
             // It has gone away, and nothing was decided.
             HelloError::Io(error) => return error,
@@ -204,10 +210,16 @@ impl<D: Dial> Proxy<D> {
             host: destination.to_string(),
             rule: None,
         };
+        untold.forget();
         let mut report = Report::refused(Scheme::Tls, denial);
         report.destination = Some(destination);
         self.reporter.tell(report);
         io::Error::new(io::ErrorKind::InvalidData, error)
+    }
+
+    /// What is told of a connection if nothing else is.
+    fn untold(&self, scheme: Scheme, destination: SocketAddr) -> Arc<Untold> {
+        Arc::new(Untold::new(self.reporter.clone(), scheme, destination))
     }
 
     /// Waits until there is room for one more connection that is looked into.
@@ -279,12 +291,16 @@ impl<D: Dial> Proxy<D> {
         destination: SocketAddr,
         host: Host,
         refusal: Option<Failure>,
+        untold: Arc<Untold>,
     ) -> io::Result<()>
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
-        let _room = self.room(Scheme::Https, destination).await?;
+        let room = self.room(Scheme::Https, destination).await;
+        let _room = room.inspect_err(|_| untold.forget())?;
         let denial = refusal.as_ref().map(|refusal| refusal.denial.clone());
+        // Whoever goes without a word after this is told of by name.
+        untold.is_for(&format!("{host}:{}", destination.port()), denial.as_ref());
         let acceptor = self.acceptor(&host)?;
         let accepted = timeout(HANDSHAKE_WITHIN, acceptor.accept(stream)).await;
         let accepted = accepted.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()));
@@ -301,6 +317,7 @@ impl<D: Dial> Proxy<D> {
                     host: format!("{host}:{}", destination.port()),
                     rule: None,
                 });
+                untold.forget();
                 let mut report = Report::refused(Scheme::Tls, denial);
                 report.destination = Some(destination);
                 self.reporter.tell(report);
@@ -309,7 +326,7 @@ impl<D: Dial> Proxy<D> {
         };
         let is_http2 = stream.get_ref().1.alpn_protocol() == Some(crate::tls::HTTP2);
         let tasks = Tasks::default();
-        let exchange = self.exchange(&tasks, destination, Some(host), is_http2, refusal)?;
+        let exchange = self.exchange(&tasks, destination, Some(host), is_http2, refusal, untold)?;
         match is_http2 {
             true => serve_http2(stream, exchange, &tasks).await,
             false => serve_http1(stream, exchange).await,
@@ -329,6 +346,7 @@ impl<D: Dial> Proxy<D> {
         named: Option<Host>,
         is_http2: bool,
         refusal: Option<Failure>,
+        untold: Arc<Untold>,
     ) -> io::Result<Arc<Exchange<D>>> {
         let upstream = named.is_some().then(|| Arc::clone(&self.upstream));
         let dial = Arc::clone(&self.dial);
@@ -352,6 +370,7 @@ impl<D: Dial> Proxy<D> {
             destination,
             switch,
             was_asked: AtomicBool::new(false),
+            untold,
             refusal,
             relay: Mutex::default(),
         }))

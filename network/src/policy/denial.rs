@@ -157,7 +157,10 @@ impl Denial {
                     None => what.to_owned(),
                 }
             }
-            Code::Resolve => "look whether the name exists, and the name servers answer".to_owned(),
+            Code::Resolve => match &self.rule {
+                Some(why) => format!("the name has no address: {why}"),
+                None => "look whether the name exists, and the name servers answer".to_owned(),
+            },
             Code::Connect => match &self.rule {
                 Some(why) => format!("the host cannot be used: {why}"),
                 None => "look whether the host runs, and listens there".to_owned(),

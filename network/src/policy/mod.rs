@@ -256,11 +256,13 @@ impl Policy {
             host: name.to_string(),
             rule: rule.map(str::to_owned),
         };
-        let is_denied = |pattern: &&Pattern| !pattern.has_ports() && pattern.has_name(name);
+        // What is denied by one protocol may be reached by the other.
+        let is_whole = |pattern: &Pattern| !pattern.has_ports() && !pattern.names_protocol();
+        let is_denied = |pattern: &&Pattern| is_whole(pattern) && pattern.has_name(name);
         if let Some(pattern) = self.deny.iter().find(is_denied) {
             return Err(deny(Code::Denied, Some(pattern.as_str())));
         }
-        let is_all = |rule: &Rule| !rule.is_of_requests() && !rule.host().has_ports();
+        let is_all = |rule: &Rule| !rule.is_of_requests() && is_whole(rule.host());
         for rule in self.rules.iter().filter(|rule| rule.host().has_name(name)) {
             match rule.verdict() {
                 Verdict::Allow => return Ok(Basis::Rule(rule.as_str().to_owned())),
@@ -291,6 +293,14 @@ impl Policy {
         name: Option<&Name>,
     ) -> Result<(), Denial> {
         let address = address::plain(address);
+        if address.is_unspecified() {
+            // The host would take it for its own, as which nothing denies it.
+            return Err(Denial {
+                code: Code::Private,
+                host: named(&Host::Address(address), protocol, port),
+                rule: None,
+            });
+        }
         self.not_denied(protocol, address, port)?;
         let names_it = |pattern: &Pattern| pattern.names_address(protocol, address, port);
         if self.allowing().any(names_it) {
@@ -306,11 +316,24 @@ impl Policy {
         })
     }
 
-    /// Whether an address is not denied as one, whatever name leads there.
+    /// Whether an address is not denied as one, whatever name leads there; nor the one of IPv4
+    /// to which some networks take one of IPv6.
     ///
     /// # Errors
     /// It is.
     pub fn not_denied(&self, protocol: Protocol, address: IpAddr, port: u16) -> Result<(), Denial> {
+        if let Some(embedded) = address::embedded_in(address) {
+            self.not_denied_as_such(protocol, embedded, port)?;
+        }
+        self.not_denied_as_such(protocol, address, port)
+    }
+
+    fn not_denied_as_such(
+        &self,
+        protocol: Protocol,
+        address: IpAddr,
+        port: u16,
+    ) -> Result<(), Denial> {
         let host = Host::from(address);
         let deny = |code, rule: &str| Denial {
             code,
@@ -338,7 +361,8 @@ impl Policy {
     /// Why not.
     pub fn told(&self, address: IpAddr, name: &Name) -> Result<(), Denial> {
         let address = address::plain(address);
-        let denies = |pattern: &&Pattern| !pattern.has_ports() && pattern.has_address(address);
+        let is_whole = |pattern: &Pattern| !pattern.has_ports() && !pattern.names_protocol();
+        let denies = |pattern: &&Pattern| is_whole(pattern) && pattern.has_address(address);
         if let Some(pattern) = self.deny.iter().find(denies) {
             return Err(Denial {
                 code: Code::Denied,

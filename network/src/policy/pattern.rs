@@ -26,6 +26,11 @@ pub enum PatternError {
     /// It has characters that no name has.
     #[error("{0:?} is no pattern of hosts: names, `*`, addresses and networks are")]
     Glob(String),
+    /// It is a glob of numbers.
+    #[error(
+        "{0:?} means no address: of IPv4 the first numbers can be given, as in `10.0.*`, or a network, as in `10.0.0.0/16`"
+    )]
+    Numbers(String),
     /// It is a URL, or part of one.
     #[error("{0:?} is not a host: give the name alone, without scheme and path")]
     Url(String),
@@ -183,6 +188,19 @@ impl Pattern {
         self.protocol
     }
 
+    /// Whether it says by which protocol.
+    #[must_use]
+    pub fn names_protocol(&self) -> bool {
+        !self.is_short
+    }
+
+    /// Whether it means the same as another, however it is written.
+    #[must_use]
+    pub fn is_same(&self, other: &Self) -> bool {
+        let all = |of: &Self| (of.protocol, of.what.clone(), of.ports.clone());
+        all(self) == all(other)
+    }
+
     /// Whether it names its ports.
     #[must_use]
     pub fn has_ports(&self) -> bool {
@@ -265,7 +283,10 @@ fn first_numbers(host: &str) -> Option<Ipv4Net> {
     let numbers: Vec<u8> = host
         .strip_suffix(".*")?
         .split('.')
-        .map(|number| number.parse().ok())
+        .map(|number| {
+            let is_digits = number.bytes().all(|byte| byte.is_ascii_digit());
+            number.parse().ok().filter(|_| is_digits)
+        })
         .collect::<Option<_>>()?;
     let mut octets = [0; 4];
     octets.get_mut(..numbers.len())?.copy_from_slice(&numbers);
@@ -287,6 +308,9 @@ fn parse_ports(text: &str) -> Result<RangeInclusive<u16>, PatternError> {
     }
 }
 
+/// What is between labels, in ASCII and in what is mapped to it (UTS 46).
+const DOTS: [char; 4] = ['.', '\u{3002}', '\u{ff0e}', '\u{ff61}'];
+
 /// A pattern of names.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Glob {
@@ -305,6 +329,17 @@ impl Glob {
     fn parse(text: &str) -> Result<Self, PatternError> {
         let wrong = || PatternError::Glob(shown(text));
         let text = text.strip_suffix('.').unwrap_or(text);
+        // No name is like that, and of addresses only the first numbers can be given.
+        let is_number = |byte: u8| byte.is_ascii_digit() || matches!(byte, b'.' | b'*');
+        let is_dotted = text.bytes().any(|byte| byte.is_ascii_digit()) && text.contains('.');
+        if is_dotted && text.bytes().all(is_number) {
+            return Err(PatternError::Numbers(shown(text)));
+        }
+        // The form that a label has in DNS is of all of it.
+        let is_partial = |label: &str| label.contains('*') && !label.is_ascii();
+        if text.split(DOTS).any(is_partial) {
+            return Err(wrong());
+        }
         let pieces: Vec<String> = text
             .split('*')
             .map(|piece| {
@@ -321,7 +356,8 @@ impl Glob {
             .collect::<Result<_, PatternError>>()?;
         let is_plain =
             |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.');
-        let is_dotted = text.starts_with('.') || text.contains("..");
+        let mapped = pieces.join("*");
+        let is_dotted = mapped.starts_with('.') || mapped.contains("..");
         if is_dotted || !pieces.concat().bytes().all(is_plain) {
             return Err(wrong());
         }
@@ -373,6 +409,41 @@ mod tests {
     fn names(pattern: &str, host: &str) -> bool {
         let pattern: Pattern = pattern.parse().unwrap();
         pattern.matches(Protocol::Tcp, &host.parse().unwrap(), 443)
+    }
+
+    /// What could match nothing that it seems to mean would deny nothing.
+    #[test]
+    fn globs_that_mean_nothing_are_refused() {
+        for text in [
+            "192.168.*.*",
+            "10.*.1.*",
+            "1*.2",
+            "+10.*",
+            "*\u{e9}.com",
+            "a.*\u{fc}*.test",
+            "*\u{3002}\u{3002}test",
+            ".*.test",
+        ] {
+            assert!(text.parse::<Pattern>().is_err(), "{text}");
+        }
+        for text in ["10.0.*", "1*", "*.\u{e9}.com", "*\u{3002}test", "a-1.*"] {
+            assert!(text.parse::<Pattern>().is_ok(), "{text}");
+        }
+        assert!(names("*\u{3002}test", "a.test"));
+    }
+
+    #[test]
+    fn patterns_are_the_same_however_they_are_written() {
+        let is_same = |one: &str, other: &str| {
+            let parsed = |text: &str| text.parse::<Pattern>().unwrap();
+            parsed(one).is_same(&parsed(other))
+        };
+        assert!(is_same("Example.com", "example.com."));
+        assert!(is_same("tcp:a.test:80", "A.test:80-80"));
+        assert!(is_same("10.*", "10.0.0.0/8"));
+        for other in ["b.test", "udp:a.test", "a.test:80", "*.a.test"] {
+            assert!(!is_same("a.test", other), "{other}");
+        }
     }
 
     /// The table of the interface, and names that only look like a match.

@@ -22,6 +22,9 @@ pub enum RuleError {
         "{0:?} is no rule: give `allow` or `deny`, methods if only some are meant, and a host, as in `allow GET,HEAD api.example.com/repos/**`"
     )]
     Form(String),
+    /// It is for requests, and by UDP.
+    #[error("{0:?} is no rule: requests are sent by TCP; leave `udp:` out, or methods and path")]
+    Udp(String),
     /// A method is none.
     #[error("{0:?} is no list of methods: they are in capitals, with commas between them")]
     Method(String),
@@ -134,13 +137,17 @@ impl FromStr for Rule {
             return Err(wrong());
         }
         let (host, path) = split_path(target);
-        Ok(Self {
+        let rule = Self {
             text: text.to_owned(),
             verdict,
             methods,
             host: host.parse()?,
             path: path.map(str::parse).transpose()?,
-        })
+        };
+        match rule.is_of_requests() && rule.host.protocol() == Protocol::Udp {
+            true => Err(RuleError::Udp(shown(text))),
+            false => Ok(rule),
+        }
     }
 }
 

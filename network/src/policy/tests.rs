@@ -3,7 +3,10 @@
 
 use flashpan_protocol::network::Protocol;
 
-use super::{Basis, Code, Policy};
+use std::net::IpAddr;
+
+use super::{Basis, Code, Policy, Rule, RuleError};
+use crate::host::Name;
 
 fn all<T: std::str::FromStr>(texts: &[&str]) -> Vec<T>
 where
@@ -334,4 +337,77 @@ fn what_rules_could_miss_is_refused() {
     assert_eq!(request("a.test", "PUT"), Ok(()));
     assert_eq!(request("b.test", "post"), Ok(()));
     assert!(policy.is_http(8443) && !policy.is_http(8444));
+}
+
+/// What is denied by one protocol may be reached by the other.
+#[test]
+fn a_denial_by_one_protocol_denies_no_name() {
+    let name: Name = "a.test".parse().unwrap();
+    let address: IpAddr = "8.8.8.8".parse().unwrap();
+    for (deny, is_denied) in [
+        ("udp:*", false),
+        ("udp:a.test", false),
+        ("tcp:a.test", false),
+        ("a.test", true),
+        ("*", true),
+    ] {
+        let listed = Policy {
+            deny: vec![deny.parse().unwrap()],
+            ..Policy::open()
+        };
+        let ruled = Policy {
+            rules: vec![format!("deny {deny}").parse().unwrap()],
+            ..Policy::open()
+        };
+        for policy in [listed, ruled] {
+            assert_eq!(policy.lookup(&name).is_err(), is_denied, "{deny}");
+        }
+    }
+    for (deny, is_denied) in [("udp:8.8.8.8", false), ("8.8.8.8", true)] {
+        let policy = Policy {
+            deny: vec![deny.parse().unwrap()],
+            ..Policy::open()
+        };
+        assert_eq!(policy.told(address, &name).is_err(), is_denied, "{deny}");
+    }
+}
+
+/// Some networks take one of IPv6 there.
+#[test]
+fn an_address_that_is_denied_is_so_in_ipv6() {
+    let policy = Policy {
+        deny: vec!["8.8.8.8".parse().unwrap()],
+        private: true,
+        ..Policy::open()
+    };
+    for address in ["8.8.8.8", "64:ff9b::808:808", "2002:808:808::1"] {
+        let denied = policy.address(Protocol::Tcp, address.parse().unwrap(), 443, None);
+        assert_eq!(denied.unwrap_err().code, Code::Denied, "{address}");
+    }
+    let other = "64:ff9b::808:809".parse().unwrap();
+    assert!(policy.address(Protocol::Tcp, other, 443, None).is_ok());
+}
+
+#[test]
+fn requests_are_not_sent_by_udp() {
+    for rule in ["allow GET udp:a.test", "deny udp:a.test/x"] {
+        let refused = rule.parse::<Rule>();
+        assert!(matches!(refused, Err(RuleError::Udp(_))), "{rule}");
+    }
+    assert!("allow udp:a.test:123".parse::<Rule>().is_ok());
+}
+
+/// It is the host, whatever is denied of that.
+#[test]
+fn the_unspecified_address_is_no_address() {
+    let policy = Policy {
+        allow: vec!["0.0.0.0/0".parse().unwrap(), "::/0".parse().unwrap()],
+        deny: vec!["127.0.0.0/8".parse().unwrap()],
+        private: true,
+        ..Policy::open()
+    };
+    for address in ["0.0.0.0", "::", "::ffff:0.0.0.0"] {
+        let denied = policy.address(Protocol::Tcp, address.parse().unwrap(), 80, None);
+        assert_eq!(denied.unwrap_err().code, Code::Private, "{address}");
+    }
 }

@@ -15,9 +15,9 @@
 //!
 //! # Memory
 //!
-//! To the guest a connection has 16 KiB, and up to 512 KiB by use, of 256 MiB that all have
-//! together (`memory`). From the guest it has 256 KiB while there are at most 256 flows, and
-//! 128 KiB beyond. At most 2,000 MiB for 12,000 flows whose guest and host both stand still in
+//! To the guest a connection has 16 KiB, and up to 1 MiB by use, of 256 MiB that all have
+//! together (`memory`). From the guest it has 1 MiB while there are at most 64 flows, 256 KiB up
+//! to 256, and 128 KiB beyond. At most 2,050 MiB for 12,000 flows whose guest and host both stand still in
 //! the middle of everything. Memory that is not used is not there.
 
 mod answer;

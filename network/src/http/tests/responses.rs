@@ -153,3 +153,27 @@ async fn reasons_are_told() {
     refused.map(drop).unwrap_err();
     assert_eq!(world.refused().await, Code::Distrust);
 }
+
+/// Nobody learns of a connection by nothing else.
+#[tokio::test]
+async fn a_connection_without_a_request_is_told_of() {
+    let mut world = world();
+    // It goes before it says anything, and after the handshake, to who may be reached and not.
+    let (guest, _) = world.plain(80).await;
+    drop(guest);
+    assert_eq!(world.refused().await, Code::GivenUp);
+    let (guest, _) = world.encrypted(false).await;
+    drop(guest);
+    assert_eq!(world.refused().await, Code::GivenUp);
+    for alpn in ["http/1.1", "h2"] {
+        for (host, code) in [("api.test", Code::GivenUp), ("evil.test", Code::NotAllowed)] {
+            drop(world.tls(host, &[alpn]).await.unwrap());
+            let report = world.report().await;
+            assert_eq!(report.host, format!("{host}:443"));
+            let Outcome::Refused(denial) = report.outcome else {
+                panic!("it was allowed");
+            };
+            assert_eq!(denial.code, code, "{host} {alpn}");
+        }
+    }
+}

@@ -20,6 +20,8 @@ async fn http1_in_tls_is_judged_request_by_request() {
     );
     guest = world.tls("api.test", &["http/1.1"]).await;
     let mut guest = guest.unwrap();
+    // The first one has asked for nothing.
+    assert_eq!(world.refused().await, Code::GivenUp);
     let got = ask(&mut guest, "GET /x/y HTTP/1.1\r\nHost: api.test\r\n\r\n").await;
     assert_eq!((got.status, got.body.as_str()), (200, "hi"));
     let report = world.report().await;
