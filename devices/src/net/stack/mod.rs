@@ -296,7 +296,9 @@ impl Stack {
             Protocol::Udp => sock::message_pair().ok(),
         };
         let Some((ours, theirs)) = pair else {
+            // At once: a guest that waits for an answer sends more.
             self.metrics.crowded += 1;
+            answer::refuse(&mut self.output, peer, ip, Refusal::Host);
             return;
         };
         let asked = Asked {

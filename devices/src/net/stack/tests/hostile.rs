@@ -57,6 +57,12 @@ fn a_flood_of_connections_is_asked_for_in_part() {
     link.card.sent.push_back(syn(60_001));
     link.settle();
     assert_eq!(link.stack.metrics().asked, MAX_ASKED as u64 + 1);
+    // Who finds no room is told at once: ICMP, the host is unreachable.
+    link.listening = false;
+    link.card.sent.push_back(syn(60_002));
+    link.settle();
+    let bytes = &link.stack.frame().unwrap().bytes;
+    assert_eq!((bytes[14 + 9], bytes[14 + 20], bytes[14 + 21]), (1, 3, 1));
 }
 
 #[test]
