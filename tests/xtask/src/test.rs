@@ -1,6 +1,7 @@
 //! `cargo xtask test`: everything that has to be green.
 
 use std::ffi::OsString;
+use std::process::Stdio;
 
 use anyhow::{Context, Result, bail};
 
@@ -205,6 +206,7 @@ fn vms(guest: &Guest, filter: Option<&str>, tally: &mut Tally) -> Result<()> {
 fn checks() -> Result<()> {
     step::run("format", step::cargo().args(["fmt", "--all", "--check"]))?;
     deny::check()?;
+    fuzz_lock()?;
     let mut clippy = step::cargo();
     clippy.args([
         "clippy",
@@ -218,6 +220,15 @@ fn checks() -> Result<()> {
     let mut doc = step::cargo();
     doc.args(["doc", "--workspace", "--no-deps"]);
     step::run("documentation", doc.env("RUSTDOCFLAGS", "--deny warnings"))
+}
+
+/// The fuzzers are a workspace of their own, whose lock file has to follow ours: nothing else
+/// here would notice.
+fn fuzz_lock() -> Result<()> {
+    let mut metadata = step::cargo();
+    metadata.args(["metadata", "--locked", "--format-version", "1"]);
+    metadata.args(["--manifest-path", "tests/fuzz/Cargo.toml"]);
+    step::run("lock file of the fuzzers", metadata.stdout(Stdio::null()))
 }
 
 #[cfg(test)]
