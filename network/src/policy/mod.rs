@@ -293,27 +293,24 @@ impl Policy {
         name: Option<&Name>,
     ) -> Result<(), Denial> {
         let address = address::plain(address);
-        if address.is_unspecified() {
-            // The host would take it for its own, as which nothing denies it.
-            return Err(Denial {
-                code: Code::Private,
-                host: named(&Host::Address(address), protocol, port),
-                rule: None,
-            });
-        }
-        self.not_denied(protocol, address, port)?;
-        let names_it = |pattern: &Pattern| pattern.names_address(protocol, address, port);
-        if self.allowing().any(names_it) {
-            return Ok(());
-        }
-        self.unnamed(address, name).map_err(|code| Denial {
+        let deny = |code| Denial {
             code,
             host: match name {
                 Some(name) => format!("{name}:{port} ({address})"),
                 None => named(&Host::Address(address), protocol, port),
             },
             rule: None,
-        })
+        };
+        if address.is_unspecified() {
+            // The host would take it for its own, as which nothing denies it.
+            return Err(deny(of_name(name)));
+        }
+        self.not_denied(protocol, address, port)?;
+        let names_it = |pattern: &Pattern| pattern.names_address(protocol, address, port);
+        if self.allowing().any(names_it) {
+            return Ok(());
+        }
+        self.unnamed(address, name).map_err(deny)
     }
 
     /// Whether an address is not denied as one, whatever name leads there; nor the one of IPv4
@@ -393,10 +390,7 @@ impl Policy {
             return Err(Code::Metadata);
         }
         if !self.private && (!address::is_public(address) || neighbours::has(address)) {
-            return Err(match name {
-                Some(_) => Code::ResolvedToPrivate,
-                None => Code::Private,
-            });
+            return Err(of_name(name));
         }
         // Where private addresses may be reached, those that could be such services may not.
         if address::is_metadata(address) {
@@ -419,6 +413,14 @@ impl Policy {
         let first = meant.next()?;
         let is_free = |pattern: &Pattern| pattern.is_exact() || pattern.is_all();
         (!is_free(first) && !meant.any(is_free)).then_some(first)
+    }
+}
+
+/// What an address is refused for that is not of the internet.
+fn of_name(name: Option<&Name>) -> Code {
+    match name {
+        Some(_) => Code::ResolvedToPrivate,
+        None => Code::Private,
     }
 }
 

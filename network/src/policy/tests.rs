@@ -409,5 +409,12 @@ fn the_unspecified_address_is_no_address() {
     for address in ["0.0.0.0", "::", "::ffff:0.0.0.0"] {
         let denied = policy.address(Protocol::Tcp, address.parse().unwrap(), 80, None);
         assert_eq!(denied.unwrap_err().code, Code::Private, "{address}");
+        let name: Name = "null.test".parse().unwrap();
+        let denied = policy.address(Protocol::Tcp, address.parse().unwrap(), 80, Some(&name));
+        assert_eq!(
+            denied.unwrap_err().code,
+            Code::ResolvedToPrivate,
+            "{address}"
+        );
     }
 }
