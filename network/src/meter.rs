@@ -78,12 +78,10 @@ impl Untold {
         }
     }
 
-    /// Something else is told.
-    pub(crate) fn forget(&self) {
+    /// Something else is told. Whether nothing was before.
+    pub(crate) fn forget(&self) -> bool {
         let meter = self.0.lock().unwrap_or_else(PoisonError::into_inner).take();
-        if let Some(meter) = meter {
-            meter.forget();
-        }
+        meter.map(Meter::forget).is_some()
     }
 }
 

@@ -4,7 +4,6 @@ use std::fmt;
 use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
@@ -57,9 +56,7 @@ pub(crate) struct Exchange<D> {
     pub(crate) destination: SocketAddr,
     /// With HTTP/1.
     pub(crate) switch: Option<Arc<Switch>>,
-    /// Whether anything was asked for.
-    pub(crate) was_asked: AtomicBool,
-    /// What is told if it is not.
+    /// What is told if nothing is asked for.
     pub(crate) untold: Arc<Untold>,
     /// Why no request may pass.
     pub(crate) refusal: Option<Failure>,
@@ -103,7 +100,6 @@ struct Answered {
 impl<D: Dial> Exchange<D> {
     /// Answers a request, in any case.
     pub(crate) async fn answer(&self, mut request: Request<Incoming>) -> Response<Reply> {
-        self.was_asked.store(true, Ordering::Relaxed);
         self.untold.forget();
         let version = request.version();
         let values = request.headers().get_all(UPGRADE).iter();
@@ -188,14 +184,13 @@ impl<D: Dial> Exchange<D> {
 
     /// Tells of a connection on which nobody has asked for anything, if that is so.
     pub(crate) fn tell_silent(&self) {
-        if self.was_asked.load(Ordering::Relaxed) {
+        if !self.untold.forget() {
             return;
         }
         let scheme = match self.named {
             Some(_) => Scheme::Https,
             None => Scheme::Http,
         };
-        self.untold.forget();
         let mut report = match &self.refusal {
             Some(refusal) => Report::refused(scheme, refusal.denial.clone()),
             None => Report::silent(scheme, self.place()),

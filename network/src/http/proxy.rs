@@ -4,7 +4,6 @@ use std::convert::Infallible;
 use std::fmt;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
-use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -129,7 +128,9 @@ impl<D: Dial> Proxy<D> {
     {
         let untold = self.untold(Scheme::Http, destination);
         let room = self.room(Scheme::Http, destination).await;
-        let _room = room.inspect_err(|_| untold.forget())?;
+        let _room = room.inspect_err(|_| {
+            untold.forget();
+        })?;
         let tasks = Tasks::default();
         let exchange = self.exchange(&tasks, destination, None, false, None, untold)?;
         serve_http1(stream, exchange).await
@@ -297,7 +298,9 @@ impl<D: Dial> Proxy<D> {
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
         let room = self.room(Scheme::Https, destination).await;
-        let _room = room.inspect_err(|_| untold.forget())?;
+        let _room = room.inspect_err(|_| {
+            untold.forget();
+        })?;
         let denial = refusal.as_ref().map(|refusal| refusal.denial.clone());
         // Whoever goes without a word after this is told of by name.
         untold.is_for(&format!("{host}:{}", destination.port()), denial.as_ref());
@@ -369,7 +372,6 @@ impl<D: Dial> Proxy<D> {
             named,
             destination,
             switch,
-            was_asked: AtomicBool::new(false),
             untold,
             refusal,
             relay: Mutex::default(),

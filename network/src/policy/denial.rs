@@ -158,7 +158,7 @@ impl Denial {
                 }
             }
             Code::Resolve => match &self.rule {
-                Some(why) => format!("the name has no address: {why}"),
+                Some(why) => format!("the name was not resolved: {why}"),
                 None => "look whether the name exists, and the name servers answer".to_owned(),
             },
             Code::Connect => match &self.rule {

@@ -256,13 +256,11 @@ impl Policy {
             host: name.to_string(),
             rule: rule.map(str::to_owned),
         };
-        // What is denied by one protocol may be reached by the other.
-        let is_whole = |pattern: &Pattern| !pattern.has_ports() && !pattern.names_protocol();
-        let is_denied = |pattern: &&Pattern| is_whole(pattern) && pattern.has_name(name);
+        let is_denied = |pattern: &&Pattern| pattern.denies_all() && pattern.has_name(name);
         if let Some(pattern) = self.deny.iter().find(is_denied) {
             return Err(deny(Code::Denied, Some(pattern.as_str())));
         }
-        let is_all = |rule: &Rule| !rule.is_of_requests() && is_whole(rule.host());
+        let is_all = |rule: &Rule| !rule.is_of_requests() && rule.host().denies_all();
         for rule in self.rules.iter().filter(|rule| rule.host().has_name(name)) {
             match rule.verdict() {
                 Verdict::Allow => return Ok(Basis::Rule(rule.as_str().to_owned())),
@@ -358,8 +356,7 @@ impl Policy {
     /// Why not.
     pub fn told(&self, address: IpAddr, name: &Name) -> Result<(), Denial> {
         let address = address::plain(address);
-        let is_whole = |pattern: &Pattern| !pattern.has_ports() && !pattern.names_protocol();
-        let denies = |pattern: &&Pattern| is_whole(pattern) && pattern.has_address(address);
+        let denies = |pattern: &&Pattern| pattern.denies_all() && pattern.has_address(address);
         if let Some(pattern) = self.deny.iter().find(denies) {
             return Err(Denial {
                 code: Code::Denied,

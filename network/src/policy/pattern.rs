@@ -188,10 +188,11 @@ impl Pattern {
         self.protocol
     }
 
-    /// Whether it says by which protocol.
+    /// Whether it denies all of a host, if it is there to deny: on every port, and by both
+    /// protocols.
     #[must_use]
-    pub fn names_protocol(&self) -> bool {
-        !self.is_short
+    pub fn denies_all(&self) -> bool {
+        self.is_short && !self.has_ports()
     }
 
     /// Whether it means the same as another, however it is written.
