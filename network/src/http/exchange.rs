@@ -17,9 +17,10 @@ use hyper_util::rt::TokioIo;
 use tokio::sync::watch;
 
 use super::Dial;
-use super::body::{Gate, Opener, Outgoing, Passing, Reply, Watched};
+use super::body::{Outgoing, Passing, Reply, Watched};
 use super::editor::{BodyEdit, Editor, Refused, RequestContext, RequestEdit};
 use super::failure::Failure;
+use super::gate::{Gate, Opener};
 use super::head::Fault;
 use super::headers;
 use super::ongoing::Ongoing;
@@ -33,8 +34,10 @@ use crate::counted::Counted;
 use crate::host::Host;
 use crate::meter::{Meter, Untold};
 use crate::policy::{Basis, Code, Denial, Policy, path};
-use crate::report::{Outcome, Report, Reporter, Scheme};
+use crate::report::{Outcome, Reporter};
 use crate::script::{self, Script};
+
+mod told;
 
 /// A body of so many bytes or fewer that is changed is read as a whole first.
 const READ_AHEAD: u64 = 64 * 1024;
@@ -137,27 +140,6 @@ impl<D: Dial> Exchange<D> {
         response
     }
 
-    /// The beginning of what is told of a request: that nothing is known of it.
-    fn meter(&self, parts: &request::Parts) -> Meter {
-        let scheme = match self.named {
-            Some(_) => Scheme::Https,
-            None => Scheme::Http,
-        };
-        let host = match (parts.headers.get(HOST), parts.uri.authority()) {
-            (_, Some(authority)) => authority.to_string(),
-            (Some(host), None) => String::from_utf8_lossy(host.as_bytes()).into_owned(),
-            (None, None) => self.destination.to_string(),
-        };
-        let path = parts.uri.path_and_query().map_or("", PathAndQuery::as_str);
-        let url = format!("{}://{host}{path}", scheme.as_str());
-        // Dropped before there is a response, it is a request whose guest has gone away.
-        let mut report = Report::given_up(scheme, host);
-        report.destination = Some(self.destination);
-        parts.method.as_str().clone_into(&mut report.method);
-        report.url = url;
-        Meter::new(self.reporter.clone(), report)
-    }
-
     /// What was wrong with what this stands for.
     fn fault(&self, uri: &Uri) -> Option<Failure> {
         let fault = self.switch.as_ref()?.fault(uri.path())?;
@@ -167,44 +149,6 @@ impl<D: Dial> Exchange<D> {
             Fault::TooLarge => (StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, Code::Ambiguous),
         };
         Some(Failure::new(status, code, self.place()))
-    }
-
-    /// Tells of a request that nobody could read.
-    pub(crate) fn tell_unread(&self) {
-        let scheme = match self.named {
-            Some(_) => Scheme::Https,
-            None => Scheme::Http,
-        };
-        self.untold.forget();
-        let denial = Failure::ambiguous(self.place()).denial;
-        let mut report = Report::refused(scheme, denial);
-        report.destination = Some(self.destination);
-        self.reporter.tell(report);
-    }
-
-    /// Tells of a connection on which nobody has asked for anything, if that is so.
-    pub(crate) fn tell_silent(&self) {
-        if !self.untold.forget() {
-            return;
-        }
-        let scheme = match self.named {
-            Some(_) => Scheme::Https,
-            None => Scheme::Http,
-        };
-        let mut report = match &self.refusal {
-            Some(refusal) => Report::refused(scheme, refusal.denial.clone()),
-            None => Report::silent(scheme, self.place()),
-        };
-        report.destination = Some(self.destination);
-        self.reporter.tell(report);
-    }
-
-    /// Where a request goes that does not say it.
-    fn place(&self) -> String {
-        match &self.named {
-            Some(host) => format!("{host}:{}", self.destination.port()),
-            None => self.destination.to_string(),
-        }
     }
 
     fn reply(&self, passed: Passed, mut meter: Meter) -> Response<Reply> {

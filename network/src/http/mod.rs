@@ -14,6 +14,7 @@ mod connected;
 mod editor;
 mod exchange;
 mod failure;
+mod gate;
 mod head;
 mod headers;
 mod ongoing;

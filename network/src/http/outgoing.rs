@@ -7,8 +7,9 @@ use http::uri::{PathAndQuery, Scheme as UriScheme};
 use http::{HeaderValue, Request, StatusCode, Uri, Version, request};
 use http_body::Body;
 
-use super::body::{Opener, Outgoing};
+use super::body::Outgoing;
 use super::failure::Failure;
+use super::gate::Opener;
 use super::pool::Taken;
 use super::target::Target;
 
