@@ -192,10 +192,11 @@ fn explain(args: &ExplainArgs) -> Result<u8, Failure> {
 /// What would become of it, on a line.
 fn told(explained: &Explained) -> String {
     let target = &explained.target;
-    let by = match (&explained.rule, explained.allowed) {
-        (Some(rule), _) => format!("by {rule:?}"),
-        (None, true) => "the network is open".to_owned(),
-        (None, false) => "nothing allows it".to_owned(),
+    let by = match (&explained.rule, explained.allowed, &explained.hint) {
+        (Some(rule), _, _) => format!("by {rule:?}"),
+        (None, true, Some(why)) => why.clone(),
+        (None, true, None) => "the network is open".to_owned(),
+        (None, false, _) => "nothing allows it".to_owned(),
     };
     let what = match (explained.allowed, &explained.code) {
         (true, _) => "allowed".to_owned(),
@@ -207,7 +208,7 @@ fn told(explained: &Explained) -> String {
         false => "",
     };
     let hint = match (&explained.hint, &explained.rule) {
-        (Some(hint), None) => format!("; {hint}"),
+        (Some(hint), None) if !explained.allowed => format!("; {hint}"),
         _ => String::new(),
     };
     format!("{target}: {what}, {by}{looked}{hint}")

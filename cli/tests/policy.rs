@@ -114,6 +114,21 @@ fn a_script_is_asked_by_explain_and_test() {
 }
 
 #[test]
+fn name_servers_are_explained_as_what_they_are() {
+    let explained = flashpan(&["policy", "explain", "udp:8.8.8.8:53"]);
+    assert_eq!(explained.status.code(), Some(0), "{explained:?}");
+    let told = text(&explained.stdout);
+    assert!(
+        told.starts_with("udp:8.8.8.8:53: allowed, flashpan answers there itself"),
+        "{told}"
+    );
+    let none = flashpan(&["policy", "explain", "--network", "none", "udp:8.8.8.8:53"]);
+    assert_eq!(none.status.code(), Some(1), "{none:?}");
+    let told = text(&none.stdout);
+    assert!(told.contains("refused (no_network), "), "{told}");
+}
+
+#[test]
 fn a_script_that_is_none_is_refused_before_anything_boots() {
     let dir = tempfile::tempdir().unwrap();
     let script = dir.path().join("p.rhai");

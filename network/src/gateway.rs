@@ -14,13 +14,10 @@ use crate::dns::{self, Resolver};
 use crate::host::{Host, Name};
 use crate::http::{Connected, Editor, MAX_LOOKED_INTO, Proxy};
 use crate::names::{self, Names};
-use crate::policy::{Basis, Code, Denial, Policy};
+use crate::policy::{Basis, Code, Denial, NAMES, Policy};
 use crate::report::Reporter;
 use crate::tls::{Authority, Upstream};
 use crate::{address, flow};
-
-/// The port of name servers. Whatever server a guest asks there, it is answered here.
-const NAMES: u16 = 53;
 
 /// What the VMM is to be told of a flow.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -107,7 +104,8 @@ impl Route {
         match self {
             Self::Direct { host, basis, .. } => (host.clone(), basis.clone()),
             Self::Named { name, basis } => (Host::Name(name.clone()), basis.clone()),
-            Self::Names | Self::Http { .. } => (destination.ip().into(), Basis::Open),
+            Self::Names => (destination.ip().into(), Basis::Names),
+            Self::Http { .. } => (destination.ip().into(), Basis::Open),
         }
     }
 }

@@ -206,7 +206,7 @@ pub struct Explained {
     pub rule: Option<String>,
     /// Why not: a stable word.
     pub code: Option<String>,
-    /// What can be done about it.
+    /// What can be done about it; or what allows it where that is no rule and no open network.
     pub hint: Option<String>,
     /// Whether requests to this host are looked into.
     pub inspected: bool,

@@ -116,9 +116,9 @@ impl Sandbox {
             Way::Own { .. } => match request {
                 PolicyRequest::Explain { method, target } => {
                     let gateway = self.shared.gateway();
-                    let policy = gateway.map(|gateway| gateway.policy()).unwrap_or_default();
+                    let policy = gateway.map(|gateway| gateway.policy());
                     // A script takes its time.
-                    let explain = move || explain(&policy, &method, &target);
+                    let explain = move || explain(policy.as_deref(), &method, &target);
                     let explained = tokio::task::spawn_blocking(explain).await;
                     explained.unwrap_or_else(|_| Err(unexpected()))
                 }
@@ -248,30 +248,48 @@ pub fn explain_offline(
     method: &str,
     target: &str,
 ) -> Result<Explained> {
-    let policy = Settings::of(config, network).policy()?;
-    match explain(&policy, method, target)? {
+    let settings = Settings::of(config, network);
+    let policy = settings.policy()?;
+    let policy = Some(&policy).filter(|_| settings.network != Network::None);
+    match explain(policy, method, target)? {
         Answer::Explained(explained) => Ok(*explained),
         _ => Err(unexpected()),
     }
 }
 
-/// What a policy would do with a host or URL.
-fn explain(policy: &Policy, method: &str, target: &str) -> Result<Answer> {
+/// The word for what becomes of connections without a network.
+const NO_NETWORK: &str = "no_network";
+const NO_NETWORK_HINT: &str = "the VM has no network card; start it without --network none, and \
+     without no_network in its configuration";
+
+/// What becomes of connections to name servers.
+const NAMES_HINT: &str =
+    "flashpan answers there itself, and asks for names that may be reached alone";
+
+/// What a policy would do with a host or URL. There is none without a network.
+fn explain(policy: Option<&Policy>, method: &str, target: &str) -> Result<Answer> {
     let wrong = |error: flashpan_network::policy::TargetError| {
         Error::config("host or URL", error.to_string())
     };
     let target: Target = target.parse().map_err(wrong)?;
-    let explanation = policy.explain(&target, method);
     let mut explained = Explained {
         target: target.to_string(),
-        inspected: explanation.inspected,
         ..Explained::default()
     };
+    let Some(policy) = policy else {
+        explained.code = Some(NO_NETWORK.to_owned());
+        explained.hint = Some(NO_NETWORK_HINT.to_owned());
+        return Ok(Answer::Explained(Box::new(explained)));
+    };
+    let explanation = policy.explain(&target, method);
+    explained.inspected = explanation.inspected;
     match explanation.decision {
         Ok(basis) => {
             explained.allowed = true;
-            if let Basis::Rule(rule) = basis {
-                explained.rule = Some(rule);
+            match basis {
+                Basis::Rule(rule) => explained.rule = Some(rule),
+                Basis::Names => explained.hint = Some(NAMES_HINT.to_owned()),
+                Basis::Open => {}
             }
         }
         Err(denial) => {

@@ -7,7 +7,7 @@ use flashpan_protocol::network::Protocol;
 use http::uri::PathAndQuery;
 use thiserror::Error;
 
-use super::{Basis, Code, Denial, Pattern, Policy, path};
+use super::{Basis, Code, Denial, NAMES, Pattern, Policy, path};
 use crate::host::{Authority, Host, HostError, shown};
 use crate::script::{Connection, Request, Script};
 
@@ -156,6 +156,12 @@ impl Policy {
             path,
             ..
         } = target;
+        if *port == NAMES {
+            return Explanation {
+                decision: Ok(Basis::Names),
+                inspected: false,
+            };
+        }
         let inspected = self.looks_into(target);
         let path = path.as_deref().map(|path| self.path(host, *port, path));
         let mut decision = match &path {
@@ -272,6 +278,19 @@ mod tests {
         assert_eq!(code("10.0.0.2:22", ""), Code::Private);
         assert!(explain("10.0.0.1:443", "").decision.is_ok());
         assert!(!explain("10.0.0.1:443", "").inspected);
+    }
+
+    /// As in [`crate::Gateway`], which has no other answer on that port.
+    #[test]
+    fn whoever_is_asked_for_names_answers_nothing_else() {
+        let policy = Policy {
+            deny: vec!["9.9.9.9".parse().unwrap()],
+            ..Policy::default()
+        };
+        for target in ["udp:8.8.8.8:53", "9.9.9.9:53", "http://a.test:53/x"] {
+            let explained = policy.explain(&target.parse().unwrap(), "GET");
+            assert_eq!(explained.decision, Ok(Basis::Names), "{target}");
+        }
     }
 
     /// As requests are judged that come: a path is read only where something tells paths

@@ -73,7 +73,12 @@ pub enum Basis {
     Open,
     /// A pattern or rule.
     Rule(String),
+    /// It asks for names, which are answered here whomever it asks.
+    Names,
 }
+
+/// The port of name servers. Whatever server a guest asks there, it is answered here.
+pub(crate) const NAMES: u16 = 53;
 
 impl Policy {
     /// A policy that allows all public addresses.
