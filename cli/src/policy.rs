@@ -196,6 +196,9 @@ fn told(explained: &Explained) -> String {
         (Some(rule), _, _) => format!("by {rule:?}"),
         (None, true, Some(why)) => why.clone(),
         (None, true, None) => "the network is open".to_owned(),
+        (None, false, _) if explained.code.as_deref() == Some("no_network") => {
+            "there is no network".to_owned()
+        }
         (None, false, _) => "nothing allows it".to_owned(),
     };
     let what = match (explained.allowed, &explained.code) {

@@ -122,10 +122,41 @@ fn name_servers_are_explained_as_what_they_are() {
         told.starts_with("udp:8.8.8.8:53: allowed, flashpan answers there itself"),
         "{told}"
     );
-    let none = flashpan(&["policy", "explain", "--network", "none", "udp:8.8.8.8:53"]);
-    assert_eq!(none.status.code(), Some(1), "{none:?}");
-    let told = text(&none.stdout);
-    assert!(told.contains("refused (no_network), "), "{told}");
+    let json = flashpan(&["policy", "explain", "--json", "udp:8.8.8.8:53"]);
+    let json: serde_json::Value = serde_json::from_slice(&json.stdout).unwrap();
+    assert_eq!(json["code"], "name_server");
+    assert_eq!(json["allowed"], true);
+    // Nobody speaks HTTP there.
+    let denied = flashpan(&[
+        "policy",
+        "explain",
+        "--network",
+        "open",
+        "http://a.test:53/",
+    ]);
+    assert_eq!(denied.status.code(), Some(1), "{denied:?}");
+}
+
+#[test]
+fn without_a_network_nothing_is_said_to_be_missing_in_a_list() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("s.toml");
+    std::fs::write(&file, "[network]\nno_network = true\n").unwrap();
+    let file = file.to_str().unwrap();
+    for options in [
+        &["--network", "none"][..],
+        &["--no-network"],
+        &["--file", file],
+    ] {
+        for target in ["udp:8.8.8.8:53", "a.test"] {
+            let none = flashpan(&[&["policy", "explain"], options, &[target]].concat());
+            assert_eq!(none.status.code(), Some(1), "{none:?}");
+            let told = text(&none.stdout);
+            let why = "refused (no_network), there is no network; ";
+            assert!(told.contains(why), "{told}");
+            assert!(!told.contains("--allow-host"), "{told}");
+        }
+    }
 }
 
 #[test]

@@ -204,9 +204,10 @@ pub struct Explained {
     /// The pattern or rule that decides; none if it is that nothing allows it, or that
     /// everything is allowed.
     pub rule: Option<String>,
-    /// Why not: a stable word.
+    /// Why not: a stable word. Of what is allowed only `name_server`: it is neither a rule nor
+    /// an open network that allows it, but that it is answered here.
     pub code: Option<String>,
-    /// What can be done about it; or what allows it where that is no rule and no open network.
+    /// What can be done about it, or what becomes of it.
     pub hint: Option<String>,
     /// Whether requests to this host are looked into.
     pub inspected: bool,

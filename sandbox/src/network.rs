@@ -38,6 +38,17 @@ pub enum Network {
     Open,
 }
 
+impl Network {
+    /// What network a VM of this configuration has, where this one was said or left.
+    pub(crate) fn of(self, config: &Config) -> Self {
+        let network = config.network.as_ref();
+        match network.is_some_and(|network| network.no_network) && self == Self::Sealed {
+            true => Self::None,
+            false => self,
+        }
+    }
+}
+
 impl FromStr for Network {
     type Err = String;
 

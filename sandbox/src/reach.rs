@@ -248,7 +248,7 @@ pub fn explain_offline(
     method: &str,
     target: &str,
 ) -> Result<Explained> {
-    let settings = Settings::of(config, network);
+    let settings = Settings::of(config, network.of(config));
     let policy = settings.policy()?;
     let policy = Some(&policy).filter(|_| settings.network != Network::None);
     match explain(policy, method, target)? {
@@ -259,12 +259,13 @@ pub fn explain_offline(
 
 /// The word for what becomes of connections without a network.
 const NO_NETWORK: &str = "no_network";
-const NO_NETWORK_HINT: &str = "the VM has no network card; start it without --network none, and \
-     without no_network in its configuration";
+const NO_NETWORK_HINT: &str = "start the VM without --network none or --no-network, and without \
+     no_network in its configuration";
 
-/// What becomes of connections to name servers.
-const NAMES_HINT: &str =
-    "flashpan answers there itself, and asks for names that may be reached alone";
+/// The word for what becomes of connections to name servers.
+const NAME_SERVER: &str = "name_server";
+const NAME_SERVER_HINT: &str =
+    "flashpan answers there itself, and looks up only names that may be reached";
 
 /// What a policy would do with a host or URL. There is none without a network.
 fn explain(policy: Option<&Policy>, method: &str, target: &str) -> Result<Answer> {
@@ -288,7 +289,10 @@ fn explain(policy: Option<&Policy>, method: &str, target: &str) -> Result<Answer
             explained.allowed = true;
             match basis {
                 Basis::Rule(rule) => explained.rule = Some(rule),
-                Basis::Names => explained.hint = Some(NAMES_HINT.to_owned()),
+                Basis::Names => {
+                    explained.code = Some(NAME_SERVER.to_owned());
+                    explained.hint = Some(NAME_SERVER_HINT.to_owned());
+                }
                 Basis::Open => {}
             }
         }

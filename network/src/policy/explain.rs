@@ -1,6 +1,7 @@
 //! What a policy would do with a host or a request, without one.
 
 use std::fmt;
+use std::net::IpAddr;
 use std::str::FromStr;
 
 use flashpan_protocol::network::Protocol;
@@ -156,9 +157,11 @@ impl Policy {
             path,
             ..
         } = target;
-        if *port == NAMES {
+        if *port == NAMES
+            && let Some(decision) = self.name_server(target)
+        {
             return Explanation {
-                decision: Ok(Basis::Names),
+                decision,
                 inspected: false,
             };
         }
@@ -191,6 +194,25 @@ impl Policy {
         Explanation {
             decision,
             inspected,
+        }
+    }
+
+    /// What becomes of what is sent to port 53 of a host: it is answered here, and it has to be
+    /// questions. None for addresses at which nothing arrives.
+    fn name_server(&self, target: &Target) -> Option<Result<Basis, Denial>> {
+        if target.path.is_some() {
+            return Some(Err(Denial {
+                code: Code::Denied,
+                host: super::named(&target.host, Protocol::Tcp, target.port),
+                rule: Some(format!("no requests on port {NAMES}")),
+            }));
+        }
+        match &target.host {
+            // Without an address there is nowhere to send to.
+            Host::Name(name) => Some(self.lookup(name).map(|_| Basis::Names)),
+            Host::Address(IpAddr::V4(address)) if address.is_broadcast() => None,
+            Host::Address(address) if address.is_unspecified() || address.is_multicast() => None,
+            Host::Address(_) => Some(Ok(Basis::Names)),
         }
     }
 
@@ -284,12 +306,23 @@ mod tests {
     #[test]
     fn whoever_is_asked_for_names_answers_nothing_else() {
         let policy = Policy {
+            allow: vec!["ns.test".parse().unwrap(), "a.test:53".parse().unwrap()],
             deny: vec!["9.9.9.9".parse().unwrap()],
             ..Policy::default()
         };
-        for target in ["udp:8.8.8.8:53", "9.9.9.9:53", "http://a.test:53/x"] {
-            let explained = policy.explain(&target.parse().unwrap(), "GET");
-            assert_eq!(explained.decision, Ok(Basis::Names), "{target}");
+        let explain = |target: &str| policy.explain(&target.parse().unwrap(), "GET");
+        for target in ["udp:8.8.8.8:53", "9.9.9.9:53", "10.0.0.1:53", "ns.test:53"] {
+            assert_eq!(explain(target).decision, Ok(Basis::Names), "{target}");
+        }
+        for (target, code) in [
+            ("http://a.test:53/x", Code::Denied),
+            ("udp:b.test:53", Code::NotAllowed),
+            ("udp:255.255.255.255:53", Code::NotAllowed),
+            ("udp:[ff02::fb]:53", Code::NotAllowed),
+            ("udp:0.0.0.0:53", Code::NotAllowed),
+        ] {
+            let denial = explain(target).decision.unwrap_err();
+            assert_eq!(denial.code, code, "{target}");
         }
     }
 

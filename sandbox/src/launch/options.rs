@@ -211,11 +211,7 @@ impl HostOptions {
 
     /// What network a VM of this configuration has.
     pub(crate) fn network_of(&self, config: &Config) -> Network {
-        let network = config.network.as_ref();
-        match network.is_some_and(|network| network.no_network) && self.network == Network::Sealed {
-            true => Network::None,
-            false => self.network,
-        }
+        self.network.of(config)
     }
 
     /// With another root than a container image.

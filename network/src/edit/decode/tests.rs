@@ -1,5 +1,4 @@
 //! Codings as servers use them, and as attackers would.
-#![allow(clippy::unwrap_used, clippy::indexing_slicing)]
 
 use flate2::Compression;
 use flate2::write::{DeflateEncoder, GzEncoder, ZlibEncoder};
